@@ -1,0 +1,173 @@
+"""Train an embedded language model from scratch: seeded, resumable, on a CPU (bf16 autocast) or a GPU.
+
+    python -m training.train dense-tiny --tokens 14e6      # about an hour on two CPU cores; run again to resume
+
+Writes a checkpoint series to `.cache/training/NAME/` (also what training-dynamics studies read) and, when done, the final
+bf16 safetensors model into `src/moescope/models/zoo/NAME/`. The learning rate is constant, then decays linearly over the
+last fifth, so that a run may be resumed with another `--tokens` as long as the decay has not begun.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from training.corpus import CATEGORIES, MIXTURE, split
+
+ZOO = Path(__file__).parents[1] / "src/moescope/models/zoo"
+CACHE = Path(__file__).parents[1] / ".cache/training"
+SEQUENCE, BATCH, SEED = 256, 32, 20261124
+PEAK_LR, DECAY_SHARE, WARMUP_STEPS = 3e-3, 0.2, 60
+
+
+def build_model(name: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A freshly initialised model of the named embedded architecture."""
+    common = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 256,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": SEQUENCE,
+        "tie_word_embeddings": True,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if name == "dense-tiny":
+        return LlamaForCausalLM(LlamaConfig(**common, intermediate_size=640))
+    raise SystemExit(f"unknown embedded model {name!r}; known: dense-tiny")
+
+
+def token_streams(tokenizer: PreTrainedTokenizerBase, cache: Path) -> dict[str, np.ndarray]:
+    """Per category the train documents as one array of ids, `<|bos|> document <|eos|>` after one another, shuffled once."""
+    streams = {}
+    eos = tokenizer.eos_token_id
+    for index, category in enumerate(CATEGORIES):
+        path = cache / f"tokens-{category}.npy"
+        if not path.exists():
+            documents = split(category)[0]
+            order = np.random.default_rng([SEED, index]).permutation(len(documents))
+            encoded = tokenizer([documents[i] for i in order])["input_ids"]
+            np.save(path, np.concatenate([np.asarray([*ids, eos], dtype=np.int32) for ids in encoded]))
+        streams[category] = np.load(path)
+    return streams
+
+
+def batch_at(step: int, streams: dict[str, np.ndarray]) -> torch.Tensor:
+    """The batch of a step, (BATCH, SEQUENCE) int64: a pure function of the step, so that a resumed run sees the same data."""
+    rng = np.random.default_rng([SEED, 1_000_003, step])
+    names = rng.choice(CATEGORIES, size=BATCH, p=[MIXTURE[c] for c in CATEGORIES])
+    rows = []
+    for name in names:
+        stream = streams[name]
+        start = int(rng.integers(0, len(stream)))
+        rows.append(np.take(stream, range(start, start + SEQUENCE), mode="wrap"))
+    return torch.from_numpy(np.stack(rows).astype(np.int64))
+
+
+def learning_rate(step: int, steps: int) -> float:
+    decay_from = int(steps * (1 - DECAY_SHARE))
+    if step < WARMUP_STEPS:
+        return PEAK_LR * (step + 1) / WARMUP_STEPS
+    if step < decay_from:
+        return PEAK_LR
+    return PEAK_LR * max(0.02, (steps - step) / (steps - decay_from))
+
+
+def optimizers(model: PreTrainedModel) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for embeddings and norms."""
+    matrices, rest = [], []
+    for name, parameter in model.named_parameters():
+        (matrices if parameter.ndim == 2 and ".layers." in name else rest).append(parameter)
+    return [
+        torch.optim.Muon(matrices, lr=PEAK_LR, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def save_checkpoint(path: Path, model: PreTrainedModel, opts: list[torch.optim.Optimizer], step: int) -> None:
+    temporary = path.with_suffix(".tmp")
+    torch.save({"model": model.state_dict(), "opts": [o.state_dict() for o in opts], "step": step}, temporary)
+    temporary.replace(path)
+
+
+def series_steps(steps: int) -> set[int]:
+    """Steps at which a loadable snapshot is kept: powers of two, then every twelfth of the run."""
+    return {2**i for i in range(20) if 2**i < steps} | {round(steps * i / 12) for i in range(1, 12)}
+
+
+def save_snapshot(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    state = {key: value.to(torch.bfloat16) for key, value in model.state_dict().items() if key != "lm_head.weight"}
+    model.config.dtype = torch.bfloat16
+    model.save_pretrained(folder, state_dict=state)
+    model.config.dtype = torch.float32
+    tokenizer.save_pretrained(folder)
+
+
+def train(name: str, tokens: float, device: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(ZOO / "dense-tiny")
+    cache = CACHE / name
+    cache.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(SEED)
+    model = build_model(name, tokenizer).to(device)
+    model.train()
+    opts = optimizers(model)
+    steps = int(tokens / (SEQUENCE * BATCH))
+    streams = token_streams(tokenizer, cache)
+    parameters = sum(p.numel() for p in model.parameters())
+    unique = sum(len(s) for s in streams.values())
+    print(f"{name}: {parameters / 1e6:.2f} M parameters, {unique / 1e6:.2f} M unique tokens, {steps} steps", flush=True)
+
+    state_path, first = cache / "state.pt", 0
+    if state_path.exists():
+        state = torch.load(state_path, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        for optimizer, saved in zip(opts, state["opts"], strict=True):
+            optimizer.load_state_dict(saved)
+        first = state["step"]
+        print(f"resumed at step {first}", flush=True)
+
+    forward = torch.compile(model)
+    began, keep = time.time(), series_steps(steps)
+    for step in range(first, steps):
+        if step in keep:
+            save_snapshot(cache / f"step-{step:05d}", model, tokenizer)
+        for optimizer in opts:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, steps)
+        ids = batch_at(step, streams).to(device)
+        with torch.autocast(device.split(":")[0], dtype=torch.bfloat16):
+            loss = forward(input_ids=ids, labels=ids).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in opts:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise SystemExit(f"step {step}: the loss is {value}; lower PEAK_LR or resume from an earlier state")
+        if step % 20 == 0 or step == steps - 1:
+            rate = (step + 1 - first) * SEQUENCE * BATCH / (time.time() - began)
+            entry = {"step": step, "loss": round(value, 4), "lr": learning_rate(step, steps), "tokens_per_s": round(rate)}
+            print(json.dumps(entry), flush=True)
+        if step % 50 == 49:
+            save_checkpoint(state_path, model, opts, step + 1)
+    save_snapshot(ZOO / name, model, tokenizer)
+    print(f"wrote {ZOO / name}; now: python -m training.card {name}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name")
+    parser.add_argument("--tokens", type=float, default=14e6)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args()
+    train(arguments.name, arguments.tokens, arguments.device)

@@ -1,0 +1,55 @@
+"""moescope finds, tests and uses the experts hidden in transformer language models.
+
+>>> import moescope
+>>> result = moescope.circuits("dense-tiny", ["certainty=halueval", "sentiment=uci-sentiment"])  # doctest: +SKIP
+>>> result.save("out")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moescope.circuits import CircuitClassifier, CircuitSettings, DivergenceSelector, circuits, formation
+    from moescope.errors import InputError
+    from moescope.models import load as load_model
+    from moescope.result import StudyResult, load
+    from moescope.tasks import load_task
+
+__version__ = metadata.version("moescope")
+
+# Names are imported when first used: `moescope --help` must not wait for torch.
+_WHERE = {
+    "CircuitClassifier": "moescope.circuits",
+    "CircuitSettings": "moescope.circuits",
+    "DivergenceSelector": "moescope.circuits",
+    "InputError": "moescope.errors",
+    "StudyResult": "moescope.result",
+    "circuits": "moescope.circuits",
+    "formation": "moescope.circuits",
+    "load": "moescope.result",
+    "load_model": "moescope.models",
+    "load_task": "moescope.tasks",
+}
+__all__ = [
+    "CircuitClassifier",
+    "CircuitSettings",
+    "DivergenceSelector",
+    "InputError",
+    "StudyResult",
+    "circuits",
+    "formation",
+    "load",
+    "load_model",
+    "load_task",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'moescope' has no attribute {name!r}")
+    module = import_module(_WHERE[name])
+    if name == "circuits":
+        return module  # it can be called: see there
+    return getattr(module, "load" if name == "load_model" else name)

@@ -1,0 +1,319 @@
+"""What reading activations costs: time over a bare forward pass, batching, and memory.
+
+    python benchmarks/capture.py            # about ten minutes on two cores
+    python benchmarks/capture.py --small    # about a minute, smaller model
+
+Writes benchmarks/results/capture.json and capture_memory.png/.svg, and prints a table. Times are medians over repeats that
+are interleaved (every contender once, then again), and each ratio is the median of the ratios within a repeat, so that a
+machine that slows down for a while slows all of them. Peers that are not installed are reported as such.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import torch
+import transformers
+
+from moescope.capture import Encoded, batches, moments
+from moescope.capture.activations import vector_reducer
+from moescope.capture.encode import pad
+from moescope.capture.session import capture
+from moescope.models import LoadedModel, from_model
+
+RESULTS = Path(__file__).parent / "results"
+MEMORY_SHAPE = (4, 256, 4)  # layers, width, heads: small, since 20,000 texts have to pass through it
+SITE_KIND = "resid"
+
+
+def random_gpt2(layers: int, width: int, heads: int, vocabulary: int = 50257) -> Any:
+    """A GPT-2 of this shape with random weights; no download."""
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        n_layer=layers, n_embd=width, n_head=heads, vocab_size=vocabulary, bos_token_id=0, eos_token_id=0
+    )
+    return transformers.GPT2LMHeadModel(config).eval()
+
+
+def wrap(head_model: Any) -> LoadedModel:
+    return from_model(head_model.transformer, None, name="random GPT-2")
+
+
+# --- time over a bare body -----------------------------------------------------------------------------------------------
+
+
+def contenders(head_model: Any, ids: torch.Tensor) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
+    """Name -> one call on the batch ids (B, T); and the peers that are missing, with the reason."""
+    body = head_model.transformer
+    mask = torch.ones_like(ids)
+    model = wrap(head_model)
+    encoded = Encoded.from_ids(ids.numpy())
+    sites = model.sites(SITE_KIND)
+    rng = np.random.default_rng(0)
+    labels, folds = rng.integers(0, 2, len(ids)), rng.integers(0, 5, len(ids))
+    budget = ids.numel()
+
+    def of_moescope(position: Any) -> Callable[[], Any]:
+        return lambda: moments(model, encoded, sites, labels, folds, position=position, batch_tokens=budget)
+
+    calls: dict[str, Callable[[], Any]] = {
+        "bare body": lambda: body(input_ids=ids, attention_mask=mask, use_cache=False),
+        "with LM head": lambda: head_model(input_ids=ids, attention_mask=mask, use_cache=False),
+        "transformers output_hidden_states": lambda: body(
+            input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True
+        ),
+        "moescope final-token moments, all layers": of_moescope("final"),
+        "moescope all-token moments, all layers": of_moescope("all"),
+    }
+    missing: dict[str, str] = {}
+    for name, build in (("nnsight", nnsight_call), ("transformer_lens", transformer_lens_calls)):
+        try:
+            calls |= build(head_model, ids)
+        except ImportError:
+            missing[name] = "not installed"
+    return calls, missing
+
+
+def nnsight_call(head_model: Any, ids: torch.Tensor) -> dict[str, Callable[[], Any]]:
+    """All residual streams through nnsight's trace on the bare body."""
+    import nnsight
+
+    traced = nnsight.NNsight(head_model.transformer)
+
+    def call() -> Any:
+        with traced.trace(ids):
+            kept = nnsight.save([layer.output for layer in traced.h])
+        return kept
+
+    return {f"nnsight {nnsight.__version__} trace, all layers": call}
+
+
+def transformer_lens_calls(head_model: Any, ids: torch.Tensor) -> dict[str, Callable[[], Any]]:
+    """TransformerLens >= 4: run_with_cache of its bridge over the same weights."""
+    from importlib.metadata import version
+
+    from transformer_lens.model_bridge import TransformerBridge
+
+    with tempfile.TemporaryDirectory() as folder:
+        head_model.config.save_pretrained(folder)
+        # a copy, because the bridge rewires the attention of the model that it is given
+        bridge = TransformerBridge.boot_transformers(folder, hf_model=copy.deepcopy(head_model), device="cpu")
+
+    def wanted(name: str) -> bool:
+        return name.startswith("blocks.") and name.endswith(".hook_out") and name.count(".") == 2
+
+    release = version("transformer-lens")
+    return {
+        f"transformer_lens {release} run_with_cache, residual stream": lambda: bridge.run_with_cache(
+            ids, names_filter=wanted, return_type=None
+        ),
+        f"transformer_lens {release} run_with_cache, everything": lambda: bridge.run_with_cache(ids),
+    }
+
+
+def overhead(small: bool, repeats: int) -> dict[str, Any]:
+    shape = (4, 256, 4) if small else (12, 768, 12)
+    head_model = random_gpt2(*shape)
+    ids = torch.randint(1, 50257, (8, 64 if small else 256), generator=torch.Generator().manual_seed(0))
+    calls, missing = contenders(head_model, ids)
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    with torch.no_grad():
+        for call in calls.values():
+            call()  # warm up
+        for repeat in range(repeats):
+            names = list(calls)
+            turn = repeat % len(names)
+            for name in names[turn:] + names[:turn]:  # none is always first, or always after the most costly
+                start = time.perf_counter()
+                calls[name]()
+                seconds[name].append(time.perf_counter() - start)
+    bare = seconds["bare body"]
+    table = {
+        name: {
+            "seconds": median(times),
+            "over_bare": median(t / b for t, b in zip(times, bare, strict=True)),
+            # the least disturbed run of each: steadier than the median on a machine that others use too
+            "over_bare_best": min(times) / min(bare),
+        }
+        for name, times in seconds.items()
+    }
+    return {
+        "shape": dict(zip(("layers", "width", "heads"), shape, strict=True)),
+        "batch": list(ids.shape),
+        "repeats": repeats,
+        "rows": table,
+        "missing": missing,
+    }
+
+
+# --- batching ------------------------------------------------------------------------------------------------------------
+
+
+def batching(small: bool, repeats: int) -> dict[str, Any]:
+    """Final-token activations of texts of mixed length, by three ways of batching with the same token budget."""
+    model = wrap(random_gpt2(*((2, 128, 4) if small else (12, 768, 12))))
+    rng = np.random.default_rng(1)
+    count, longest = (128, 128) if small else (192, 256)
+    lengths = np.clip(rng.lognormal(3.4, 0.8, count), 4, longest).astype(int)  # median 30 tokens, a long tail
+    encoded = Encoded.from_ids([rng.integers(1, 50257, n) for n in lengths])
+    budget = 2048
+    fixed = [np.arange(i, min(i + budget // longest, count)) for i in range(0, count, budget // longest)]
+    ways = {
+        "padded to the longest text of all": (fixed, int(lengths.max())),
+        "padded to the longest of the batch, in order": (fixed, None),
+        "length buckets (moescope)": (batches(lengths, budget), None),
+    }
+    sites = model.sites(SITE_KIND)
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    padded = {
+        name: int(sum(len(rows) * (width or lengths[rows].max()) for rows in groups))
+        for name, (groups, width) in ways.items()
+    }
+    for _ in range(repeats):
+        for name, (groups, width) in ways.items():
+            start = time.perf_counter()
+            with capture(model, sites) as session:
+                for rows in groups:
+                    batch = pad(encoded, rows)
+                    if width is not None:
+                        short = width - batch.ids.shape[1]
+                        pads = [torch.nn.functional.pad(t, (0, short)) for t in (batch.ids, batch.mask, batch.special)]
+                        batch = batch._replace(ids=pads[0], mask=pads[1], special=pads[2])
+                    session.run(batch.ids, batch.mask, reduce=vector_reducer(batch, "final", None))
+            seconds[name].append(time.perf_counter() - start)
+    ours = seconds["length buckets (moescope)"]
+    rows = {
+        name: {
+            "seconds": median(times),
+            "padded_tokens": padded[name],
+            "over_buckets": median(t / o for t, o in zip(times, ours, strict=True)),
+        }
+        for name, times in seconds.items()
+    }
+    return {"texts": count, "tokens": int(lengths.sum()), "batch_tokens": budget, "rows": rows}
+
+
+# --- memory --------------------------------------------------------------------------------------------------------------
+
+
+def memory_child(count: int) -> None:
+    """Run in a process of its own: all-token moments over ``count`` texts; prints its peak memory in bytes."""
+    model = wrap(random_gpt2(*MEMORY_SHAPE, vocabulary=4096))
+    rng = np.random.default_rng(2)
+    lengths = rng.integers(8, 49, count)
+    lengths[0] = 48  # the same largest batch at every count
+    encoded = Encoded.from_ids([rng.integers(1, 4096, n) for n in lengths])
+    labels, folds = rng.integers(0, 2, count), rng.integers(0, 5, count)
+    moments(model, encoded, model.sites(SITE_KIND), labels, folds, position="all", batch_tokens=4096)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"texts": count, "tokens": int(lengths.sum()), "peak": peak * (1 if sys.platform == "darwin" else 1024)}))
+
+
+def memory(small: bool, threads: int) -> dict[str, Any]:
+    counts = [250, 500, 1000] if small else [1000, 5000, 10000, 20000]
+    rows = []
+    for count in counts:
+        command = [sys.executable, __file__, "--memory-child", str(count), "--threads", str(threads)]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        rows.append(json.loads(output.strip().splitlines()[-1]))
+    layers, width, _ = MEMORY_SHAPE
+    for row in rows:
+        row["kept_would_take"] = row["tokens"] * layers * width * 4
+    return {
+        "layers": layers,
+        "width": width,
+        "rows": rows,
+        "growth": rows[-1]["peak"] / rows[0]["peak"] - 1,
+    }
+
+
+def plot_memory(result: dict[str, Any]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    texts = [row["texts"] for row in result["rows"]]
+    figure, axes = plt.subplots(figsize=(5.0, 3.2), layout="constrained")
+    axes.plot(texts, [row["peak"] / 2**20 for row in result["rows"]], "o-", label="moments of every token (measured peak)")
+    axes.plot(
+        texts,
+        [(result["rows"][0]["peak"] + row["kept_would_take"]) / 2**20 for row in result["rows"]],
+        "--",
+        color="grey",
+        label="keeping the activations (computed)",
+    )
+    axes.set(xlabel="texts", ylabel="peak memory (MiB)", ylim=(0, None))
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    for suffix in ("png", "svg"):
+        figure.savefig(RESULTS / f"capture_memory.{suffix}", dpi=150)
+    plt.close(figure)
+
+
+# --- all of it -----------------------------------------------------------------------------------------------------------
+
+
+def show(result: dict[str, Any]) -> None:
+    print(f"\nTime over a bare body, {result['overhead']['shape']}, batch {result['overhead']['batch']}")
+    for name, row in result["overhead"]["rows"].items():
+        print(f"  {name:62s} {row['seconds']:8.3f} s   {row['over_bare']:5.2f}   (best runs {row['over_bare_best']:5.2f})")
+    for name, reason in result["overhead"]["missing"].items():
+        print(f"  {name:62s} {reason}")
+    print(f"\nBatching, {result['batching']['texts']} texts, {result['batching']['tokens']} tokens")
+    for name, row in result["batching"]["rows"].items():
+        print(f"  {name:62s} {row['seconds']:8.3f} s   {row['over_buckets']:5.2f}   {row['padded_tokens']} padded tokens")
+    print("\nPeak memory of all-token moments")
+    for row in result["memory"]["rows"]:
+        print(f"  {row['texts']:6d} texts {row['tokens']:9d} tokens {row['peak'] / 2**20:8.0f} MiB")
+    print(f"  growth {result['memory']['growth']:+.1%}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What reading activations costs.")
+    parser.add_argument("--small", action="store_true", help="smaller model, fewer texts")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=None, help="interleaved repeats (9; 5 if small)")
+    parser.add_argument("--memory-child", type=int, default=None, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.memory_child is not None:
+        memory_child(arguments.memory_child)
+        return
+    repeats = arguments.repeats or (5 if arguments.small else 9)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    result = {
+        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "threads": arguments.threads,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "small": arguments.small,
+        "overhead": overhead(arguments.small, repeats),
+        "batching": batching(arguments.small, max(1, repeats // 3)),
+        "memory": memory(arguments.small, arguments.threads),
+    }
+    plot_memory(result["memory"])
+    temporary = RESULTS / ".capture.json.tmp"
+    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(temporary, RESULTS / "capture.json")
+    show(result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+"""Text to token ids, and token ids to length-bucketed batches that never leak padding."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+
+import numpy as np
+import torch
+
+from moescope.errors import InputError
+
+if TYPE_CHECKING:
+    from moescope.models import LoadedModel
+
+SpecialTokens = Literal["default", "none"]
+PaddingSide = Literal["left", "right"]
+
+_CHUNK = 1024  # texts given to the tokenizer at a time: its Python lists are the largest thing that encoding allocates
+
+
+@dataclass(frozen=True)
+class Encoded(Sequence[np.ndarray]):
+    """Token ids of N texts, packed; ``encoded[i]`` is the int32 array of text i.
+
+    Every function of this package that takes texts also takes this, so that a text need be encoded only once.
+    """
+
+    ids: np.ndarray
+    """int32 (total tokens,)"""
+    special: np.ndarray
+    """bool (total tokens,): the tokenizer added this token ([CLS], [SEP], <bos>, ...); it is not part of the text. A
+    special token written out in the text itself (a chat template's, say) counts as text."""
+    offsets: np.ndarray
+    """int64 (N + 1,)"""
+    first: int = 0
+    """number of the first text where this is a part of a larger set; used in messages"""
+
+    @classmethod
+    def from_ids(cls, ids: Iterable[Sequence[int] | np.ndarray]) -> Encoded:
+        """Wrap ready-made token ids; no token counts as special."""
+        rows = [np.asarray(row, dtype=np.int32) for row in ids]
+        for number, row in enumerate(rows):
+            if row.size == 0:
+                raise InputError(f"text {number}: no tokens; remove the empty row")
+        flat = np.concatenate(rows) if rows else np.zeros(0, np.int32)
+        return cls(flat, np.zeros(len(flat), bool), _offsets([len(row) for row in rows]))
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 (N,): tokens of each text, special ones included."""
+        return np.diff(self.offsets)
+
+    @property
+    def sha256(self) -> str:
+        """A digest of all ids, their special marks and where each text ends."""
+        digest = hashlib.sha256()
+        for array in (self.ids, self.special, self.offsets):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def rows(self, start: int, stop: int) -> Encoded:
+        """Texts ``start`` to ``stop`` as their own :class:`Encoded`."""
+        low, high = self.offsets[start], self.offsets[stop]
+        return Encoded(
+            self.ids[low:high], self.special[low:high], self.offsets[start : stop + 1] - low, self.first + start
+        )
+
+    def special_of(self, row: int) -> np.ndarray:
+        return self.special[self.offsets[row] : self.offsets[row + 1]]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[np.ndarray]: ...
+    def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if index < 0:
+            index += len(self)
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.ids[self.offsets[index] : self.offsets[index + 1]]
+
+
+def encode(
+    model: LoadedModel,
+    texts: Sequence[str] | Encoded,
+    *,
+    max_tokens: int | None = None,
+    special_tokens: SpecialTokens = "default",
+    first_row: int = 0,
+) -> Encoded:
+    """Token ids of each text, without padding.
+
+    Args:
+        max_tokens: keep at most this many tokens of a text; None means as many as the model has positions for. A longer
+            text loses tokens from its *left*, because the end holds the question or the answer being studied; special
+            tokens that the tokenizer adds are kept at both ends. One warning gives the number of shortened texts.
+        special_tokens: "default" adds what the tokenizer adds by itself, "none" adds nothing.
+        first_row: number of the first text in messages, where ``texts`` is part of a larger set.
+
+    Raises:
+        InputError: a text is not a string or has no tokens of its own (the row is named), or the model has no
+            tokenizer.
+    """
+    if special_tokens not in ("default", "none"):
+        raise InputError(f'special_tokens: "{special_tokens}" is not one of "default", "none"')
+    if max_tokens is not None and max_tokens < 1:
+        raise InputError(f"max_tokens: {max_tokens} is not a positive number of tokens")
+    limit = model_limit(model)
+    if max_tokens is not None and limit is not None and max_tokens > limit:
+        raise InputError(f"max_tokens: {max_tokens} is more than the {limit} positions of model {model.name}")
+    limit = max_tokens if max_tokens is not None else limit
+    if isinstance(texts, Encoded):
+        if limit is not None and len(texts) and texts.lengths.max() > limit:
+            row = int(texts.lengths.argmax())
+            raise InputError(
+                f"text {texts.first + row}: {texts.lengths[row]} tokens, but the limit is {limit}; shorten it"
+            )
+        return texts
+    if isinstance(texts, str):
+        raise InputError("texts: one string was given; give a list of strings")
+    if model.tokenizer is None:
+        raise InputError(f"model {model.name} has no tokenizer; give token ids with Encoded.from_ids")
+
+    ids: list[np.ndarray] = []
+    special: list[np.ndarray] = []
+    shortened = 0
+    for start in range(0, len(texts), _CHUNK):
+        chunk = list(texts[start : start + _CHUNK])
+        for row, text in enumerate(chunk, first_row + start):
+            if not isinstance(text, str):
+                raise InputError(f"text {row}: {text!r} is not a string; remove the row or fill in its text")
+        for row, (tokens, mask) in enumerate(_tokenize(model.tokenizer, chunk, special_tokens), first_row + start):
+            if mask.all():  # also where there is no token at all
+                raise InputError(f"text {row}: the text is empty (no tokens); remove the row or fill in its text")
+            if limit is not None and len(tokens) > limit:
+                keep = _keep_end(mask, limit, row)
+                tokens, mask = tokens[keep], mask[keep]
+                shortened += 1
+            ids.append(tokens)
+            special.append(mask)
+    if shortened:
+        warnings.warn(
+            f"{shortened} of {len(texts)} texts were longer than {limit} tokens; the start of each was dropped",
+            stacklevel=2,
+        )
+    offsets = _offsets([len(row) for row in ids])
+    if not ids:
+        return Encoded(np.zeros(0, np.int32), np.zeros(0, bool), offsets, first_row)
+    return Encoded(np.concatenate(ids), np.concatenate(special), offsets, first_row)
+
+
+def _offsets(lengths: list[int]) -> np.ndarray:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(np.asarray(lengths, np.int64))])
+
+
+def _tokenize(tokenizer: Any, chunk: list[str], special_tokens: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    output = tokenizer(
+        chunk,
+        add_special_tokens=special_tokens == "default",
+        return_special_tokens_mask=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    for tokens, mask in zip(output["input_ids"], output["special_tokens_mask"], strict=True):
+        yield np.asarray(tokens, np.int32), np.asarray(mask, bool)
+
+
+def _keep_end(special: np.ndarray, limit: int, row: int) -> np.ndarray:
+    """Mask of the tokens to keep: all special ones, and the last of the text's own that fit."""
+    room = limit - int(special.sum())
+    if room < 1:
+        raise InputError(f"max_tokens: {limit} leaves no room for text {row} beside {special.sum()} special tokens")
+    from_end = np.cumsum(~special[::-1])[::-1]  # 1 for the last token of the text itself
+    return special | (from_end <= room)
+
+
+def model_limit(model: LoadedModel) -> int | None:
+    """The most tokens that the model has positions for, or None where its configuration gives no limit."""
+    limits = []
+    # transformers writes about 1e30 for "no limit known"
+    declared = getattr(model.tokenizer, "model_max_length", None)
+    if declared is not None and declared < 10**9:
+        limits.append(int(declared))
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions:
+        limits.append(int(positions) - first_position(model))
+    return min(limits) if limits else None
+
+
+def first_position(model: LoadedModel) -> int:
+    """Where the model's own position ids begin: padding_idx + 1 in the RoBERTa family, which counts from the padding id
+    and derives positions from the ids itself; 0 elsewhere."""
+    for module in model.body.modules():
+        if hasattr(module, "create_position_ids_from_input_ids") or hasattr(
+            module, "create_position_ids_from_inputs_embeds"
+        ):
+            return int(getattr(module, "padding_idx", None) or 0) + 1
+    return 0
+
+
+def batches(lengths: Sequence[int] | np.ndarray, batch_tokens: int = 8192) -> list[np.ndarray]:
+    """Group rows of similar length so that rows x longest <= ``batch_tokens``, longest first.
+
+    A row that is longer than the budget has a batch of its own. The order is a function of the lengths alone, and the
+    largest batch comes first, so that a budget too large for the memory fails at once.
+
+    Returns:
+        int64 index arrays that together hold every row once.
+    """
+    if batch_tokens < 1:
+        raise InputError(f"batch_tokens: {batch_tokens} is not a positive number of tokens")
+    lengths = np.asarray(lengths)
+    order = np.argsort(-lengths, kind="stable")
+    groups = []
+    start = 0
+    while start < len(order):
+        rows = max(1, batch_tokens // max(1, int(lengths[order[start]])))
+        groups.append(order[start : start + rows])
+        start += rows
+    return groups
+
+
+class Batch(NamedTuple):
+    """One padded batch on the CPU."""
+
+    rows: np.ndarray
+    """int64 (B,): which texts"""
+    numbers: np.ndarray
+    """int64 (B,): their numbers in messages"""
+    ids: torch.Tensor
+    """int64 (B, T)"""
+    mask: torch.Tensor
+    """bool (B, T): a token of the text, not padding"""
+    special: torch.Tensor
+    """bool (B, T): a token that the tokenizer added; False at padding"""
+
+
+def pad(encoded: Encoded, rows: np.ndarray, *, pad_id: int = 0, side: PaddingSide = "right") -> Batch:
+    """Pad the chosen rows to the longest of them."""
+    lengths = encoded.lengths[rows]
+    width = int(lengths.max())
+    column = np.arange(width)
+    start = width - lengths if side == "left" else np.zeros_like(lengths)
+    mask = (column >= start[:, None]) & (column < (start + lengths)[:, None])  # (B, T)
+    source = (encoded.offsets[rows] - start)[:, None] + column
+    source = np.where(mask, source, 0)
+    ids = np.where(mask, encoded.ids[source], pad_id).astype(np.int64)
+    special = mask & encoded.special[source]
+    return Batch(rows, rows + encoded.first, torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(special))
+
+
+def padding_id(model: LoadedModel) -> int:
+    """An id that may stand at a padded place: the tokenizer's, else the model's, else 0."""
+    vocabulary = getattr(model.config, "vocab_size", None)
+    for candidate in (getattr(model.config, "pad_token_id", None), getattr(model.tokenizer, "pad_token_id", None)):
+        if isinstance(candidate, int) and candidate >= 0 and (vocabulary is None or candidate < vocabulary):
+            return candidate
+    return 0

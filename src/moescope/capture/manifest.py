@@ -1,0 +1,207 @@
+"""What a store of activations says about itself, and the checks that its shards are what it says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from moescope.capture.atomic import write_atomic
+from moescope.capture.position import Position, check_position, skips_special
+from moescope.errors import InputError
+from moescope.types import Site
+
+if TYPE_CHECKING:
+    from moescope.models import LoadedModel
+
+FORMAT = "moescope-activations-1"
+FINISHED = "manifest.json"
+UNFINISHED = "unfinished.json"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One safetensors file: per site a tensor (vectors, D), and ``offsets`` int64 (texts + 1,)."""
+
+    file: str
+    texts: int
+    vectors: int
+    size: int
+    """bytes"""
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The contents of ``manifest.json``. ``unfinished.json`` is the same while shards are being added."""
+
+    model: str
+    revision: str | None
+    fingerprint: str
+    model_dtype: str
+    sites: tuple[str, ...]
+    widths: tuple[int, ...]
+    dtype: str
+    position: str | int
+    skip_special: bool
+    special_tokens: str
+    max_tokens: int | None
+    texts_sha256: str
+    """chained over the shards: sha256 of the digest so far and that of the shard's token ids"""
+    shards: tuple[Shard, ...] = field(default=())
+    format: str = FORMAT
+
+    @property
+    def texts(self) -> int:
+        return sum(shard.texts for shard in self.shards)
+
+    def add(self, shard: Shard, encoded_sha256: str) -> Manifest:
+        """This manifest with one more shard."""
+        return replace(self, shards=(*self.shards, shard), texts_sha256=chain(self.texts_sha256, encoded_sha256))
+
+    @classmethod
+    def describe(
+        cls,
+        model: LoadedModel,
+        sites: Sequence[Site],
+        position: Position,
+        dtype: str,
+        skip_special: bool | None,
+        special_tokens: str,
+        max_tokens: int | None,
+    ) -> Manifest:
+        """The manifest of an empty store.
+
+        Raises:
+            InputError: no site, one that the model lacks, or an unknown position or dtype.
+        """
+        if dtype not in DTYPES:
+            raise InputError(f'dtype: "{dtype}" is not one of {", ".join(DTYPES)}')
+        if not sites:
+            raise InputError("sites: none were given")
+        check_position(position)
+        return cls(
+            model=model.name,
+            revision=model.revision,
+            fingerprint=model.fingerprint,
+            model_dtype=str(model.dtype),
+            sites=tuple(str(site) for site in sites),
+            widths=tuple(model.width(site) for site in sites),
+            dtype=dtype,
+            position=position,
+            skip_special=skips_special(position, skip_special),
+            special_tokens=special_tokens,
+            max_tokens=max_tokens,
+            texts_sha256="",
+        )
+
+    def check_model(self, model: LoadedModel, folder: Path) -> None:
+        """Raise unless the store was made with this model, in this dtype.
+
+        Raises:
+            InputError: it was not.
+        """
+        if self.fingerprint != model.fingerprint or self.model_dtype != str(model.dtype):
+            raise InputError(
+                f"{folder}: the store holds activations of another model ({self.model} in {self.model_dtype}; this is "
+                f"{model.name} in {model.dtype}, fingerprint {model.fingerprint}); choose that model or another folder"
+            )
+
+    def check_same(self, wanted: Manifest, folder: Path) -> None:
+        """Raise unless the store was begun with the settings of ``wanted``.
+
+        Raises:
+            InputError: naming the setting that differs.
+        """
+        for name in ("sites", "dtype", "position", "skip_special", "special_tokens", "max_tokens"):
+            here, there = getattr(wanted, name), getattr(self, name)
+            if here != there:
+                raise InputError(
+                    f"{folder}: the store was made with {name} = {there}, not {here}; "
+                    "use the same setting or another folder"
+                )
+
+    def write(self, path: Path) -> None:
+        write_atomic(path, [json.dumps(asdict(self), indent=1).encode()])
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """Read a manifest.
+
+        Raises:
+            InputError: it is not there, not JSON, or of another format or version.
+        """
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if data.get("format") != FORMAT:
+                raise InputError(f"{path}: not a store of format {FORMAT}; choose another folder")
+            shards = tuple(Shard(**shard) for shard in data.pop("shards"))
+            known = {f.name for f in fields(cls)}
+            if unknown := set(data) - known:
+                raise ValueError(f"unknown entry {sorted(unknown)[0]}")
+            data["sites"], data["widths"] = tuple(data["sites"]), tuple(data["widths"])
+            return cls(shards=shards, **data)
+        except InputError:
+            raise
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"{path}: damaged manifest ({error}); delete the store and collect it again") from error
+
+
+def chain(digest: str, addition: str) -> str:
+    """The digest of what has been hashed so far and one more part."""
+    return hashlib.sha256((digest + addition).encode()).hexdigest()
+
+
+def check_shard(folder: Path, shard: Shard, fingerprint: str) -> None:
+    """Existence, size and header of a shard (cheap; for the contents see :func:`check_contents`).
+
+    Raises:
+        InputError: the shard is missing, truncated, damaged, or holds another model's activations.
+    """
+    path = folder / shard.file
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise InputError(f"{path}: shard is missing; collect the store again") from error
+    if size != shard.size:
+        state = "truncated" if size < shard.size else "too long"
+        raise InputError(
+            f"{path}: shard is {state} ({size} of {shard.size} bytes); delete the store and collect it again"
+        )
+    header = shard_header(path)
+    if header.get("fingerprint") != fingerprint:
+        raise InputError(f"{path}: shard belongs to another model or store; delete the store and collect it again")
+
+
+def shard_header(path: Path) -> dict[str, Any]:
+    """The note in a shard's header."""
+    try:
+        with safe_open(str(path), "pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError, ValueError) as error:
+        raise InputError(f"{path}: damaged shard ({error}); delete the store and collect it again") from error
+
+
+def check_contents(folder: Path, shard: Shard) -> None:
+    """Compare a shard's checksum.
+
+    Raises:
+        InputError: the contents are not those that were written.
+    """
+    path = folder / shard.file
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: shard cannot be read ({error.strerror})") from error
+    if digest != shard.sha256:
+        raise InputError(f"{path}: corrupt shard (its checksum differs); delete the store and collect it again")

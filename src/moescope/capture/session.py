@@ -1,0 +1,120 @@
+"""From sites to tensors: hooks on a running model body that stops after the last site."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from moescope.capture.encode import first_position
+from moescope.errors import InputError
+from moescope.types import Site
+
+if TYPE_CHECKING:
+    from moescope.models import LoadedModel
+
+Reduce = Callable[[Site, torch.Tensor], Any]
+"""Called with a site and its tensor (B, T, D) while the model runs; what it returns is kept instead of the tensor."""
+
+
+class _Stop(Exception):
+    """Every wanted site has been seen."""
+
+
+class CaptureSession:
+    """Made by :func:`capture`; :meth:`run` runs the model body on one batch."""
+
+    def __init__(self, model: LoadedModel, sites: Sequence[Site], stop: bool) -> None:
+        self.model = model
+        self.sites = tuple(sites)
+        self._stop = stop and not _offloaded(model)
+        self._seen: dict[Site, Any] = {}
+        self._reduce: Reduce | None = None
+        self._active = False
+        self._accepts = frozenset(inspect.signature(model.body.forward).parameters)
+        self._first_position = first_position(model)
+
+    def run(
+        self, ids: torch.Tensor, mask: torch.Tensor | None = None, *, reduce: Reduce | None = None
+    ) -> dict[Site, Any]:
+        """Run the body without gradients on token ids (B, T) and return each site's tensor (B, T, D), in the model's
+        dtype.
+
+        Args:
+            mask: bool or int (B, T), true where there is a token; padding may be on either side. None: no padding.
+            reduce: ``reduce(site, tensor)`` is called inside the forward pass and its result is kept; without it the
+                tensor is copied, since a model may overwrite its residual stream in place.
+
+        Values at padded places mean nothing.
+        """
+        device = self.model.device
+        ids = ids.to(device)
+        mask = torch.ones_like(ids) if mask is None else mask.to(device, ids.dtype)
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+        # Learned and rotary positions alike must count tokens, not columns; left padding would shift them. The RoBERTa
+        # family counts by itself, from the ids.
+        if "position_ids" in self._accepts and not self._first_position:
+            inputs["position_ids"] = (mask.cumsum(1) - 1).clamp_(min=0)
+        if "use_cache" in self._accepts:
+            inputs["use_cache"] = False
+        self._seen, self._reduce, self._active = {}, reduce, True
+        try:
+            with torch.no_grad():
+                self.model.body(**inputs)
+        except _Stop:
+            pass
+        finally:
+            self._active = False
+        seen, self._seen = self._seen, {}
+        missing = [site for site in self.sites if site not in seen]
+        if missing:
+            raise InputError(f"site {missing[0]}: model {self.model.name} did not reach it in its forward pass")
+        return {site: seen[site] for site in self.sites}
+
+    def _record(self, site: Site, tensor: torch.Tensor) -> None:
+        if not self._active or site in self._seen:
+            return
+        self._seen[site] = tensor.detach().clone() if self._reduce is None else self._reduce(site, tensor.detach())
+        if self._stop and len(self._seen) == len(self.sites):
+            raise _Stop
+
+
+@contextmanager
+def capture(model: LoadedModel, sites: Sequence[Site], *, stop: bool = True) -> Iterator[CaptureSession]:
+    """Read sites of a model: ``with capture(model, sites) as session: session.run(ids, mask)[site]``.
+
+    The language-model head never runs, and with ``stop`` nothing after the last site does either (weights offloaded by
+    ``device_map`` are an exception: there the body runs to its end, so that they are moved back). The model is in
+    evaluation mode inside the context; hooks are removed and its mode is restored on the way out, whatever happens.
+    Hooks that were there before, an intervention's say, act first: what is read is what the model goes on with.
+
+    Raises:
+        InputError: no site, a site twice, or a site that the model does not have.
+    """
+    if not sites:
+        raise InputError("sites: none were given")
+    if len(set(sites)) != len(sites):
+        raise InputError("sites: one is listed twice")
+    points = [(site, model.tap_point(site)) for site in sites]
+    session = CaptureSession(model, sites, stop)
+    training = [module for module in model.body.modules() if module.training]
+    handles = []
+    try:
+        model.body.eval()
+        for site, point in points:
+            handles.append(point.attach(partial(session._record, site)))
+        yield session
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module in training:
+            module.training = True
+
+
+def _offloaded(model: LoadedModel) -> bool:
+    placed = set(map(str, (getattr(model.module, "hf_device_map", None) or {}).values()))
+    return (bool(placed & {"cpu", "disk"}) and len(placed) > 1) or "disk" in placed

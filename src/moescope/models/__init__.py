@@ -1,0 +1,18 @@
+"""Models: loading them, the places where they can be read, the embedded ones, random twins."""
+
+from moescope.models.load import LoadedModel, from_model, load
+from moescope.models.sites import TapPoint, describe_sites, parse_sites
+from moescope.models.twin import random_twin
+from moescope.models.zoo import card, embedded
+
+__all__ = [
+    "LoadedModel",
+    "TapPoint",
+    "card",
+    "describe_sites",
+    "embedded",
+    "from_model",
+    "load",
+    "parse_sites",
+    "random_twin",
+]

@@ -1,0 +1,38 @@
+"""A randomly initialised twin: what of a result is architecture and tokenizer alone."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+
+from moescope.errors import InputError
+from moescope.models.load import LoadedModel, from_model
+
+
+def random_twin(model: LoadedModel, seed: int = 0) -> LoadedModel:
+    """The same architecture, tokenizer, dtype and device with freshly initialised weights.
+
+    Weights are drawn on the CPU from ``seed`` alone by the architecture's own initialiser, so that the twin does not
+    depend on the device, and the global random state stays as it was. Untrained networks as a baseline of probes:
+    Zhang & Bowman 2018, "Language Modeling Teaches You More than Translation Does".
+
+    Raises:
+        InputError: the model's class cannot be built from its config alone.
+    """
+    build: Any = type(model.module)
+    with torch.random.fork_rng(devices=[]):
+        # not torch.manual_seed: that would seed the GPUs' generators too, which fork_rng leaves alone here
+        torch.default_generator.manual_seed(seed)
+        try:
+            module = build(copy.deepcopy(model.config))
+        except (TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"model {model.name!r} cannot be built anew from its config: {error}") from error
+    weights = dict(model.module.named_parameters()) | dict(model.module.named_buffers())
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if name in weights:
+            target = weights[name]
+            # offloaded weights sit on the meta device: their twin stays where the model takes its input
+            tensor.data = tensor.data.to(dtype=target.dtype, device=model.device if target.is_meta else target.device)
+    return from_model(module, model.tokenizer, name=f"{model.name} (random twin, seed {seed})")

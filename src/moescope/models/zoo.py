@@ -1,0 +1,32 @@
+"""The embedded checkpoints: small models that come with the package, each with a card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from moescope.errors import InputError
+
+ZOO = Path(__file__).with_name("zoo")
+
+
+def embedded() -> dict[str, Path]:
+    """Name and folder of each embedded model (a folder with a config and safetensors weights), sorted by name."""
+    if not ZOO.is_dir():
+        return {}
+    folders = sorted(folder for folder in ZOO.iterdir() if (folder / "config.json").is_file())
+    return {folder.name: folder for folder in folders if (folder / "model.safetensors").is_file()}
+
+
+def card(name: str) -> str:
+    """The model's card, Markdown: data, licence, held-out loss per category, training command.
+
+    Raises:
+        InputError: no embedded model has this name, or it has no card.
+    """
+    models = embedded()
+    if name not in models:
+        raise InputError(f"no embedded model is called {name!r}: there are {', '.join(models) or 'none'}")
+    path = models[name] / "CARD.md"
+    if not path.is_file():
+        raise InputError(f"embedded model {name!r} has no CARD.md: reinstall moescope")
+    return path.read_text(encoding="utf-8")

@@ -1,0 +1,59 @@
+"""Where a result comes from: versions, revision, seeds and hashes, so that it can be made again."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from moescope.models import LoadedModel
+from moescope.types import Task
+
+_PACKAGES = ("moescope", "torch", "transformers", "numpy", "scikit-learn", "pandas")
+
+
+def git_revision() -> str | None:
+    """The commit of moescope's own checkout, with ``+dirty`` for local changes; None outside a checkout."""
+    folder = Path(__file__).parent
+    try:
+        top = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "--show-toplevel"], capture_output=True, text=True, timeout=5
+        )
+        if top.returncode or not (Path(top.stdout.strip()) / "src/moescope").exists():
+            return None
+        out = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--dirty=+dirty", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return out.stdout.strip() or None
+
+
+def provenance(model: LoadedModel, tasks: list[Task], *, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """What goes into a result's ``meta``."""
+    return {
+        "model": model.name,
+        "model_revision": model.revision,
+        "fingerprint": model.fingerprint,
+        "architecture": model.config.model_type,
+        "layers": model.n_layers,
+        "width": model.d_model,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "tasks": [task.name for task in tasks],
+        "data": {task.name: {"source": task.source, "n": len(task), "sha256": task.sha256} for task in tasks},
+        "seed": seed,
+        "settings": settings,
+        "command": shlex.join(["moescope", *sys.argv[1:]]) if Path(sys.argv[0]).stem == "moescope" else None,
+        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
+        "git_revision": git_revision(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }

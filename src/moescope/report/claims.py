@@ -1,0 +1,102 @@
+"""The table of claims: published beside measured, its interval, its null, its p and the verdict in words."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pandas as pd
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from moescope.report.format import headline, interval, number, p_value, verdict_style
+from moescope.types import Claim
+
+COLUMNS = ("name", "published", "measured", "low", "high", "null", "p", "verdict", "note")
+_HEADS = ("claim", "published", "measured", "95 %", "null", "p")
+_WIDEST = 16  # of a number column; longer text is wrapped
+_INDENT = 2
+
+
+def claims_frame(claims: Iterable[Claim]) -> pd.DataFrame:
+    """One row per claim, columns :data:`COLUMNS`; ``low`` and ``high`` are the interval (NaN where there is none).
+
+    ``published``, ``measured`` and ``null`` keep their type (number or text) and are therefore object columns.
+    """
+    rows = [
+        (c.name, c.published, c.measured, *(c.interval or (float("nan"),) * 2), c.null, c.p, c.verdict, c.note)
+        for c in claims
+    ]
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    for column in ("published", "measured", "null"):
+        frame[column] = pd.Series([r[COLUMNS.index(column)] for r in rows], dtype=object, index=frame.index)
+    for column in ("low", "high", "p"):
+        frame[column] = pd.to_numeric(frame[column]).astype("float64")
+    return frame
+
+
+@dataclass(frozen=True)
+class ClaimsTable:
+    """A rich renderable: under a claim's numbers, over the whole width, stands its verdict and the reason for it.
+
+    It reads at 80 columns and up. Colour only repeats what the words already say.
+    """
+
+    claims: tuple[Claim, ...]
+    title: str | None = None
+    notes: bool = True
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        cells = [
+            (number(c.published), number(c.measured), interval(c.interval), number(c.null), p_value(c.p))
+            for c in self.claims
+        ]
+        widths = [min(_WIDEST, max([len(h), *(len(c[i]) for c in cells)])) for i, h in enumerate(_HEADS[1:])]
+        longest = max([len(_HEADS[0]), *(len(c.name) for c in self.claims)])
+        first = min(longest, max(16, options.max_width - sum(widths) - 2 * len(widths)))
+        whole = min(options.max_width, max(first + sum(widths) + 2 * len(widths), 60))
+        sized = options.update(width=whole)
+        if self.title:
+            yield Text(self.title, style="bold")
+        yield from console.render(_row(Text(_HEADS[0]), _HEADS[1:], first, widths, style="dim"), sized)
+        yield from console.render(Rule(style="dim"), sized)
+        for claim, numbers in zip(self.claims, cells, strict=True):
+            style = verdict_style(claim.verdict)
+            row = _row(Text(claim.name), numbers, first, widths, strong=1)
+            yield from console.render(row, sized)
+            line = Text(f"{style.mark} {claim.verdict}", style="" if style.rich == "default" else style.rich)
+            if self.notes and claim.note:
+                line.append(f" – {claim.note}", style="dim")
+            yield from console.render(Padding(line, (0, 0, 0, _INDENT)), sized)
+
+
+def claims_table(claims: Iterable[Claim], *, title: str | None = None, notes: bool = True) -> ClaimsTable:
+    """``claims`` in the given order as something that a rich console prints; ``notes`` gives each verdict's reason."""
+    return ClaimsTable(tuple(claims), title, notes)
+
+
+def claims_text(claims: Iterable[Claim], *, width: int = 100, title: str | None = None, notes: bool = True) -> str:
+    """The same table as plain text without escape codes, ``width`` columns wide, the tally of verdicts under it."""
+    claims = tuple(claims)
+    out = io.StringIO()
+    console = Console(file=out, width=width, color_system=None, force_terminal=False, emoji=False, highlight=False)
+    if claims:
+        console.print(claims_table(claims, title=title, notes=notes))
+        console.print()
+    console.print(Text(headline(claims)))
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def _row(
+    name: Text, numbers: Iterable[str], first: int, widths: list[int], *, style: str = "", strong: int | None = None
+) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column(width=first, overflow="fold")
+    for width in widths:
+        table.add_column(width=width, justify="right", overflow="fold")
+    table.add_row(name, *(Text(n, style="bold" if i == strong else "") for i, n in enumerate(numbers)), style=style)
+    return table

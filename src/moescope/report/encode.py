@@ -1,0 +1,95 @@
+"""Results to plain JSON values and back. Strict JSON: what is not finite is stored as null."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from moescope.types import SITE_KINDS, Circuit, Claim, Neuron, Site, SiteKind
+
+
+def plain(value: Any) -> Any:
+    """``value`` made of dict, list, str, int, float, bool and None only; NaN and infinities become None."""
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, set | frozenset):
+        return [plain(v) for v in sorted(value, key=str)]
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, Site | Neuron | Path):
+        return str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return str(value)
+
+
+def tidy_claim(claim: Claim) -> Claim:
+    """``claim`` with plain values: what a claim is after being stored and read."""
+    return claim_from_json(claim_json(claim))
+
+
+def claim_json(claim: Claim) -> dict[str, Any]:
+    return cast(dict[str, Any], plain(claim))
+
+
+def claim_from_json(data: Mapping[str, Any]) -> Claim:
+    """The claim that :func:`claim_json` wrote. A null ``measured`` or bound is NaN, since those are numbers.
+
+    Raises:
+        KeyError, TypeError, ValueError: ``data`` is not a claim.
+    """
+    bounds = data.get("interval")
+    if bounds is not None:
+        low, high = (float("nan") if b is None else float(b) for b in bounds)
+        bounds = None if math.isnan(low) and math.isnan(high) else (low, high)
+    measured = data["measured"]
+    return Claim(
+        name=str(data["name"]),
+        measured=float("nan") if measured is None else measured,
+        published=data.get("published"),
+        interval=bounds,
+        null=data.get("null"),
+        p=None if data.get("p") is None else float(data["p"]),
+        verdict=data.get("verdict", "measured"),
+        note=str(data.get("note", "")),
+        details=dict(data.get("details") or {}),
+    )
+
+
+def circuit_json(circuit: Circuit) -> dict[str, Any]:
+    return {
+        "task": circuit.task,
+        "sigma": circuit.sigma,
+        "neurons": [{"site": n.site.kind, "layer": int(n.site.layer), "neuron": int(n.index)} for n in circuit.neurons],
+        "divergence": plain(list(circuit.divergence)),
+    }
+
+
+def circuit_from_json(data: Mapping[str, Any]) -> Circuit:
+    """The circuit that :func:`circuit_json` wrote.
+
+    Raises:
+        KeyError, TypeError, ValueError: ``data`` is not a circuit.
+    """
+    neurons = []
+    for n in data["neurons"]:
+        if n["site"] not in SITE_KINDS:
+            raise ValueError(f"unknown site {n['site']!r}")
+        neurons.append(Neuron(Site(cast(SiteKind, n["site"]), int(n["layer"])), int(n["neuron"])))
+    divergence = tuple(float("nan") if d is None else float(d) for d in data["divergence"])
+    return Circuit(str(data["task"]), tuple(neurons), divergence, str(data.get("sigma", "pooled")))

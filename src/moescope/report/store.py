@@ -1,0 +1,211 @@
+"""A result as a folder: written beside its place under another name, then renamed, so that it is whole or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from moescope.errors import InputError
+from moescope.report.encode import circuit_from_json, claim_from_json
+
+if TYPE_CHECKING:
+    from moescope.result import StudyResult
+
+SCHEMA_VERSION = 1
+FORMAT = "moescope result"
+MANIFEST = "results.json"
+OWN = (MANIFEST, "tables", "figures", "report.html")
+
+
+def save_result(result: StudyResult, folder: Path, *, overwrite: bool, figures: bool) -> Path:
+    """See :meth:`moescope.result.StudyResult.save`."""
+    folder = Path(os.path.abspath(folder))
+    if folder.is_symlink():
+        folder = folder.resolve()
+    _check_target(folder, overwrite)
+    with _system_errors(folder), _parents(folder.parent):
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+        try:
+            draft.chmod(0o777 & ~_umask())  # mkdtemp makes it private; a result is an ordinary folder
+            _write(result, draft, figures)
+            _put_in_place(draft, folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def _check_target(folder: Path, overwrite: bool) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file; name a folder for the result")
+    with _system_errors(folder):
+        if not any(folder.iterdir()):
+            return
+    if not _is_result(folder):
+        raise InputError(f"{folder} is not empty and is not a moescope result; name a new folder")
+    if not overwrite:
+        raise InputError(f"{folder} already holds a moescope result; name another folder or ask for it to be overwritten")
+
+
+def _is_result(folder: Path) -> bool:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and manifest.get("format") == FORMAT
+
+
+def _write(result: StudyResult, draft: Path, figures: bool) -> None:
+    tables = draft / "tables"
+    tables.mkdir()
+    entries: dict[str, dict[str, Any]] = {}
+    for name, table in result.tables.items():
+        path = tables / f"{name}.parquet"
+        try:
+            table.to_parquet(path)
+        except (ValueError, TypeError) as error:  # pyarrow's own errors are both
+            raise InputError(f"table {name!r} cannot be stored: {error}") from error
+        entries[name] = {"file": f"tables/{name}.parquet", "sha256": _sha256(path), "rows": len(table)}
+    if figures:
+        _write_figures(result, draft)
+    manifest = {"format": FORMAT, "schema_version": SCHEMA_VERSION, **result.json(), "tables": entries}
+    text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False)
+    with (draft / MANIFEST).open("w", encoding="utf-8") as out:
+        out.write(text + "\n")
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def _write_figures(result: StudyResult, draft: Path) -> None:
+    from moescope.report.figures import available, rendered
+    from moescope.report.html import html_report
+
+    folder = draft / "figures"
+    folder.mkdir()
+    images = {name: rendered(result, name) for name in available(result)}
+    for name, image in images.items():
+        (folder / f"{name}.png").write_bytes(image.png)
+        (folder / f"{name}.svg").write_bytes(image.svg)
+    (draft / "report.html").write_text(html_report(result, images=images), encoding="utf-8")
+
+
+def _put_in_place(draft: Path, folder: Path) -> None:
+    """Rename ``draft`` to ``folder``; what stood there goes, but for entries that no result writes."""
+    if not folder.exists():
+        os.rename(draft, folder)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
+    os.rename(folder, old)  # onto the empty folder just made: one step on POSIX
+    try:
+        os.rename(draft, folder)
+    except OSError:
+        os.rename(old, folder)
+        raise
+    for entry in list(old.iterdir()):
+        if entry.name not in OWN:
+            os.rename(entry, folder / entry.name)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_result(folder: Path) -> StudyResult:
+    """See :func:`moescope.result.load`."""
+    from moescope.result import StudyResult
+
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; name one that moescope saved a result in")
+    if not path.is_file():
+        raise InputError(f"{path} is missing: {folder} is not a moescope result, or its writing was cut short")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is damaged (not JSON: {error}); run the study again") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise InputError(f"{path} is not from moescope; name a folder that moescope saved a result in")
+    version = data.get("schema_version")
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise InputError(
+            f"{path} has schema version {version}, this moescope reads up to {SCHEMA_VERSION}; update moescope"
+        )
+    tables = {name: _read_table(folder, path, name, entry) for name, entry in _mapping(data, "tables", path).items()}
+    try:
+        return StudyResult(
+            kind=str(data["kind"]),
+            meta=_mapping(data, "meta", path),
+            claims=tuple(claim_from_json(c) for c in data["claims"]),
+            circuits={name: circuit_from_json(c) for name, c in _mapping(data, "circuits", path).items()},
+            tables=tables,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); run the study again") from error
+
+
+def _mapping(data: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
+    value = data.get(key)
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is damaged: {key!r} is not a mapping; run the study again")
+    return value
+
+
+def _read_table(folder: Path, manifest: Path, name: str, entry: Any) -> pd.DataFrame:
+    # The name of the file follows from the name of the table: a manifest cannot point outside the folder.
+    if not re.fullmatch(r"[A-Za-z0-9_]+", name) or not isinstance(entry, dict):
+        raise InputError(f"{manifest} is damaged: table {name!r}; run the study again")
+    path = folder / "tables" / f"{name}.parquet"
+    if not path.is_file():
+        raise InputError(f"{path} is missing, though {MANIFEST} lists it; run the study again")
+    try:
+        if _sha256(path) != entry.get("sha256"):
+            raise InputError(f"{path} is damaged: its sha256 is not the one in {MANIFEST}; run the study again")
+        return pd.read_parquet(path)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextlib.contextmanager
+def _system_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+        raise InputError(f"{folder} could not be written ({reason}); free some space or name another folder") from error
+
+
+@contextlib.contextmanager
+def _parents(parent: Path) -> Iterator[None]:
+    """Make ``parent``; should the body fail, take away again what was made."""
+    made = [p for p in (parent, *parent.parents) if not p.exists()]
+    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise

@@ -1,0 +1,171 @@
+"""One look for all figures: 7 pt text, thin axes, a palette that colour-blind readers can tell apart."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+WIDTH = 7.2  # inches: two columns of a journal page
+INK, SOFT, FAINT = "#22262b", "#6b7178", "#c9cdd2"
+
+# Okabe & Ito's palette (their order changed, yellow left out: it vanishes on white).
+BLUE, VERMILLION, GREEN, SKY, PURPLE, ORANGE = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#CC79A7", "#E69F00"
+SERIES = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
+MARKERS = ("o", "s", "^", "D", "v", "P")
+HEAT = "cividis"
+
+_RC: dict[str, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
+    "font.size": 7,
+    "axes.titlesize": 7.5,
+    "axes.titleweight": "regular",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 5,
+    "axes.labelsize": 7,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": SOFT,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "text.color": INK,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3.2,
+    "patch.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 6.5,
+    "legend.handlelength": 1.6,
+    "legend.borderaxespad": 0.2,
+    "legend.labelspacing": 0.25,
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "savefig.facecolor": "white",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "moescope",
+    "pdf.fonttype": 42,
+    "axes.unicode_minus": True,
+}
+
+
+@contextlib.contextmanager
+def look() -> Iterator[None]:
+    """The style, for as long as the context is open; matplotlib's own settings are untouched outside it."""
+    with mpl.rc_context():
+        mpl.rcdefaults()  # a user's matplotlibrc must not change a stored figure
+        mpl.rcParams.update(_RC)
+        yield
+
+
+def new_figure(height: float, width: float = WIDTH) -> Figure:
+    """A figure of ``width`` × ``height`` inches that no pyplot state knows about."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(w_pad=0.05, h_pad=0.05, wspace=0.03, hspace=0.05)  # type: ignore[union-attr]
+    return figure
+
+
+def letter(axes: Axes, index: int, title: str) -> None:
+    """Head a panel with its letter and what it shows."""
+    axes.set_title(f"$\\mathbf{{{'abcdefghijklmnopqrstuvwxyz'[index % 26]}}}$  {escape(title)}")
+
+
+def escape(text: object) -> str:
+    """``text`` with dollar signs that matplotlib will not take for mathematics."""
+    return str(text).replace("$", r"\$")
+
+
+def shorten(text: object, length: int) -> str:
+    """``text`` cut to ``length`` characters, ready for matplotlib."""
+    plain = str(text)
+    return escape(plain if len(plain) <= length else plain[: length - 1] + "…")
+
+
+def color(index: int) -> str:
+    return SERIES[index % len(SERIES)]
+
+
+def marker(index: int) -> str:
+    return MARKERS[index % len(MARKERS)]
+
+
+def levels(frame: pd.DataFrame, column: str) -> list[str]:
+    """The distinct values of ``column`` in order of appearance."""
+    return [str(v) for v in frame[column].dropna().unique()]
+
+
+def errors(value: Sequence[float], low: Sequence[float], high: Sequence[float]) -> np.ndarray:
+    """Distances (2, n) below and above ``value`` for error bars; what is missing or the wrong way round is 0."""
+    v, lo, hi = (np.asarray(x, dtype=float) for x in (value, low, high))
+    return np.nan_to_num(np.clip(np.stack([v - lo, hi - v]), 0, None))
+
+
+def level_line(axes: Axes, y: float, text: str, *, color: str = SOFT, style: Any = (0, (4, 2))) -> None:
+    """A horizontal reference line named in the legend."""
+    axes.axhline(y, color=color, lw=0.8, ls=style, zorder=1, label=text)
+
+
+def log_k(axes: Axes, ks: Sequence[int]) -> None:
+    """A logarithmic axis of circuit sizes that labels the sizes themselves, as many as there is room for."""
+    ks = sorted({int(k) for k in ks if k > 0})
+    if not ks:
+        return
+    axes.set_xscale("log")
+    keep: list[int] = []
+    span = max(np.log10(ks[-1] / ks[0]), 1e-9)
+    for k in ks:
+        if not keep or np.log10(k / keep[-1]) / span > 0.085:
+            keep.append(k)
+    axes.set_xticks(keep, [f"{k:g}" for k in keep])
+    axes.set_xlabel("neurons in the circuit, K")
+
+
+def layer_axis(axes: Axes, n_layers: int) -> None:
+    """Whole layer numbers along x, half a layer of room at both ends."""
+    step = max(1, int(np.ceil(n_layers / 8)))
+    axes.set_xticks(range(0, n_layers, step))
+    axes.set_xlim(-0.6, n_layers - 0.4)
+    axes.set_xlabel("layer")
+
+
+def heat_cells(axes: Axes, values: np.ndarray, low: float, high: float, texts: Sequence[Sequence[str]] | None = None) -> Any:
+    """A matrix as squares with its numbers in them, dark on light and light on dark."""
+    image = axes.imshow(np.ma.masked_invalid(values), cmap=HEAT, vmin=low, vmax=high, aspect="auto")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    rows, columns = values.shape
+    if rows * columns <= 144:
+        size = 6.5 if columns <= 6 else 5
+        for i in range(rows):
+            for j in range(columns):
+                if np.isfinite(values[i, j]):
+                    ink = "white" if (values[i, j] - low) / max(high - low, 1e-9) < 0.55 else INK
+                    text = texts[i][j] if texts is not None else f"{values[i, j]:.2f}"
+                    axes.text(j, i, text, ha="center", va="center", color=ink, fontsize=size)
+    return image
+
+
+def empty(axes: Axes, text: str) -> None:
+    """A panel that has nothing to show says why."""
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, escape(text), ha="center", va="center", color=SOFT, transform=axes.transAxes, wrap=True)

@@ -1,0 +1,35 @@
+"""Null distributions, intervals, overlaps and scores: plain functions on numpy arrays.
+
+They are tested for calibration: p-values are uniform under the null, intervals cover at their nominal rate.
+"""
+
+from moescope.stats.intervals import (
+    Difference,
+    group_bootstrap,
+    paired_bootstrap_difference,
+    wilson,
+)
+from moescope.stats.overlap import disjoint_probability, expected_overlap, jaccard, kuncheva, nogueira, overlap_p
+from moescope.stats.permutation import benjamini_hochberg, permutation_p, permute_labels, permuted_label_matrix
+from moescope.stats.scores import SelectiveCurve, auroc, selective, sign_free_auroc
+
+__all__ = [
+    "Difference",
+    "SelectiveCurve",
+    "auroc",
+    "benjamini_hochberg",
+    "disjoint_probability",
+    "expected_overlap",
+    "group_bootstrap",
+    "jaccard",
+    "kuncheva",
+    "nogueira",
+    "overlap_p",
+    "paired_bootstrap_difference",
+    "permutation_p",
+    "permute_labels",
+    "permuted_label_matrix",
+    "selective",
+    "sign_free_auroc",
+    "wilson",
+]

@@ -1,0 +1,27 @@
+"""Labelled texts: presets, files and Hub datasets, templates, group-aware splits, and what trivial cues alone score."""
+
+from moescope.tasks.build import RenderedTask, slots, subset
+from moescope.tasks.folds import group_folds, split_half
+from moescope.tasks.load import load_task
+from moescope.tasks.presets import PRESETS, Preset
+from moescope.tasks.spec import TaskSpec, parse_spec
+from moescope.tasks.surface import fixed_wrap, matched_subset, surface_baselines, surface_features
+from moescope.tasks.wikitext import plain_text
+
+__all__ = [
+    "PRESETS",
+    "Preset",
+    "RenderedTask",
+    "TaskSpec",
+    "fixed_wrap",
+    "group_folds",
+    "load_task",
+    "matched_subset",
+    "parse_spec",
+    "plain_text",
+    "slots",
+    "split_half",
+    "subset",
+    "surface_baselines",
+    "surface_features",
+]

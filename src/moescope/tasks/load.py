@@ -1,0 +1,194 @@
+"""``load_task``: from a specification to a task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from moescope.errors import InputError
+from moescope.tasks.build import RenderedTask, normalise, require_classes, take_groups, task_sha256
+from moescope.tasks.hub import hub_rows
+from moescope.tasks.labels import encode_labels
+from moescope.tasks.presets import PRESETS, SHIPPED, Preset
+from moescope.tasks.sources import SUFFIXES, Rows, read_file
+from moescope.tasks.spec import TaskSpec, check_options, parse_limit, parse_spec, suggest
+from moescope.tasks.templates import Template, check_fields, field_text, parse_template, with_answers
+from moescope.types import Example
+
+_COMMON = ("template", "answers", "limit")
+_COLUMNS = ("text", "label", "group", "language", "positive")
+_HUB = ("config", "split", "revision")
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """Everything about a task but its rendered rows."""
+
+    name: str
+    source: str
+    rows: Rows
+    template: Template
+    slot: list[str]
+    labels: list[int]
+    classes: tuple[str, ...]
+    groups: list[str]
+    languages: list[str] | None = None
+    licence: str | None = None
+
+
+def load_task(spec: str, *, limit: int | None = None, seed: int = 0) -> RenderedTask:
+    r"""Load a task from ``[NAME=]SOURCE[?key=value&…]``.
+
+    SOURCE is a preset (see :data:`PRESETS`), a ``.jsonl``, ``.csv``, ``.tsv`` or ``.parquet`` file, or ``hf:`` with a
+    Hub dataset id or a local folder in the Hub's layout. Options:
+
+    * everywhere ``template=`` (a named template or a format string over the row's fields), ``answers=``
+      (comma-separated, in class order) and ``limit=``;
+    * files and ``hf:`` also ``text=``, ``label=`` (columns, default ``text`` and ``label``), ``group=``, ``language=``
+      (columns) and ``positive=`` (the label that is class 1 of a binary task); ``hf:`` also ``config=``, ``split=``,
+      ``revision=``;
+    * ``halueval``: ``turn=one-turn|multi-turn|both``; ``uci-sentiment``: ``split=test|train|all``; presets on the Hub:
+      ``split=``, ``config=``, ``revision=``, and ``path=`` for a local copy of the dataset.
+
+    Row order is the source's. Rows that agree up to case, spacing and punctuation share a group unless a group column
+    is given. ``limit`` takes whole groups, class-balanced as far as possible, drawn with ``seed``; a limit in the
+    specification wins over the argument.
+
+    Raises
+    ------
+    InputError
+        One line naming the file, row, column or option, and the mend.
+    """
+    parsed = parse_spec(spec)
+    if parsed.source in PRESETS:
+        draft = _preset_draft(PRESETS[parsed.source], parsed)
+    elif parsed.source.startswith("hf:"):
+        draft = _hub_draft(parsed)
+    elif Path(parsed.source).suffix.lower() in SUFFIXES or "/" in parsed.source or Path(parsed.source).exists():
+        check_options(parsed, (*_COMMON, *_COLUMNS))
+        path = Path(parsed.source).expanduser()
+        draft = _table_draft(read_file(path), parsed, parsed.name or path.stem, f"file {path}")
+    else:
+        near = suggest(parsed.source, PRESETS)
+        raise InputError(
+            f"task {spec!r}: unknown preset {parsed.source!r}{near}; presets: {', '.join(PRESETS)}; "
+            f"or give a file ({', '.join(SUFFIXES)}) or hf:org/name"
+        )
+    return _render(draft, parsed, parse_limit(parsed, limit), seed)
+
+
+def _preset_draft(preset: Preset, spec: TaskSpec) -> _Draft:
+    check_options(spec, (*_COMMON, *preset.options))
+    context = f"task {spec.text!r}"
+    default = next(iter(preset.templates))
+    template = parse_template(spec.options.get("template", default), preset.templates, context)
+    rows = preset.rows(preset, spec)
+    check_fields(template, [c for c in rows.columns if c not in ("label", "group")], context)
+    template = with_answers(template, spec.options.get("answers"), len(preset.classes), context)
+    slot = [f for f in preset.slot if f in template.fields] or list(template.fields)
+    groups = [
+        str(r["group"]) if "group" in r else normalise(_slot_text(r, slot, rows, i)) for i, r in enumerate(rows.records)
+    ]
+    labels = [int(r["label"]) for r in rows.records]
+    for label, name in enumerate(preset.classes):
+        if label not in labels:
+            raise InputError(f"{context}: no row of class {name!r}; use another split or the whole dataset")
+    used = [f"{key}={value}" for key, value in spec.options.items() if key not in (*_COMMON, "path")]
+    source = f"preset {preset.name} ({', '.join([preset.source, *used])})"
+    name = spec.name or preset.name
+    return _Draft(name, source, rows, template, slot, labels, preset.classes, groups, licence=preset.licence)
+
+
+def _hub_draft(spec: TaskSpec) -> _Draft:
+    check_options(spec, (*_COMMON, *_COLUMNS, *_HUB))
+    source = spec.source.removeprefix("hf:")
+    if not source:
+        raise InputError(f"task {spec.text!r}: no dataset after 'hf:'; write hf:org/name or hf:/path/to/folder")
+    rows = hub_rows(
+        source,
+        config=spec.options.get("config"),
+        split=spec.options.get("split"),
+        revision=spec.options.get("revision"),
+        context=f"task {spec.text!r}",
+        instead=f"a shipped preset ({', '.join(SHIPPED)}), a local folder (hf:/path) or a local .jsonl/.csv/.parquet",
+        label=spec.options.get("label", "label"),
+    )
+    name = spec.name or Path(source).name
+    return _table_draft(rows, spec, name, f"dataset {rows.origin}")
+
+
+def _table_draft(rows: Rows, spec: TaskSpec, name: str, source: str) -> _Draft:
+    """A task from a table whose columns the user names."""
+    options = spec.options
+    text, label = options.get("text", "text"), options.get("label", "label")
+    context = f"task {spec.text!r}"
+    template = parse_template(options.get("template", "{text}"), {}, context)
+    for key, column in (("label", label), ("group", options.get("group")), ("language", options.get("language"))):
+        if column is not None:
+            _require_column(rows, key, column)
+    if "text" in options or ("text" in template.fields and "text" not in rows.columns):
+        _require_column(rows, "text", text)
+    if text in rows.columns and text != "text":
+        # {text} in a template always means the text column, whatever its own name.
+        rows = Rows(
+            [{**r, "text": r.get(text)} for r in rows.records],
+            [*rows.columns, *(["text"] if "text" not in rows.columns else [])],
+            rows.origin, rows.place, rows.numbers, rows.class_names,
+        )  # fmt: skip
+    check_fields(template, rows.columns, context)
+    if label in template.fields:
+        raise InputError(f"{context}: the template shows the label column {label!r}; leave {{{label}}} out of it")
+    labels, classes = encode_labels(rows, label, options.get("positive"))
+    template = with_answers(template, options.get("answers"), len(classes), context)
+    slot = [f for f in ("text", text) if f in template.fields][:1] or list(template.fields)
+    slot_texts = [_slot_text(r, slot, rows, i) for i, r in enumerate(rows.records)]
+    if "group" in options:
+        groups = [_key(r.get(options["group"]), options["group"], rows.where(i)) for i, r in enumerate(rows.records)]
+    else:
+        groups = [normalise(t) for t in slot_texts]
+    languages: list[str] | None = None
+    if "language" in options:
+        languages = [
+            _key(r.get(options["language"]), options["language"], rows.where(i)) for i, r in enumerate(rows.records)
+        ]
+    return _Draft(name, source, rows, template, slot, labels, classes, groups, languages)
+
+
+def _require_column(rows: Rows, key: str, column: str) -> None:
+    if column not in rows.columns:
+        near = suggest(column, rows.columns)
+        have = ", ".join(rows.columns)
+        raise InputError(f"{rows.origin}: no column {column!r}{near}; columns: {have}; choose one with {key}=")
+
+
+def _key(value: object, column: str, where: str) -> str:
+    """A group or language value as text."""
+    if value is None or value != value or (isinstance(value, str) and not value.strip()):
+        raise InputError(f"{where}: column {column!r} is missing; fill it in or drop the row")
+    return str(value)
+
+
+def _slot_text(record: dict, fields: list[str], rows: Rows, index: int) -> str:
+    return "\n".join(field_text(record.get(f), f, rows.where(index)) for f in fields)
+
+
+def _render(draft: _Draft, spec: TaskSpec, limit: int | None, seed: int) -> RenderedTask:
+    """Render all rows (so that a bad row is found whatever the limit), then take the limit's groups."""
+    rows, template = draft.rows, draft.template
+    texts = []
+    for i, record in enumerate(rows.records):
+        values = {f: field_text(record.get(f), f, rows.where(i)) for f in template.fields}
+        texts.append(template.format.format(**values))
+    keep = np.arange(len(texts))
+    if limit is not None:
+        keep = take_groups(np.array(draft.labels), np.array(draft.groups), limit, seed)
+        require_classes([draft.labels[i] for i in keep], len(draft.classes), f"task {spec.text!r}")
+    languages: list[str | None] = [*draft.languages] if draft.languages else [None] * len(texts)
+    examples = tuple(Example(texts[i], draft.labels[i], draft.groups[i], languages[i]) for i in keep)
+    slot_of = {texts[i]: _slot_text(rows.records[i], draft.slot, rows, int(i)) for i in keep}
+    return RenderedTask(
+        draft.name, examples, draft.classes, draft.source, draft.licence, template.answers, task_sha256(examples),
+        template=template.format, slot_of=slot_of,
+    )  # fmt: skip

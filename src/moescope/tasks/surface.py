@@ -1,0 +1,248 @@
+"""What trivial cues alone score on a task, and tasks in which those cues are gone.
+
+The cues are those of the *slot*: the content that the template holds (the answer, the review), because the template's
+own words are the same in every row. Only the final token is read off the rendered text, since that is the token at
+which a final-token probe reads the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import MaxAbsScaler, OneHotEncoder
+from sklearn.tree import DecisionTreeClassifier
+
+from moescope.errors import InputError
+from moescope.stats.intervals import group_bootstrap, wilson
+from moescope.tasks.build import RenderedTask, slots, task_sha256
+from moescope.types import Task
+
+WRAP = 'Text: "{text}"\nThe text above ends here.'
+_FULL_STOPS = (".", "。", "।", "۔")
+_PUNCTUATION = (*_FULL_STOPS, "!", "?", "…", "！", "？")
+_WORD = r"(?u)\b\w+\b"
+
+
+def surface_features(task: Task, tokenizer: Any = None) -> pd.DataFrame:
+    """The trivial cues of each row.
+
+    Columns: ``chars`` and ``words`` (length of the slot), ``ends_full_stop``, ``ends_punctuation`` (a full stop,
+    question or exclamation mark, also before closing quotes and brackets), ``final_char``; with a tokenizer also
+    ``tokens`` (of the slot, without special tokens) and ``final_token`` (id of the rendered text's last token, without
+    special tokens).
+    """
+    content = [s.rstrip() for s in slots(task)]
+    bare = [s.rstrip("\"'”’»)]") for s in content]
+    frame = pd.DataFrame(
+        {
+            "chars": [len(s) for s in content],
+            "words": [len(s.split()) for s in content],
+            "ends_full_stop": [s.endswith(_FULL_STOPS) for s in content],
+            "ends_punctuation": [s.endswith(_PUNCTUATION) for s in bare],
+            "final_char": [s[-1:] for s in content],
+        }
+    )
+    if tokenizer is not None:
+        frame["tokens"] = [len(ids) for ids in _token_ids(tokenizer, content)]
+        rendered = _token_ids(tokenizer, [e.text for e in task.examples])
+        frame["final_token"] = [ids[-1] if len(ids) else -1 for ids in rendered]
+    return frame
+
+
+def _token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    return list(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+# A predictor takes training and held-out row indices and the labels, and returns the held-out predictions.
+Predictor = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+def threshold_rule(x: np.ndarray, y: np.ndarray) -> tuple[float, int, float]:
+    """The threshold and direction that score best on (x, y), binary.
+
+    Returns (threshold, side, accuracy): class ``side`` is predicted where ``x > threshold``, the other where not. Of
+    equal thresholds the lowest, which lies half way between two neighbouring values of ``x``, is taken.
+    """
+    order = np.argsort(x, kind="stable")
+    xs, ys = x[order].astype(float), y[order]
+    ones_below = np.concatenate([[0], np.cumsum(ys)])  # (N+1,) positives among the first i
+    zeros_below = np.arange(len(ys) + 1) - ones_below
+    right_one = zeros_below + (ys.sum() - ones_below)  # correct when class 1 lies above the cut
+    cut = np.concatenate([[True], xs[1:] != xs[:-1], [True]])
+    up = np.where(cut, right_one, -1)
+    down = np.where(cut, len(ys) - right_one, -1)
+    side = int(up.max() >= down.max())
+    at = int(np.argmax(up if side else down))
+    edges = np.concatenate([[xs[0] - 1], (xs[1:] + xs[:-1]) / 2, [xs[-1] + 1]])
+    return float(edges[at]), side, float(max(up.max(), down.max()) / len(ys))
+
+
+def _by_threshold(x: np.ndarray, n_classes: int) -> Predictor:
+    """One threshold for two classes; for more, the tree with as many leaves as classes."""
+
+    def predict(train: np.ndarray, held: np.ndarray, y: np.ndarray) -> np.ndarray:
+        if n_classes == 2:
+            threshold, side, _ = threshold_rule(x[train], y[train])
+            return np.where(x[held] > threshold, side, 1 - side)
+        tree = DecisionTreeClassifier(max_leaf_nodes=n_classes, random_state=0).fit(x[train, None], y[train])
+        return np.asarray(tree.predict(x[held, None]))
+
+    return predict
+
+
+def _by_value(values: np.ndarray) -> Predictor:
+    """The training majority class of each value; of an unseen value, the majority of all."""
+    codes = np.unique(values, return_inverse=True)[1]
+
+    def predict(train: np.ndarray, held: np.ndarray, y: np.ndarray) -> np.ndarray:
+        table = np.zeros((codes.max() + 1, y.max() + 1))
+        np.add.at(table, (codes[train], y[train]), 1)
+        # A share of the overall counts, too small to outvote a single row, settles unseen values and ties.
+        table += table.sum(axis=0) / (2 * table.sum())
+        return np.asarray(table[codes[held]].argmax(axis=1))
+
+    return predict
+
+
+def _logistic(train: Any, held: Any, y: np.ndarray) -> np.ndarray:
+    model = LogisticRegression(C=10.0, max_iter=300, tol=1e-3).fit(train, y)
+    return np.asarray(model.predict(held))
+
+
+def _by_words(texts: list[str], ngrams: int) -> Predictor:
+    """Logistic regression on tf-idf weights; the vocabulary is that of the training rows."""
+
+    def predict(train: np.ndarray, held: np.ndarray, y: np.ndarray) -> np.ndarray:
+        words = TfidfVectorizer(token_pattern=_WORD, ngram_range=(1, ngrams), sublinear_tf=True)
+        try:
+            a = words.fit_transform([texts[i] for i in train])
+        except ValueError:  # no row has a word: nothing to learn from, so the majority
+            return np.full(len(held), np.bincount(y[train]).argmax())
+        return _logistic(a, words.transform([texts[i] for i in held]), y[train])
+
+    return predict
+
+
+def _by_all(texts: list[str], features: pd.DataFrame) -> Predictor:
+    """Logistic regression on all cues together: lengths and their logarithms, endings, final token, 1- and 2-grams."""
+    numbers = features[[c for c in ("chars", "words", "tokens") if c in features]].to_numpy(float)
+    flags = features[["ends_full_stop", "ends_punctuation"]].to_numpy(float)
+    dense = np.column_stack([numbers, np.log1p(numbers), flags])
+    marks = features[[c for c in ("final_char", "final_token") if c in features]].astype(str).to_numpy()
+
+    def predict(train: np.ndarray, held: np.ndarray, y: np.ndarray) -> np.ndarray:
+        scale = MaxAbsScaler().fit(dense[train])
+        onehot = OneHotEncoder(handle_unknown="ignore").fit(marks[train])
+        parts = [
+            [sparse.csr_matrix(scale.transform(dense[rows])), onehot.transform(marks[rows])] for rows in (train, held)
+        ]
+        words = TfidfVectorizer(token_pattern=_WORD, ngram_range=(1, 2), sublinear_tf=True)
+        try:
+            parts[0].append(words.fit_transform([texts[i] for i in train]))
+            parts[1].append(words.transform([texts[i] for i in held]))
+        except ValueError:  # no row has a word
+            pass
+        return _logistic(sparse.hstack(parts[0]).tocsr(), sparse.hstack(parts[1]).tocsr(), y[train])
+
+    return predict
+
+
+def _predictors(task: Task, tokenizer: Any) -> Iterator[tuple[str, Predictor]]:
+    features = surface_features(task, tokenizer)
+    texts = slots(task)
+    n_classes = len(task.classes)
+    yield "majority class", _by_value(np.zeros(len(task)))
+    yield "length in characters", _by_threshold(features["chars"].to_numpy(), n_classes)
+    yield "length in words", _by_threshold(features["words"].to_numpy(), n_classes)
+    if tokenizer is not None:
+        yield "length in tokens", _by_threshold(features["tokens"].to_numpy(), n_classes)
+    yield "ends with a full stop", _by_value(features["ends_full_stop"].to_numpy())
+    yield "ends with punctuation", _by_value(features["ends_punctuation"].to_numpy())
+    yield "final character", _by_value(features["final_char"].to_numpy(str))
+    if tokenizer is not None:
+        yield "final token", _by_value(features["final_token"].to_numpy())
+    yield "bag of words", _by_words(texts, 1)
+    yield "words and bigrams", _by_words(texts, 2)
+    yield "all surface cues", _by_all(texts, features)
+
+
+def surface_baselines(
+    task: Task, folds: np.ndarray, tokenizer: Any = None, *, n_boot: int = 2000, seed: int = 0
+) -> pd.DataFrame:
+    """Held-out accuracy of each trivial cue; whatever is learned (threshold, table, vocabulary) is learned in the fold.
+
+    Parameters
+    ----------
+    task : N rows
+    folds : int array of shape (N,), from :func:`~moescope.tasks.group_folds`
+    tokenizer : a Hugging Face tokenizer, for the two token cues; None leaves them out
+
+    Returns
+    -------
+    One row a control: ``control``, ``accuracy``, ``low``, ``high`` (95 %), ``n``. The interval is Wilson's where every
+    group is one row, otherwise a bootstrap over groups.
+    """
+    folds = np.asarray(folds)
+    if folds.shape != (len(task),):
+        raise InputError(f"task {task.name}: {folds.size} fold ids for {len(task)} rows; make them with group_folds")
+    y = np.array([e.label for e in task.examples])
+    groups = np.array([e.group for e in task.examples])
+    single = len(np.unique(groups)) == len(groups)
+    rows = []
+    for control, predict in _predictors(task, tokenizer):
+        correct = np.zeros(len(y), dtype=bool)
+        for f in np.unique(folds):
+            train, held = np.flatnonzero(folds != f), np.flatnonzero(folds == f)
+            correct[held] = predict(train, held, y) == y[held]
+        if single:
+            low, high = wilson(int(correct.sum()), len(y))
+        else:
+            low, high = group_bootstrap(correct.astype(float), groups, n_boot=n_boot, seed=seed)
+        rows.append((control, float(correct.mean()), float(low), float(high), len(y)))
+    return pd.DataFrame(rows, columns=["control", "accuracy", "low", "high", "n"])
+
+
+def matched_subset(task: Task, seed: int = 0, *, length_bins: int = 8) -> np.ndarray:
+    """Indices (sorted, int64) of a subset in which ending and length say nothing about the class.
+
+    Rows are put into cells by (slot ends with a full stop, slot length in characters in one of ``length_bins`` quantile
+    bins); from each cell the same number of rows of every class is drawn with ``seed``. The result is class-balanced,
+    and exactly matched on the cells; it is empty when no cell holds all classes. Groups are not kept whole: a row whose
+    cell has no partner left goes alone.
+    """
+    features = surface_features(task)
+    y = np.array([e.label for e in task.examples])
+    chars = features["chars"].to_numpy()
+    edges = np.unique(np.quantile(chars, np.linspace(0, 1, length_bins + 1)[1:-1]))
+    cell = np.searchsorted(edges, chars) * 2 + features["ends_full_stop"].to_numpy(int)
+    rng = np.random.default_rng(seed)
+    chosen: list[np.ndarray] = []
+    for c in np.unique(cell):
+        members = [np.flatnonzero((cell == c) & (y == label)) for label in range(len(task.classes))]
+        take = min(len(m) for m in members)
+        chosen += [rng.choice(m, take, replace=False) for m in members if take]
+    return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, dtype=np.int64)
+
+
+def fixed_wrap(task: Task) -> RenderedTask:
+    """The task with every text inside one fixed sentence, so that all rows end in the same tokens.
+
+    The final token then carries no cue of its own: what a final-token probe reads there, attention has brought from the
+    text. The sentence (:data:`WRAP`) neither asks for nor hints at a class, and starts its ending on a new line, which
+    byte-pair tokenizers split before, so that the text's last token cannot merge with it. Answers are dropped: the text
+    no longer ends in a question. Labels, groups and slots stay.
+    """
+    content = slots(task)
+    examples = tuple(replace(e, text=WRAP.format(text=e.text)) for e in task.examples)
+    template = task.template if isinstance(task, RenderedTask) else "{text}"
+    return RenderedTask(
+        f"{task.name} (fixed template)", examples, task.classes, task.source, task.licence, (), task_sha256(examples),
+        template=WRAP.replace("{text}", template), slot_of={e.text: s for e, s in zip(examples, content, strict=True)},
+    )  # fmt: skip

@@ -1,0 +1,360 @@
+"""A planted cause is found to be one, what is not a cause is not, and the fast paths give what the slow ones give."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from moescope.circuits import replicas
+from moescope.circuits.causal import ablation_study, summary
+from moescope.circuits.causal_targets import NeuronSets, Probe, answer_tokens, loss_readout, plain_windows, task_readout
+from moescope.circuits.erasure import erasure_study
+from moescope.circuits.leace import leace
+from moescope.circuits.matched import matched_sets, norm_ratio
+from moescope.circuits.replicas import Replicas
+from moescope.errors import InputError
+from moescope.models import LoadedModel
+from moescope.steer import intervene
+from moescope.types import Example, Neuron, Site, Task
+from tests.architectures import tiny_model
+from tests.planted_llama import CARRIER, COORDINATE, planted_llama, planted_task
+
+OTHERS = [Neuron(Site("resid", layer), index) for layer, index in ((1, 3), (2, 20), (0, 7), (3, 1))]
+RANKING = [Neuron(CARRIER, COORDINATE), *OTHERS]
+
+
+@pytest.fixture(scope="module")
+def model() -> LoadedModel:
+    return planted_llama()
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return planted_task()
+
+
+def row(frame: pd.DataFrame, target: str, k: int) -> pd.Series:
+    return frame[(frame.target == target) & (frame.k == k)].iloc[0]
+
+
+@pytest.fixture(scope="module")
+def study(model: LoadedModel, task: Task) -> pd.DataFrame:
+    return ablation_study(model, task, RANKING, ks=(1, 3, 5), wikitext=["w1 w2 w30 w7 w9"] * 40, text_tokens=256)
+
+
+def test_ablating_the_planted_neuron_kills_the_answer_and_matched_sets_do_not(study: pd.DataFrame) -> None:
+    for k in (1, 3, 5):
+        accuracy, odds = row(study, "answer_accuracy", k), row(study, "answer_logodds", k)
+        assert accuracy.baseline >= 0.95
+        assert accuracy.baseline + accuracy.effect <= 0.7
+        assert odds.effect < -1
+        assert accuracy.random_low >= -0.1
+        assert accuracy.p == odds.p == 1 / 101
+        assert row(study, "probe_accuracy", k).p <= 0.05
+        assert 0.7 <= accuracy.norm_ratio <= 1.4
+    assert study.n_random.eq(100).all()
+    assert study[study.target == "wikitext_loss"].off_task.all()
+    assert not study[study.target != "wikitext_loss"].off_task.any()
+    assert study.attrs["one_token"]
+    assert study.attrs["late_start"]
+
+
+def test_neurons_that_carry_nothing_are_no_worse_than_random(model: LoadedModel, task: Task) -> None:
+    frame = ablation_study(model, task, OTHERS, ks=(1, 4), n_random=50)
+    others = frame[frame.target != "probe_accuracy"]
+    assert (others.p > 0.05).all()
+    assert others.effect.abs().max() < 0.3
+
+
+def test_patching_the_other_class_turns_the_answer_round(model: LoadedModel, task: Task, study: pd.DataFrame) -> None:
+    frame = ablation_study(model, task, RANKING, ks=(1,), n_random=20, mode="patch")
+    accuracy = row(frame, "answer_accuracy", 1)
+    assert accuracy.baseline + accuracy.effect <= 0.05
+    assert row(frame, "answer_logodds", 1).effect < 1.5 * row(study, "answer_logodds", 1).effect
+
+
+@pytest.mark.parametrize("mode", ["mean", "zero", "resample", "patch"])
+def test_the_study_agrees_with_a_loop_of_interventions(model: LoadedModel, task: Task, mode: str) -> None:
+    """Brute force: each text alone, one hook, no cache; values taken from the definition of each mode."""
+    selection = np.arange(len(task)) < 60
+    frame = ablation_study(model, task, RANKING, ks=(3,), n_random=2, mode=mode, selection=selection)  # type: ignore[arg-type]
+    circuit = RANKING[:3]
+    words = [model.tokenizer(e.text)["input_ids"] for e in task.examples]
+    found: dict[Neuron, list[float]] = {n: [] for n in circuit}
+    with torch.no_grad():
+        for text in words[:60]:
+            handles = [
+                model.tap_point(n.site).attach(lambda x, n=n: found[n].append(float(x[0, -1, n.index])))
+                for n in circuit
+            ]
+            model.body(input_ids=torch.tensor([text]))
+            for handle in handles:
+                handle.remove()
+    values = np.array([found[n] for n in circuit]).T  # (60, 3)
+    labels = np.array([e.label for e in task.examples])
+    means = np.stack([values[labels[:60] == c].mean(0) for c in (0, 1)])
+    yes, no = answer_tokens(model, task)
+    clean, ablated = [], []
+    for text, label in zip(words[60:], labels[60:], strict=True):
+        given = {"mean": values.mean(0), "zero": 0 * values[0], "patch": means[1 - label], "resample": values.mean(0)}[
+            mode
+        ]
+        with torch.no_grad():
+            for scores, chosen in ((clean, []), (ablated, circuit)):
+                with intervene(model, chosen, "patch", values=given[: len(chosen)], positions="final"):
+                    logits = model.module(input_ids=torch.tensor([text])).logits[0, -1]
+                scores.append(float(logits[yes] - logits[no]) * (1 - 2 * label))
+    odds = row(frame, "answer_logodds", 3)
+    assert odds.baseline == pytest.approx(np.mean(clean), abs=1e-4)
+    if mode != "resample":  # random donors: only the size can be foretold
+        assert odds.effect == pytest.approx(np.mean(ablated) - np.mean(clean), abs=1e-4)
+    else:
+        assert odds.effect < -1
+
+
+def test_resample_takes_whole_donors(model: LoadedModel, task: Task) -> None:
+    first = ablation_study(model, task, RANKING, ks=(2,), n_random=3, mode="resample", seed=1)
+    again = ablation_study(model, task, RANKING, ks=(2,), n_random=3, mode="resample", seed=1)
+    pd.testing.assert_frame_equal(first, again)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "bert", "mixtral", "gemma2"])
+def test_every_fast_path_equals_the_slow_one(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(family, head=True)
+    rng = np.random.default_rng(0)
+    ids = [rng.integers(5, 60, size=length) for length in (1, 2, 9, 9, 9, 17)]
+    sites = [site for site in model.sites() if site.kind != "router"]
+    sets: list[list[Neuron]] = [[]]
+    for _ in range(9):
+        chosen = rng.choice(len(sites), 4, replace=False)
+        sets.append([Neuron(sites[i], int(rng.integers(model.width(sites[i])))) for i in chosen])
+    values = {site: torch.from_numpy(rng.normal(size=(len(ids), model.width(site)))).float() for site in sites}
+    probe = Probe(rng.normal(size=(2, model.d_model)), np.zeros(2))
+    readout = task_readout(probe, np.zeros(len(ids), dtype=int), () if model.is_encoder else (7, 8))
+    last = {"hidden": lambda reading: reading.hidden[..., 0]}
+
+    def both(reading: replicas.Reading) -> dict[str, torch.Tensor]:
+        return readout(reading) | {name: read(reading) for name, read in last.items()}
+
+    fast = Replicas(model, ids, logits=None if model.is_encoder else "final", batch_tokens=64)
+    assert fast.late_start
+    assert fast.one_token != model.is_encoder
+    quick = fast.run(NeuronSets(model, sets, values), both)
+    slow = Replicas(model, ids, logits=None if model.is_encoder else "final", batch_tokens=64)
+    slow.one_token = slow.late_start = False
+    plain = slow.run(NeuronSets(model, sets, values), both)
+    for name, scores in plain.items():
+        assert np.abs(quick[name] - scores).max() <= 2e-5, name
+        assert scores.shape == (10, 6)
+        assert name == "probe_accuracy" or np.abs(scores - scores[:1]).max() > 1e-3
+    assert fast.rows == slow.rows == 60
+
+
+def test_a_cache_that_does_not_hold_what_it_should_is_not_used(
+    model: LoadedModel, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [np.asarray(model.tokenizer(e.text)["input_ids"]) for e in task.examples[:4]]
+    right = Replicas(model, ids).run(NeuronSets(model, [[]], {}), lambda r: {"h": r.hidden.sum(-1)})
+
+    def forgetful(self: replicas._Cache) -> object:
+        return replicas.DynamicCache(config=model.config)
+
+    monkeypatch.setattr(replicas._Cache, "fresh", forgetful)
+    wary = Replicas(model, ids)
+    assert not wary.one_token
+    assert np.allclose(
+        wary.run(NeuronSets(model, [[]], {}), lambda r: {"h": r.hidden.sum(-1)})["h"], right["h"], atol=1e-5
+    )
+
+
+def test_an_encoder_is_judged_by_its_probe_alone(task: Task) -> None:
+    model = tiny_model("bert", head=True)
+    ranking = [Neuron(Site("resid", 1), 0), Neuron(Site("mlp_act", 2), 5)]
+    frame = ablation_study(model, task, ranking, ks=(1, 2), n_random=10, wikitext=["w1 w2"] * 30)
+    assert set(frame.target) == {"probe_accuracy"}
+    assert not frame.attrs["one_token"]
+
+
+def test_wikitext_loss_is_the_models_own(model: LoadedModel) -> None:
+    rng = np.random.default_rng(3)
+    text = [" ".join(f"w{i}" for i in rng.integers(40, size=50)) for _ in range(6)]
+    windows = plain_windows(model, text, tokens=256, length=64)
+    assert [len(w) for w in windows] == [64] * 4
+    neurons, value = [Neuron(CARRIER, COORDINATE), Neuron(Site("resid", 2), 4)], {CARRIER: 1.5, Site("resid", 2): -2.0}
+    replacement = {site: torch.full((model.d_model,), v) for site, v in value.items()}
+    many = Replicas(model, windows, positions="all", logits="all")
+    losses = many.run(NeuronSets(model, [[], neurons], replacement), loss_readout)["wikitext_loss"]
+    ids = torch.from_numpy(np.stack(windows)).long()
+    with torch.no_grad():
+        clean = model.module(input_ids=ids, labels=ids).loss
+        with intervene(model, neurons, "mean", values=[1.5, -2.0]):
+            ablated = model.module(input_ids=ids, labels=ids).loss
+    assert losses.mean(1) == pytest.approx([float(clean), float(ablated)], abs=1e-5)
+    assert abs(float(clean - ablated)) > 1e-3
+
+
+def test_the_first_token_of_plain_text_is_spared(model: LoadedModel) -> None:
+    windows = [np.arange(5, 21)]
+    neurons = [Neuron(Site("embed", 0), i) for i in range(4)]
+    seen: list[torch.Tensor] = []
+    handle = model.tap_point(Site("resid", 0)).attach(lambda x: seen.append(x[0].clone()))
+    spared = Replicas(model, windows, positions="all", logits="all", spare_first=True)
+    spared.run(NeuronSets(model, [neurons], {Site("embed", 0): torch.full((model.d_model,), 9.0)}), loss_readout)
+    handle.remove()
+    clean, edited = seen[0], seen[-1]
+    assert torch.allclose(clean[0], edited[0], atol=1e-6)
+    assert (clean[1:] - edited[1:]).abs().amax(1).min() > 1
+
+
+def test_matched_sets_match() -> None:
+    rng = np.random.default_rng(0)
+    sites = [Site("resid", 0), Site("resid", 4)]
+    norms = {site: np.exp(rng.normal(size=128)) for site in sites}
+    circuit = [Neuron(sites[i % 2], 7 * i) for i in range(10)]
+    sets = matched_sets(circuit, norms, n_sets=200, seed=3)
+    assert len(sets) == 200
+    for members in sets:
+        assert [n.site for n in members] == [n.site for n in circuit]
+        assert len(set(members)) == 10
+        assert not {n.index for n in members} & {n.index for n in circuit}  # nor their copies in the other layer
+    for own, drawn in zip(circuit, zip(*sets, strict=True), strict=True):
+        size = np.log(norms[own.site])
+        gap = np.abs(size[[n.index for n in drawn]] - size[own.index])
+        outside = np.setdiff1d(np.arange(128), [n.index for n in circuit])
+        assert gap.max() <= np.sort(np.abs(size[outside] - size[own.index]))[19] + 1e-12
+        assert len({n.index for n in drawn}) >= 15  # it draws, and does not repeat the nearest one
+    assert 0.8 < norm_ratio(circuit, sets, norms) < 1.25
+    assert sets == matched_sets(circuit, norms, n_sets=200, seed=3)
+    column = [Neuron(sites[0], 5), Neuron(sites[1], 5), Neuron(Site("mlp_act", 1), 5)]
+    for first, second, unit in matched_sets(column, {**norms, Site("mlp_act", 1): norms[sites[0]]}, n_sets=50):
+        assert first.index == second.index != 5  # a coordinate at two layers has one counterpart at both
+        assert unit.site == Site("mlp_act", 1)
+    with pytest.raises(InputError, match="smaller K"):
+        matched_sets([Neuron(sites[0], i) for i in range(60)], norms)
+
+
+def test_p_counts_random_sets_that_harm_as_much() -> None:
+    random = np.array([0.9, 0.8, 0.7, 0.7])
+    assert summary("probe_accuracy", 0.9, 0.7, random)["p"] == 3 / 5
+    assert summary("probe_accuracy", 0.9, 0.69, random)["p"] == 1 / 5
+    assert summary("wikitext_loss", 3.0, 3.2, np.array([3.1, 3.2, 3.3, 2.9]))["p"] == 3 / 5
+    assert summary("answer_logodds", 1.0, 2.0, random)["effect"] == 1.0
+
+
+def blobs(rows: int, width: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Classes that differ along a few directions of a stretched Gaussian cloud."""
+    rng = np.random.default_rng(7)
+    mixing, centres = rng.normal(size=(width, width)) / np.sqrt(width), rng.normal(size=(classes, width))
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(classes, size=rows)
+    return rng.normal(size=(rows, width)) @ mixing + centres[labels] + 3.0, labels
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("shrinkage", [0.0, "auto"])
+def test_a_probe_works_before_erasure_and_fails_after(classes: int, shrinkage: float | str) -> None:
+    x, y = blobs(2000, 24, classes, seed=1)
+    other, other_y = blobs(2000, 24, classes, seed=2)
+    eraser = leace(x, y, shrinkage=shrinkage)  # type: ignore[arg-type]
+
+    def accuracy(train: np.ndarray, test: np.ndarray) -> float:
+        return float((Probe.fit(train, y).predict(torch.from_numpy(test)).numpy() == other_y).mean())
+
+    assert eraser.left.shape == (24, classes - 1)
+    assert accuracy(x, other) > 0.9
+    assert accuracy(eraser(x), eraser(other)) < 1 / classes + 0.06
+    erased = eraser(x)
+    one_hot = np.eye(classes)[y] - np.eye(classes)[y].mean(0)
+    assert np.abs((erased - erased.mean(0)).T @ one_hot / len(y)).max() < 1e-10
+    assert np.allclose(eraser(erased), erased)
+    assert np.allclose(erased.mean(0), x.mean(0))
+
+
+def test_erasure_changes_least() -> None:
+    x, y = blobs(3000, 16, 2, seed=3)
+    gap = x[y == 1].mean(0) - x[y == 0].mean(0)
+    unit = gap / np.linalg.norm(gap)
+    centred = x - x.mean(0)
+
+    def change(erased: np.ndarray) -> float:
+        return float(np.square(erased - x).sum(1).mean())
+
+    orthogonal = x - np.outer(centred @ unit, unit)
+    best = change(leace(x, y, shrinkage=0.0)(x))
+    assert best < 0.95 * change(orthogonal)
+    # any other oblique projection along the gap, x - gap (v.x) / (v.gap), erases as well and changes more
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        v = rng.normal(size=16)
+        assert best <= change(x - np.outer(centred @ v / (v @ gap), gap)) + 1e-9
+    # where x is white the best projection is the orthogonal one
+    values, vectors = np.linalg.eigh(centred.T @ centred / len(x))
+    white = centred @ (vectors / np.sqrt(values)) @ vectors.T
+    gap = white[y == 1].mean(0) - white[y == 0].mean(0)
+    unit = gap / np.linalg.norm(gap)
+    assert np.allclose(leace(white, y, shrinkage=0.0)(white), white - np.outer(white @ unit, unit), atol=1e-8)
+
+
+def test_erasing_the_class_at_a_layer_kills_probe_and_answer(model: LoadedModel, task: Task) -> None:
+    frame = erasure_study(model, task, layers=(0, 1), n_random=20)
+    assert list(frame.columns[:5]) == ["task", "layer", "target", "off_task", "baseline"]
+    assert set(frame.layer) == {0, 1}
+    accuracy = frame[frame.target == "answer_accuracy"]
+    assert (accuracy.baseline >= 0.95).all()
+    assert (accuracy.baseline + accuracy.effect < 0.7).all()
+    assert (accuracy.p == 1 / 21).all()
+    assert (accuracy.random_low > -0.25).all()
+    assert (frame[frame.target == "probe_accuracy"].p == 1 / 21).all()
+    with pytest.raises(InputError, match="not a layer"):
+        erasure_study(model, task, layers=(4,))
+
+
+def test_answers_are_told_apart_by_their_first_token(model: LoadedModel, task: Task) -> None:
+    first = model.tokenizer.convert_tokens_to_ids("yes"), model.tokenizer.convert_tokens_to_ids("no")
+    assert answer_tokens(model, task) == first
+    assert answer_tokens(model, replace(task, answers=())) == ()
+    with pytest.raises(InputError, match="first token"):
+        answer_tokens(model, replace(task, answers=(" yes w1", " yes w2")))
+    with pytest.raises(InputError, match="one per class"):
+        answer_tokens(model, replace(task, answers=(" yes",)))
+
+
+def relabelled(task: Task, labels: Sequence[int]) -> Task:
+    return replace(task, examples=tuple(replace(e, label=y) for e, y in zip(task.examples, labels, strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ks": (1, 6)}, "K=6 is larger"),
+        ({"ks": ()}, "at least 1"),
+        ({"mode": "erase"}, "mode='erase'"),
+        ({"n_random": 0}, "n_random"),
+        ({"positions": "prompt"}, "positions"),
+        ({"selection": np.ones(120, dtype=bool)}, "the other texts of planted have no"),
+        ({"selection": np.arange(120) < 61}, "on both sides"),
+        ({"selection": np.arange(120)}, "one bool per text"),
+        ({"ranking": [Neuron(Site("resid", 8), 0)], "ks": (1,)}, "resid:8"),
+        ({"norms": {}}, "norms"),
+        ({"wikitext": ["w1"]}, "too few"),
+    ],
+)
+def test_mistakes_are_named(model: LoadedModel, task: Task, change: dict[str, object], message: str) -> None:
+    options: dict[str, object] = {"ranking": RANKING, "ks": (1,), "n_random": 2, **change}
+    with pytest.raises(InputError, match=message):
+        ablation_study(model, task, **options)  # type: ignore[arg-type]
+
+
+def test_a_task_of_three_classes(model: LoadedModel) -> None:
+    rng = np.random.default_rng(0)
+    rows = [(f"w{rng.integers(40)} w{rng.integers(13) + 13 * c}", c, str(i)) for i in range(30) for c in range(3)]
+    task = Task("three", tuple(Example(t, c, g) for t, c, g in rows), ("a", "b", "c"), source="made here")
+    for mode in ("patch", "mean"):
+        frame = ablation_study(model, task, OTHERS, ks=(2,), n_random=3, mode=mode)  # type: ignore[arg-type]
+        assert list(frame.target) == ["probe_accuracy"]
+        assert 0.5 < frame.baseline.iloc[0] <= 1

@@ -182,8 +182,7 @@ def batching(small: bool, repeats: int) -> dict[str, Any]:
     sites = model.sites(SITE_KIND)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     padded = {
-        name: int(sum(len(rows) * (width or lengths[rows].max()) for rows in groups))
-        for name, (groups, width) in ways.items()
+        name: int(sum(len(rows) * (width or lengths[rows].max()) for rows in groups)) for name, (groups, width) in ways.items()
     }
     for _ in range(repeats):
         for name, (groups, width) in ways.items():

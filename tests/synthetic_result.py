@@ -9,7 +9,11 @@ from moescope.result import StudyResult
 from moescope.types import Circuit, Claim, Neuron, Site
 
 KS = (1, 2, 3, 5, 10, 20, 50, 100)
-CLASSES = {"certainty": ("truthful", "hallucinated"), "sentiment": ("negative", "positive"), "topic": ("world", "sport", "tech")}
+CLASSES = {
+    "certainty": ("truthful", "hallucinated"),
+    "sentiment": ("negative", "positive"),
+    "topic": ("world", "sport", "tech"),
+}
 
 
 def synthetic_result(
@@ -39,21 +43,36 @@ def synthetic_result(
         "controls": _controls(tasks, best, rng),
         "pc1": pd.DataFrame(
             [
-                dict(task=t, **{"class": c}, mean=(1 if i else -1) * 2.1, sd=1.3, distance=4.2, explained=0.21,
-                     null_distance=0.4, p=0.001)
-                for t in tasks for i, c in enumerate(classes[t])
+                dict(
+                    task=t,
+                    **{"class": c},
+                    mean=(1 if i else -1) * 2.1,
+                    sd=1.3,
+                    distance=4.2,
+                    explained=0.21,
+                    null_distance=0.4,
+                    p=0.001,
+                )
+                for t in tasks
+                for i, c in enumerate(classes[t])
             ]
         ),
         "columns": pd.DataFrame(
             [
-                dict(task=t, neuron=int(g), n_layers=len(f), layers=sorted(f.layer.tolist()), clusters=4, distinct_coordinates=6)
+                dict(
+                    task=t, neuron=int(g), n_layers=len(f), layers=sorted(f.layer.tolist()), clusters=4, distinct_coordinates=6
+                )
                 for t in tasks
                 for g, f in neurons[(neurons.task == t) & (neurons["rank"] <= 10)].groupby("neuron")
             ]
         ),
         "sigma_compare": pd.DataFrame(
-            [dict(task=t, sigma=s, k=k, accuracy=best[t] - 0.02 + 0.01 * i, top1="resid:3/17")
-             for t in tasks for i, s in enumerate(("total", "pooled", "negative")) for k in (1, 10)]
+            [
+                dict(task=t, sigma=s, k=k, accuracy=best[t] - 0.02 + 0.01 * i, top1="resid:3/17")
+                for t in tasks
+                for i, s in enumerate(("total", "pooled", "negative"))
+                for k in (1, 10)
+            ]
         ),
     }
     if optional:
@@ -69,7 +88,9 @@ def synthetic_result(
     meta = {
         "title": "Task circuits",
         "model": {"name": model, "layers": n_layers, "width": width, "fingerprint": "6c1f09aa53d2e7b4", "dtype": "float32"},
-        "tasks": [{"name": t, "source": "halueval_qa", "rows": n, "classes": list(classes[t]), "sha256": "ab" * 32} for t in tasks],
+        "tasks": [
+            {"name": t, "source": "halueval_qa", "rows": n, "classes": list(classes[t]), "sha256": "ab" * 32} for t in tasks
+        ],
         "seed": seed,
         "command": f"moescope circuits {model} " + " ".join(f"--task {t}=preset" for t in tasks),
         "versions": {"moescope": "0.1.0", "torch": "2.13.0", "numpy": "2.4"},
@@ -86,9 +107,20 @@ def _neurons(task: str, rng: np.random.Generator, n_layers: int, width: int) -> 
         neuron = int(columns[rng.integers(3)]) if rng.random() < 0.45 else int(rng.integers(width))
         d = float(divergence[rank - 1])
         rows.append(
-            dict(task=task, rank=rank, site="resid", layer=int(rng.integers(n_layers)), neuron=neuron, divergence=d,
-                 sigma_total=d * 0.93, sigma_pooled=d, sigma_negative=d * 1.04, p_family=0.001 if d > 0.62 else 0.3,
-                 massive=bool(rank % 31 == 0), fold_frequency=float(rng.integers(2, 6)) / 5)
+            dict(
+                task=task,
+                rank=rank,
+                site="resid",
+                layer=int(rng.integers(n_layers)),
+                neuron=neuron,
+                divergence=d,
+                sigma_total=d * 0.93,
+                sigma_pooled=d,
+                sigma_negative=d * 1.04,
+                p_family=0.001 if d > 0.62 else 0.3,
+                massive=bool(rank % 31 == 0),
+                fold_frequency=float(rng.integers(2, 6)) / 5,
+            )
         )
     return pd.DataFrame(rows).drop_duplicates(["layer", "neuron"], ignore_index=True)
 
@@ -116,8 +148,19 @@ def _accuracy(tasks, rng, best, n) -> pd.DataFrame:  # type: ignore[no-untyped-d
                 for selection, bonus in (("nested", 0.0), ("global", 0.008)):
                     a = best[t] - 0.12 * np.exp(-k / 6) + bonus + (0.004 if classifier == "logistic" else 0)
                     rows.append(
-                        dict(task=t, k=k, classifier=classifier, selection=selection, accuracy=a, low=a - 0.018, high=a + 0.017,
-                             auroc=min(1, a + 0.06), coverage=0.1 + 0.5 * (1 - np.exp(-k / 15)), selective_accuracy=min(1, a + 0.09), n=n)
+                        dict(
+                            task=t,
+                            k=k,
+                            classifier=classifier,
+                            selection=selection,
+                            accuracy=a,
+                            low=a - 0.018,
+                            high=a + 0.017,
+                            auroc=min(1, a + 0.06),
+                            coverage=0.1 + 0.5 * (1 - np.exp(-k / 15)),
+                            selective_accuracy=min(1, a + 0.09),
+                            n=n,
+                        )
                     )
     return pd.DataFrame(rows)
 
@@ -142,9 +185,20 @@ def _cross_task(tasks, rng, best) -> pd.DataFrame:  # type: ignore[no-untyped-de
 def _overlap(tasks, rng, total) -> pd.DataFrame:  # type: ignore[no-untyped-def]
     return pd.DataFrame(
         [
-            dict(task_a=a, task_b=b, k=k, overlap=int(k * 0.06 * rng.random() * np.log1p(k)), expected=k * k / total, p=0.4,
-                 kuncheva=0.05, split_half_a=0.62 * k, split_half_b=0.5 * k)
-            for i, a in enumerate(tasks) for b in tasks[i + 1 :] for k in KS
+            dict(
+                task_a=a,
+                task_b=b,
+                k=k,
+                overlap=int(k * 0.06 * rng.random() * np.log1p(k)),
+                expected=k * k / total,
+                p=0.4,
+                kuncheva=0.05,
+                split_half_a=0.62 * k,
+                split_half_b=0.5 * k,
+            )
+            for i, a in enumerate(tasks)
+            for b in tasks[i + 1 :]
+            for k in KS
         ],
         columns=["task_a", "task_b", "k", "overlap", "expected", "p", "kuncheva", "split_half_a", "split_half_b"],
     )
@@ -172,20 +226,39 @@ def _layers(tasks, neurons, n_layers, rng) -> pd.DataFrame:  # type: ignore[no-u
         for layer in range(n_layers):
             at = f[f.layer == layer]
             rows.append(
-                dict(task=t, layer=layer, count_top10=int((at["rank"] <= 10).sum()), count_top100=len(at),
-                     max_divergence=float(at.divergence.max()) if len(at) else 0.3, mean_divergence=0.12 + 0.02 * layer,
-                     q99=0.4 + 0.03 * layer)
+                dict(
+                    task=t,
+                    layer=layer,
+                    count_top10=int((at["rank"] <= 10).sum()),
+                    count_top100=len(at),
+                    max_divergence=float(at.divergence.max()) if len(at) else 0.3,
+                    mean_divergence=0.12 + 0.02 * layer,
+                    q99=0.4 + 0.03 * layer,
+                )
             )
     return pd.DataFrame(rows)
 
 
 def _controls(tasks, best, rng) -> pd.DataFrame:  # type: ignore[no-untyped-def]
     gaps = {
-        "circuit": 0, "circuit_global": 0.008, "full_layer_probe": 0.05, "embedding_layer": -0.02, "surface_length": -0.09,
-        "surface_ends_with_punctuation": -0.11, "surface_final_character": -0.06, "surface_final_token": -0.05,
-        "surface_bag_of_words": 0.02, "random_circuit": -0.12, "layer_matched_circuit": -0.1, "random_twin_circuit": -0.13,
-        "random_twin_probe": -0.04, "rotated_basis": -0.01, "without_massive": -0.002, "control_task": None,
-        "matched_subset": -0.1, "fixed_template": -0.05,
+        "circuit": 0,
+        "circuit_global": 0.008,
+        "full_layer_probe": 0.05,
+        "embedding_layer": -0.02,
+        "surface_length": -0.09,
+        "surface_ends_with_punctuation": -0.11,
+        "surface_final_character": -0.06,
+        "surface_final_token": -0.05,
+        "surface_bag_of_words": 0.02,
+        "random_circuit": -0.12,
+        "layer_matched_circuit": -0.1,
+        "random_twin_circuit": -0.13,
+        "random_twin_probe": -0.04,
+        "rotated_basis": -0.01,
+        "without_massive": -0.002,
+        "control_task": None,
+        "matched_subset": -0.1,
+        "fixed_template": -0.05,
     }
     rows = []
     for t in tasks:
@@ -197,48 +270,122 @@ def _controls(tasks, best, rng) -> pd.DataFrame:  # type: ignore[no-untyped-def]
 
 def _optional(tasks, best, rng) -> dict[str, pd.DataFrame]:  # type: ignore[no-untyped-def]
     ablation = [
-        dict(task=t, k=k, mode="mean", target=target, baseline=base, effect=sign * scale * np.log1p(k) / 5,
-             random_mean=sign * scale * 0.05, random_low=sign * scale * 0.05 - 0.02, random_high=sign * scale * 0.05 + 0.02,
-             p=0.01, n_random=100)
-        for t in tasks for k in KS
-        for target, base, sign, scale in (("probe_accuracy", best[t], -1, 0.2), ("answer_logodds", 1.4, -1, 0.8),
-                                          ("wikitext_loss", 3.9, 1, 0.15))
+        dict(
+            task=t,
+            k=k,
+            mode="mean",
+            target=target,
+            baseline=base,
+            effect=sign * scale * np.log1p(k) / 5,
+            random_mean=sign * scale * 0.05,
+            random_low=sign * scale * 0.05 - 0.02,
+            random_high=sign * scale * 0.05 + 0.02,
+            p=0.01,
+            n_random=100,
+        )
+        for t in tasks
+        for k in KS
+        for target, base, sign, scale in (
+            ("probe_accuracy", best[t], -1, 0.2),
+            ("answer_logodds", 1.4, -1, 0.8),
+            ("wikitext_loss", 3.9, 1, 0.15),
+        )
     ]
     dynamics = [
-        dict(checkpoint=f"step{s}", step=s, task=t, accuracy=best[t] - 0.2 * np.exp(-s / 400), low=best[t] - 0.2 * np.exp(-s / 400) - 0.02,
-             high=best[t] - 0.2 * np.exp(-s / 400) + 0.02, probe_accuracy=best[t] + 0.04 - 0.15 * np.exp(-s / 200),
-             max_divergence=1.4 - np.exp(-s / 300))
-        for t in tasks for s in (0, 50, 100, 250, 500, 1000, 2000, 3000)
+        dict(
+            checkpoint=f"step{s}",
+            step=s,
+            task=t,
+            accuracy=best[t] - 0.2 * np.exp(-s / 400),
+            low=best[t] - 0.2 * np.exp(-s / 400) - 0.02,
+            high=best[t] - 0.2 * np.exp(-s / 400) + 0.02,
+            probe_accuracy=best[t] + 0.04 - 0.15 * np.exp(-s / 200),
+            max_divergence=1.4 - np.exp(-s / 300),
+        )
+        for t in tasks
+        for s in (0, 50, 100, 250, 500, 1000, 2000, 3000)
     ]
     similarity = [
         dict(a=a, b=b, measure=m, value=1.0 if a == b else v, chance=c, p=0.001 if a == b else 0.2)
-        for a in tasks for b in tasks for m, v, c in (("circuit_overlap", 0.08, 0.01), ("probe_cosine", 0.12, 0.06))
+        for a in tasks
+        for b in tasks
+        for m, v, c in (("circuit_overlap", 0.08, 0.01), ("probe_cosine", 0.12, 0.06))
     ]
     language = [
         dict(task=tasks[0], train_language=a, test_language=b, accuracy=0.8 if a == b else 0.66, low=0.6, high=0.85)
-        for a in ("en", "de", "fr") for b in ("en", "de", "fr")
+        for a in ("en", "de", "fr")
+        for b in ("en", "de", "fr")
     ]
     return {
-        "ablation": pd.DataFrame(ablation), "dynamics": pd.DataFrame(dynamics),
-        "task_map": pd.DataFrame(similarity), "language": pd.DataFrame(language),
+        "ablation": pd.DataFrame(ablation),
+        "dynamics": pd.DataFrame(dynamics),
+        "task_map": pd.DataFrame(similarity),
+        "language": pd.DataFrame(language),
     }
 
 
 def _claims(best) -> tuple[Claim, ...]:  # type: ignore[no-untyped-def]
     first = next(iter(best))
     return (
-        Claim("Ten neurons decide certainty", best[first], 0.967, (best[first] - 0.018, best[first] + 0.017), 0.5, 0.001,
-              "explained by a trivial cue", "A bag of words alone scores as much; on the matched subset the circuit falls to chance."),
-        Claim("Top-10 circuits of two tasks are disjoint", 0, 0, None, 0.065, 0.94, "explained by chance",
-              "Two random 10-sets of 1,536 coordinates are disjoint with probability 0.94."),
-        Claim("Specialization ratio above 1.5 (certainty)", 1.52, "1.7 ± 0.1", (1.43, 1.61), 1.5, None, "identity",
-              "2 × native accuracy when the transferred classifier is at 0.5."),
-        Claim("Circuits concentrate in the middle layers", "layers 2–4", "layers 8–16", None, None, 0.013, "not reproduced",
-              "The top ten spread evenly over depth."),
-        Claim("Two neurons suffice", 0.71, 0.977, (0.69, 0.73), 0.55, 0.001, "reproduced",
-              "Within 0.02 of ten neurons."),
-        Claim("Ablating the circuit lowers probe accuracy", -0.043, None, (-0.06, -0.02), -0.01, 0.0099, "measured",
-              "100 random sets matched on layer and norm; a lower bound, since the model may repair itself."),
-        Claim("PC1 class means are opposite", -2.1, -3.504, None, None, None, "identity",
-              "Follows for any balanced, centred data."),
+        Claim(
+            "Ten neurons decide certainty",
+            best[first],
+            0.967,
+            (best[first] - 0.018, best[first] + 0.017),
+            0.5,
+            0.001,
+            "explained by a trivial cue",
+            "A bag of words alone scores as much; on the matched subset the circuit falls to chance.",
+        ),
+        Claim(
+            "Top-10 circuits of two tasks are disjoint",
+            0,
+            0,
+            None,
+            0.065,
+            0.94,
+            "explained by chance",
+            "Two random 10-sets of 1,536 coordinates are disjoint with probability 0.94.",
+        ),
+        Claim(
+            "Specialization ratio above 1.5 (certainty)",
+            1.52,
+            "1.7 ± 0.1",
+            (1.43, 1.61),
+            1.5,
+            None,
+            "identity",
+            "2 × native accuracy when the transferred classifier is at 0.5.",
+        ),
+        Claim(
+            "Circuits concentrate in the middle layers",
+            "layers 2–4",
+            "layers 8–16",
+            None,
+            None,
+            0.013,
+            "not reproduced",
+            "The top ten spread evenly over depth.",
+        ),
+        Claim("Two neurons suffice", 0.71, 0.977, (0.69, 0.73), 0.55, 0.001, "reproduced", "Within 0.02 of ten neurons."),
+        Claim(
+            "Ablating the circuit lowers probe accuracy",
+            -0.043,
+            None,
+            (-0.06, -0.02),
+            -0.01,
+            0.0099,
+            "measured",
+            "100 random sets matched on layer and norm; a lower bound, since the model may repair itself.",
+        ),
+        Claim(
+            "PC1 class means are opposite",
+            -2.1,
+            -3.504,
+            None,
+            None,
+            None,
+            "identity",
+            "Follows for any balanced, centred data.",
+        ),
     )

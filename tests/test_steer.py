@@ -157,8 +157,9 @@ def test_many_sets_at_once_equal_one_by_one(model: LoadedModel) -> None:
 def test_hooks_are_gone_after_an_exception(model: LoadedModel) -> None:
     ids, before = ids_of(2, 4), hook_count(model)
     clean = logits(model, ids)
-    with pytest.raises(ZeroDivisionError), intervene(model, neurons_of(model), "zero"):
+    with intervene(model, neurons_of(model), "zero"):
         during = hook_count(model)
+    with pytest.raises(ZeroDivisionError), intervene(model, neurons_of(model), "zero"):
         raise ZeroDivisionError
     three_rows = intervene(model, neurons_of(model), "patch", values=np.zeros((3, len(neurons_of(model)))))
     with pytest.raises(InputError, match="one row of values per row"), three_rows:

@@ -45,9 +45,7 @@ def test_any_dataset_folder(tmp_path: Path) -> None:
 
 
 def test_class_label_names_and_parquet(tmp_path: Path) -> None:
-    features = datasets.Features(
-        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos", "none"])}
-    )
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos", "none"])})
     rows = {"text": ["b", "a", "c"], "label": [1, 0, 1]}
     (tmp_path / "d").mkdir()
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "d" / "train.parquet")
@@ -69,9 +67,7 @@ def test_choices_are_named(tmp_path: Path) -> None:
             load_task(spec)
         assert all(part in str(caught.value) for part in parts), str(caught.value)
         assert "\n" not in str(caught.value)
-    card = (
-        "---\nconfigs:\n- config_name: a\n  data_files: train.jsonl\n- config_name: b\n  data_files: test.jsonl\n---\n"
-    )
+    card = "---\nconfigs:\n- config_name: a\n  data_files: train.jsonl\n- config_name: b\n  data_files: test.jsonl\n---\n"
     data = folder(tmp_path / "two", {"train": SST2, "test": SST2[:8]}, card)
     with pytest.raises(InputError, match=r"'a', 'b'.*config="):
         load_task(f"hf:{data}?text=sentence")

@@ -160,8 +160,7 @@ def test_sha_covers_text_label_and_group(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "parquet"])
 def test_file_kinds_agree(tmp_path: Path, kind: str) -> None:
     rows = [
-        {"body": f'line, "{i}"\nmöre \u2028 text', "mood": "up" if i % 3 else "down", "who": f"u{i // 2}"}
-        for i in range(12)
+        {"body": f'line, "{i}"\nmöre \u2028 text', "mood": "up" if i % 3 else "down", "who": f"u{i // 2}"} for i in range(12)
     ]
     path = tmp_path / f"data.{kind}"
     if kind == "jsonl":
@@ -212,9 +211,7 @@ def test_language_group_and_alias_columns(tmp_path: Path) -> None:
     rows = [{"sentence": s, "label": y, "lang": c, "doc": d} for s, y, c, d in
             [("gut", 1, "de", 1), ("bad", 0, "en", 1), ("good", 1, "en", 2)]]  # fmt: skip
     path = write_jsonl(tmp_path / "x.jsonl", rows)
-    task = load_task(
-        rf"{path}?text=sentence&language=lang&group=doc&template=[{{lang}}] {{text}}\nGood?&answers=no,yes"
-    )
+    task = load_task(rf"{path}?text=sentence&language=lang&group=doc&template=[{{lang}}] {{text}}\nGood?&answers=no,yes")
     assert [e.language for e in task.examples] == ["de", "en", "en"]
     assert [e.group for e in task.examples] == ["1", "1", "2"]
     assert task.examples[0].text == "[de] gut\nGood?"
@@ -223,8 +220,7 @@ def test_language_group_and_alias_columns(tmp_path: Path) -> None:
 
 def test_duplicates_share_a_group(tmp_path: Path) -> None:
     rows = [
-        {"text": t, "label": i % 2}
-        for i, t in enumerate(["Works great!", "works  great", "WORKS GREAT.", "no", "!!!", "??"])
+        {"text": t, "label": i % 2} for i, t in enumerate(["Works great!", "works  great", "WORKS GREAT.", "no", "!!!", "??"])
     ]
     groups = [e.group for e in load_task(str(write_jsonl(tmp_path / "x.jsonl", rows))).examples]
     assert len(set(groups[:3])) == 1

@@ -30,9 +30,7 @@ def folds_of(task: Task) -> np.ndarray:
 
 
 def made(texts: list[str], y: list[int], classes: tuple[str, ...] = ("a", "b")) -> Task:
-    return Task(
-        "made", tuple(Example(t, c, str(i)) for i, (t, c) in enumerate(zip(texts, y, strict=True))), classes, "made"
-    )
+    return Task("made", tuple(Example(t, c, str(i)) for i, (t, c) in enumerate(zip(texts, y, strict=True))), classes, "made")
 
 
 # On HaluEval QA the hallucinated answers are whole sentences. STATISTICS: a full stop alone 93.8 / 98.0 %; a length

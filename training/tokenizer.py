@@ -1,6 +1,6 @@
 """Train the byte-level BPE tokenizer that the embedded models share.
 
-    python -m training.tokenizer src/moescope/models/zoo/dense-tiny
+python -m training.tokenizer src/moescope/models/zoo/dense-tiny
 """
 
 from __future__ import annotations

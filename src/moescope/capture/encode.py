@@ -65,9 +65,7 @@ class Encoded(Sequence[np.ndarray]):
     def rows(self, start: int, stop: int) -> Encoded:
         """Texts ``start`` to ``stop`` as their own :class:`Encoded`."""
         low, high = self.offsets[start], self.offsets[stop]
-        return Encoded(
-            self.ids[low:high], self.special[low:high], self.offsets[start : stop + 1] - low, self.first + start
-        )
+        return Encoded(self.ids[low:high], self.special[low:high], self.offsets[start : stop + 1] - low, self.first + start)
 
     def special_of(self, row: int) -> np.ndarray:
         return self.special[self.offsets[row] : self.offsets[row + 1]]
@@ -121,9 +119,7 @@ def encode(
     if isinstance(texts, Encoded):
         if limit is not None and len(texts) and texts.lengths.max() > limit:
             row = int(texts.lengths.argmax())
-            raise InputError(
-                f"text {texts.first + row}: {texts.lengths[row]} tokens, but the limit is {limit}; shorten it"
-            )
+            raise InputError(f"text {texts.first + row}: {texts.lengths[row]} tokens, but the limit is {limit}; shorten it")
         return texts
     if isinstance(texts, str):
         raise InputError("texts: one string was given; give a list of strings")
@@ -201,9 +197,7 @@ def first_position(model: LoadedModel) -> int:
     """Where the model's own position ids begin: padding_idx + 1 in the RoBERTa family, which counts from the padding id
     and derives positions from the ids itself; 0 elsewhere."""
     for module in model.body.modules():
-        if hasattr(module, "create_position_ids_from_input_ids") or hasattr(
-            module, "create_position_ids_from_inputs_embeds"
-        ):
+        if hasattr(module, "create_position_ids_from_input_ids") or hasattr(module, "create_position_ids_from_inputs_embeds"):
             return int(getattr(module, "padding_idx", None) or 0) + 1
     return 0
 

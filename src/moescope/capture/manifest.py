@@ -124,8 +124,7 @@ class Manifest:
             here, there = getattr(wanted, name), getattr(self, name)
             if here != there:
                 raise InputError(
-                    f"{folder}: the store was made with {name} = {there}, not {here}; "
-                    "use the same setting or another folder"
+                    f"{folder}: the store was made with {name} = {there}, not {here}; use the same setting or another folder"
                 )
 
     def write(self, path: Path) -> None:
@@ -174,9 +173,7 @@ def check_shard(folder: Path, shard: Shard, fingerprint: str) -> None:
         raise InputError(f"{path}: shard is missing; collect the store again") from error
     if size != shard.size:
         state = "truncated" if size < shard.size else "too long"
-        raise InputError(
-            f"{path}: shard is {state} ({size} of {shard.size} bytes); delete the store and collect it again"
-        )
+        raise InputError(f"{path}: shard is {state} ({size} of {shard.size} bytes); delete the store and collect it again")
     header = shard_header(path)
     if header.get("fingerprint") != fingerprint:
         raise InputError(f"{path}: shard belongs to another model or store; delete the store and collect it again")

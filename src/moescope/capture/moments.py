@@ -75,8 +75,7 @@ class Moments:
         """
         if self.mean.shape != other.mean.shape or self.sites != other.sites:
             raise InputError(
-                f"moments: cannot merge {self.mean.shape} with {other.mean.shape}; "
-                "they must share folds, classes and sites"
+                f"moments: cannot merge {self.mean.shape} with {other.mean.shape}; they must share folds, classes and sites"
             )
         n = self.n + other.n
         share = np.divide(other.n, n, out=np.zeros(n.shape), where=n > 0)[..., None, None]

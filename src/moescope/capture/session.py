@@ -38,9 +38,7 @@ class CaptureSession:
         self._accepts = frozenset(inspect.signature(model.body.forward).parameters)
         self._first_position = first_position(model)
 
-    def run(
-        self, ids: torch.Tensor, mask: torch.Tensor | None = None, *, reduce: Reduce | None = None
-    ) -> dict[Site, Any]:
+    def run(self, ids: torch.Tensor, mask: torch.Tensor | None = None, *, reduce: Reduce | None = None) -> dict[Site, Any]:
         """Run the body without gradients on token ids (B, T) and return each site's tensor (B, T, D), in the model's
         dtype.
 

@@ -67,9 +67,7 @@ class ActivationStore:
             state = "a store" if (folder / FINISHED).exists() else "an unfinished store"
             raise InputError(f"{folder}: {state} is there already; resume it, delete it or choose another folder")
         if folder.is_dir() and any(folder.glob("shard-*.safetensors")):
-            raise InputError(
-                f"{folder}: shards without a manifest are there already; delete them or choose another folder"
-            )
+            raise InputError(f"{folder}: shards without a manifest are there already; delete them or choose another folder")
         manifest = Manifest.describe(model, sites, position, dtype, skip_special, special_tokens, max_tokens)
         manifest.write(folder / UNFINISHED)
         return cls(folder, manifest, model, writable=True, verify=False)
@@ -110,9 +108,7 @@ class ActivationStore:
         folder = Path(path)
         if not (folder / FINISHED).exists():
             if (folder / UNFINISHED).exists() or any(folder.glob("shard-*.safetensors")):
-                raise InputError(
-                    f"{folder}: the store is unfinished (no {FINISHED}); resume it, or delete it and begin anew"
-                )
+                raise InputError(f"{folder}: the store is unfinished (no {FINISHED}); resume it, or delete it and begin anew")
             raise InputError(f"{folder}: no store of activations there (no {FINISHED})")
         manifest = Manifest.read(folder / FINISHED)
         if model is not None:
@@ -246,9 +242,7 @@ class ActivationStore:
     def __enter__(self) -> ActivationStore:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is None and self._writable:
             self.finish()
 
@@ -256,9 +250,7 @@ class ActivationStore:
         assert self._model is not None
         special: SpecialTokens = "none" if self.manifest.special_tokens == "none" else "default"
         part = texts.rows(start, stop) if isinstance(texts, Encoded) else texts[start:stop]
-        return encode(
-            self._model, part, max_tokens=self.manifest.max_tokens, special_tokens=special, first_row=len(self)
-        )
+        return encode(self._model, part, max_tokens=self.manifest.max_tokens, special_tokens=special, first_row=len(self))
 
     def _check_texts(self, texts: Sequence[str] | Encoded) -> None:
         """That the first ``len(self)`` of the texts are those in the store."""

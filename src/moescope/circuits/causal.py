@@ -132,9 +132,7 @@ def ablation_study(
     def after(before: int) -> Progress | None:
         return None if progress is None else lambda done, _: progress(before + done, total)
 
-    replicas = Replicas(
-        model, evaluated, positions=positions, logits="final" if answers else None, batch_tokens=batch_tokens
-    )
+    replicas = Replicas(model, evaluated, positions=positions, logits="final" if answers else None, batch_tokens=batch_tokens)
     scores = replicas.run(NeuronSets(model, sets, values), task_readout(probe, split.labels, answers), after(0))
     attrs: dict[str, Any] = {
         "selection_texts": len(split.fit),

@@ -59,9 +59,7 @@ class NeuronSets:
     D).
     """
 
-    def __init__(
-        self, model: LoadedModel, sets: Sequence[Sequence[Neuron]], replacement: Mapping[Site, Tensor]
-    ) -> None:
+    def __init__(self, model: LoadedModel, sets: Sequence[Sequence[Neuron]], replacement: Mapping[Site, Tensor]) -> None:
         self._widths = {site: model.width(site) for site in replacement}
         self._replacement = replacement
         self._last = model.n_layers - 1
@@ -153,9 +151,7 @@ def answer_tokens(model: LoadedModel, task: Task) -> tuple[int, ...]:
     if not task.answers:
         return ()
     if len(task.answers) != len(task.classes):
-        raise InputError(
-            f"task {task.name}: {len(task.answers)} answers for {len(task.classes)} classes; give one per class"
-        )
+        raise InputError(f"task {task.name}: {len(task.answers)} answers for {len(task.classes)} classes; give one per class")
     text = task.examples[0].text
     tokenizer = model.tokenizer
     before = tokenizer(text, add_special_tokens=False)["input_ids"]

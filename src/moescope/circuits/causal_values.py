@@ -54,9 +54,7 @@ def split_task(task: Task, selection: np.ndarray | None, seed: int) -> Split:
             )
     both = np.intersect1d(groups[chosen], groups[~chosen])
     if len(both):
-        raise InputError(
-            f"selection: group {both[0]!r} of {task.name} is on both sides; keep the rows of a group together"
-        )
+        raise InputError(f"selection: group {both[0]!r} of {task.name} is on both sides; keep the rows of a group together")
     fit, evaluate = np.flatnonzero(chosen), np.flatnonzero(~chosen)
     return Split(fit, evaluate, labels[fit], labels[evaluate], len(task.classes))
 

@@ -134,9 +134,7 @@ def control_table(
 
 
 def _nested(features: Features, x: np.ndarray, settings: CircuitSettings) -> np.ndarray:
-    result = nested_cv(
-        x, features.y, features.folds, (settings.k,), sigma=settings.sigma, classifier=settings.classifier
-    )
+    result = nested_cv(x, features.y, features.folds, (settings.k,), sigma=settings.sigma, classifier=settings.classifier)
     return np.asarray(result.correct[0])
 
 

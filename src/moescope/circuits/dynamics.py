@@ -77,9 +77,7 @@ def formation(
     return StudyResult("dynamics", meta, claims, {}, {"dynamics": table})
 
 
-def _series(
-    checkpoints: Sequence[str | Path], revisions: Sequence[str] | None
-) -> list[tuple[str, int, dict[str, Any]]]:
+def _series(checkpoints: Sequence[str | Path], revisions: Sequence[str] | None) -> list[tuple[str, int, dict[str, Any]]]:
     if revisions:
         if len(checkpoints) != 1:
             raise InputError("--revision: give exactly one model with revisions, not several checkpoints")
@@ -111,9 +109,7 @@ def _at_checkpoint(model: LoadedModel, task: Task, settings: CircuitSettings) ->
     sums = fold_class_sums(features.x, features.y, features.folds)
     mean, var, n = sums.total()
     scores = divergence(mean, var, n, sigma=settings.sigma)
-    correct = nested_cv(
-        features.x, features.y, features.folds, (settings.k,), sigma=settings.sigma, sums=sums
-    ).correct[0]
+    correct = nested_cv(features.x, features.y, features.folds, (settings.k,), sigma=settings.sigma, sums=sums).correct[0]
     low, high = group_bootstrap(correct, features.groups, seed=settings.seed)
     probe, _ = best_layer_correct(layer_probes(features), features.folds)
     row = {

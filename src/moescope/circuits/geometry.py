@@ -63,9 +63,7 @@ def principal_component(
         return float(max(means) - min(means))
 
     rng = np.random.default_rng(seed)
-    null = np.asarray(
-        [distance(permute_labels(features.y, features.groups, rng)) for _ in range(n_permutations)], dtype=float
-    )
+    null = np.asarray([distance(permute_labels(features.y, features.groups, rng)) for _ in range(n_permutations)], dtype=float)
     observed = distance(features.y)
     summary = {
         "means": [float(projection[features.y == c, 0].mean()) for c in classes],

@@ -94,9 +94,7 @@ def within_moments(X: ArrayLike, y: ArrayLike) -> WithinMoments:
     if len(rows) <= len(classes):
         raise InputError(f"LDA needs more rows than classes, but has {len(rows)} rows of {len(classes)} classes")
     if not np.isfinite(rows).all():
-        raise InputError(
-            f"row {int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])} holds a value that is not finite"
-        )
+        raise InputError(f"row {int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])} holds a value that is not finite")
     mean = rows.mean(axis=0)
     n = np.bincount(code)
     centred = rows - mean

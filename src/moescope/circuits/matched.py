@@ -39,9 +39,7 @@ def matched_sets(
     sites: dict[tuple[Site | None, int], list[Site]] = {}  # where each coordinate of the circuit occurs
     for neuron in circuit:
         if neuron.site not in norms:
-            raise InputError(
-                f"norms: none for {neuron.site}; give one number per coordinate of each site of the circuit"
-            )
+            raise InputError(f"norms: none for {neuron.site}; give one number per coordinate of each site of the circuit")
         sites.setdefault(_coordinate(neuron), []).append(neuron.site)
     size = {s: np.log(np.abs(np.asarray(norms[s], dtype=np.float64)) + 1e-12) for ss in sites.values() for s in ss}
     candidates: dict[tuple[Site | None, int], list[int]] = {}

@@ -92,9 +92,7 @@ def nested_cv(
     if sums is None:
         sums = fold_class_sums(X, labels, parts)
     elif sums.n_features != X.shape[1] or not np.array_equal(sums.n, _counts(labels, parts)):
-        raise InputError(
-            "the sums given are of other activations, labels or folds: leave sums= out, or compute them anew"
-        )
+        raise InputError("the sums given are of other activations, labels or folds: leave sums= out, or compute them anew")
     largest = max(sizes)
     overall = divergence(*sums.total(), sigma=sigma)
     if selection == "nested":
@@ -203,9 +201,7 @@ def _check_training_sets(labels: NDArray[np.int64], parts: NDArray[np.int64]) ->
     if n.shape[1] < 2:
         raise InputError("all rows are of class 0: a classifier needs at least two classes")
     if n.shape[0] < 2 or (n.sum(axis=1) == 0).any():
-        raise InputError(
-            f"cross-validation needs at least two folds, none empty; fold sizes are {n.sum(axis=1).tolist()}"
-        )
+        raise InputError(f"cross-validation needs at least two folds, none empty; fold sizes are {n.sum(axis=1).tolist()}")
     train = n.sum(axis=0) - n
     if (train < 2).any():
         fold, label = (int(i) for i in np.argwhere(train < 2)[0])

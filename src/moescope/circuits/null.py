@@ -33,9 +33,7 @@ from moescope.circuits.sums import (
 from moescope.errors import InputError
 from moescope.stats.permutation import permutation_p, permuted_label_matrix
 
-_SLACK = (
-    1e-5  # relative: permutations that restore the observed labels count as ties whatever the rounding; conservative
-)
+_SLACK = 1e-5  # relative: permutations that restore the observed labels count as ties whatever the rounding; conservative
 
 
 @dataclass(frozen=True)
@@ -105,9 +103,7 @@ def permutation_max(
     draws = permuted_label_matrix(labels, groups, n_permutations, np.random.default_rng(seed))
     counts = np.stack([(draws == c).sum(axis=1) for c in range(n_classes)]).astype(np.float64)  # (C, P)
     if (counts == 0).any():
-        raise InputError(
-            "permuting whole groups left a class empty: too few groups to permute; pass groups=None or add data"
-        )
+        raise InputError("permuting whole groups left a class empty: too few groups to permute; pass groups=None or add data")
     # Centred columns sum to zero, so the last class follows from the others: C - 1 products, not C.
     first = 1 if n_classes == 2 else 0
     members = range(first, first + n_classes - 1)
@@ -168,9 +164,7 @@ def _each_rows(n_rows: int, work: Callable[[int, int], None]) -> None:
     for_each(lambda begin: work(begin, min(begin + step, n_rows)), range(0, n_rows, step))
 
 
-def _standardise(
-    x: NDArray[Any], centre: NDArray[np.float64], scale: NDArray[np.float64], out: NDArray[np.float32]
-) -> None:
+def _standardise(x: NDArray[Any], centre: NDArray[np.float64], scale: NDArray[np.float64], out: NDArray[np.float32]) -> None:
     if x.dtype == np.float16:  # numba has no float16 on CPUs; float32 holds float16 values and their means well enough
         np.subtract(x, centre.astype(np.float32), out=out)
         np.multiply(out, scale.astype(np.float32), out=out)

@@ -153,9 +153,7 @@ def layer_matched_sets(
         places = np.flatnonzero(layer[circuit] == one)
         pool = np.setdiff1d(np.flatnonzero(layer == one), circuit)
         if len(pool) < len(places):
-            raise InputError(
-                f"layer {one} has {len(pool)} features outside the circuit, too few to match its {len(places)}"
-            )
+            raise InputError(f"layer {one} has {len(pool)} features outside the circuit, too few to match its {len(places)}")
         for row in out:
             row[places] = rng.choice(pool, len(places), replace=False)
     return out
@@ -166,9 +164,7 @@ def _candidates(n_features: int, allowed: NDArray[np.bool_] | None) -> NDArray[n
         return np.arange(n_features)
     mask = np.asarray(allowed)
     if mask.shape != (n_features,) or mask.dtype != np.bool_:
-        raise InputError(
-            f"the mask of allowed features has shape {mask.shape}, {mask.dtype}: give bool ({n_features},)"
-        )
+        raise InputError(f"the mask of allowed features has shape {mask.shape}, {mask.dtype}: give bool ({n_features},)")
     return np.flatnonzero(mask)
 
 

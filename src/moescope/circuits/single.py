@@ -122,9 +122,7 @@ def analyse(features: Features, settings: CircuitSettings, *, surface: float, n_
         "sigma_compare": _sigma_table(features, sums, scores, settings),
         **_projection_tables(features, settings),
     }
-    return TaskFindings(
-        features, sums, ranking, divergences, halves, null, cv, cv_other, massive, hits, circuit, tables
-    )
+    return TaskFindings(features, sums, ranking, divergences, halves, null, cv, cv_other, massive, hits, circuit, tables)
 
 
 def _divergence_of(sums: FoldSums, sigma: Any) -> np.ndarray:
@@ -151,9 +149,7 @@ def _split_half_rankings(features: Features, settings: CircuitSettings) -> tuple
     return first, second
 
 
-def _sufficiency(
-    features: Features, result: CVResult, classifier: str, selection: str, seed: int
-) -> list[dict[str, Any]]:
+def _sufficiency(features: Features, result: CVResult, classifier: str, selection: str, seed: int) -> list[dict[str, Any]]:
     rows = []
     for i, k in enumerate(result.ks):
         correct, probability = result.correct[i], result.scores[i]
@@ -267,15 +263,11 @@ def _column_table(features: Features, ranking: np.ndarray) -> pd.DataFrame:
         for index, layers in found["columns"]
     ]
     if not rows:
-        rows = [
-            {**head, "neuron": -1, "n_layers": 1, "layers": "", "distinct_coordinates": found["distinct_coordinates"]}
-        ]
+        rows = [{**head, "neuron": -1, "n_layers": 1, "layers": "", "distinct_coordinates": found["distinct_coordinates"]}]
     return pd.DataFrame(rows)
 
 
-def _sigma_table(
-    features: Features, sums: FoldSums, scores: dict[str, np.ndarray], settings: CircuitSettings
-) -> pd.DataFrame:
+def _sigma_table(features: Features, sums: FoldSums, scores: dict[str, np.ndarray], settings: CircuitSettings) -> pd.DataFrame:
     rows = []
     for sigma in SIGMAS:
         result = nested_cv(features.x, features.y, features.folds, (settings.k,), sigma=sigma, sums=sums)

@@ -101,13 +101,9 @@ def circuits(
         tell(stage, 0, 9)
         here = features[task.name]
         surface = surface_baselines(task, here.folds, tokenizer=loaded.tokenizer)
-        found[task.name] = analyse(
-            here, settings, surface=float(surface["accuracy"].max()), n_layers=loaded.n_layers
-        )
+        found[task.name] = analyse(here, settings, surface=float(surface["accuracy"].max()), n_layers=loaded.n_layers)
         tell(stage, 3, 9)
-        controls = control_table(
-            found[task.name], settings, surface, model=loaded, twin=twin, step=tell.steps(stage, 3, 9)
-        )
+        controls = control_table(found[task.name], settings, surface, model=loaded, twin=twin, step=tell.steps(stage, 3, 9))
         for name, table in {**found[task.name].tables, "controls": controls}.items():
             parts.setdefault(name, []).append(table)
     tables = {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
@@ -125,9 +121,7 @@ def circuits(
     if ablate is not None:
         meta["ablation"] = dataclasses.asdict(ablate)
     tell.finish()
-    return StudyResult(
-        "circuits", meta, tuple(claims), {name: f.circuit for name, f in found.items()}, tables
-    )
+    return StudyResult("circuits", meta, tuple(claims), {name: f.circuit for name, f in found.items()}, tables)
 
 
 class _Stages:
@@ -252,9 +246,7 @@ def _ablations(
                 **shared,
             )
         )
-        erased.append(
-            erasure_study(model, task, progress=tell.counter(f"{name}: erasing the class direction"), **shared)
-        )
+        erased.append(erasure_study(model, task, progress=tell.counter(f"{name}: erasing the class direction"), **shared))
     return {
         "ablation": pd.concat(curves, ignore_index=True),
         "erasure": pd.concat(erased, ignore_index=True),

@@ -137,9 +137,7 @@ def fold_class_sums(X: NDArray[Any], y: ArrayLike, folds: ArrayLike) -> FoldSums
         InputError: for wrong shapes, labels or folds that are not ints from 0, or a value that is not finite.
     """
     if not isinstance(X, np.ndarray) or X.ndim != 2 or X.dtype not in (np.float16, np.float32, np.float64):
-        raise InputError(
-            "activations must be a numpy array of shape (rows, features) and dtype float16, float32 or float64"
-        )
+        raise InputError("activations must be a numpy array of shape (rows, features) and dtype float16, float32 or float64")
     labels, parts = check_ints(y, len(X), "label"), check_ints(folds, len(X), "fold")
     n_classes, n_folds = int(labels.max()) + 1, int(parts.max()) + 1
     cell = parts * n_classes + labels
@@ -193,9 +191,7 @@ def check_ints(values: ArrayLike, n_rows: int, what: str) -> NDArray[np.int64]:
     if array.shape != (n_rows,) or n_rows == 0:
         raise InputError(f"{what}s have shape {array.shape} for {n_rows} rows: give one {what} per row")
     if array.dtype.kind not in "biu" or array.min() < 0:
-        raise InputError(
-            f"{what}s must be ints from 0, but the {what} of row 0 is {array.tolist()[0]!r} ({array.dtype})"
-        )
+        raise InputError(f"{what}s must be ints from 0, but the {what} of row 0 is {array.tolist()[0]!r} ({array.dtype})")
     return array.astype(np.int64)
 
 
@@ -248,14 +244,10 @@ def divergence(
         raise InputError(f"sigma={sigma!r} is not one of {', '.join(SIGMAS)}")
     present = np.asarray(n) > 0
     if present.sum() < 2:
-        raise InputError(
-            "divergence compares classes, but fewer than two classes have rows: check the labels or the folds"
-        )
+        raise InputError("divergence compares classes, but fewer than two classes have rows: check the labels or the folds")
     if sigma == "negative":
         if not present[0]:
-            raise InputError(
-                'sigma="negative" is the spread of class 0, which has no rows: number the negative class 0'
-            )
+            raise InputError('sigma="negative" is the spread of class 0, which has no rows: number the negative class 0')
         variance = var[0]
     share = (np.asarray(n)[present] / np.asarray(n).sum())[:, None]
     centre, spread = mean[present], var[present]

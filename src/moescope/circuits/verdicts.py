@@ -16,9 +16,7 @@ from moescope.types import Claim
 EXIT_FRACTION = published.EARLY_EXIT_FRACTION
 
 
-def circuit_claims(
-    found: dict[str, TaskFindings], tables: dict[str, pd.DataFrame], settings: CircuitSettings
-) -> list[Claim]:
+def circuit_claims(found: dict[str, TaskFindings], tables: dict[str, pd.DataFrame], settings: CircuitSettings) -> list[Claim]:
     """All claims of a circuits study, in the order in which the source makes them."""
     claims: list[Claim] = []
     for name in found:
@@ -132,7 +130,9 @@ def _columns(name: str, found: TaskFindings, columns: pd.DataFrame) -> Claim:
     largest, distinct = int(rows["n_layers"].max()), int(rows["distinct_coordinates"].iloc[0])
     clusters = int(rows["clusters"].iloc[0])
     residual = found.circuit.neurons[0].site.kind == "resid"
-    reason = "a residual coordinate is carried by the skip connection, so one thing is seen in many layers; " if residual else ""
+    reason = (
+        "a residual coordinate is carried by the skip connection, so one thing is seen in many layers; " if residual else ""
+    )
     return Claim(
         name=f"{name}: functional columns",
         published=published.COLUMN if name in published.ACCURACY else None,
@@ -187,8 +187,7 @@ def _pair_claims(names: list[str], tables: dict[str, pd.DataFrame], settings: Ci
     for row in overlap.query("k == @overlap.k.min()").to_dict("records"):
         claims.append(_overlap(row))
     own = {
-        name: float(tables["controls"].query("task == @name and control == 'circuit'")["accuracy"].iloc[0])
-        for name in names
+        name: float(tables["controls"].query("task == @name and control == 'circuit'")["accuracy"].iloc[0]) for name in names
     }
     transfer: dict[tuple[str, str], float] = {}
     for source in names:
@@ -228,7 +227,9 @@ def _overlap(row: dict[str, Any]) -> Claim:
 def _cross(source: str, target: str, rows: pd.DataFrame, controls: pd.DataFrame) -> Claim:
     refit, matched = rows.loc["refit"], rows.loc["refit_layer_matched"]
     accuracy = float(rows.loc["transfer_accuracy", "value"]) if "transfer_accuracy" in rows.index else float("nan")
-    majority = float(controls.query("control == 'majority'")["accuracy"].iloc[0]) if "majority" in set(controls["control"]) else 0.5
+    majority = (
+        float(controls.query("control == 'majority'")["accuracy"].iloc[0]) if "majority" in set(controls["control"]) else 0.5
+    )
     parts = [f"refit on {target} the same neurons give {float(refit['value']):.1%}"]
     parts.append(f"as random neurons of those layers do ({float(matched['value']):.1%})")
     if "transfer_auroc" in rows.index:

@@ -241,9 +241,7 @@ def _config(source: Source, trust_remote_code: bool) -> Any:
         raise InputError(f"{source.folder / 'config.json'} cannot be used: {_first_line(error)}") from error
 
 
-def _module(
-    source: Source, config: Any, dtype: torch.dtype, device_map: Any, head: bool, trust_remote_code: bool
-) -> nn.Module:
+def _module(source: Source, config: Any, dtype: torch.dtype, device_map: Any, head: bool, trust_remote_code: bool) -> nn.Module:
     auto: Any = transformers.AutoModel
     if head:
         auto = transformers.AutoModelForMaskedLM if _is_encoder(config) else transformers.AutoModelForCausalLM

@@ -153,9 +153,7 @@ def resolve(body: nn.Module, config: Any) -> Structure:
         taps = _taps(layers, d_model)
     kinds = {site.kind for site in taps}
     if "attn_out" not in kinds or "mlp_out" not in kinds:
-        raise InputError(
-            f"model type {kind!r} is not supported: it has no stack of layers with an attention and an MLP block"
-        )
+        raise InputError(f"model type {kind!r} is not supported: it has no stack of layers with an attention and an MLP block")
     order = sorted(taps, key=lambda site: (SITE_KINDS.index(site.kind), site.layer))
     return Structure(layers, d_model, {site: taps[site] for site in order})
 
@@ -373,5 +371,3 @@ def _common(layer: nn.Module, a: str, b: str) -> nn.Module:
             break
         shared.append(x)
     return layer.get_submodule(".".join(shared))
-
-

@@ -28,8 +28,7 @@ def claims_frame(claims: Iterable[Claim]) -> pd.DataFrame:
     ``published``, ``measured`` and ``null`` keep their type (number or text) and are therefore object columns.
     """
     rows = [
-        (c.name, c.published, c.measured, *(c.interval or (float("nan"),) * 2), c.null, c.p, c.verdict, c.note)
-        for c in claims
+        (c.name, c.published, c.measured, *(c.interval or (float("nan"),) * 2), c.null, c.p, c.verdict, c.note) for c in claims
     ]
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     for column in ("published", "measured", "null"):
@@ -52,8 +51,7 @@ class ClaimsTable:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         cells = [
-            (number(c.published), number(c.measured), interval(c.interval), number(c.null), p_value(c.p))
-            for c in self.claims
+            (number(c.published), number(c.measured), interval(c.interval), number(c.null), p_value(c.p)) for c in self.claims
         ]
         widths = [min(_WIDEST, max([len(h), *(len(c[i]) for c in cells)])) for i, h in enumerate(_HEADS[1:])]
         longest = max([len(_HEADS[0]), *(len(c.name) for c in self.claims)])

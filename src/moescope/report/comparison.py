@@ -83,7 +83,17 @@ def is_surface(control: object) -> bool:
     return name.startswith("surface") or any(w in name for w in _SURFACE)
 
 
-_SURFACE = ("length", "punctuation", "final_char", "final character", "final_token", "final-token", "bag_of", "bag of", "bigram")
+_SURFACE = (
+    "length",
+    "punctuation",
+    "final_char",
+    "final character",
+    "final_token",
+    "final-token",
+    "bag_of",
+    "bag of",
+    "bigram",
+)
 
 
 def control_row(controls: pd.DataFrame | None, task: str, name: str) -> pd.Series | None:

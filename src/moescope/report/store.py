@@ -137,9 +137,7 @@ def load_result(folder: Path) -> StudyResult:
         raise InputError(f"{path} is not from moescope; name a folder that moescope saved a result in")
     version = data.get("schema_version")
     if not isinstance(version, int) or version > SCHEMA_VERSION:
-        raise InputError(
-            f"{path} has schema version {version}, this moescope reads up to {SCHEMA_VERSION}; update moescope"
-        )
+        raise InputError(f"{path} has schema version {version}, this moescope reads up to {SCHEMA_VERSION}; update moescope")
     tables = {name: _read_table(folder, path, name, entry) for name, entry in _mapping(data, "tables", path).items()}
     try:
         return StudyResult(

@@ -32,9 +32,7 @@ def wilson(successes: float, n: float, level: float = 0.95) -> tuple[float, floa
     (0.846, 0.965)
     """
     if n <= 0 or not 0 <= successes <= n:
-        raise InputError(
-            f"no interval for {successes} successes out of {n}: successes must lie in 0..n and n be positive"
-        )
+        raise InputError(f"no interval for {successes} successes out of {n}: successes must lie in 0..n and n be positive")
     z = float(norm.ppf(0.5 + _checked_level(level) / 2))
     share = successes / n
     centre = share + z * z / (2 * n)
@@ -82,9 +80,7 @@ def group_bootstrap(
     if stat is None:
         flat = rows.astype(np.float64)
         if flat.ndim != 1:
-            raise InputError(
-                f"the mean needs one value per row, got shape {flat.shape}: give stat= for rows of several values"
-            )
+            raise InputError(f"the mean needs one value per row, got shape {flat.shape}: give stat= for rows of several values")
         if np.all(flat == flat[0]) and flat[0] in (0.0, 1.0):
             return wilson(flat[0] * n_groups, n_groups, level)
         draws = _bootstrap_means(flat[:, None], code, n_groups, n_boot, rng)[:, 0]
@@ -133,9 +129,7 @@ def paired_bootstrap_difference(
     """
     left, right = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if left.shape != right.shape or left.ndim != 1:
-        raise InputError(
-            f"a paired difference needs two arrays of one length, got shapes {left.shape} and {right.shape}"
-        )
+        raise InputError(f"a paired difference needs two arrays of one length, got shapes {left.shape} and {right.shape}")
     difference = left - right
     code, n_groups = _codes(difference, groups)
     rng = np.random.default_rng(seed)
@@ -165,9 +159,7 @@ def _codes(rows: NDArray[Any], groups: ArrayLike | None) -> tuple[NDArray[np.int
         if len(code) != len(rows):
             raise InputError(f"{len(code)} groups for {len(rows)} rows: give one group per row")
     if n_groups < 2:
-        raise InputError(
-            "all rows belong to one group, so there is nothing to resample: give groups that are independent"
-        )
+        raise InputError("all rows belong to one group, so there is nothing to resample: give groups that are independent")
     return code, n_groups
 
 

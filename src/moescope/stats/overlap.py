@@ -54,9 +54,7 @@ def kuncheva(a: Iterable[int], b: Iterable[int], n: int) -> float:
     left, right = {int(i) for i in a}, {int(i) for i in b}
     k = len(left)
     if k != len(right):
-        raise InputError(
-            f"Kuncheva's index compares sets of one size, but these have {k} and {len(right)}: use nogueira"
-        )
+        raise InputError(f"Kuncheva's index compares sets of one size, but these have {k} and {len(right)}: use nogueira")
     _check(k, n)
     if k == n:
         raise InputError(f"Kuncheva's index is undefined for k = n = {n}: every set is the same")

@@ -125,9 +125,7 @@ def tap_of(model: LoadedModel, site: Site) -> TapPoint:
         InputError: the model has no such site, or it is a router (whose scores are not a vector of neurons).
     """
     if site.kind == "router":
-        raise InputError(
-            f"site {site}: router scores are not neurons; choose resid, attn_out, mlp_in, mlp_act or mlp_out"
-        )
+        raise InputError(f"site {site}: router scores are not neurons; choose resid, attn_out, mlp_in, mlp_act or mlp_out")
     known = model.sites()
     if site not in known:
         raise InputError(f"site {site} does not exist: {model.name} has {describe_sites(known)}")

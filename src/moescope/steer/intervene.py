@@ -69,13 +69,9 @@ def intervene(
             rows = cycle[(opened[0].rows_before + torch.arange(len(old))) % len(cycle)]
             return held[rows][:, None, columns].to(old)
         if held.dim() > 1 and len(held) != len(old):
-            raise InputError(
-                f"values have {len(held)} rows and the batch has {len(old)}: give one row of values per row"
-            )
+            raise InputError(f"values have {len(held)} rows and the batch has {len(old)}: give one row of values per row")
         if held.dim() == 3 and held.shape[1] != old.shape[1]:
-            raise InputError(
-                f"values have {held.shape[1]} tokens and the batch has {old.shape[1]}: give (B, M) or all tokens"
-            )
+            raise InputError(f"values have {held.shape[1]} tokens and the batch has {old.shape[1]}: give (B, M) or all tokens")
         picked = held[..., columns].to(old)
         return picked[:, None] if held.dim() == 2 else picked
 

@@ -68,16 +68,12 @@ def neuron_edits(
 def masked_edit(site: Site, mask: Tensor, values: Tensor) -> Edit:
     """Set the coordinates ``mask`` (R, D) bool to ``values`` (D,), (E, D) or (E, T, D) in a batch of E x R rows."""
     if values.dim() not in (1, 2, 3) or values.shape[-1] != mask.shape[1]:
-        raise InputError(
-            f"replacement for {site} has shape {tuple(values.shape)}: its last axis must be {mask.shape[1]}"
-        )
+        raise InputError(f"replacement for {site} has shape {tuple(values.shape)}: its last axis must be {mask.shape[1]}")
 
     def edit(x: Tensor, chosen: Tensor) -> Tensor:
         rows, length, width = x.shape
         if rows % len(mask):
-            raise InputError(
-                f"the batch has {rows} rows, no multiple of the {len(mask)} sets: repeat each example per set"
-            )
+            raise InputError(f"the batch has {rows} rows, no multiple of the {len(mask)} sets: repeat each example per set")
         examples = rows // len(mask)
         new = values.to(x)
         if new.dim() == 1:
@@ -86,8 +82,7 @@ def masked_edit(site: Site, mask: Tensor, values: Tensor) -> Edit:
             new = new[:, None]
         if len(new) not in (1, examples) or new.shape[1] not in (1, length):
             raise InputError(
-                f"replacement for {site} has shape {tuple(values.shape)} "
-                f"and the batch {examples} examples of {length} tokens"
+                f"replacement for {site} has shape {tuple(values.shape)} and the batch {examples} examples of {length} tokens"
             )
         split = x.view(examples, len(mask), length, width)
         at = mask.to(x.device)[None, :, None] & chosen.view(examples, len(mask), length, 1)

@@ -36,9 +36,7 @@ def group_folds(
     """
     y = np.asarray(labels)
     if y.ndim != 1 or len(y) != len(groups):
-        raise InputError(
-            f"labels and groups differ in length ({len(y)} and {len(groups)}); give one group for each row"
-        )
+        raise InputError(f"labels and groups differ in length ({len(y)} and {len(groups)}); give one group for each row")
     if n_folds != int(n_folds):
         raise InputError(f"folds={n_folds} is not a whole number")
     if n_folds < 2:
@@ -66,9 +64,7 @@ def group_folds(
             raise InputError(f"fold {f} of {n_folds} is empty: a few large groups hold most rows; use fewer folds")
         missing = sorted(set(classes.tolist()) - set(y[~held].tolist()))
         if missing:
-            raise InputError(
-                f"fold {f} of {n_folds} would train without class {missing[0]}; use fewer folds or finer groups"
-            )
+            raise InputError(f"fold {f} of {n_folds} would train without class {missing[0]}; use fewer folds or finer groups")
     return folds
 
 

@@ -42,18 +42,14 @@ def hub_rows(
     folder = Path(source).expanduser()
     local = folder.is_dir()
     if not local and (source.startswith(("/", ".", "~")) or source.count("/") > 1):
-        raise InputError(
-            f"{context}: no folder {source}; write hf:org/name for the Hub or the path of a dataset folder"
-        )
+        raise InputError(f"{context}: no folder {source}; write hf:org/name for the Hub or the path of a dataset folder")
     path = str(folder) if local else source
     # `datasets` raises from many packages (HTTP clients, pyarrow, fsspec); the user's line is the same for all.
     try:
         if split is None:
             splits = datasets.get_dataset_split_names(path, config_name=config, revision=revision)
             if len(splits) > 1:
-                raise InputError(
-                    f"{context}: the dataset has several splits; add split= with one of {', '.join(splits)}"
-                )
+                raise InputError(f"{context}: the dataset has several splits; add split= with one of {', '.join(splits)}")
             split = splits[0]
         table: Any = datasets.load_dataset(path, name=config, split=split, revision=revision)
     except InputError:

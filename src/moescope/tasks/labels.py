@@ -14,11 +14,7 @@ MAX_CLASSES = 50
 
 def _label(value: Any, column: str, where: str) -> int | str | bool:
     """A label as int, bool or stripped string. A whole float is an int: pandas writes ints so beside a gap."""
-    if (
-        value is None
-        or (isinstance(value, float) and math.isnan(value))
-        or (isinstance(value, str) and not value.strip())
-    ):
+    if value is None or (isinstance(value, float) and math.isnan(value)) or (isinstance(value, str) and not value.strip()):
         raise InputError(f"{where}: column {column!r}: the label is missing; fill it in or drop the row")
     if isinstance(value, str):
         return value.strip()
@@ -28,9 +24,7 @@ def _label(value: Any, column: str, where: str) -> int | str | bool:
         return int(value)
     if isinstance(value, float):
         raise InputError(f"{where}: column {column!r}: label {value!r} looks continuous; bin it into classes first")
-    raise InputError(
-        f"{where}: column {column!r}: a {type(value).__name__} is not a label; use an integer, string or bool"
-    )
+    raise InputError(f"{where}: column {column!r}: a {type(value).__name__} is not a label; use an integer, string or bool")
 
 
 def _sorted_names(values: set[int | str | bool]) -> list[int | str | bool]:
@@ -62,9 +56,7 @@ def encode_labels(rows: Rows, column: str, positive: str | None) -> tuple[list[i
     if len(kinds) > 1:
         odd = next(i for i, v in enumerate(values) if type(v) is not type(values[0]))
         a, b = type(values[0]).__name__, type(values[odd]).__name__
-        raise InputError(
-            f"{rows.where(odd)}: column {column!r}: a {b} among labels of kind {a}; use one kind throughout"
-        )
+        raise InputError(f"{rows.where(odd)}: column {column!r}: a {b} among labels of kind {a}; use one kind throughout")
     if rows.class_names:
         return _named(rows, column, values, positive)
     ordered = _sorted_names(set(values))

@@ -88,9 +88,7 @@ def _preset_draft(preset: Preset, spec: TaskSpec) -> _Draft:
     check_fields(template, [c for c in rows.columns if c not in ("label", "group")], context)
     template = with_answers(template, spec.options.get("answers"), len(preset.classes), context)
     slot = [f for f in preset.slot if f in template.fields] or list(template.fields)
-    groups = [
-        str(r["group"]) if "group" in r else normalise(_slot_text(r, slot, rows, i)) for i, r in enumerate(rows.records)
-    ]
+    groups = [str(r["group"]) if "group" in r else normalise(_slot_text(r, slot, rows, i)) for i, r in enumerate(rows.records)]
     labels = [int(r["label"]) for r in rows.records]
     for label, name in enumerate(preset.classes):
         if label not in labels:
@@ -150,9 +148,7 @@ def _table_draft(rows: Rows, spec: TaskSpec, name: str, source: str) -> _Draft:
         groups = [normalise(t) for t in slot_texts]
     languages: list[str] | None = None
     if "language" in options:
-        languages = [
-            _key(r.get(options["language"]), options["language"], rows.where(i)) for i, r in enumerate(rows.records)
-        ]
+        languages = [_key(r.get(options["language"]), options["language"], rows.where(i)) for i, r in enumerate(rows.records)]
     return _Draft(name, source, rows, template, slot, labels, classes, groups, languages)
 
 

@@ -83,9 +83,7 @@ def _hub(preset: Preset, spec: TaskSpec, columns: list[str]) -> Rows:
     """The preset's dataset from the Hub, or from the local copy that ``path=`` names."""
     path = spec.options.get("path")
     config = spec.options.get("config", preset.config if path is None else None)
-    alternatives = (
-        f"a shipped preset ({', '.join(SHIPPED)}), {preset.name}?path=FOLDER, or a local .jsonl/.csv/.parquet"
-    )
+    alternatives = f"a shipped preset ({', '.join(SHIPPED)}), {preset.name}?path=FOLDER, or a local .jsonl/.csv/.parquet"
     rows = hub_rows(
         path or preset.repo,
         config=config,
@@ -97,9 +95,7 @@ def _hub(preset: Preset, spec: TaskSpec, columns: list[str]) -> Rows:
     )
     for name in columns:
         if name not in rows.columns:
-            raise InputError(
-                f"{rows.origin}: no column {name!r}, which {preset.name} has; columns: {', '.join(rows.columns)}"
-            )
+            raise InputError(f"{rows.origin}: no column {name!r}, which {preset.name} has; columns: {', '.join(rows.columns)}")
     return rows
 
 
@@ -108,9 +104,7 @@ def _labelled(rows: Rows, label: Callable[[dict[str, Any]], Any], classes: tuple
     for i, record in enumerate(rows.records):
         value = label(record)
         if not isinstance(value, bool | int) or not 0 <= int(value) < len(classes):
-            raise InputError(
-                f"{rows.where(i)}: label {value!r} is not one of {len(classes)} classes (unlabelled split?)"
-            )
+            raise InputError(f"{rows.where(i)}: label {value!r} is not one of {len(classes)} classes (unlabelled split?)")
         records.append({new: record[old] for new, old in rename.items()} | {"label": int(value)})
     return replace(rows, records=records, columns=[*rename, "label"], class_names=())
 

@@ -92,9 +92,7 @@ def _jsonl(path: Path, text: str) -> Rows:
             reason = getattr(error, "msg", None) or first_line(error)
             raise InputError(f"{path}: line {number}: invalid JSON ({reason}); write one JSON object a line") from error
         if not isinstance(record, dict):
-            raise InputError(
-                f"{path}: line {number}: a {type(record).__name__}, not an object; write one JSON object a line"
-            )
+            raise InputError(f"{path}: line {number}: a {type(record).__name__}, not an object; write one JSON object a line")
         records.append(record)
         numbers.append(number)
         columns.update(dict.fromkeys(record))
@@ -131,9 +129,7 @@ def _csv(path: Path, text: str, delimiter: str) -> Rows:
                 numbers.append(start)
             start = reader.line_num + 1
     except csv.Error as error:
-        raise InputError(
-            f"{path}: line {reader.line_num}: invalid CSV ({error}); mend the quoting or use JSONL"
-        ) from error
+        raise InputError(f"{path}: line {reader.line_num}: invalid CSV ({error}); mend the quoting or use JSONL") from error
     return Rows(records, header, str(path), "line", numbers)
 
 

@@ -51,9 +51,7 @@ def parse_spec(text: str) -> TaskSpec:
         key, equals, value = part.partition("=")
         key = key.strip()
         if not equals or not key:
-            raise InputError(
-                f"task {text!r}: option {part!r} is not key=value; join options with '&', write %26 for '&'"
-            )
+            raise InputError(f"task {text!r}: option {part!r} is not key=value; join options with '&', write %26 for '&'")
         if key in options:
             raise InputError(f"task {text!r}: option {key!r} is given twice; keep one")
         options[key] = unquote(value).replace("\\n", "\n").replace("\\t", "\t")
@@ -65,9 +63,7 @@ def check_options(spec: TaskSpec, known: Iterable[str]) -> None:
     names = sorted(known)
     for key in spec.options:
         if key not in names:
-            raise InputError(
-                f"task {spec.text!r}: unknown option {key!r}{suggest(key, names)}; known: {', '.join(names)}"
-            )
+            raise InputError(f"task {spec.text!r}: unknown option {key!r}{suggest(key, names)}; known: {', '.join(names)}")
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

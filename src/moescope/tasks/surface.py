@@ -140,9 +140,7 @@ def _by_all(texts: list[str], features: pd.DataFrame) -> Predictor:
     def predict(train: np.ndarray, held: np.ndarray, y: np.ndarray) -> np.ndarray:
         scale = MaxAbsScaler().fit(dense[train])
         onehot = OneHotEncoder(handle_unknown="ignore").fit(marks[train])
-        parts = [
-            [sparse.csr_matrix(scale.transform(dense[rows])), onehot.transform(marks[rows])] for rows in (train, held)
-        ]
+        parts = [[sparse.csr_matrix(scale.transform(dense[rows])), onehot.transform(marks[rows])] for rows in (train, held)]
         words = TfidfVectorizer(token_pattern=_WORD, ngram_range=(1, 2), sublinear_tf=True)
         try:
             parts[0].append(words.fit_transform([texts[i] for i in train]))

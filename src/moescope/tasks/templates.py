@@ -64,9 +64,7 @@ def check_fields(template: Template, known: list[str], context: str) -> None:
     for name in template.fields:
         if name not in known:
             fields = ", ".join(known)
-            raise InputError(
-                f"{context}: template has unknown field {name!r}{suggest(name, known)}; known fields: {fields}"
-            )
+            raise InputError(f"{context}: template has unknown field {name!r}{suggest(name, known)}; known fields: {fields}")
 
 
 def field_text(value: Any, field: str, where: str) -> str:
@@ -76,9 +74,7 @@ def field_text(value: Any, field: str, where: str) -> str:
             try:
                 value.encode()
             except UnicodeEncodeError as error:
-                raise InputError(
-                    f"{where}: column {field!r} holds half a character (a lone surrogate); mend it"
-                ) from error
+                raise InputError(f"{where}: column {field!r} holds half a character (a lone surrogate); mend it") from error
             return value
         raise InputError(f"{where}: column {field!r} is empty; fill it in or drop the row")
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -107,9 +103,7 @@ def with_answers(template: Template, text: str | None, n_classes: int, context: 
     spaced = template.format[-1:].isspace()
     answers = tuple(w if spaced or w[:1].isspace() else " " + w for w in words)
     if len(answers) != n_classes:
-        raise InputError(
-            f"{context}: answers= has {len(answers)} words for {n_classes} classes; give one for each class"
-        )
+        raise InputError(f"{context}: answers= has {len(answers)} words for {n_classes} classes; give one for each class")
     if any(not a.strip() for a in answers) or len({a.strip() for a in answers}) < n_classes:
         raise InputError(f"{context}: answers={text!r}: each class needs its own word")
     return Template(template.format, answers)

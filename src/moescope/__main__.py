@@ -1,0 +1,5 @@
+"""``python -m moescope`` is the ``moescope`` command."""
+
+from moescope.cli import main
+
+main()

@@ -1,0 +1,57 @@
+"""The command line: parse, call the API, print. Every command is a thin layer over one function.
+
+A user's mistake is one line on stderr, ``error: …``, and exit code 2. Results go to stdout, progress to stderr.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from cyclopts import App, CycloptsError
+
+from moescope.errors import InputError
+
+app = App(
+    name="moescope",
+    help="Find, test and use the experts hidden in transformer language models.",
+    version_flags=["--version"],
+    result_action="return_value",
+)
+# By name, so that a command's module is imported only when it is run; hence the help lines stand here too.
+_COMMANDS = {
+    "demo": ("demo:demo", "The main jobs on the embedded models and shipped text, offline."),
+    "circuits": ("circuits:circuits", "Find the neurons that carry each task, and test them against chance."),
+    "dynamics": ("circuits:dynamics", "When a circuit forms: the same tasks over a series of checkpoints."),
+    "reproduce": ("circuits:reproduce", "Published figures next to measured ones, with verdicts."),
+    "show": ("look:show", "Print a saved result again, or one of its tables."),
+    "compare": ("look:compare", "Draw several saved circuit studies side by side."),
+    "models": ("look:models", "List the embedded models, with their cards."),
+    "tasks": ("look:tasks", "List the task presets, and how to name a task of your own."),
+}
+for _name, (_function, _help) in _COMMANDS.items():
+    app.command(f"moescope.cli.{_function}", name=_name, help=_help)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: exit code 0, 2 for a user's mistake, 130 when interrupted."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app(arguments, exit_on_error=False, print_error=False)
+    except InputError as error:
+        _fail(str(error))
+    except CycloptsError as error:
+        _fail(" ".join(str(error).split()))
+    except MemoryError:
+        _fail("out of memory; use fewer examples (--limit), smaller batches (--batch-tokens) or --dtype bf16")
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output has closed it (`| head`): not our error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)

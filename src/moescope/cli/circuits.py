@@ -1,0 +1,90 @@
+"""The commands of the circuits study."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from moescope.cli.options import COMMON, SEARCH, Common, Search, Tasks, load_tasks
+from moescope.cli.output import finish, prepare, progress
+
+
+def circuits(
+    model: str,
+    /,
+    *,
+    task: Tasks,
+    ablate: Annotated[
+        Literal["mean", "resample", "zero", "patch"] | None,
+        Parameter(help="Switch the circuits off inside the model, against matched random neurons."),
+    ] = None,
+    search: Search = SEARCH,
+    common: Common = COMMON,
+) -> None:
+    """Find the neurons that carry each task, and test them against chance and trivial cues.
+
+    MODEL is a Hub id, a local folder or an embedded name (`moescope models`).
+    """
+    from moescope.circuits import AblationSettings
+    from moescope.circuits import circuits as study
+    from moescope.models import load
+
+    folder = prepare(common, "circuits")
+    settings = search.settings(common)
+    tasks = load_tasks(task, search.limit, common.seed)
+    ablation = AblationSettings(mode=ablate, n_random=max(100, search.random)) if ablate else None
+    with progress() as report:
+        loaded = load(model, head=ablate is not None, **common.load_options())
+        result = study(loaded, tasks, settings=settings, ablate=ablation, report=report)
+    finish(result, folder, common)
+
+
+def dynamics(
+    models: Annotated[list[str], Parameter(help="Checkpoint folders, or one Hub id with --revision.")],
+    /,
+    *,
+    task: Tasks,
+    revision: Annotated[list[str] | None, Parameter(negative="", help="Hub revisions of the one model; repeat.")] = None,
+    search: Search = SEARCH,
+    common: Common = COMMON,
+) -> None:
+    """When does a circuit form? The same tasks over a series of checkpoints of one model."""
+    from moescope.circuits import formation
+
+    folder = prepare(common, "dynamics")
+    settings = search.settings(common)
+    tasks = load_tasks(task, search.limit, common.seed)
+    with progress() as report:
+        result = formation(
+            models, tasks, revisions=revision, settings=settings, report=report, load_options=common.load_options()
+        )
+    finish(result, folder, common)
+
+
+def reproduce(
+    study: Literal["circuits"],
+    model: str | None = None,
+    /,
+    *,
+    task: Annotated[list[str] | None, Parameter(name="--task", negative="", help="Instead of the published tasks.")] = None,
+    search: Search = SEARCH,
+    common: Common = COMMON,
+) -> None:
+    """Print the published figures next to measured ones, in the published settings, with a verdict on each claim.
+
+    Without MODEL, or without the Hub, the embedded model stands in, and the output says so.
+    """
+    from moescope.circuits.reproduce import reproduce_circuits
+
+    folder = prepare(common, f"reproduce-{study}")
+    with progress() as report:
+        result = reproduce_circuits(
+            model,
+            task,
+            settings=search.settings(common, selection="global", sigma="total"),
+            limit=search.limit,
+            report=report,
+            load_options=common.load_options(),
+        )
+    finish(result, folder, common, tables=("published",))

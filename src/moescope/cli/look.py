@@ -1,0 +1,57 @@
+"""Look at results, models and tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from moescope.cli.output import print_claims, print_json
+
+
+def show(folder: Path, /, *, table: str = "claims", json: bool = False) -> None:
+    """Print a saved result again: its claims, or one of its tables."""
+    from moescope.result import load
+
+    result = load(folder)
+    if json:
+        print_json(result.json())
+    elif table == "claims":
+        print_claims(result)
+    else:
+        Console().print(result.to_frame(table).to_string(index=False))
+
+
+def compare(folders: list[Path], /, *, out: Path = Path("moescope-out/compare")) -> None:
+    """Draw several saved circuit studies (models) side by side, as PNG and SVG."""
+    from moescope.report.comparison import compare as draw
+    from moescope.report.figures import save_figure
+    from moescope.result import load
+
+    for path in save_figure(draw([load(folder) for folder in folders]), out, "comparison"):
+        print(path)
+
+
+def models(*, json: bool = False) -> None:
+    """List the embedded models, with their cards."""
+    from moescope.models import card, embedded
+
+    cards = {name: card(name) for name in embedded()}
+    if json:
+        print_json(cards)
+    else:
+        print("\n\n".join(cards.values()))
+
+
+def tasks(*, json: bool = False) -> None:
+    """List the task presets, and how a task of your own is named."""
+    from moescope.tasks import PRESETS
+
+    rows = {name: preset.description for name, preset in PRESETS.items()}
+    if json:
+        print_json(rows)
+        return
+    width = max(map(len, rows))
+    for name, description in rows.items():
+        print(f"{name:{width}}  {description}")
+    print("\nOf your own: --task NAME=FILE.jsonl?text=COLUMN&label=COLUMN (also .csv, .parquet), or NAME=hf:org/name")

@@ -1,0 +1,76 @@
+"""What every command does around its work: check the target, show progress, save, print."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from moescope.cli.options import Common
+
+if TYPE_CHECKING:
+    from moescope.result import StudyResult
+
+
+def prepare(common: Common, command: str, *, overwrite: bool = False) -> Path:
+    """The result's folder, refused before any work is done if it could not be written at the end."""
+    from moescope.report.store import check_target
+
+    # The default folder is ours to replace; one that the user names is theirs.
+    folder = common.out or Path("moescope-out") / command
+    check_target(folder, overwrite=common.overwrite or common.out is None or overwrite)
+    return folder
+
+
+def finish(result: StudyResult, folder: Path, common: Common, tables: tuple[str, ...] = ()) -> None:
+    saved = result.save(folder, overwrite=common.overwrite or common.out is None)
+    if common.json:
+        print_json({**result.json(), "folder": str(saved)})
+        return
+    print_claims(result)
+    for name in tables:
+        print(result.to_frame(name).to_string(index=False), end="\n\n")
+    for note in result.meta.get("notes") or []:
+        print(note)
+    print(f"report: {(saved / 'report.html').resolve()}")
+
+
+def print_claims(result: StudyResult) -> None:
+    from moescope.report.claims import ClaimsTable
+
+    Console().print(ClaimsTable(result.claims, title=result.meta.get("title")))
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2))
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on stderr with one line per stage: done, total, time left."""
+    console = Console(stderr=True)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=console) as bar:
+        lines: dict[str, Any] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in lines:
+                for line in lines.values():
+                    bar.update(line, completed=bar.tasks[line].total)
+                if stage == "done":
+                    return
+                lines[stage] = bar.add_task(stage, total=total)
+            bar.update(lines[stage], completed=done, total=total)
+
+        yield report

@@ -4,17 +4,21 @@ from moescope.tasks.build import RenderedTask, slots, subset
 from moescope.tasks.folds import group_folds, split_half
 from moescope.tasks.load import load_task
 from moescope.tasks.presets import PRESETS, Preset
+from moescope.tasks.prompts import PROMPT_SETS, Prompt, load_prompts
 from moescope.tasks.spec import TaskSpec, parse_spec
 from moescope.tasks.surface import fixed_wrap, matched_subset, surface_baselines, surface_features
 from moescope.tasks.wikitext import plain_text
 
 __all__ = [
     "PRESETS",
+    "PROMPT_SETS",
     "Preset",
+    "Prompt",
     "RenderedTask",
     "TaskSpec",
     "fixed_wrap",
     "group_folds",
+    "load_prompts",
     "load_task",
     "matched_subset",
     "parse_spec",

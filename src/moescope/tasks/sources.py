@@ -62,7 +62,7 @@ def read_file(path: Path) -> Rows:
     if kind == ".parquet":
         rows = _parquet(path, data)
     elif kind == ".jsonl":
-        rows = _jsonl(path, _decode(path, data))
+        rows = read_jsonl(str(path), _decode(path, data))
     else:
         rows = _csv(path, _decode(path, data), "\t" if kind == ".tsv" else ",")
     if not rows.records:
@@ -78,7 +78,14 @@ def _decode(path: Path, data: bytes) -> str:
         raise InputError(f"{path}: line {line}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
 
 
-def _jsonl(path: Path, text: str) -> Rows:
+def read_jsonl(origin: str, text: str) -> Rows:
+    """The rows of JSON lines; ``origin`` names their source in messages.
+
+    Raises
+    ------
+    InputError
+        On a line that is not one JSON object.
+    """
     records: list[dict[str, Any]] = []
     numbers: list[int] = []
     columns: dict[str, None] = {}
@@ -90,13 +97,13 @@ def _jsonl(path: Path, text: str) -> Rows:
             record = json.loads(line, object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:
             reason = getattr(error, "msg", None) or first_line(error)
-            raise InputError(f"{path}: line {number}: invalid JSON ({reason}); write one JSON object a line") from error
+            raise InputError(f"{origin}: line {number}: invalid JSON ({reason}); write one JSON object a line") from error
         if not isinstance(record, dict):
-            raise InputError(f"{path}: line {number}: a {type(record).__name__}, not an object; write one JSON object a line")
+            raise InputError(f"{origin}: line {number}: a {type(record).__name__}, not an object; write one JSON object a line")
         records.append(record)
         numbers.append(number)
         columns.update(dict.fromkeys(record))
-    return Rows(records, list(columns), str(path), "line", numbers)
+    return Rows(records, list(columns), origin, "line", numbers)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,0 +1,71 @@
+"""Whether a routing trace is what it says it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moescope.errors import InputError
+
+if TYPE_CHECKING:
+    from moescope.routing.trace import RoutingTrace
+
+
+def check_trace(trace: RoutingTrace, where: str) -> None:
+    """Raise unless shapes, types and order fit and every id is within its layer's experts.
+
+    Raises:
+        InputError: naming ``where`` and the array, or the row, layer and id.
+    """
+    n_layers = len(trace.layers)
+    if trace.ids.ndim != 3 or trace.ids.dtype.kind != "u":
+        raise InputError(f"{where}: ids must be unsigned integers of shape (tokens, layers, k), not {_say(trace.ids)}")
+    rows, found, width = trace.ids.shape
+    if found != n_layers or len(trace.n_experts) != n_layers:
+        raise InputError(
+            f"{where}: ids have {found} layers, but {n_layers} layer numbers and {len(trace.n_experts)} numbers of experts"
+            " are given; give one of each per traced layer"
+        )
+    if any(a >= b for a, b in zip(trace.layers, trace.layers[1:], strict=False)):
+        raise InputError(f"{where}: layer numbers {list(trace.layers)} must rise")
+    shapes: dict[str, tuple[np.ndarray | None, tuple[int, ...], str]] = {
+        "weights": (trace.weights, (rows, n_layers, width), "f"),
+        "sequence": (trace.sequence, (rows,), "i"),
+        "position": (trace.position, (rows,), "i"),
+        "generated": (trace.generated, (rows,), "b"),
+        "tokens": (trace.tokens, (rows,), "i"),
+        "scores": (trace.scores, (rows, n_layers, max(trace.n_experts, default=0)), "f"),
+    }
+    for name, (array, shape, kind) in shapes.items():
+        if array is not None and (array.shape != shape or array.dtype.kind != kind):
+            raise InputError(f"{where}: {name} is {_say(array)}, but {rows} tokens need shape {shape}")
+    if rows and (trace.sequence[0] < 0 or trace.sequence[-1] >= len(trace.sequences) or (np.diff(trace.sequence) < 0).any()):
+        raise InputError(f"{where}: sequence numbers must rise from row to row within 0-{len(trace.sequences) - 1}")
+    check_ids(trace.ids, trace.layers, trace.n_experts, where, trace.empty)
+
+
+def check_ids(
+    ids: np.ndarray, layers: tuple[int, ...], n_experts: tuple[int, ...], where: str, empty: int | None = None
+) -> None:
+    """Raise where an id of ``ids`` (T, L, K) is negative or no expert of its layer; ``empty`` marks an unused slot.
+
+    Raises:
+        InputError: naming the first such row, its layer, and the id.
+    """
+    for index, (layer, n) in enumerate(zip(layers, n_experts, strict=True)):
+        column = ids[:, index]
+        # one pass in the common case; the slow search for the row only when there is one to be found
+        bad = (column < 0) | (column >= n) if ids.dtype.kind == "i" else column >= n
+        if empty is not None:
+            bad &= column != empty
+        if bad.any():
+            row, slot = (int(i) for i in np.argwhere(bad)[0])
+            raise InputError(
+                f"{where}: row {row}, layer {layer}: expert id {int(column[row, slot])} is out of range, the layer has experts"
+                f" 0-{n - 1}"
+            )
+
+
+def _say(array: np.ndarray) -> str:
+    return f"{array.dtype} of shape {array.shape}"

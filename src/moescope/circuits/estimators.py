@@ -26,13 +26,14 @@ from sklearn.utils import Tags
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from moescope.circuits.lda import LDA
 from moescope.circuits.nested import CLASSIFIERS, Classifier, fit_classifier
 from moescope.circuits.ranking import top_k
 from moescope.circuits.sums import Sigma, divergence, fold_class_sums
 from moescope.errors import InputError
 
 
-class DivergenceSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
+class DivergenceSelector(SelectorMixin, BaseEstimator):
     """Keep the k features of the largest divergence between class means, in units of a standard deviation.
 
     The score is the largest |mu_c - mu_c'| / (sigma + 1e-8) over pairs of classes (Choi 2025, "Hidden
@@ -77,7 +78,7 @@ class DivergenceSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         return tags
 
 
-class CircuitClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class CircuitClassifier(ClassifierMixin, BaseEstimator):
     """The k most divergent features and a linear classifier on them, both learnt in ``fit``.
 
     Args:
@@ -121,7 +122,7 @@ class CircuitClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
         """Log-odds of the second class (N,) for two classes, else log-posteriors up to a constant per row (N, C)."""
         chosen = self._chosen(X)
-        if hasattr(self.model_, "decision"):
+        if isinstance(self.model_, LDA):
             scores = self.model_.decision(chosen)
             return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
         return np.asarray(self.model_.decision_function(chosen))

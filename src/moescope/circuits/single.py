@@ -13,6 +13,7 @@ from moescope.circuits.features import Features
 from moescope.circuits.geometry import functional_columns, principal_component
 from moescope.circuits.nested import CVResult, nested_cv
 from moescope.circuits.ranking import (
+    SIGMAS,
     FoldSums,
     MaxNull,
     divergence,
@@ -26,7 +27,6 @@ from moescope.stats import auroc, group_bootstrap, selective
 from moescope.tasks import split_half
 from moescope.types import Circuit
 
-SIGMAS = ("total", "pooled", "negative")
 CONFIDENT = 0.9  # a prediction counts as covered when its probability reaches this
 SHOWN_NEURONS = 20
 SHOWN_VALUES = 400
@@ -84,7 +84,7 @@ def analyse(features: Features, settings: CircuitSettings, *, surface: float, n_
     # The other protocol beside the chosen one: how far selection on all rows flatters.
     protocol: Any = "global" if settings.selection == "nested" else "nested"
     cv_other = nested_cv(x, y, folds, ks, selection=protocol, **options)
-    other = "logistic" if settings.classifier == "lda" else "lda"
+    other: Any = "logistic" if settings.classifier == "lda" else "lda"
     cv_classifier = nested_cv(
         x, y, folds, (settings.k,), sigma=settings.sigma, classifier=other, selection=settings.selection, sums=sums
     )

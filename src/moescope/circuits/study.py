@@ -241,7 +241,7 @@ def _ablations(
                 mode=ablate.mode,
                 n_random=ablate.n_random,
                 wikitext=plain_text(),
-                wikitext_tokens=ablate.text_tokens,
+                text_tokens=ablate.text_tokens,
                 progress=tell.counter(f"{name}: switching neurons off"),
                 **shared,
             )

@@ -43,6 +43,7 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox": ("GPTNeoXConfig", {"num_hidden_layers": 3, "intermediate_size": 48}),
     "gpt2": ("GPT2Config", {"num_hidden_layers": 3}),
     "opt": ("OPTConfig", {"num_hidden_layers": 3, "ffn_dim": 48, "word_embed_proj_dim": 16}),
+    "bloom": ("BloomConfig", {"num_hidden_layers": 3}),
     "bert": ("BertConfig", {"num_hidden_layers": 3, "intermediate_size": 48}),
     "olmoe": (
         "OlmoeConfig",

@@ -19,8 +19,10 @@ from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from moescope.errors import InputError
-from moescope.models.sites import Structure, TapPoint, describe_sites, resolve
+from moescope.models.sites import describe_sites
 from moescope.models.source import Source, check_folder, find_source
+from moescope.models.structure import resolve
+from moescope.models.taps import Structure, TapPoint
 from moescope.types import SITE_KINDS, Site
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -111,10 +113,11 @@ def load(
     head: bool = False,
     trust_remote_code: bool = False,
 ) -> LoadedModel:
-    """Load a model by embedded name, local folder or Hub id. Safetensors only; no pickle is ever read.
+    """Load a model by name, local folder or Hub id. Safetensors only; no pickle is ever read.
 
     Args:
-        model: embedded name, local folder (plain or in the Hub cache's layout) or Hub id.
+        model: embedded name, ``minilm`` (with the extra of that name), local folder (plain or in the Hub cache's layout) or
+            Hub id.
         dtype: ``fp32``, ``bf16`` or ``fp16``; weights are converted to it.
         device: as in torch (``cpu``, ``cuda``, ``cuda:1``); None takes a GPU if there is one.
         device_map: passed on to transformers (``"auto"``, or a dict); not together with ``device``.

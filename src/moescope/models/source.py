@@ -12,7 +12,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 from safetensors import SafetensorError, safe_open
 
 from moescope.errors import InputError
-from moescope.models.zoo import embedded
+from moescope.models.zoo import EXTRAS, embedded, extra
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "tekken.json")
@@ -28,7 +28,7 @@ class Source:
 
 
 def find_source(model: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Source:
-    """The folder of an embedded name, a local folder (plain, or a Hub cache's ``models--org--name``) or a Hub id.
+    """The folder of an embedded name or an extra's, a local folder (plain, or a Hub cache's ``models--org--name``) or a Hub id.
 
     A Hub id is looked up in the local Hub cache when the Hub cannot be reached. Only configs, tokenizer files and
     safetensors of the repository's top folder are fetched (and ``*.py`` with ``trust_remote_code``).
@@ -41,6 +41,9 @@ def find_source(model: str | Path, *, revision: str | None = None, trust_remote_
     if text in models:
         _no_revision(text, "an embedded model", revision)
         return Source(text, models[text])
+    if text in EXTRAS:
+        _no_revision(text, "a model of an extra", revision)
+        return Source(text, extra(text))
     folder = Path(text).expanduser()
     try:
         is_folder, is_file = folder.is_dir(), folder.is_file()

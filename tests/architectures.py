@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -121,6 +122,13 @@ def tiny_model(name: str, *, head: bool = False, seed: int = 0, padding_side: st
     """A tiny model of the architecture with the tiny tokenizer, wrapped as a LoadedModel."""
     tokenizer = tiny_tokenizer(padding_side=padding_side, encoder=name in ENCODERS)
     return from_model(TINY[name](head=head, seed=seed), tokenizer, name=f"tiny-{name}")
+
+
+def save_tiny(folder: Path) -> Path:
+    """A tiny llama with its head and its tokenizer, as save_pretrained writes them."""
+    build("llama", head=True).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
 
 
 def tiny_tokenizer(*, padding_side: str = "right", encoder: bool = False) -> PreTrainedTokenizerFast:

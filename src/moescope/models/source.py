@@ -120,8 +120,8 @@ def _from_hub(name: str, revision: str | None, trust_remote_code: bool) -> Sourc
     return Source(name, Path(folder), Path(folder).name)
 
 
-def check_folder(source: Source, *, tokenizer: bool = True) -> dict[str, Any]:
-    """Read a model folder's config as JSON and make sure that weights and tokenizer are there, whole and no pickle.
+def check_folder(source: Source) -> None:
+    """Make sure that a model folder's config, weights and tokenizer are there, whole and no pickle.
 
     Only the headers of the safetensors files are read, which is enough to notice a truncated or garbled file.
 
@@ -140,11 +140,10 @@ def check_folder(source: Source, *, tokenizer: bool = True) -> dict[str, Any]:
         raise InputError(f"{folder / 'config.json'} names no model_type: give a Hugging Face model's config")
     for file in _weight_files(folder, names):
         _check_header(file)
-    if tokenizer and not names & set(TOKENIZER_FILES):
+    if not names & set(TOKENIZER_FILES):
         raise InputError(
             f"model folder {str(folder)!r} has no tokenizer (tokenizer.json): save the model's tokenizer beside its weights"
         )
-    return config
 
 
 def _weight_files(folder: Path, names: set[str]) -> list[Path]:

@@ -24,7 +24,7 @@ def show(folder: Path, /, *, table: str = "claims", json: bool = False) -> None:
 
 def compare(folders: list[Path], /, *, out: Path = Path("moescope-out/compare")) -> None:
     """Draw several saved circuit studies (models) side by side, as PNG and SVG."""
-    from moescope.report.comparison import compare as draw
+    from moescope.report.figures import compare as draw
     from moescope.report.figures import save_figure
     from moescope.result import load
 

@@ -11,8 +11,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from moescope.report.style import (
-    BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, SKY, SOFT, VERMILLION, errors, escape, heat_cells, letter, levels, log_k,
-    new_figure, shorten,
+    BLUE,
+    FAINT,
+    GREEN,
+    INK,
+    ORANGE,
+    PURPLE,
+    SKY,
+    SOFT,
+    VERMILLION,
+    errors,
+    escape,
+    heat_cells,
+    letter,
+    levels,
+    log_k,
+    new_figure,
+    shorten,
 )  # fmt: skip
 
 Tables = Mapping[str, pd.DataFrame]
@@ -78,21 +93,24 @@ def best_surface(controls: pd.DataFrame | None, task: str) -> pd.Series | None:
 
 
 def is_surface(control: object) -> bool:
-    """Whether the control is a cue read off the text, not off the model."""
-    name = str(control).lower()
-    return name.startswith("surface") or any(w in name for w in _SURFACE)
+    """Whether the control is a cue read off the text, not off the model (see :func:`moescope.tasks.surface_baselines`)."""
+    return str(control) in SURFACE_CUES
 
 
-_SURFACE = (
-    "length",
-    "punctuation",
-    "final_char",
-    "final character",
-    "final_token",
-    "final-token",
-    "bag_of",
-    "bag of",
-    "bigram",
+# What moescope.tasks.surface_baselines calls its rows, but for the majority class, which reads nothing.
+SURFACE_CUES = frozenset(
+    {
+        "length in characters",
+        "length in words",
+        "length in tokens",
+        "ends with a full stop",
+        "ends with punctuation",
+        "final character",
+        "final token",
+        "bag of words",
+        "words and bigrams",
+        "all surface cues",
+    }
 )
 
 

@@ -1,27 +1,38 @@
 """The figures of a result by name, drawn from its tables, and as PNG and SVG.
 
 A figure whose tables are missing does not exist; a panel whose table is missing is left out.
+
+Each kind of study has its own module of figures. To add one: write ``report/KIND.py`` with a function
+``entries(result) -> Iterator[Entry]`` that yields the figures which the result's tables allow, in the order in which the
+report shows them, and enter it in :data:`MODULES`. ``Entry.draw`` is called inside :func:`moescope.report.style.look`;
+make its figure with :func:`moescope.report.style.new_figure`, and take colours, markers and letters from there too. The
+HTML page, ``StudyResult.figures()`` and ``save`` then show it without further change.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moescope.errors import InputError
-from moescope.report import comparison, dashboard, extras, layers
-from moescope.report.style import levels, look
+from moescope.report.style import look
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from moescope.result import StudyResult
 
-_TASK_TABLES = ("accuracy", "neurons", "neuron_values", "projection", "controls", "depth", "layers")
+# Kind of result -> module with `entries`; by name, so that a kind's module is imported only for its own results.
+MODULES = {
+    "circuits": "moescope.report.circuits",
+    "dynamics": "moescope.report.circuits",
+}
 PNG_DPI = 200
 
 
@@ -43,19 +54,11 @@ class Image:
     svg: bytes
 
 
-def tasks_of(result: StudyResult) -> list[str]:
-    """The tasks that the tables speak of, in order of appearance."""
-    names: list[str] = []
-    for table in _TASK_TABLES:
-        frame = result.tables.get(table)
-        if frame is not None and "task" in frame:
-            names += [t for t in levels(frame, "task") if t not in names]
-    return names
-
-
 def entries(result: StudyResult) -> list[Entry]:
     """Every figure that the tables of ``result`` allow, in the order in which a report shows them."""
-    return list(_entries(result))
+    if result.kind not in MODULES:
+        return []
+    return list(import_module(MODULES[result.kind]).entries(result))
 
 
 def available(result: StudyResult) -> list[str]:
@@ -85,6 +88,8 @@ def compare(results: Sequence[StudyResult]) -> Figure:
     Raises:
         InputError: none of the results has a table that the figure shows.
     """
+    from moescope.report import comparison
+
     rows = [r for r in results if comparison.drawable(r.tables)]
     if not rows:
         raise InputError("no result to compare: each needs an accuracy, a cross_task or an overlap table")
@@ -106,6 +111,32 @@ def render(figure: Figure) -> Image:
     return Image(png.getvalue(), svg.getvalue())
 
 
+def save_figure(figure: Figure, folder: str | Path, name: str) -> tuple[Path, Path]:
+    """Write ``folder/name.png`` and ``folder/name.svg``, each whole or not at all; what was there is replaced.
+
+    Returns:
+        The two paths.
+
+    Raises:
+        InputError: ``folder`` is a file, or the disk is full or not writable.
+    """
+    folder, image = Path(folder), render(figure)
+    paths = (folder / f"{name}.png", folder / f"{name}.svg")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, data in zip(paths, (image.png, image.svg), strict=True):
+            draft = path.with_name(f".{path.name}.partial")
+            try:
+                draft.write_bytes(data)
+                os.replace(draft, path)
+            finally:
+                draft.unlink(missing_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"{folder} could not be written ({reason}); free some space or name another folder") from error
+    return paths
+
+
 def model_name(result: StudyResult) -> str:
     """The model's name from ``meta``, where it is text or a mapping with ``name``."""
     model = result.meta.get("model")
@@ -117,29 +148,3 @@ def model_name(result: StudyResult) -> str:
 def slug(text: str) -> str:
     """``text`` as part of a file's name."""
     return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_").lower() or "task"
-
-
-def _entries(result: StudyResult) -> Iterator[Entry]:
-    tables = result.tables
-    tasks = tasks_of(result)
-    model = model_name(result)
-    if comparison.drawable(tables):
-        yield Entry("comparison", "Tasks compared", comparison.CAPTION, partial(comparison.comparison, [(model, tables)]))
-    taken: set[str] = set()
-    for task in tasks:
-        if dashboard.drawable(tables, task):
-            name = f"dashboard-{slug(task)}"
-            while name in taken:
-                name += "_"
-            taken.add(name)
-            draw_task = partial(dashboard.dashboard, tables, task, result.meta)
-            yield Entry(name, f"Circuit dashboard: {task}", dashboard.CAPTION, draw_task)
-    shown = [t for t in tasks if layers.drawable(tables, t)]
-    pages = [shown[i : i + layers.ROWS] for i in range(0, len(shown), layers.ROWS)]
-    for number, page in enumerate(pages, 1):
-        name = "layers" if len(pages) == 1 else f"layers-{number}"
-        title = "Layer architecture" + (f" ({', '.join(page)})" if len(pages) > 1 else "")
-        yield Entry(name, title, layers.CAPTION, partial(layers.layers, tables, page))
-    for figure in extras.FIGURES:
-        if figure.drawable(tables):
-            yield Entry(figure.name, figure.title, figure.caption, partial(figure.draw, tables))

@@ -32,7 +32,7 @@ def save_result(result: StudyResult, folder: Path, *, overwrite: bool, figures: 
     folder = Path(os.path.abspath(folder))
     if folder.is_symlink():
         folder = folder.resolve()
-    _check_target(folder, overwrite)
+    check_target(folder, overwrite=overwrite)
     with _system_errors(folder), _parents(folder.parent):
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
         try:
@@ -44,8 +44,19 @@ def save_result(result: StudyResult, folder: Path, *, overwrite: bool, figures: 
     return folder
 
 
-def _check_target(folder: Path, overwrite: bool) -> None:
+def check_target(folder: str | Path, *, overwrite: bool) -> None:
+    """Refuse a folder that :func:`save_result` could not write to, so that a long study can ask before it begins.
+
+    Raises:
+        InputError: it is a file, holds something else, holds a result while ``overwrite`` is off, or cannot be made.
+    """
+    folder = Path(os.path.abspath(folder))
     if not folder.exists():
+        above = next(p for p in folder.parents if p.exists())
+        if not above.is_dir():
+            raise InputError(f"{folder} cannot be made: {above} is a file; name another folder")
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise InputError(f"{folder} cannot be made: no permission to write in {above}; name another folder")
         return
     if not folder.is_dir():
         raise InputError(f"{folder} is a file; name a folder for the result")

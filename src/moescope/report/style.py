@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
@@ -12,6 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator
 
 WIDTH = 7.2  # inches: two columns of a journal page
 INK, SOFT, FAINT = "#22262b", "#6b7178", "#c9cdd2"
@@ -99,6 +101,52 @@ def shorten(text: object, length: int) -> str:
     """``text`` cut to ``length`` characters, ready for matplotlib."""
     plain = str(text)
     return escape(plain if len(plain) <= length else plain[: length - 1] + "…")
+
+
+@dataclass(frozen=True)
+class ClassStyle:
+    """Colour and marker of one class: told apart without colour too."""
+
+    color: str
+    marker: str
+
+
+def class_styles(classes: Sequence[str]) -> dict[str, ClassStyle]:
+    """A style for each class, as many as can be told apart; the classes after these are left out."""
+    return {name: ClassStyle(color(i), marker(i)) for i, name in enumerate(classes[: len(SERIES)])}
+
+
+def of_task(frame: pd.DataFrame | None, task: str) -> pd.DataFrame:
+    """The rows of ``frame`` that speak of ``task``; empty where there is no table."""
+    if frame is None or "task" not in frame:
+        return pd.DataFrame()
+    return frame[frame["task"].astype(str) == task]
+
+
+def band(
+    axes: Axes, x: Iterable[float], low: Iterable[float], high: Iterable[float], ink: str, label: str | None = None
+) -> None:
+    """An interval along a curve; where a bound is missing there is none."""
+    axes.fill_between(
+        np.asarray(x, dtype=float), np.asarray(low, dtype=float), np.asarray(high, dtype=float),
+        color=ink, alpha=0.18, lw=0, label=label,
+    )  # fmt: skip
+
+
+def legend(axes: Axes, side: str = "upper", *, columns: int = 1) -> None:
+    """A legend in room made for it above the data (or below: ``side="lower"``), so that it hides nothing."""
+    handles, labels = axes.get_legend_handles_labels()
+    if not handles:
+        return
+    columns = min(columns, len(handles))
+    lines = -(-len(handles) // columns)
+    share = min(0.6, 0.075 * lines + 0.03)  # of the panel's height
+    start, end = axes.get_ylim()
+    if not isinstance(axes.yaxis.get_major_locator(), FixedLocator):
+        axes.set_yticks([t for t in axes.get_yticks() if min(start, end) <= t <= max(start, end)])  # none in the room made
+    room = (end - start) * share / (1 - share)
+    axes.set_ylim((start, end + room) if side == "upper" else (start - room, end))
+    axes.legend(handles, labels, loc=f"{side} left", ncols=columns, columnspacing=1.0, handletextpad=0.5)
 
 
 def color(index: int) -> str:

@@ -1,0 +1,128 @@
+"""One HTML page that says what was found: verdicts first, then figures, tables and provenance.
+
+The page is one file that loads nothing: styles and figures are inside it, and it has no script. Every text of a result is
+escaped. The markup is in ``page.html`` beside this module.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from jinja2 import Environment, StrictUndefined
+
+from moescope.report.figures import Image, entries, model_name, render
+from moescope.report.format import DASH, VerdictStyle, headline, interval, number, p_value, tally, verdict_style
+from moescope.report.style import look
+
+if TYPE_CHECKING:
+    from moescope.result import StudyResult
+
+ROWS_SHOWN = 50  # of each table; all rows are in the result's folder
+_CELL = 200  # characters of one table cell
+# What provenance shows first, in this order; whatever else `meta` holds follows. `title` and `notes` stand at the top.
+_FIRST = ("model", "fingerprint", "tasks", "data", "seed", "command", "versions", "git_revision", "date")
+_ABOVE = ("title", "notes")
+
+
+@dataclass(frozen=True)
+class _Figure:
+    name: str
+    title: str
+    caption: str
+    source: str  # data URI
+
+
+@dataclass(frozen=True)
+class _Table:
+    name: str
+    columns: list[tuple[str, bool]]  # (name, whether its cells are numbers)
+    rows: list[list[str]]
+    total: int
+
+
+def html_report(result: StudyResult, images: Mapping[str, Image] | None = None) -> str:
+    """``result`` as one self-contained HTML page that opens offline.
+
+    Args:
+        images: the figures by name where they are drawn already (see :func:`moescope.report.figures.rendered`); a figure
+            that is not among them is drawn.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"number": number, "interval": interval, "p_value": p_value, "verdict": verdict_style}
+    template = environment.from_string(resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
+    return template.render(
+        title=result.meta.get("title") or f"{result.kind.capitalize()} study of {model_name(result)}",
+        kind=result.kind,
+        model=model_name(result),
+        headline=headline(result.claims),
+        notes=_texts(result.meta.get("notes")),
+        verdicts=_verdicts(result),
+        claims=result.claims,
+        circuits=result.circuits,
+        figures=list(_figures(result, images or {})),
+        tables=[_table(name, table) for name, table in result.tables.items()],
+        provenance=_provenance(result.meta),
+    )
+
+
+def _verdicts(result: StudyResult) -> list[tuple[VerdictStyle, int]]:
+    return [(verdict_style(verdict), len(claims)) for verdict, claims in tally(result.claims).items()]
+
+
+def _figures(result: StudyResult, images: Mapping[str, Image]) -> Iterator[_Figure]:
+    for entry in entries(result):
+        image = images.get(entry.name)
+        if image is None:
+            with look():
+                figure = entry.draw()
+            image = render(figure)
+        # As an image and not inline: the ids inside two figures cannot clash, and nothing in it can run.
+        data = base64.b64encode(image.svg).decode("ascii")
+        yield _Figure(entry.name, entry.title, entry.caption, f"data:image/svg+xml;base64,{data}")
+
+
+def _table(name: str, table: pd.DataFrame) -> _Table:
+    numeric = {str(c): pd.api.types.is_numeric_dtype(table[c]) and not pd.api.types.is_bool_dtype(table[c]) for c in table}
+    rows = [[_cell(value) for value in row] for row in table.head(ROWS_SHOWN).itertuples(index=False, name=None)]
+    return _Table(name, list(numeric.items()), rows, len(table))
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        value = ", ".join(_cell(v) for v in value)
+    elif value is pd.NA or value is pd.NaT:
+        value = DASH
+    text = number(value)
+    return text if len(text) <= _CELL else text[: _CELL - 1] + "…"
+
+
+def _texts(value: Any) -> list[str]:
+    return [str(v) for v in value] if isinstance(value, list) else [str(value)] if value else []
+
+
+def _provenance(meta: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(what, its lines); a line is (key, value), the key empty where the value stands alone."""
+    names = [n for n in _FIRST if n in meta] + [n for n in meta if n not in _FIRST and n not in _ABOVE]
+    return [(name.replace("_", " "), list(_lines(meta[name]))) for name in names]
+
+
+def _lines(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Nested values laid flat, keys joined with dots; members of a list by their name, else by their number from 1."""
+    if isinstance(value, dict) and value:
+        for k, v in value.items():
+            yield from _lines(v, f"{key}.{k}" if key else str(k))
+    elif isinstance(value, list) and any(isinstance(v, dict | list) for v in value):
+        for i, v in enumerate(value, 1):
+            named = isinstance(v, dict) and "name" in v and len(v) > 1
+            member = str(v["name"]) if named else str(i)
+            rest = {k: w for k, w in v.items() if k != "name"} if named else v
+            yield from _lines(rest, f"{key}.{member}" if key else member)
+    elif isinstance(value, list | dict):
+        yield key, ", ".join(map(str, value)) or DASH
+    else:
+        yield key, DASH if value is None else {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

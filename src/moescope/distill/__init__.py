@@ -1,0 +1,1 @@
+"""Distil an MLP layer into thousands of tiny experts, with the controls that make it evidence."""

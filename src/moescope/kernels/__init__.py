@@ -1,0 +1,53 @@
+"""Fast forms of what expert layers compute, each tested against :mod:`moescope.kernels.reference`.
+
+The functions here choose: compiled CPU loops for float32 and float64 on the CPU, plain torch elsewhere.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from moescope.kernels import cpu, reference, topk
+from moescope.kernels.routed import Routed
+
+__all__ = ["Routed", "gathered_dot", "gathered_sum", "top_rows"]
+
+
+def gathered_dot(x: Tensor, weight: Tensor, routed: Routed) -> Tensor:
+    """``out[b, j] = x[b] · weight[index[b, j]]``: (B, k) from x (B, d) and weight (m, d), differentiable in both.
+
+    On the CPU the weight's gradient is row-sparse: a sparse tensor whose rows are distinct and ascending.
+    """
+    if _compiled(x, weight):
+        return cpu.GatheredDot.apply(x, weight, routed)
+    return reference.gathered_dot(x, weight, routed.index)
+
+
+def gathered_sum(scale: Tensor, weight: Tensor, routed: Routed) -> Tensor:
+    """``out[b] = Σ_j scale[b, j] · weight[index[b, j]]``: (B, d) from scale (B, k) and weight (m, d), differentiable in
+    both; gradient as in :func:`gathered_dot`."""
+    if _compiled(scale, weight):
+        return cpu.GatheredSum.apply(scale, weight, routed)
+    return reference.gathered_sum(scale, weight, routed.index)
+
+
+@torch.no_grad()
+def top_rows(x: Tensor, weight: Tensor, k: int, bias: Tensor | None = None, *, half: bool = False) -> tuple[Tensor, Tensor]:
+    """The ``k`` rows of ``weight`` with the largest ``x[b] · weight[i] + bias[i]``, largest first: values and index (B, k).
+
+    No gradient flows. ``half`` scores in bfloat16.
+
+    Raises:
+        FloatingPointError: scores are NaN.
+    """
+    if _compiled(x, weight):
+        return topk.top_rows(x, weight, k, bias, half=half)
+    values, index = reference.top_rows(x, weight, k, bias)
+    if not bool(torch.isfinite(values).all()):
+        raise FloatingPointError("router scores are not finite")
+    return values, index
+
+
+def _compiled(a: Tensor, b: Tensor) -> bool:
+    return a.device.type == "cpu" == b.device.type and a.dtype == b.dtype and a.dtype in (torch.float32, torch.float64)

@@ -1,0 +1,116 @@
+"""Gathered products on the CPU, forward and backward, that never hold (tokens, k, d).
+
+Each is one pass over the chosen rows as they lie in the weight. The weight's gradient is row-sparse: only experts that had
+a token have one. A dense gradient would be as large as the weight and mostly zero.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from moescope.kernels.routed import Routed
+from moescope.kernels.threads import FAST, over_rows
+
+
+class GatheredDot(torch.autograd.Function):
+    """``reference.gathered_dot`` for float32 and float64 on the CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, routed: Routed) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.routed = routed
+        return dot(x, weight, routed.index)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        grad = grad.contiguous()
+        to_x = weighted_sum(grad, weight, ctx.routed.index) if ctx.needs_input_grad[0] else None
+        to_weight = grouped_sum(grad, x, ctx.routed, weight.shape) if ctx.needs_input_grad[1] else None
+        return to_x, to_weight, None
+
+
+class GatheredSum(torch.autograd.Function):
+    """``reference.gathered_sum`` for float32 and float64 on the CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, scale: Tensor, weight: Tensor, routed: Routed) -> Tensor:
+        ctx.save_for_backward(scale, weight)
+        ctx.routed = routed
+        return weighted_sum(scale, weight, routed.index)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        scale, weight = ctx.saved_tensors
+        grad = grad.contiguous()
+        to_scale = dot(grad, weight, ctx.routed.index) if ctx.needs_input_grad[0] else None
+        to_weight = grouped_sum(scale, grad, ctx.routed, weight.shape) if ctx.needs_input_grad[1] else None
+        return to_scale, to_weight, None
+
+
+def dot(x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
+    """(B, k): x[b] · weight[index[b, j]], without a graph."""
+    out = x.new_empty(index.shape)
+    over_rows(_dot, len(x), _array(x), _array(weight), index.numpy(), out.numpy())
+    return out
+
+
+def weighted_sum(scale: Tensor, weight: Tensor, index: Tensor) -> Tensor:
+    """(B, d): Σ_j scale[b, j] · weight[index[b, j]], without a graph."""
+    out = scale.new_zeros(len(scale), weight.shape[1])
+    over_rows(_weighted_sum, len(scale), _array(scale), _array(weight), index.numpy(), out.numpy())
+    return out
+
+
+def grouped_sum(scale: Tensor, x: Tensor, routed: Routed, shape: torch.Size) -> Tensor:
+    """Row-sparse (m, d): at each chosen expert, the sum of scale[b, j] · x[b] over the pairs that chose it."""
+    groups = routed.groups()
+    values = x.new_zeros(len(groups.rows), x.shape[1])
+    over_rows(_grouped_sum, len(groups.rows), _array(scale), _array(x), groups.offsets, groups.pairs, values.numpy())
+    return groups.row_gradient(values, shape)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().contiguous().numpy()
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def _dot(x: np.ndarray, weight: np.ndarray, index: np.ndarray, out: np.ndarray, start: int, stop: int) -> None:
+    for b in range(start, stop):
+        for j in range(index.shape[1]):
+            row = index[b, j]
+            total = x.dtype.type(0)
+            for c in range(x.shape[1]):
+                total += x[b, c] * weight[row, c]
+            out[b, j] = total
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def _weighted_sum(scale: np.ndarray, weight: np.ndarray, index: np.ndarray, out: np.ndarray, start: int, stop: int) -> None:
+    for b in range(start, stop):
+        for j in range(index.shape[1]):
+            row = index[b, j]
+            a = scale[b, j]
+            for c in range(weight.shape[1]):
+                out[b, c] += a * weight[row, c]
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def _grouped_sum(
+    scale: np.ndarray, x: np.ndarray, offsets: np.ndarray, pairs: np.ndarray, out: np.ndarray, start: int, stop: int
+) -> None:
+    k = scale.shape[1]
+    for g in range(start, stop):
+        for q in range(offsets[g], offsets[g + 1]):
+            token, slot = pairs[q] // k, pairs[q] % k
+            a = scale[token, slot]
+            for c in range(x.shape[1]):
+                out[g, c] += a * x[token, c]

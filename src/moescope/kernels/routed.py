@@ -1,0 +1,84 @@
+"""Which experts each token goes to, and the same pairs sorted by expert, which the gradients of expert weights need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from moescope.errors import InputError
+
+
+@dataclass
+class Routed:
+    """Chosen experts ``index``, int64 (B, k), among ``experts``; several operations on the same choice share one sorting.
+
+    Raises:
+        InputError: an index is outside 0..experts-1 (compiled loops must not be handed one).
+    """
+
+    index: Tensor
+    experts: int
+    _groups: Groups | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.index = self.index.contiguous()
+        if self.index.numel() and (int(self.index.min()) < 0 or int(self.index.max()) >= self.experts):
+            raise InputError(
+                f"expert index {int(self.index.max())} or {int(self.index.min())} is outside 0..{self.experts - 1}"
+            )
+
+    def groups(self) -> Groups:
+        """The (token, slot) pairs of each expert that has any; computed once. CPU only."""
+        if self._groups is None:
+            rows, offsets, pairs = _group(self.index.numpy().reshape(-1), self.experts)
+            self._groups = Groups(rows, offsets, pairs)
+        return self._groups
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Pairs sorted by expert: those of ``rows[g]`` are ``pairs[offsets[g]:offsets[g + 1]]``, pair = token · k + slot."""
+
+    rows: np.ndarray
+    """int64 (G,), ascending: experts with at least one token"""
+    offsets: np.ndarray
+    """int64 (G + 1,)"""
+    pairs: np.ndarray
+    """int64 (B · k,)"""
+
+    def row_gradient(self, values: Tensor, shape: torch.Size) -> Tensor:
+        """The (G, d) gradients of the chosen rows as a coalesced sparse tensor of the weight's shape (m, d)."""
+        where = torch.from_numpy(self.rows)[None]
+        # its invariants hold by construction; checking them would cost a pass over the indices
+        return torch.sparse_coo_tensor(where, values, shape, is_coalesced=True, check_invariants=False)
+
+
+@njit(nogil=True, cache=True)
+def _group(index: np.ndarray, experts: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A counting sort, which keeps the order of the tokens within an expert: sums are the same in every run."""
+    count = np.zeros(experts + 1, np.int64)
+    for p in range(index.size):
+        count[index[p] + 1] += 1
+    used = 0
+    for e in range(experts):
+        if count[e + 1]:
+            used += 1
+    rows = np.empty(used, np.int64)
+    offsets = np.zeros(used + 1, np.int64)
+    g = 0
+    for e in range(experts):
+        if count[e + 1]:
+            rows[g] = e
+            offsets[g + 1] = offsets[g] + count[e + 1]
+            g += 1
+        count[e + 1] += count[e]
+    pairs = np.empty(index.size, np.int64)
+    for p in range(index.size):
+        e = index[p]
+        pairs[count[e]] = p
+        count[e] += 1
+    return rows, offsets, pairs

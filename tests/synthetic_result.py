@@ -118,6 +118,7 @@ def _neurons(task: str, rng: np.random.Generator, n_layers: int, width: int) -> 
                 sigma_pooled=d,
                 sigma_negative=d * 1.04,
                 p_family=0.001 if d > 0.62 else 0.3,
+                threshold_5pct=0.62,
                 massive=bool(rank % 31 == 0),
                 fold_frequency=float(rng.integers(2, 6)) / 5,
             )
@@ -245,11 +246,11 @@ def _controls(tasks, best, rng) -> pd.DataFrame:  # type: ignore[no-untyped-def]
         "circuit_global": 0.008,
         "full_layer_probe": 0.05,
         "embedding_layer": -0.02,
-        "surface_length": -0.09,
-        "surface_ends_with_punctuation": -0.11,
-        "surface_final_character": -0.06,
-        "surface_final_token": -0.05,
-        "surface_bag_of_words": 0.02,
+        "length in characters": -0.09,
+        "ends with punctuation": -0.11,
+        "final character": -0.06,
+        "final token": -0.05,
+        "bag of words": 0.02,
         "random_circuit": -0.12,
         "layer_matched_circuit": -0.1,
         "random_twin_circuit": -0.13,
@@ -291,6 +292,24 @@ def _optional(tasks, best, rng) -> dict[str, pd.DataFrame]:  # type: ignore[no-u
             ("wikitext_loss", 3.9, 1, 0.15),
         )
     ]
+    erasure = [
+        dict(
+            task=t,
+            layer=layer,
+            target=target,
+            off_task=False,
+            baseline=best[t],
+            effect=-0.04 * (layer + 1),
+            random_mean=-0.005,
+            random_low=-0.02,
+            random_high=0.01,
+            p=0.3 if layer == 0 else 0.05,
+            n_random=20,
+        )
+        for t in tasks
+        for layer in range(6)
+        for target in ("probe_accuracy", "answer_logodds")
+    ]
     dynamics = [
         dict(
             checkpoint=f"step{s}",
@@ -301,15 +320,16 @@ def _optional(tasks, best, rng) -> dict[str, pd.DataFrame]:  # type: ignore[no-u
             high=best[t] - 0.2 * np.exp(-s / 400) + 0.02,
             probe_accuracy=best[t] + 0.04 - 0.15 * np.exp(-s / 200),
             max_divergence=1.4 - np.exp(-s / 300),
+            overlap_with_last=min(10, s // 200),
         )
         for t in tasks
         for s in (0, 50, 100, 250, 500, 1000, 2000, 3000)
     ]
     similarity = [
-        dict(a=a, b=b, measure=m, value=1.0 if a == b else v, chance=c, p=0.001 if a == b else 0.2)
-        for a in tasks
-        for b in tasks
-        for m, v, c in (("circuit_overlap", 0.08, 0.01), ("probe_cosine", 0.12, 0.06))
+        dict(a=a, b=b, measure=m, value=v, chance=c, p=0.2 if m == "probe" else 0.01)
+        for i, a in enumerate(tasks)
+        for b in tasks[i + 1 :]
+        for m, v, c in (("circuit", 0.08, 0.0), ("probe", 0.12, 0.06))
     ]
     language = [
         dict(task=tasks[0], train_language=a, test_language=b, accuracy=0.8 if a == b else 0.66, low=0.6, high=0.85)
@@ -318,6 +338,7 @@ def _optional(tasks, best, rng) -> dict[str, pd.DataFrame]:  # type: ignore[no-u
     ]
     return {
         "ablation": pd.DataFrame(ablation),
+        "erasure": pd.DataFrame(erasure),
         "dynamics": pd.DataFrame(dynamics),
         "task_map": pd.DataFrame(similarity),
         "language": pd.DataFrame(language),

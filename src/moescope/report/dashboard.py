@@ -212,8 +212,8 @@ def _equals(p: float) -> str:
 
 _CURVES = (
     ("full_probe", "full-layer probe", GREEN, "D", "-."),
-    ("circuit_reselected", "circuit re-selected in layers 0..l", BLUE, "o", "-"),
-    ("fixed_circuit", "final circuit's members so far (by construction)", PURPLE, None, ":"),
+    ("circuit_reselected", "circuit re-selected in the layers so far", BLUE, "o", "-"),
+    ("fixed_circuit", "final circuit's neurons so far (by construction)", PURPLE, None, ":"),
     ("surface", "best surface cue (no layer needed)", VERMILLION, None, "--"),
 )
 
@@ -232,10 +232,10 @@ def _depth(axes: Axes, tables: Tables, task: str) -> None:
 
 
 TARGETS = {
-    "probe_accuracy": "change of probe accuracy",
-    "answer_logodds": "change of answer's log-odds (nats)",
-    "answer_accuracy": "change of answer accuracy",
-    "wikitext_loss": "change of loss on other text (nats/token)",
+    "probe_accuracy": "Δ probe accuracy",
+    "answer_logodds": "Δ log-odds of the answer (nats)",
+    "answer_accuracy": "Δ answer accuracy",
+    "wikitext_loss": "Δ loss on other text (nats/token)",
 }
 
 
@@ -244,7 +244,8 @@ def _ablation(axes: Axes, tables: Tables, task: str) -> None:
     target = next((t for t in TARGETS if (rows["target"] == t).any()), str(rows["target"].iloc[0]))
     dose_curve(axes, rows[rows["target"] == target], "k", target)
     log_k(axes, [int(k) for k in rows["k"]])
-    axes.set_xlabel(f"neurons switched off, K ({rows['mode'].iloc[0]})" if "mode" in rows else "neurons switched off, K")
+    mode = f" ({rows['mode'].iloc[0]} ablation)" if "mode" in rows else ""
+    axes.set_xlabel(f"neurons switched off, K{mode}")
     legend(axes, "upper", columns=1)
 
 

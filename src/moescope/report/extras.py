@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -189,11 +190,13 @@ def _dynamics(tables: Tables) -> Figure:
 
 
 def _steps(axes: Axes, steps: pd.Series) -> None:
-    """Training steps along x, logarithmic where they span more than a factor of 30 (then step 0 stands at the left end)."""
+    """Training steps along x, logarithmic where they span more than a factor of 30; step 0 then stands at the left end."""
     positive = steps[steps > 0]
     if len(positive) and positive.max() / positive.min() > 30:
         axes.set_xscale("symlog", linthresh=float(positive.min()))
-        axes.set_xlim(left=min(0.0, float(steps.min())))
+        decades = range(math.ceil(math.log10(positive.min())), math.floor(math.log10(positive.max())) + 1)
+        ticks = ([0] if (steps <= 0).any() else []) + [10**d for d in decades]
+        axes.set_xticks(ticks, [f"{t:,}" for t in ticks])
     axes.set_xlabel("training step")
 
 

@@ -58,7 +58,7 @@ def layers(tables: Tables, tasks: Sequence[str]) -> Figure:
             letter(grid[i, 2], i * width + 2, "Coordinates of the top ten")
         if len(tasks) > 1:
             grid[i, 0].annotate(
-                shorten(task, 28), (0, 0.5), xytext=(-32, 0), xycoords="axes fraction", textcoords="offset points",
+                shorten(task, 28), (0, 0.5), xytext=(-36, 0), xycoords="axes fraction", textcoords="offset points",
                 rotation=90, ha="center", va="center", fontweight="bold",
             )  # fmt: skip
     return figure

@@ -68,22 +68,33 @@ class Moments:
         return cls(np.zeros(shape[:2], np.int64), np.zeros(shape), np.zeros(shape), tuple(sites))
 
     def merge(self, other: Moments) -> Moments:
-        """The moments of both sets of vectors together.
+        """The moments of both sets of vectors together; a fold or class that one of them never saw counts as empty there.
 
         Raises:
-            InputError: the two were taken at different sites or have different shapes.
+            InputError: the two were taken at different sites or have different widths.
         """
-        if self.mean.shape != other.mean.shape or self.sites != other.sites:
+        if self.mean.shape[2:] != other.mean.shape[2:] or self.sites != other.sites:
             raise InputError(
-                f"moments: cannot merge {self.mean.shape} with {other.mean.shape}; they must share folds, classes and sites"
+                f"moments: cannot merge those of sites {', '.join(map(str, self.sites))} x {self.mean.shape[-1]} with those "
+                f"of {', '.join(map(str, other.sites))} x {other.mean.shape[-1]}; collect both at the same sites"
             )
-        n = self.n + other.n
-        share = np.divide(other.n, n, out=np.zeros(n.shape), where=n > 0)[..., None, None]
-        delta = other.mean - self.mean
-        m2 = self.m2 + other.m2 + delta**2 * (self.n[..., None, None] * share)
+        shape = tuple(np.maximum(self.n.shape, other.n.shape))
+        a, b = self._grown(shape), other._grown(shape)
+        n = a.n + b.n
+        share = np.divide(b.n, n, out=np.zeros(n.shape), where=n > 0)[..., None, None]
+        delta = b.mean - a.mean
+        m2 = a.m2 + b.m2 + delta**2 * (a.n[..., None, None] * share)
         # where the left part is empty the mean is the right part's exactly, with no rounding from the difference
-        mean = np.where(share == 1.0, other.mean, self.mean + delta * share)
+        mean = np.where(share == 1.0, b.mean, a.mean + delta * share)
         return replace(self, n=n, mean=mean, m2=m2)
+
+    def _grown(self, shape: tuple[int, ...]) -> Moments:
+        """With empty folds and classes added, up to ``shape`` (F, C)."""
+        more = [(0, wanted - here) for wanted, here in zip(shape, self.n.shape, strict=True)]
+        if not np.any(more):
+            return self
+        mean, m2 = (np.pad(array, [*more, (0, 0), (0, 0)]) for array in (self.mean, self.m2))
+        return replace(self, n=np.pad(self.n, more), mean=mean, m2=m2)
 
     def update(self, rows: RowMoments, labels: np.ndarray, folds: np.ndarray) -> Moments:
         """Add texts with labels (B,) and folds (B,), each summed up already in ``rows``."""

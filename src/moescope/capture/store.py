@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -66,11 +66,7 @@ class ActivationStore:
         if (folder / FINISHED).exists() or (folder / UNFINISHED).exists():
             state = "a store" if (folder / FINISHED).exists() else "an unfinished store"
             raise InputError(f"{folder}: {state} is there already; resume it, delete it or choose another folder")
-        if folder.is_dir() and any(folder.glob("shard-*.safetensors")):
-            raise InputError(f"{folder}: shards without a manifest are there already; delete them or choose another folder")
-        manifest = Manifest.describe(model, sites, position, dtype, skip_special, special_tokens, max_tokens)
-        manifest.write(folder / UNFINISHED)
-        return cls(folder, manifest, model, writable=True, verify=False)
+        return cls._begin(folder, model, sites, position, dtype, skip_special, special_tokens, max_tokens)
 
     @classmethod
     def resume(cls, path: str | Path, model: LoadedModel) -> ActivationStore:
@@ -142,14 +138,13 @@ class ActivationStore:
                 texts, sites or settings.
         """
         folder = Path(path)
-        wanted = Manifest.describe(model, sites, position, dtype, skip_special, special_tokens, max_tokens)
+        settings = (position, dtype, skip_special, special_tokens, max_tokens)
         if (folder / FINISHED).exists() or (folder / UNFINISHED).exists():
             store = cls.resume(folder, model)
-            store.manifest.check_same(wanted, folder)
+            store.manifest.check_same(Manifest.describe(model, sites, *settings), folder)
             store._check_texts(texts)
         else:
-            wanted.write(folder / UNFINISHED)
-            store = cls(folder, wanted, model, writable=True, verify=False)
+            store = cls._begin(folder, model, sites, *settings)
         done = len(store)
         if done < len(texts) or not (folder / FINISHED).exists():
             shifted = None if progress is None else partial(_shift, progress, done, len(texts))
@@ -245,6 +240,14 @@ class ActivationStore:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is None and self._writable:
             self.finish()
+
+    @classmethod
+    def _begin(cls, folder: Path, model: LoadedModel, sites: Sequence[Site], *settings: Any) -> ActivationStore:
+        manifest = Manifest.describe(model, sites, *settings)
+        if folder.is_dir() and any(folder.glob("shard-*.safetensors")):
+            raise InputError(f"{folder}: shards without a manifest are there already; delete them or choose another folder")
+        manifest.write(folder / UNFINISHED)
+        return cls(folder, manifest, model, writable=True, verify=False)
 
     def _encode(self, texts: Sequence[str] | Encoded, start: int, stop: int) -> Encoded:
         assert self._model is not None

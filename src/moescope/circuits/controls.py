@@ -8,38 +8,26 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from moescope.circuits.control_task import control_labels
 from moescope.circuits.depth import best_layer_correct, layer_probes, probe_correct
 from moescope.circuits.features import Features, capture_features
 from moescope.circuits.geometry import rotated
 from moescope.circuits.nested import nested_cv
-from moescope.circuits.pairs import set_accuracy
+from moescope.circuits.pairs import set_hits
 from moescope.circuits.ranking import layer_matched_sets, random_sets
 from moescope.circuits.settings import CircuitSettings
 from moescope.circuits.single import TaskFindings
 from moescope.errors import InputError
 from moescope.models import LoadedModel
-from moescope.stats import group_bootstrap, permutation_p, permute_labels
+from moescope.stats import group_bootstrap, paired_bootstrap_difference, permutation_p, permute_labels
 from moescope.tasks import fixed_wrap, matched_subset
+from moescope.types import Task
 
-Recapture = Callable[[LoadedModel, Any], Features]
-
-
-def recapture_with(settings: CircuitSettings, like: Features) -> Recapture:
-    """A function (model, task) -> Features with the settings and columns of an existing capture."""
-
-    def capture(model: LoadedModel, task: Any) -> Features:
-        return capture_features(
-            model,
-            task,
-            like.columns,
-            position=settings.position,
-            batch_tokens=settings.batch_tokens,
-            max_tokens=settings.max_tokens,
-            n_folds=settings.n_folds,
-            seed=settings.seed,
-        )
-
-    return capture
+SURFACE = "surface: "
+MAJORITY = "majority class"
+N_ROTATIONS = 3
+N_CONTROL_TASKS = 10
+STEPS = 6
 
 
 def control_table(
@@ -51,130 +39,166 @@ def control_table(
     twin: LoadedModel | None,
     step: Callable[[str], None],
 ) -> pd.DataFrame:
-    """One row per control [task, control, accuracy, low, high, note], the circuit itself first.
+    """One row per control, the circuit itself first.
+
+    Columns: task, control, accuracy, low, high; ``gap``, ``gap_low``, ``gap_high``: the circuit's accuracy minus the
+    control's on the same rows (paired, over groups), NaN where the control has other rows or is a set of draws; note.
+    Surface baselines are called ``"surface: …"``.
 
     Args:
         surface: rows of :func:`moescope.tasks.surface_baselines`.
         twin: a randomly initialised model, or None to leave it out.
-        step: called with the name of each part as it begins (for progress).
+        step: called with the name of each of ``STEPS`` parts as it begins (for progress).
     """
-    features, seed, k = found.features, settings.seed, settings.k
+    features, k = found.features, settings.k
+    circuit = found.circuit_hits(k)
     rows: list[dict[str, Any]] = []
 
-    def add(control: str, correct: np.ndarray, groups: np.ndarray, note: str = "") -> None:
-        low, high = group_bootstrap(correct, groups, seed=seed)
-        rows.append({"control": control, "accuracy": float(correct.mean()), "low": low, "high": high, "note": note})
+    def add(control: str, correct: np.ndarray, note: str = "") -> None:
+        """A control on the circuit's own rows."""
+        gap = paired_bootstrap_difference(circuit, correct, features.groups, seed=settings.seed)
+        same = {} if control == "circuit" else {"gap": gap.value, "gap_low": gap.low, "gap_high": gap.high}
+        rows.append(_row(control, correct, features.groups, settings, note) | same)
 
-    position = found.cv.ks.index(k)
-    groups = features.groups
-    add("circuit", found.cv.correct[position], groups, f"top {k} neurons, selection {settings.selection}")
+    add("circuit", circuit, f"top {k} neurons, selection {settings.selection}")
+    other = found.cv_other.correct[found.cv_other.ks.index(k)]
     if settings.selection == "nested":
-        add("circuit_global", found.cv_other.correct[position], groups, "published protocol: optimistic")
+        add("circuit_global", other, "selected on all rows, as published: optimistic")
     else:
-        add("circuit_nested", found.cv_other.correct[position], groups, "selection inside the training folds")
+        add("circuit_nested", other, "selected inside the training folds")
     best, chosen = best_layer_correct(found.hits, features.folds)
-    layers = sorted({features.columns.sites[i].layer for i in chosen})
-    add("full_layer_probe", best, groups, f"logistic regression on a whole layer (layer {_listed(layers)} by the other folds)")
-    step("embedding layer")
-    add("embedding_layer", probe_correct(features.embed, features.y, features.folds), groups, "before any layer")
-    rows += [dict(row) | {"note": row.get("note", "") or ""} for row in surface.to_dict("records")]
+    layers = " or ".join(map(str, sorted({features.columns.sites[i].layer for i in chosen})))
+    add("full_layer_probe", best, f"logistic regression on a whole layer (layer {layers}, chosen by the other folds)")
+    add("embedding_layer", probe_correct(features.embed, features.y, features.folds), "before any layer")
+    for line in surface.to_dict("records"):
+        name = MAJORITY if line["control"] == MAJORITY else SURFACE + str(line["control"])
+        rows.append({"control": name, "accuracy": line["accuracy"], "low": line["low"], "high": line["high"], "note": ""})
 
     step("random circuits")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(settings.seed)
     columns = features.columns
     for control, sets in (
         ("random_circuit", random_sets(rng, columns.n, k, settings.n_random)),
         ("layer_matched_circuit", layer_matched_sets(rng, found.ranking[:k], columns.layer_of, k, settings.n_random)),
     ):
-        values = np.asarray([set_accuracy(features, chosen_set) for chosen_set in sets])
-        rows.append(
-            {
-                "control": control,
-                "accuracy": float(values.mean()),
-                "low": float(np.quantile(values, 0.025)),
-                "high": float(np.quantile(values, 0.975)),
-                "note": f"{len(values)} sets of {k}; the range of 95 % of them",
-            }
-        )
+        values = np.asarray([set_hits(features, members, settings).mean() for members in sets])
+        rows.append(_draws(control, values, f"{len(values)} sets of {k}; the range of 95 % of them"))
     step("permuted labels")
-    rows += _permuted_labels(found, settings, position)
+    rows += _permuted_labels(found, settings)
+    rows += _control_task(found, settings, model)
 
     step("rotated basis")
     # Several rotations: one draw of a basis is itself random.
-    turned = [_nested(features, rotated(features.x, columns, seed + i), settings) for i in range(3)]
-    add("rotated_basis", np.mean(turned, axis=0), groups, "mean over 3 random rotations of each site")
-    if found.massive.any():
-        kept = nested_cv(
-            features.x,
-            features.y,
-            features.folds,
-            (k,),
-            sigma=settings.sigma,
-            classifier=settings.classifier,
-            allowed=~found.massive,
-            sums=found.sums,
-        ).correct[0]
-        add("without_massive", kept, groups, f"{int(found.massive.sum())} massive neurons left out")
+    turned = [_nested(features, rotated(features.x, columns, settings.seed + i), settings) for i in range(N_ROTATIONS)]
+    add("rotated_basis", np.mean(turned, axis=0), f"mean over {N_ROTATIONS} random rotations of each site")
+    n_massive = int(found.massive.sum())
+    kept = nested_cv(
+        features.x,
+        features.y,
+        features.folds,
+        (k,),
+        sigma=settings.sigma,
+        classifier=settings.classifier,
+        selection=settings.selection,
+        allowed=~found.massive,
+        sums=found.sums,
+    ).correct[0]
+    add("without_massive", kept, f"{n_massive} massive neurons left out" if n_massive else "no neuron is massive here")
 
-    recapture = recapture_with(settings, features)
+    def recapture(with_model: LoadedModel, task: Task) -> Features:
+        return capture_features(
+            with_model,
+            task,
+            columns,
+            position=settings.position,
+            batch_tokens=settings.batch_tokens,
+            max_tokens=settings.max_tokens,
+            n_folds=settings.n_folds,
+            seed=settings.seed,
+        )
+
     step("surface-matched subset")
-    rows += _matched(found, settings)
+    rows.append(_matched(found, settings))
     step("fixed template")
     wrapped = recapture(model, fixed_wrap(features.task))
-    add("fixed_template", _nested(wrapped, wrapped.x, settings), wrapped.groups, "same closing words after every text")
+    add("fixed_template", _nested(wrapped, wrapped.x, settings), "same closing words after every text")
+    step("randomly initialised twin")
     if twin is not None:
-        step("randomly initialised twin")
         untrained = recapture(twin, features.task)
-        note = "same architecture, random weights"
-        add("random_twin_circuit", _nested(untrained, untrained.x, settings), groups, note)
-        add("random_twin_probe", best_layer_correct(layer_probes(untrained), untrained.folds)[0], groups, note)
+        note = "same architecture and tokenizer, random weights"
+        add("random_twin_circuit", _nested(untrained, untrained.x, settings), note)
+        add("random_twin_probe", best_layer_correct(layer_probes(untrained), untrained.folds)[0], note)
     table = pd.DataFrame(rows)
     table.insert(0, "task", features.task.name)
-    return table[["task", "control", "accuracy", "low", "high", "note"]]
+    return table[["task", "control", "accuracy", "low", "high", "gap", "gap_low", "gap_high", "note"]]
 
 
-def _nested(features: Features, x: np.ndarray, settings: CircuitSettings) -> np.ndarray:
-    result = nested_cv(x, features.y, features.folds, (settings.k,), sigma=settings.sigma, classifier=settings.classifier)
+def _row(control: str, correct: np.ndarray, groups: np.ndarray, settings: CircuitSettings, note: str) -> dict[str, Any]:
+    low, high = group_bootstrap(correct, groups, seed=settings.seed)
+    return {"control": control, "accuracy": float(correct.mean()), "low": low, "high": high, "note": note}
+
+
+def _draws(control: str, values: np.ndarray, note: str) -> dict[str, Any]:
+    low, high = np.quantile(values, [0.025, 0.975])
+    return {"control": control, "accuracy": float(values.mean()), "low": float(low), "high": float(high), "note": note}
+
+
+def _nested(features: Features, x: np.ndarray, settings: CircuitSettings, y: np.ndarray | None = None) -> np.ndarray:
+    """Held-out hits by the study's own protocol on other activations or other labels."""
+    result = nested_cv(
+        x,
+        features.y if y is None else y,
+        features.folds,
+        (settings.k,),
+        sigma=settings.sigma,
+        classifier=settings.classifier,
+        selection=settings.selection,
+    )
     return np.asarray(result.correct[0])
 
 
-def _permuted_labels(found: TaskFindings, settings: CircuitSettings, position: int) -> list[dict[str, Any]]:
-    """The control task: the whole nested procedure on labels permuted by group; its mean, range and the circuit's p."""
+def _permuted_labels(found: TaskFindings, settings: CircuitSettings) -> list[dict[str, Any]]:
+    """The whole procedure, selection included, on labels permuted within groups: its mean, range and the circuit's p."""
     if settings.n_label_permutations == 0:
         return []
     features = found.features
     rng = np.random.default_rng(settings.seed)
-    null = []
-    for _ in range(settings.n_label_permutations):
-        y = permute_labels(features.y, features.groups, rng)
-        result = nested_cv(features.x, y, features.folds, (settings.k,), sigma=settings.sigma)
-        null.append(float(result.correct[0].mean()))
-    values = np.asarray(null)
-    p = permutation_p(float(found.cv.correct[position].mean()), values)
-    return [
-        {
-            "control": "control_task",
-            "accuracy": float(values.mean()),
-            "low": float(np.quantile(values, 0.025)),
-            "high": float(np.quantile(values, 0.975)),
-            "note": f"{len(values)} label permutations; circuit p = {p:.3g}",
-        }
-    ]
+    draws = (permute_labels(features.y, features.groups, rng) for _ in range(settings.n_label_permutations))
+    values = np.asarray([_nested(features, features.x, settings, y).mean() for y in draws])
+    p = permutation_p(float(found.circuit_hits(settings.k).mean()) - 1e-9, values)
+    return [_draws("permuted_labels", values, f"{len(values)} label permutations; p of the circuit's accuracy = {p:.3g}")]
 
 
-def _matched(found: TaskFindings, settings: CircuitSettings) -> list[dict[str, Any]]:
+def _control_task(found: TaskFindings, settings: CircuitSettings, model: LoadedModel) -> list[dict[str, Any]]:
+    """Selectivity (Hewitt and Liang 2019): the same procedure on random labels that are a function of the input."""
+    features = found.features
+    rng = np.random.default_rng(settings.seed)
+    gains, values = [], []
+    for _ in range(N_CONTROL_TASKS):
+        y, n_types = control_labels(features, model.tokenizer, settings.position, rng)
+        try:
+            correct = _nested(features, features.x, settings, y)
+        except InputError:  # a fold trains on one class only: the texts have too few kinds of input for this control
+            return []
+        values.append(float(correct.mean()))
+        gains.append(values[-1] - np.bincount(y).max() / len(y))
+    own = float(found.circuit_hits(settings.k).mean()) - np.bincount(features.y).max() / len(features.y)
+    note = (
+        f"a random label for each of {n_types} inputs (final token, or text), {N_CONTROL_TASKS} draws: "
+        f"{np.mean(gains):+.1%} over their majority, the circuit {own:+.1%}; selectivity {own - np.mean(gains):+.1%}"
+    )
+    return [_draws("control_task", np.asarray(values), note)]
+
+
+def _matched(found: TaskFindings, settings: CircuitSettings) -> dict[str, Any]:
     features = found.features
     rows = np.asarray(matched_subset(features.task, seed=settings.seed))
+    note = f"{len(rows)} rows balanced on length and final full stop"
     try:
         part = features.subset(rows, n_folds=settings.n_folds, seed=settings.seed)
+        correct = _nested(part, part.x, settings)
     except InputError:
-        # Too few rows are alike on the surface: that is itself the finding.
-        return []
-    correct = _nested(part, part.x, settings)
-    low, high = group_bootstrap(correct, part.groups, seed=settings.seed)
-    note = f"{len(rows)} rows balanced on length and final full stop"
-    return [{"control": "matched_subset", "accuracy": float(correct.mean()), "low": low, "high": high, "note": note}]
-
-
-def _listed(layers: list[int]) -> str:
-    return " or ".join(map(str, layers))
+        # Too few rows of different classes are alike on the surface: a finding in itself, so it keeps its row.
+        nothing = float("nan")
+        return {"control": "matched_subset", "accuracy": nothing, "low": nothing, "high": nothing, "note": f"only {note}"}
+    return _row("matched_subset", correct, part.groups, settings, note)

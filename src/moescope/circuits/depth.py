@@ -11,10 +11,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from moescope.circuits.features import Features
-from moescope.circuits.nested import nested_cv
-from moescope.circuits.pairs import set_accuracy
+from moescope.circuits.nested import CVResult, fit_classifier, nested_cv
 from moescope.circuits.ranking import FoldSums
-from moescope.stats import group_bootstrap
+from moescope.circuits.settings import CircuitSettings
+from moescope.stats import group_bootstrap, paired_bootstrap_difference
 
 
 def probe_correct(x: np.ndarray, y: np.ndarray, folds: np.ndarray) -> np.ndarray:
@@ -58,51 +58,72 @@ def best_layer_correct(hits: np.ndarray, folds: np.ndarray) -> tuple[np.ndarray,
 
 def depth_rows(
     features: Features,
-    ranking: np.ndarray,
     sums: FoldSums,
+    cv: CVResult,
     hits: np.ndarray,
     surface: float,
+    settings: CircuitSettings,
     *,
-    k: int,
-    sigma: Any,
     n_layers: int,
-    seed: int,
 ) -> list[dict[str, Any]]:
-    """Accuracy at each depth by four curves.
+    """Accuracy at each depth by four curves, each beside what it loses to the deepest layer (paired, by group bootstrap).
 
-    ``circuit_reselected``: the top K of layers 0..l, selected in the fold — the test. ``fixed_circuit``: the members of the
-    final circuit that lie in layers 0..l; flat by construction once the circuit is covered — the identity behind "exit at
-    no loss". ``full_probe``: logistic regression on the whole layer l. ``surface``: the best surface baseline.
+    ``circuit_reselected``: the top K of layers 0..l, selected in the fold: the test. ``fixed_circuit``: the members of the
+    circuit of all layers that lie in layers 0..l, each fold with its own; flat by construction once the circuit is
+    covered, which is the identity behind "exit at no loss". ``full_probe``: logistic regression on the whole layer l.
+    ``surface``: the best surface baseline, which needs no layer.
     """
-    rows: list[dict[str, Any]] = []
-    columns = features.columns
-    majority = float(np.bincount(features.y).max() / len(features.y))
+    columns, rows = features.columns, []
+    curves: dict[str, list[np.ndarray]] = {"circuit_reselected": [], "fixed_circuit": [], "full_probe": []}
     for layer in columns.layers:
-
-        def add(curve: str, accuracy: float, interval: tuple[float, float], layer: int = layer) -> None:
-            rows.append(
-                {
-                    "task": features.task.name,
-                    "layer": layer,
-                    "fraction": (layer + 1) / n_layers,
-                    "curve": curve,
-                    "accuracy": accuracy,
-                    "low": interval[0],
-                    "high": interval[1],
-                }
-            )
-
         allowed = columns.of_layers(layer)
         result = nested_cv(
-            features.x, features.y, features.folds, (min(k, int(allowed.sum())),), sigma=sigma, allowed=allowed, sums=sums
+            features.x,
+            features.y,
+            features.folds,
+            (min(settings.k, int(allowed.sum())),),
+            sigma=settings.sigma,
+            classifier=settings.classifier,
+            selection=settings.selection,
+            allowed=allowed,
+            sums=sums,
         )
-        correct = result.correct[0]
-        add("circuit_reselected", float(correct.mean()), group_bootstrap(correct, features.groups, seed=seed))
+        curves["circuit_reselected"].append(result.correct[0])
+        curves["fixed_circuit"].append(_fixed(features, cv.selected[:, : settings.k], allowed, settings))
         at_layer = [i for i, site in enumerate(columns.sites) if site.layer == layer]
-        best = max(at_layer, key=lambda i: hits[i].mean())
-        add("full_probe", float(hits[best].mean()), group_bootstrap(hits[best], features.groups, seed=seed))
-        members = [c for c in ranking[:k] if allowed[c]]
-        fixed = set_accuracy(features, np.asarray(members)) if members else majority
-        add("fixed_circuit", fixed, (fixed, fixed))
-        add("surface", surface, (surface, surface))
+        curves["full_probe"].append(hits[max(at_layer, key=lambda i: hits[i].mean())])
+    for place, layer in enumerate(columns.layers):
+        head = {"task": features.task.name, "layer": layer, "fraction": (layer + 1) / n_layers}
+        for curve, correct in curves.items():
+            low, high = group_bootstrap(correct[place], features.groups, seed=settings.seed)
+            lost = paired_bootstrap_difference(correct[-1], correct[place], features.groups, seed=settings.seed)
+            rows.append(
+                {
+                    **head,
+                    "curve": curve,
+                    "accuracy": float(correct[place].mean()),
+                    "low": low,
+                    "high": high,
+                    "loss": lost.value,
+                    "loss_low": lost.low,
+                    "loss_high": lost.high,
+                }
+            )
+        bounds = {"accuracy": surface, "low": surface, "high": surface}
+        rows.append({**head, "curve": "surface", **bounds, "loss": 0.0, "loss_low": 0.0, "loss_high": 0.0})
     return rows
+
+
+def _fixed(features: Features, selected: np.ndarray, allowed: np.ndarray, settings: CircuitSettings) -> np.ndarray:
+    """(N,) bool: held-out hits of the allowed members of each fold's circuit; without members, of the majority class."""
+    x, y = features.x, features.y
+    correct = np.zeros(len(y), dtype=bool)
+    for fold, chosen in enumerate(selected):
+        held = features.folds == fold
+        members = chosen[allowed[chosen]]
+        if len(members):
+            model = fit_classifier(x[np.ix_(~held, members)], y[~held], settings.classifier)
+            correct[held] = model.predict(x[np.ix_(held, members)]) == y[held]
+        else:
+            correct[held] = y[held] == np.bincount(y[~held]).argmax()
+    return correct

@@ -107,9 +107,17 @@ def _at_checkpoint(model: LoadedModel, task: Task, settings: CircuitSettings) ->
         seed=settings.seed,
     )
     sums = fold_class_sums(features.x, features.y, features.folds)
-    mean, var, n = sums.total()
-    scores = divergence(mean, var, n, sigma=settings.sigma)
-    correct = nested_cv(features.x, features.y, features.folds, (settings.k,), sigma=settings.sigma, sums=sums).correct[0]
+    scores = divergence(*sums.total(), sigma=settings.sigma)
+    correct = nested_cv(
+        features.x,
+        features.y,
+        features.folds,
+        (settings.k,),
+        sigma=settings.sigma,
+        classifier=settings.classifier,
+        selection=settings.selection,
+        sums=sums,
+    ).correct[0]
     low, high = group_bootstrap(correct, features.groups, seed=settings.seed)
     probe, _ = best_layer_correct(layer_probes(features), features.folds)
     row = {

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from moescope.circuits.features import Features
-from moescope.circuits.lda import fit_lda
-from moescope.circuits.nested import nested_cv
+from moescope.circuits.nested import fit_classifier, nested_cv
 from moescope.circuits.settings import CircuitSettings
 from moescope.circuits.single import rank_columns
 from moescope.errors import InputError
@@ -16,7 +15,7 @@ from moescope.stats import group_bootstrap
 
 
 def language_rows(features: Features, settings: CircuitSettings) -> list[dict[str, Any]]:
-    """[task, train_language, test_language, accuracy, low, high, n] for every ordered pair of languages.
+    """[task, train_language, test_language, accuracy, low, high, majority, n] for every ordered pair of languages.
 
     On the diagonal the circuit is selected and tested by nested cross-validation inside the language; off it, selected and
     fitted on all rows of one language and tested on the other's. Groups that occur in both languages (translations of one
@@ -35,7 +34,9 @@ def language_rows(features: Features, settings: CircuitSettings) -> list[dict[st
                     part = features.subset(np.flatnonzero(testing), n_folds=settings.n_folds, seed=settings.seed)
                 except InputError as error:
                     raise InputError(f"task {features.task.name!r}, language {test!r}: {error}") from error
-                correct = nested_cv(part.x, part.y, part.folds, (settings.k,), sigma=settings.sigma).correct[0]
+                correct = nested_cv(
+                    part.x, part.y, part.folds, (settings.k,), sigma=settings.sigma, classifier=settings.classifier
+                ).correct[0]
                 groups = part.groups
             else:
                 groups = features.groups[testing]
@@ -44,8 +45,9 @@ def language_rows(features: Features, settings: CircuitSettings) -> list[dict[st
                     # All training texts are translations of test texts: nothing is left to fit on, so say nothing.
                     continue
                 chosen = rank_columns(features.x[fitting], features.y[fitting], settings.sigma)[: settings.k]
-                model = fit_lda(features.x[np.ix_(fitting, chosen)], features.y[fitting])
-                correct = model.predict(features.x[np.ix_(testing, chosen)]) == features.y[testing]
+                model = fit_classifier(features.x[np.ix_(fitting, chosen)], features.y[fitting], settings.classifier)
+                read = features.x[np.ix_(testing, chosen)].astype(np.float64)
+                correct = model.predict(read) == features.y[testing]
             low, high = group_bootstrap(correct, groups, seed=settings.seed)
             rows.append(
                 {
@@ -55,6 +57,7 @@ def language_rows(features: Features, settings: CircuitSettings) -> list[dict[st
                     "accuracy": float(correct.mean()),
                     "low": low,
                     "high": high,
+                    "majority": float(np.bincount(features.y[testing]).max() / testing.sum()),
                     "n": len(correct),
                 }
             )

@@ -21,5 +21,5 @@ CROSS = {("certainty", "sentiment"): _mean["cert_sent"], ("sentiment", "certaint
 RATIO = {task: RECORD["specialization_ratio"][task][0] for task in TASKS}
 DEPTH = {task: (_exit[task]["layers_0_8"], _exit[task]["layers_0_31"]) for task in TASKS}
 SYMMETRY = RECORD["symmetry_score"]["mean"]
-COLUMN = RECORD["columns_mistral"]["certainty"]["of_top10"]
+COLUMN = {task: RECORD["columns_mistral"][task]["of_top10"] for task in TASKS}
 EARLY_EXIT_FRACTION = _exit["compute_at_layer_8"]

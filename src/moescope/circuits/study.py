@@ -12,14 +12,15 @@ import numpy as np
 import pandas as pd
 
 from moescope.circuits.causal import ablation_study
-from moescope.circuits.controls import control_table
+from moescope.circuits.causal_verdicts import ablation_claims, erasure_claims
+from moescope.circuits.controls import STEPS, control_table
 from moescope.circuits.erasure import erasure_study
 from moescope.circuits.features import Features, capture_features, columns_of
 from moescope.circuits.language import language_rows
-from moescope.circuits.pairs import cross_task_rows, overlap_rows, task_map_rows
+from moescope.circuits.pairs import cross_task_rows, native_row, overlap_rows, task_map_rows
 from moescope.circuits.settings import CircuitSettings
-from moescope.circuits.single import TaskFindings, analyse, rank_columns
-from moescope.circuits.verdicts import ablation_claims, circuit_claims
+from moescope.circuits.single import TaskFindings, analyse, overlap_ks, rank_columns
+from moescope.circuits.verdicts import circuit_claims
 from moescope.errors import InputError
 from moescope.models import LoadedModel, load, random_twin
 from moescope.provenance import provenance
@@ -98,12 +99,14 @@ def circuits(
     parts: dict[str, list[pd.DataFrame]] = {}
     for task in loaded_tasks:
         stage = f"{task.name}: circuit and controls"
-        tell(stage, 0, 9)
+        tell(stage, 0, 3 + STEPS)
         here = features[task.name]
         surface = surface_baselines(task, here.folds, tokenizer=loaded.tokenizer)
         found[task.name] = analyse(here, settings, surface=float(surface["accuracy"].max()), n_layers=loaded.n_layers)
-        tell(stage, 3, 9)
-        controls = control_table(found[task.name], settings, surface, model=loaded, twin=twin, step=tell.steps(stage, 3, 9))
+        tell(stage, 3, 3 + STEPS)
+        controls = control_table(
+            found[task.name], settings, surface, model=loaded, twin=twin, step=tell.steps(stage, 3, 3 + STEPS)
+        )
         for name, table in {**found[task.name].tables, "controls": controls}.items():
             parts.setdefault(name, []).append(table)
     tables = {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
@@ -114,7 +117,7 @@ def circuits(
     claims = circuit_claims(found, tables, settings)
     if ablate is not None:
         tables |= _ablations(loaded, features, settings, ablate, tell)
-        claims += ablation_claims(tables["ablation"], settings)
+        claims += ablation_claims(tables["ablation"], settings) + erasure_claims(tables["erasure"])
     meta = provenance(loaded, loaded_tasks, seed=settings.seed, settings=dataclasses.asdict(settings))
     meta["title"] = f"Task circuits of {loaded.name}"
     meta["seconds"] = round(time.time() - began, 1)
@@ -163,50 +166,17 @@ def _across_tasks(found: dict[str, TaskFindings], settings: CircuitSettings, tel
     stage, total = "comparing tasks", len(names) ** 2
     cross: list[dict[str, Any]] = []
     overlap: list[dict[str, Any]] = []
-    halves = {name: f.halves for name, f in found.items()}
+    ks = overlap_ks(settings, found[names[0]].features.columns.n)
     for i, a in enumerate(names):
         for j, b in enumerate(names):
             tell(stage, i * len(names) + j, total)
             if i < j:
-                overlap += overlap_rows(a, b, found[a].ranking, found[b].ranking, halves)
-            if i == j:
-                cross.append(_native(found[a], settings))
-            else:
-                cross += cross_task_rows(
-                    found[a].features,
-                    found[b].features,
-                    found[a].ranking,
-                    k=settings.k,
-                    n_random=settings.n_random,
-                    seed=settings.seed,
-                )
-    similar = task_map_rows(
-        {name: f.features for name, f in found.items()},
-        {name: f.ranking for name, f in found.items()},
-        k=min(100, found[names[0]].features.columns.n),
-        n_permutations=min(settings.n_permutations, 500),
-        seed=settings.seed,
-    )
+                overlap += overlap_rows(found[a], found[b], ks)
+            cross += [native_row(found[a], settings)] if i == j else cross_task_rows(found[a], found[b], settings)
     return {
         "overlap": pd.DataFrame(overlap),
         "cross_task": pd.DataFrame(cross),
-        "task_map": pd.DataFrame(similar),
-    }
-
-
-def _native(found: TaskFindings, settings: CircuitSettings) -> dict[str, Any]:
-    row = found.tables["accuracy"].query(
-        "k == @settings.k and selection == @settings.selection and classifier == @settings.classifier"
-    )
-    name = found.features.task.name
-    first = row.iloc[0]
-    return {
-        "source": name,
-        "target": name,
-        "method": "transfer_accuracy",
-        "value": float(first["accuracy"]),
-        "low": float(first["low"]),
-        "high": float(first["high"]),
+        "task_map": pd.DataFrame(task_map_rows(list(found.values()), settings)),
     }
 
 

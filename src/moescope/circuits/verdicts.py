@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
-import numpy as np
 import pandas as pd
 
 from moescope.circuits import published
+from moescope.circuits.controls import MAJORITY, SURFACE
+from moescope.circuits.pair_verdicts import language_claims, pair_claims
 from moescope.circuits.settings import CircuitSettings
 from moescope.circuits.single import TaskFindings
-from moescope.types import Claim
+from moescope.types import Claim, Verdict
 
-# Depth at which the source stops: layer 8 of Mistral-7B's 32.
-EXIT_FRACTION = published.EARLY_EXIT_FRACTION
+ALPHA = 0.05
 
 
 def circuit_claims(found: dict[str, TaskFindings], tables: dict[str, pd.DataFrame], settings: CircuitSettings) -> list[Claim]:
@@ -25,47 +25,55 @@ def circuit_claims(found: dict[str, TaskFindings], tables: dict[str, pd.DataFram
             _handful(name, found[name], controls, settings),
             _two_neurons(name, tables["accuracy"], controls, settings),
             _basis(name, controls, settings),
+            _range(name, tables["depth_range"]),
             _columns(name, found[name], tables["columns"]),
             _projection(name, tables["pc1"]),
-            _early_exit(name, tables["depth"]),
+            _early_exit(name, tables["depth"], controls),
         ]
     if len(found) > 1:
-        claims += _pair_claims(list(found), tables, settings)
+        claims += pair_claims(list(found), tables, settings)
+    if "language" in tables:
+        claims += language_claims(tables["language"])
     return claims
 
 
-def surface_rows(controls: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a task's control table (indexed by control) that are surface baselines."""
-    names = [c for c in controls.index if str(c).startswith(("surface", "length", "final_", "ends_", "bag_", "bigram"))]
-    return controls.loc[names]
+def best_cue(controls: pd.DataFrame) -> tuple[str, float]:
+    """(words for it, accuracy) of the strongest trivial cue of one task; the embedding layer counts as one.
 
-
-def best_surface(controls: pd.DataFrame) -> tuple[str, float, float]:
-    """(name, accuracy, lower bound) of the strongest trivial cue; the embedding layer counts as one."""
-    rows = surface_rows(controls)
-    if "embedding_layer" in controls.index:
-        rows = pd.concat([rows, controls.loc[["embedding_layer"]]])
-    best = rows["accuracy"].astype(float).idxmax()
-    return str(best), float(rows.loc[best, "accuracy"]), float(rows.loc[best, "low"])
+    Args:
+        controls: the task's control table, indexed by control.
+    """
+    rows = controls.loc[[c for c in controls.index if c.startswith(SURFACE) or c == "embedding_layer"], "accuracy"]
+    best = str(rows.astype(float).idxmax())
+    words = "the embedding layer" if best == "embedding_layer" else f"{best.removeprefix(SURFACE)!r}"
+    return words, float(rows[best])
 
 
 def _handful(name: str, found: TaskFindings, controls: pd.DataFrame, settings: CircuitSettings) -> Claim:
     circuit = controls.loc["circuit"]
-    accuracy, low, high = float(circuit["accuracy"]), float(circuit["low"]), float(circuit["high"])
-    chance = float(np.bincount(found.features.y).max() / len(found.features.y))
-    cue, cue_accuracy, _ = best_surface(controls)
+    accuracy, low, high = (float(circuit[column]) for column in ("accuracy", "low", "high"))
+    chance = float(controls.loc[MAJORITY, "accuracy"])
+    cue, cue_accuracy = best_cue(controls)
+    random = float(controls.loc["layer_matched_circuit", "accuracy"])
     random_high = float(controls.loc["layer_matched_circuit", "high"])
-    p = float(found.null.p[found.ranking[0]])
     probe = float(controls.loc["full_layer_probe", "accuracy"])
-    beside = f"full-layer probe {probe:.1%}, best trivial cue ({cue}) {cue_accuracy:.1%}"
-    if low <= chance:
-        verdict, note = "explained by chance", f"the interval contains the majority class ({chance:.1%}); {beside}"
+    matched = float(controls.loc["matched_subset", "accuracy"])
+    p = _p_of(controls)
+    verdict: Verdict
+    if low <= chance or (p is not None and p > ALPHA):
+        verdict, note = "explained by chance", f"not told apart from the majority class ({chance:.1%})"
     elif accuracy <= cue_accuracy:
-        verdict, note = "explained by a trivial cue", f"{cue} alone does as well without the model; {beside}"
+        verdict, note = "explained by a trivial cue", f"{cue} alone reaches {cue_accuracy:.1%}"
+    elif low <= cue_accuracy:
+        verdict, note = "explained by a trivial cue", f"{cue} alone reaches {cue_accuracy:.1%}, inside the interval"
     elif accuracy <= random_high:
-        verdict, note = "not reproduced", f"random neurons of the same layers reach {random_high:.1%}; {beside}"
+        verdict, note = "not reproduced", f"random neurons of the same layers reach up to {random_high:.1%} (95 % of sets)"
     else:
-        verdict, note = "reproduced", f"beats every trivial cue and layer-matched random neurons; {beside}"
+        verdict, note = "reproduced", f"above the best trivial cue ({cue}, {cue_accuracy:.1%}) and random neurons"
+    beside = f"full-layer probe {probe:.1%}, layer-matched random neurons {random:.1%} on average"
+    if not math.isnan(matched):
+        beside += f", the circuit where length and full stop are balanced {matched:.1%}"
+    significant = int((found.null.p <= ALPHA).sum())
     return Claim(
         name=f"{name}: {settings.k} neurons carry the task",
         published=published.ACCURACY.get(name),
@@ -73,47 +81,63 @@ def _handful(name: str, found: TaskFindings, controls: pd.DataFrame, settings: C
         interval=(low, high),
         null=max(chance, cue_accuracy),
         p=p,
-        verdict=verdict,  # type: ignore[arg-type]
-        note=f"{note}. p is family-wise, of the best neuron",
+        verdict=verdict,
+        note=f"{note}; {beside}. p by permuted labels; {significant} of {len(found.null.p):,} neurons differ between classes "
+        f"at 5 % family-wise",
+        details={"p_best_neuron": float(found.null.p[found.ranking[0]]), "significant_neurons": significant},
     )
+
+
+def _p_of(controls: pd.DataFrame) -> float | None:
+    """The p that the control table gives in words for the circuit's accuracy, by permuted labels."""
+    if "permuted_labels" not in controls.index:
+        return None
+    return float(str(controls.loc["permuted_labels", "note"]).rpartition("= ")[2])
 
 
 def _two_neurons(name: str, accuracy: pd.DataFrame, controls: pd.DataFrame, settings: CircuitSettings) -> Claim:
     rows = accuracy.query("task == @name and selection == @settings.selection and classifier == @settings.classifier")
     two = rows.loc[(rows["k"] - 2).abs().idxmin()]
-    cue, cue_accuracy, _ = best_surface(controls)
+    cue, cue_accuracy = best_cue(controls)
+    chance = float(controls.loc[MAJORITY, "accuracy"])
     probe = float(controls.loc["full_layer_probe", "accuracy"])
-    measured = float(two["accuracy"])
-    # Sufficiency needs the few neurons to come close to what the whole layer knows, and more than a cue would.
-    if measured <= cue_accuracy:
+    measured, low, high = (float(two[column]) for column in ("accuracy", "low", "high"))
+    verdict: Verdict
+    # To suffice, the few must come close to what the whole layer knows, and that must be more than a cue gives.
+    if low <= chance:
+        verdict, note = "explained by chance", f"the interval holds the majority class ({chance:.1%})"
+    elif measured < probe - 0.02:
+        verdict, note = "not reproduced", f"the full-layer probe reaches {probe:.1%}, so they do not hold what the layer does"
+    elif low <= cue_accuracy:
         verdict, note = "explained by a trivial cue", f"{cue} alone reaches {cue_accuracy:.1%}"
-    elif measured >= probe - 0.02:
-        verdict, note = "reproduced", f"within 2 points of the full-layer probe ({probe:.1%})"
     else:
-        verdict, note = "not reproduced", f"the full-layer probe reaches {probe:.1%}"
+        verdict, note = "reproduced", f"within 2 points of the full-layer probe ({probe:.1%})"
     covered = (
-        f"; at {two['coverage']:.0%} coverage (confidence ≥ 0.9) selective accuracy {two['selective_accuracy']:.1%}"
+        f"; sure (probability ≥ 0.9) of {two['coverage']:.0%} of the texts, and right on {two['selective_accuracy']:.1%} of "
+        "those"
         if two["coverage"] > 0
-        else "; no prediction reaches confidence 0.9"
+        else "; never sure (probability ≥ 0.9)"
     )
     return Claim(
         name=f"{name}: {int(two['k'])} neurons suffice",
         published=published.TWO_NEURONS.get(name),
         measured=measured,
-        interval=(float(two["low"]), float(two["high"])),
+        interval=(low, high),
         null=cue_accuracy,
-        verdict=verdict,  # type: ignore[arg-type]
+        verdict=verdict,
         note=note + covered,
     )
 
 
 def _basis(name: str, controls: pd.DataFrame, settings: CircuitSettings) -> Claim:
     circuit, turned = controls.loc["circuit"], controls.loc["rotated_basis"]
-    special = float(circuit["low"]) > float(turned["high"])
+    gap, low, high = (float(turned[column]) for column in ("gap", "gap_low", "gap_high"))
+    special = low > 0
     note = (
-        "coordinates carry more than random directions do"
+        f"coordinates carry {gap:.1%} more ({low:+.1%} to {high:+.1%}) than the top {settings.k} of a rotated basis"
         if special
-        else f"the top {settings.k} of a randomly rotated basis do as well: 'neuron' is not the unit here"
+        else f"the top {settings.k} of a randomly rotated basis do as well (difference {low:+.1%} to {high:+.1%}): "
+        "nothing here singles out neurons over other directions"
     )
     return Claim(
         name=f"{name}: single neurons are the unit",
@@ -125,21 +149,37 @@ def _basis(name: str, controls: pd.DataFrame, settings: CircuitSettings) -> Clai
     )
 
 
+def _range(name: str, ranges: pd.DataFrame) -> Claim:
+    row = ranges.query("task == @name").iloc[0]
+    low, high, mean = float(row["random_low"]), float(row["random_high"]), float(row["mean_layer"])
+    where = "earlier than" if mean < low else "later than" if mean > high else "where"
+    return Claim(
+        name=f"{name}: layers of the circuit",
+        measured=f"{int(row['first_layer'])} to {int(row['last_layer'])}, mean {mean:.1f}",
+        null=f"mean {low:.1f} to {high:.1f}",
+        verdict="measured",
+        note=f"{where} random sets of {int(row['k'])} neurons lie; the null is 95 % of such sets",
+    )
+
+
 def _columns(name: str, found: TaskFindings, columns: pd.DataFrame) -> Claim:
     rows = columns.query("task == @name")
     largest, distinct = int(rows["n_layers"].max()), int(rows["distinct_coordinates"].iloc[0])
     clusters = int(rows["clusters"].iloc[0])
     residual = found.circuit.neurons[0].site.kind == "resid"
+    top = min(10, found.features.columns.n)
     reason = (
-        "a residual coordinate is carried by the skip connection, so one thing is seen in many layers; " if residual else ""
+        "a residual coordinate is carried on by the skip connection, so one thing is seen in several layers; "
+        if residual and largest > 1
+        else ""
     )
     return Claim(
-        name=f"{name}: functional columns",
-        published=published.COLUMN if name in published.ACCURACY else None,
+        name=f"{name}: largest functional column",
+        published=published.COLUMN.get(name),
         measured=largest,
         verdict="identity" if residual and largest > 1 else "measured",
-        note=f"largest column among the top 10; {reason}they are {distinct} distinct coordinates in {clusters} "
-        "correlation clusters (|r| ≥ 0.9)",
+        note=f"neurons of the top {top} with one index; {reason}the {top} are {distinct} distinct coordinates, in {clusters} "
+        "clusters correlated at |r| ≥ 0.9",
     )
 
 
@@ -151,157 +191,38 @@ def _projection(name: str, pc1: pd.DataFrame) -> Claim:
         null=float(row["null_distance"]),
         p=float(row["p"]),
         verdict="identity",
-        note="opposite means hold for any balanced, centred data; the test is the distance against permuted labels "
-        f"(p = {float(row['p']):.3g}); PC1 explains {float(row['explained']):.0%} of the variance",
+        note="opposite means hold for any balanced, centred data. The test is the distance against permuted labels: "
+        f"classes make up {float(row['class_share']):.1%} of PC1's variance (of standardised coordinates' "
+        f"{float(row['class_share_standardised']):.1%}, p = {float(row['p_standardised']):.2g}); PC1 explains "
+        f"{float(row['explained']):.0%} of all variance, {float(row['explained_null']):.0%} were coordinates independent",
     )
 
 
-def _early_exit(name: str, depth: pd.DataFrame) -> Claim:
+def _early_exit(name: str, depth: pd.DataFrame, controls: pd.DataFrame) -> Claim:
     rows = depth.query("task == @name")
     curve = rows.query("curve == 'circuit_reselected'").sort_values("layer")
-    at = curve.loc[(curve["fraction"] - EXIT_FRACTION).abs().idxmin()]
+    at = curve.loc[(curve["fraction"] - published.EARLY_EXIT_FRACTION).abs().idxmin()]
     last = curve.iloc[-1]
-    surface = float(rows.query("curve == 'surface'")["accuracy"].iloc[0])
+    cue, surface = best_cue(controls)
+    chance = float(controls.loc[MAJORITY, "accuracy"])
     reported = published.DEPTH.get(name)
-    no_loss = float(at["high"]) >= float(last["accuracy"])
-    if no_loss and surface >= float(at["accuracy"]):
-        verdict, why = "explained by a trivial cue", f"a surface cue needs no layer and reaches {surface:.1%}"
-    elif no_loss:
-        verdict, why = "reproduced", f"no loss within the interval; best surface cue {surface:.1%}"
+    lost = f"{float(at['loss']):+.1%} lost ({float(at['loss_low']):+.1%} to {float(at['loss_high']):+.1%})"
+    verdict: Verdict
+    if float(last["low"]) <= chance:
+        verdict, why = "explained by chance", "at no depth is there accuracy to lose"
+    elif float(at["loss_low"]) > 0:
+        verdict, why = "not reproduced", "deeper layers add accuracy"
+    elif surface >= float(at["low"]):
+        verdict, why = "explained by a trivial cue", f"{cue} needs no deeper layer and reaches {surface:.1%}"
+    elif float(at["loss_high"]) > 0.02:
+        verdict, why = "measured", "a loss of over 2 points is not excluded"
     else:
-        verdict, why = "not reproduced", f"deeper layers add accuracy; best surface cue {surface:.1%}"
+        verdict, why = "reproduced", f"less than 2 points lost; best trivial cue {surface:.1%}"
     return Claim(
         name=f"{name}: done early",
-        published=f"{reported[0]:.1%} of {reported[1]:.1%} at 28 % depth" if reported else None,
+        published=f"{reported[0]:.1%} of {reported[1]:.1%} at {published.EARLY_EXIT_FRACTION:.0%} depth" if reported else None,
         measured=f"{float(at['accuracy']):.1%} of {float(last['accuracy']):.1%} at {float(at['fraction']):.0%} depth",
-        interval=(float(at["low"]), float(at["high"])),
         null=surface,
-        verdict=verdict,  # type: ignore[arg-type]
-        note=f"circuit re-selected within layers 0..{int(at['layer'])}; {why}",
+        verdict=verdict,
+        note=f"circuit selected anew within layers 0 to {int(at['layer'])}: {lost}; {why}",
     )
-
-
-def _pair_claims(names: list[str], tables: dict[str, pd.DataFrame], settings: CircuitSettings) -> list[Claim]:
-    claims: list[Claim] = []
-    overlap, cross = tables["overlap"], tables["cross_task"]
-    for row in overlap.query("k == @overlap.k.min()").to_dict("records"):
-        claims.append(_overlap(row))
-    own = {
-        name: float(tables["controls"].query("task == @name and control == 'circuit'")["accuracy"].iloc[0]) for name in names
-    }
-    transfer: dict[tuple[str, str], float] = {}
-    for source in names:
-        for target in names:
-            rows = cross.query("source == @source and target == @target").set_index("method")
-            if source != target and "refit" in rows.index:
-                claims.append(_cross(source, target, rows, tables["controls"].query("task == @target")))
-                if "transfer_accuracy" in rows.index:
-                    transfer[source, target] = float(rows.loc["transfer_accuracy", "value"])
-    claims += _ratios(names, own, transfer)
-    return claims
-
-
-def _overlap(row: dict[str, Any]) -> Claim:
-    shared, p = int(row["overlap"]), float(row["p"])
-    ceiling = min(int(row["split_half_a"]), int(row["split_half_b"]))
-    own = f"a task overlaps itself between halves of its data by {row['split_half_a']} and {row['split_half_b']}"
-    if p < 0.05:
-        verdict, note = "not reproduced", f"they share more than chance; {own}"
-    elif ceiling == 0:
-        verdict, note = "explained by chance", f"zero is what chance gives, and {own}: the ranking itself is not stable"
-    else:
-        # The ceiling shows that the ranking could have agreed, so that disjointness says something.
-        verdict, note = "reproduced", f"chance gives {row['expected']:.2g} too, but {own}"
-    return Claim(
-        name=f"{row['task_a']} and {row['task_b']}: top-{row['k']} circuits do not overlap",
-        published=0,
-        measured=shared,
-        null=float(row["expected"]),
-        p=p,
-        verdict=verdict,  # type: ignore[arg-type]
-        note=note,
-        details={"kuncheva": float(row["kuncheva"])},
-    )
-
-
-def _cross(source: str, target: str, rows: pd.DataFrame, controls: pd.DataFrame) -> Claim:
-    refit, matched = rows.loc["refit"], rows.loc["refit_layer_matched"]
-    accuracy = float(rows.loc["transfer_accuracy", "value"]) if "transfer_accuracy" in rows.index else float("nan")
-    majority = (
-        float(controls.query("control == 'majority'")["accuracy"].iloc[0]) if "majority" in set(controls["control"]) else 0.5
-    )
-    parts = [f"refit on {target} the same neurons give {float(refit['value']):.1%}"]
-    parts.append(f"as random neurons of those layers do ({float(matched['value']):.1%})")
-    if "transfer_auroc" in rows.index:
-        parts.insert(0, f"sign-free AUROC {float(rows.loc['transfer_auroc', 'value']):.2f}")
-    carries = float(refit["low"]) > majority + 0.02
-    verdict = "not reproduced" if carries else "reproduced"
-    if not carries and float(matched["high"]) <= majority + 0.02:
-        verdict = "explained by chance"
-    return Claim(
-        name=f"{source} circuit is at chance on {target}",
-        published=published.CROSS.get((source, target)),
-        measured=accuracy,
-        interval=(float(rows.loc["transfer_accuracy", "low"]), float(rows.loc["transfer_accuracy", "high"]))
-        if "transfer_accuracy" in rows.index
-        else None,
-        null=float(matched["value"]),
-        verdict=verdict,  # type: ignore[arg-type]
-        note="polarity is arbitrary, so transfer alone is no evidence: " + ", ".join(parts),
-    )
-
-
-def _ratios(names: list[str], own: dict[str, float], transfer: dict[tuple[str, str], float]) -> list[Claim]:
-    claims = []
-    for name in names:
-        others = [value for (source, _), value in transfer.items() if source == name]
-        if others and np.mean(others) > 0:
-            claims.append(
-                Claim(
-                    name=f"{name}: specialization ratio",
-                    published=published.RATIO.get(name),
-                    measured=own[name] / float(np.mean(others)),
-                    null=2 * own[name],
-                    verdict="identity",
-                    note="native over cross accuracy; it is twice the native accuracy whenever transfer is at 50 %",
-                )
-            )
-    for i, a in enumerate(names):
-        for b in names[i + 1 :]:
-            if (a, b) in transfer and (b, a) in transfer:
-                claims.append(
-                    Claim(
-                        name=f"{a} and {b}: symmetry score",
-                        published=published.SYMMETRY if {a, b} == {"certainty", "sentiment"} else None,
-                        measured=abs(own[a] - own[b]) + abs(transfer[a, b] - transfer[b, a]),
-                        verdict="measured",
-                        note="|AA−BB| + |AB−BA|, the definition that gives the published values; 0 is symmetric",
-                    )
-                )
-    return claims
-
-
-def ablation_claims(ablation: pd.DataFrame, settings: CircuitSettings) -> list[Claim]:
-    """One claim per task and target at the headline K: does switching the circuit off hurt more than matched neurons?"""
-    claims = []
-    for (task, target), rows in ablation.groupby(["task", "target"], sort=False):
-        numeric = pd.to_numeric(rows["k"], errors="coerce")
-        row = rows.loc[(numeric - settings.k).abs().idxmin()]
-        harmful = float(row["p"]) < 0.05
-        off_task = target == "wikitext_loss"
-        says = "more" if harmful else "no more"
-        claims.append(
-            Claim(
-                name=f"{task}: ablation changes {str(target).replace('_', ' ')}",
-                measured=float(row["effect"]),
-                interval=None,
-                null=float(row["random_mean"]),
-                p=float(row["p"]),
-                verdict="measured",
-                note=f"{row['mode']} ablation of {int(row['k'])} neurons harms {'other text ' if off_task else ''}{says} than "
-                f"{int(row['n_random'])} random sets matched on layer and norm "
-                f"(95 % of them {float(row['random_low']):+.3g} to {float(row['random_high']):+.3g}); "
-                "a lower bound, since later layers repair",
-            )
-        )
-    return claims

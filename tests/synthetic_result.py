@@ -59,16 +59,21 @@ def synthetic_result(
         ),
         "columns": pd.DataFrame(
             [
-                dict(
-                    task=t, neuron=int(g), n_layers=len(f), layers=sorted(f.layer.tolist()), clusters=4, distinct_coordinates=6
-                )
+                {
+                    "task": t,
+                    "neuron": int(g),
+                    "n_layers": len(f),
+                    "layers": sorted(f.layer.tolist()),
+                    "clusters": 4,
+                    "distinct_coordinates": 6,
+                }
                 for t in tasks
                 for g, f in neurons[(neurons.task == t) & (neurons["rank"] <= 10)].groupby("neuron")
             ]
         ),
         "sigma_compare": pd.DataFrame(
             [
-                dict(task=t, sigma=s, k=k, accuracy=best[t] - 0.02 + 0.01 * i, top1="resid:3/17")
+                {"task": t, "sigma": s, "k": k, "accuracy": best[t] - 0.02 + 0.01 * i, "top1": "resid:3/17"}
                 for t in tasks
                 for i, s in enumerate(("total", "pooled", "negative"))
                 for k in (1, 10)
@@ -107,21 +112,21 @@ def _neurons(task: str, rng: np.random.Generator, n_layers: int, width: int) -> 
         neuron = int(columns[rng.integers(3)]) if rng.random() < 0.45 else int(rng.integers(width))
         d = float(divergence[rank - 1])
         rows.append(
-            dict(
-                task=task,
-                rank=rank,
-                site="resid",
-                layer=int(rng.integers(n_layers)),
-                neuron=neuron,
-                divergence=d,
-                sigma_total=d * 0.93,
-                sigma_pooled=d,
-                sigma_negative=d * 1.04,
-                p_family=0.001 if d > 0.62 else 0.3,
-                threshold_5pct=0.62,
-                massive=bool(rank % 31 == 0),
-                fold_frequency=float(rng.integers(2, 6)) / 5,
-            )
+            {
+                "task": task,
+                "rank": rank,
+                "site": "resid",
+                "layer": int(rng.integers(n_layers)),
+                "neuron": neuron,
+                "divergence": d,
+                "sigma_total": d * 0.93,
+                "sigma_pooled": d,
+                "sigma_negative": d * 1.04,
+                "p_family": 0.001 if d > 0.62 else 0.3,
+                "threshold_5pct": 0.62,
+                "massive": bool(rank % 31 == 0),
+                "fold_frequency": float(rng.integers(2, 6)) / 5,
+            }
         )
     return pd.DataFrame(rows).drop_duplicates(["layer", "neuron"], ignore_index=True)
 
@@ -149,19 +154,19 @@ def _accuracy(tasks, rng, best, n) -> pd.DataFrame:  # type: ignore[no-untyped-d
                 for selection, bonus in (("nested", 0.0), ("global", 0.008)):
                     a = best[t] - 0.12 * np.exp(-k / 6) + bonus + (0.004 if classifier == "logistic" else 0)
                     rows.append(
-                        dict(
-                            task=t,
-                            k=k,
-                            classifier=classifier,
-                            selection=selection,
-                            accuracy=a,
-                            low=a - 0.018,
-                            high=a + 0.017,
-                            auroc=min(1, a + 0.06),
-                            coverage=0.1 + 0.5 * (1 - np.exp(-k / 15)),
-                            selective_accuracy=min(1, a + 0.09),
-                            n=n,
-                        )
+                        {
+                            "task": t,
+                            "k": k,
+                            "classifier": classifier,
+                            "selection": selection,
+                            "accuracy": a,
+                            "low": a - 0.018,
+                            "high": a + 0.017,
+                            "auroc": min(1, a + 0.06),
+                            "coverage": 0.1 + 0.5 * (1 - np.exp(-k / 15)),
+                            "selective_accuracy": min(1, a + 0.09),
+                            "n": n,
+                        }
                     )
     return pd.DataFrame(rows)
 
@@ -179,24 +184,24 @@ def _cross_task(tasks, rng, best) -> pd.DataFrame:  # type: ignore[no-untyped-de
                 "refit_layer_matched": 0.5 + 0.6 * (own - 0.5),
                 "refit_top_variance": 0.5 + 0.4 * (own - 0.5),
             }.items():
-                rows.append(dict(source=s, target=t, method=method, value=v, low=v - 0.02, high=v + 0.02))
+                rows.append({"source": s, "target": t, "method": method, "value": v, "low": v - 0.02, "high": v + 0.02})
     return pd.DataFrame(rows)
 
 
 def _overlap(tasks, rng, total) -> pd.DataFrame:  # type: ignore[no-untyped-def]
     return pd.DataFrame(
         [
-            dict(
-                task_a=a,
-                task_b=b,
-                k=k,
-                overlap=int(k * 0.06 * rng.random() * np.log1p(k)),
-                expected=k * k / total,
-                p=0.4,
-                kuncheva=0.05,
-                split_half_a=0.62 * k,
-                split_half_b=0.5 * k,
-            )
+            {
+                "task_a": a,
+                "task_b": b,
+                "k": k,
+                "overlap": int(k * 0.06 * rng.random() * np.log1p(k)),
+                "expected": k * k / total,
+                "p": 0.4,
+                "kuncheva": 0.05,
+                "split_half_a": 0.62 * k,
+                "split_half_b": 0.5 * k,
+            }
             for i, a in enumerate(tasks)
             for b in tasks[i + 1 :]
             for k in KS
@@ -216,7 +221,17 @@ def _depth(tasks, best, n_layers, rng) -> pd.DataFrame:  # type: ignore[no-untyp
                 "fixed_circuit": best[t],
                 "surface": best[t] - 0.03,
             }.items():
-                rows.append(dict(task=t, layer=layer, fraction=x, curve=curve, accuracy=v, low=v - 0.015, high=v + 0.015))
+                rows.append(
+                    {
+                        "task": t,
+                        "layer": layer,
+                        "fraction": x,
+                        "curve": curve,
+                        "accuracy": v,
+                        "low": v - 0.015,
+                        "high": v + 0.015,
+                    }
+                )
     return pd.DataFrame(rows)
 
 
@@ -227,15 +242,15 @@ def _layers(tasks, neurons, n_layers, rng) -> pd.DataFrame:  # type: ignore[no-u
         for layer in range(n_layers):
             at = f[f.layer == layer]
             rows.append(
-                dict(
-                    task=t,
-                    layer=layer,
-                    count_top10=int((at["rank"] <= 10).sum()),
-                    count_top100=len(at),
-                    max_divergence=float(at.divergence.max()) if len(at) else 0.3,
-                    mean_divergence=0.12 + 0.02 * layer,
-                    q99=0.4 + 0.03 * layer,
-                )
+                {
+                    "task": t,
+                    "layer": layer,
+                    "count_top10": int((at["rank"] <= 10).sum()),
+                    "count_top100": len(at),
+                    "max_divergence": float(at.divergence.max()) if len(at) else 0.3,
+                    "mean_divergence": 0.12 + 0.02 * layer,
+                    "q99": 0.4 + 0.03 * layer,
+                }
             )
     return pd.DataFrame(rows)
 
@@ -265,25 +280,25 @@ def _controls(tasks, best, rng) -> pd.DataFrame:  # type: ignore[no-untyped-def]
     for t in tasks:
         for control, gap in gaps.items():
             a = 0.505 if gap is None else max(0.5, best[t] + gap)
-            rows.append(dict(task=t, control=control, accuracy=a, low=a - 0.02, high=a + 0.02, note=""))
+            rows.append({"task": t, "control": control, "accuracy": a, "low": a - 0.02, "high": a + 0.02, "note": ""})
     return pd.DataFrame(rows)
 
 
 def _optional(tasks, best, rng) -> dict[str, pd.DataFrame]:  # type: ignore[no-untyped-def]
     ablation = [
-        dict(
-            task=t,
-            k=k,
-            mode="mean",
-            target=target,
-            baseline=base,
-            effect=sign * scale * np.log1p(k) / 5,
-            random_mean=sign * scale * 0.05,
-            random_low=sign * scale * 0.05 - 0.02,
-            random_high=sign * scale * 0.05 + 0.02,
-            p=0.01,
-            n_random=100,
-        )
+        {
+            "task": t,
+            "k": k,
+            "mode": "mean",
+            "target": target,
+            "baseline": base,
+            "effect": sign * scale * np.log1p(k) / 5,
+            "random_mean": sign * scale * 0.05,
+            "random_low": sign * scale * 0.05 - 0.02,
+            "random_high": sign * scale * 0.05 + 0.02,
+            "p": 0.01,
+            "n_random": 100,
+        }
         for t in tasks
         for k in KS
         for target, base, sign, scale in (
@@ -293,46 +308,53 @@ def _optional(tasks, best, rng) -> dict[str, pd.DataFrame]:  # type: ignore[no-u
         )
     ]
     erasure = [
-        dict(
-            task=t,
-            layer=layer,
-            target=target,
-            off_task=False,
-            baseline=best[t],
-            effect=-0.04 * (layer + 1),
-            random_mean=-0.005,
-            random_low=-0.02,
-            random_high=0.01,
-            p=0.3 if layer == 0 else 0.05,
-            n_random=20,
-        )
+        {
+            "task": t,
+            "layer": layer,
+            "target": target,
+            "off_task": False,
+            "baseline": best[t],
+            "effect": -0.04 * (layer + 1),
+            "random_mean": -0.005,
+            "random_low": -0.02,
+            "random_high": 0.01,
+            "p": 0.3 if layer == 0 else 0.05,
+            "n_random": 20,
+        }
         for t in tasks
         for layer in range(6)
         for target in ("probe_accuracy", "answer_logodds")
     ]
     dynamics = [
-        dict(
-            checkpoint=f"step{s}",
-            step=s,
-            task=t,
-            accuracy=best[t] - 0.2 * np.exp(-s / 400),
-            low=best[t] - 0.2 * np.exp(-s / 400) - 0.02,
-            high=best[t] - 0.2 * np.exp(-s / 400) + 0.02,
-            probe_accuracy=best[t] + 0.04 - 0.15 * np.exp(-s / 200),
-            max_divergence=1.4 - np.exp(-s / 300),
-            overlap_with_last=min(10, s // 200),
-        )
+        {
+            "checkpoint": f"step{s}",
+            "step": s,
+            "task": t,
+            "accuracy": best[t] - 0.2 * np.exp(-s / 400),
+            "low": best[t] - 0.2 * np.exp(-s / 400) - 0.02,
+            "high": best[t] - 0.2 * np.exp(-s / 400) + 0.02,
+            "probe_accuracy": best[t] + 0.04 - 0.15 * np.exp(-s / 200),
+            "max_divergence": 1.4 - np.exp(-s / 300),
+            "overlap_with_last": min(10, s // 200),
+        }
         for t in tasks
         for s in (0, 50, 100, 250, 500, 1000, 2000, 3000)
     ]
     similarity = [
-        dict(a=a, b=b, measure=m, value=v, chance=c, p=0.2 if m == "probe" else 0.01)
+        {"a": a, "b": b, "measure": m, "value": v, "chance": c, "p": 0.2 if m == "probe" else 0.01}
         for i, a in enumerate(tasks)
         for b in tasks[i + 1 :]
         for m, v, c in (("circuit", 0.08, 0.0), ("probe", 0.12, 0.06))
     ]
     language = [
-        dict(task=tasks[0], train_language=a, test_language=b, accuracy=0.8 if a == b else 0.66, low=0.6, high=0.85)
+        {
+            "task": tasks[0],
+            "train_language": a,
+            "test_language": b,
+            "accuracy": 0.8 if a == b else 0.66,
+            "low": 0.6,
+            "high": 0.85,
+        }
         for a in ("en", "de", "fr")
         for b in ("en", "de", "fr")
     ]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-
 from moescope.cli.output import print_claims, print_json
 
 
@@ -19,7 +17,7 @@ def show(folder: Path, /, *, table: str = "claims", json: bool = False) -> None:
     elif table == "claims":
         print_claims(result)
     else:
-        Console().print(result.to_frame(table).to_string(index=False))
+        print(result.to_frame(table).to_string(index=False))
 
 
 def compare(folders: list[Path], /, *, out: Path = Path("moescope-out/compare")) -> None:

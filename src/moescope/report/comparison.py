@@ -26,6 +26,7 @@ from moescope.report.style import (
     letter,
     levels,
     log_k,
+    name_axis,
     new_figure,
     shorten,
 )  # fmt: skip
@@ -145,7 +146,7 @@ def _accuracy(axes: Axes, tables: Tables, legend: bool) -> None:
         "chance", (1, chance), xytext=(-2, 2), textcoords="offset points", xycoords=("axes fraction", "data"), ha="right",
         color=SOFT, fontsize=6,
     )  # fmt: skip
-    axes.set_xticks(range(len(tasks)), [shorten(t, 14) for t in tasks], rotation=30 if len(tasks) > 3 else 0)
+    name_axis(axes, tasks)
     axes.set_xlim(-0.55, len(tasks) - 0.45)
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, chance - 0.04), min(1.02, high + 0.02) if not legend else high + 0.42 * (high - low))
@@ -193,7 +194,7 @@ def _matrix(axes: Axes, tables: Tables, legend: bool) -> None:
     matrix = _transfer(tables)
     heat_cells(axes, matrix.to_numpy(float), 0.3, 1.0)
     names = [shorten(t, 12) for t in matrix.index]
-    axes.set_xticks(range(len(names)), names, rotation=30 if len(names) > 2 else 0)
+    name_axis(axes, list(matrix.index), 12)
     axes.set_yticks(range(len(names)), names, rotation=0 if len(names) > 2 else 90, va="center")
     axes.set_xlabel("tested on")
     axes.set_ylabel("fitted on")
@@ -211,7 +212,7 @@ def _ratio(axes: Axes, tables: Tables, legend: bool) -> None:
     for i, y in enumerate(own):
         axes.plot([i - 0.32, i + 0.32], [y, y], color=INK, lw=1, label="2 × own accuracy" if i == 0 else None)
     axes.axhline(1, color=FAINT, lw=0.8, zorder=0)
-    axes.set_xticks(range(len(tasks)), [shorten(t, 12) for t in tasks], rotation=30 if len(tasks) > 3 else 0)
+    name_axis(axes, tasks, 12)
     axes.set_xlim(-0.6, len(tasks) - 0.4)
     axes.set_ylim(0.8, max([2.05, *(v * 1.05 for v in own if np.isfinite(v))]) + (0.65 if legend else 0))
     axes.set_yticks([1, 1.5, 2])

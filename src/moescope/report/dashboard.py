@@ -23,6 +23,7 @@ from moescope.report.style import (
     SOFT,
     VERMILLION,
     band,
+    class_legend,
     class_styles,
     layer_axis,
     legend,
@@ -163,13 +164,11 @@ def _distributions(axes: Axes, tables: Tables, task: str) -> None:
                     boxprops={"facecolor": style.color, "alpha": 0.75, "lw": 0.5},
                     medianprops={"color": INK, "lw": 1}, whiskerprops={"color": style.color, "lw": 0.8}, capprops={"lw": 0},
                 )  # fmt: skip
-    for label, style in styles.items():
-        axes.scatter([], [], marker="s", s=22, color=style.color, alpha=0.75, label=shorten(label, 18))
     axes.axhline(0, color=FAINT, lw=0.6, zorder=0)
     axes.set_xticks(range(len(ranks)), names, fontsize=6)
     axes.set_xlim(-0.6, len(ranks) - 0.4)
     axes.set_ylabel("activation (standardised)")
-    legend(axes, "upper", columns=3)
+    class_legend(axes, levels(rows, "class"))
 
 
 def _projection(axes: Axes, tables: Tables, task: str) -> None:
@@ -180,7 +179,6 @@ def _projection(axes: Axes, tables: Tables, task: str) -> None:
         axes.scatter(
             here["pc1"], here["pc2"], s=5, marker=style.marker, color=style.color, alpha=0.35, lw=0, rasterized=len(rows) > 3000
         )
-        axes.scatter([], [], s=16, marker=style.marker, color=style.color, label=shorten(label, 18))
     for label, style in styles.items():
         here = rows[rows["class"].astype(str) == label]
         axes.scatter(
@@ -202,7 +200,7 @@ def _projection(axes: Axes, tables: Tables, task: str) -> None:
             f"permuted {row['null_distance']:.2g}, p {_equals(row['p'])})"
         )
     axes.set_ylabel("PC2")
-    legend(axes, "upper", columns=3)
+    class_legend(axes, levels(rows, "class"))
 
 
 def _equals(p: float) -> str:

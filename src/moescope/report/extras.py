@@ -31,6 +31,7 @@ from moescope.report.style import (
     levels,
     log_k,
     marker,
+    name_axis,
     new_figure,
     of_task,
     shorten,
@@ -159,7 +160,7 @@ def _task_map(tables: Tables) -> Figure:
             texts[i][j] = texts[j][i] = f"{row['value']:.2f}{star}{chance}"
         finite = values[np.isfinite(values)]
         heat_cells(axes, values, min(0.0, *finite, 0.0), max(0.2, *finite, 0.2), texts)
-        axes.set_xticks(range(len(names)), [shorten(n, 14) for n in names], rotation=30, ha="right")
+        name_axis(axes, names)
         axes.set_yticks(range(len(names)), [shorten(n, 14) for n in names])
         letter(axes, m, _MEASURES.get(measure, measure))
     return figure
@@ -212,7 +213,7 @@ def _language(tables: Tables) -> Figure:
         names = list(dict.fromkeys([*levels(rows, "train_language"), *levels(rows, "test_language")]))
         matrix = rows.pivot_table(index="train_language", columns="test_language", values="accuracy")
         heat_cells(grid[i], matrix.reindex(index=names, columns=names).to_numpy(float), 0.3, 1.0)
-        grid[i].set_xticks(range(len(names)), [shorten(n, 8) for n in names])
+        name_axis(grid[i], names, 8)
         grid[i].set_yticks(range(len(names)), [shorten(n, 8) for n in names])
         grid[i].set_xlabel("tested on")
         grid[i].set_ylabel("fitted on")

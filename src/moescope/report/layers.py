@@ -18,7 +18,6 @@ from moescope.report.style import (
     SKY,
     SOFT,
     VERMILLION,
-    escape,
     layer_axis,
     legend,
     letter,
@@ -55,7 +54,7 @@ def layers(tables: Tables, tasks: Sequence[str]) -> Figure:
         letter(grid[i, 1], i * width + 1, "Where the top neurons lie")
         if columns:
             _columns(grid[i, 2], tables, task)
-            letter(grid[i, 2], i * width + 2, "Coordinates of the top ten")
+            letter(grid[i, 2], i * width + 2, _columns_title(tables, task))
         if len(tasks) > 1:
             grid[i, 0].annotate(
                 shorten(task, 28), (0, 0.5), xytext=(-36, 0), xycoords="axes fraction", textcoords="offset points",
@@ -120,11 +119,10 @@ def _columns(axes: Axes, tables: Tables, task: str) -> None:
     by_layer = of_task(tables["layers"], task)
     layer_axis(axes, int(by_layer["layer"].max()) + 1)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    found = of_task(tables.get("columns"), task)
-    if len(found) and pd.notna(found["clusters"].iloc[0]):
-        axes.set_xlabel(
-            escape(
-                f"layer  ({len(rows)} neurons: {int(found['distinct_coordinates'].iloc[0])} coordinates, "
-                f"{int(found['clusters'].iloc[0])} clusters)"
-            )
-        )
+
+
+def _columns_title(tables: Tables, task: str) -> str:
+    rows = of_task(tables.get("columns"), task)
+    if rows.empty or rows[["distinct_coordinates", "clusters"]].iloc[0].isna().any():
+        return "Coordinates of the top ten"
+    return f"Top ten: {int(rows['distinct_coordinates'].iloc[0])} coordinates, {int(rows['clusters'].iloc[0])} clusters"

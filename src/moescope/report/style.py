@@ -116,6 +116,16 @@ def class_styles(classes: Sequence[str]) -> dict[str, ClassStyle]:
     return {name: ClassStyle(color(i), marker(i)) for i, name in enumerate(classes[: len(SERIES)])}
 
 
+def class_legend(axes: Axes, classes: Sequence[str]) -> None:
+    """A legend of the classes that :func:`class_styles` shows, and of how many it leaves out."""
+    styles = class_styles(classes)
+    for name, style in styles.items():
+        axes.scatter([], [], s=16, marker=style.marker, color=style.color, label=shorten(name, 18))
+    if len(classes) > len(styles):
+        axes.scatter([], [], s=0, color="none", label=f"{len(classes) - len(styles)} more classes not shown")
+    legend(axes, columns=3)
+
+
 def of_task(frame: pd.DataFrame | None, task: str) -> pd.DataFrame:
     """The rows of ``frame`` that speak of ``task``; empty where there is no table."""
     if frame is None or "task" not in frame:
@@ -168,11 +178,6 @@ def errors(value: Sequence[float], low: Sequence[float], high: Sequence[float]) 
     return np.nan_to_num(np.clip(np.stack([v - lo, hi - v]), 0, None))
 
 
-def level_line(axes: Axes, y: float, text: str, *, color: str = SOFT, style: Any = (0, (4, 2))) -> None:
-    """A horizontal reference line named in the legend."""
-    axes.axhline(y, color=color, lw=0.8, ls=style, zorder=1, label=text)
-
-
 def log_k(axes: Axes, ks: Sequence[int]) -> None:
     """A logarithmic axis of circuit sizes that labels the sizes themselves, as many as there is room for."""
     ks = sorted({int(k) for k in ks if k > 0})
@@ -188,6 +193,13 @@ def log_k(axes: Axes, ks: Sequence[int]) -> None:
     axes.set_xlabel("neurons in the circuit, K")
 
 
+def name_axis(axes: Axes, names: Sequence[str], length: int = 14) -> None:
+    """Names along x at 0, 1, …, cut to ``length`` characters, and slanted where they would touch."""
+    texts = [shorten(name, length) for name in names]
+    slant: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(len(texts)), texts, **(slant if sum(map(len, texts)) > 20 else {}))
+
+
 def layer_axis(axes: Axes, n_layers: int) -> None:
     """Whole layer numbers along x, half a layer of room at both ends."""
     step = max(1, int(np.ceil(n_layers / 8)))
@@ -196,24 +208,26 @@ def layer_axis(axes: Axes, n_layers: int) -> None:
     axes.set_xlabel("layer")
 
 
-def heat_cells(axes: Axes, values: np.ndarray, low: float, high: float, texts: Sequence[Sequence[str]] | None = None) -> Any:
-    """A matrix as squares with its numbers in them, dark on light and light on dark."""
+def heat_cells(axes: Axes, values: np.ndarray, low: float, high: float, texts: Sequence[Sequence[str]] | None = None) -> None:
+    """A matrix as squares with its numbers in them, dark on light and light on dark; a large one with a colour bar instead."""
     image = axes.imshow(np.ma.masked_invalid(values), cmap=HEAT, vmin=low, vmax=high, aspect="auto")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     rows, columns = values.shape
-    if rows * columns <= 144:
-        size = 6.5 if columns <= 6 else 5
-        for i in range(rows):
-            for j in range(columns):
-                if np.isfinite(values[i, j]):
-                    ink = "white" if (values[i, j] - low) / max(high - low, 1e-9) < 0.55 else INK
-                    text = texts[i][j] if texts is not None else f"{values[i, j]:.2f}"
-                    axes.text(j, i, text, ha="center", va="center", color=ink, fontsize=size)
-    return image
+    if max(rows, columns) > 12:
+        bar = axes.figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02)
+        bar.outline.set_visible(False)  # type: ignore[operator]
+        return
+    size = 6.5 if columns <= 6 else 5
+    for i in range(rows):
+        for j in range(columns):
+            if np.isfinite(values[i, j]):
+                text = texts[i][j] if texts is not None else f"{values[i, j]:.2f}"
+                axes.text(j, i, text, ha="center", va="center", color=_ink_on(image.to_rgba(values[i, j])), fontsize=size)
 
 
-def empty(axes: Axes, text: str) -> None:
-    """A panel that has nothing to show says why."""
-    axes.set_axis_off()
-    axes.text(0.5, 0.5, escape(text), ha="center", va="center", color=SOFT, transform=axes.transAxes, wrap=True)
+def _ink_on(background: Any) -> str:
+    """Black or white, whichever contrasts more with an RGB colour (relative luminance, WCAG 2.2)."""
+    rgb = np.asarray(background[:3], dtype=float)
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return "white" if float(linear @ (0.2126, 0.7152, 0.0722)) < 0.179 else "black"

@@ -1,0 +1,139 @@
+"""Can the category be told from the signature? Cross-validated logistic regression, its intervals and its nulls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import confusion_matrix, f1_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MaxAbsScaler, StandardScaler
+
+from moescope.errors import InputError
+from moescope.routing.trace import RoutingTrace
+from moescope.stats import group_bootstrap, permutation_p, permuted_label_matrix, wilson
+from moescope.tasks import group_folds
+
+
+@dataclass(frozen=True)
+class Score:
+    """Held-out accuracy with its Wilson interval, and macro F1 with a bootstrap interval over prompts (or groups)."""
+
+    accuracy: float
+    low: float
+    high: float
+    boot_low: float
+    boot_high: float
+    macro_f1: float
+    f1_low: float
+    f1_high: float
+    n: int
+
+
+def cross_validate(x: np.ndarray | sparse.csr_matrix, y: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """Held-out predictions (N,) of logistic regression (C = 1 on standardised features; sparse ones are only scaled).
+
+    Everything that is learned, the scale too, is learned on the training rows of the fold.
+    """
+    predicted = np.empty_like(y)
+    for fold in np.unique(folds):
+        held = folds == fold
+        scale = MaxAbsScaler() if sparse.issparse(x) else StandardScaler()
+        model = make_pipeline(scale, LogisticRegression(max_iter=500, tol=1e-3))
+        predicted[held] = model.fit(x[~held], y[~held]).predict(x[held])
+    return predicted
+
+
+def score(
+    y: np.ndarray, predicted: np.ndarray, groups: np.ndarray | None = None, *, n_boot: int = 1000, seed: int = 0
+) -> Score:
+    """Accuracy and macro F1 of held-out predictions.
+
+    Args:
+        groups: (N,) what is resampled whole in the bootstrap; None for single prompts.
+    """
+    correct = predicted == y
+    low, high = wilson(int(correct.sum()), len(y))
+    boot_low, boot_high = group_bootstrap(correct.astype(float), groups, n_boot=n_boot, seed=seed)
+    classes = np.unique(y)
+
+    def f1(pairs: np.ndarray) -> float:
+        return _macro_f1(pairs[:, 0], pairs[:, 1], classes)
+
+    pairs = np.stack([y, predicted], axis=1)
+    f1_low, f1_high = group_bootstrap(pairs, groups, stat=f1, n_boot=n_boot, seed=seed)
+    macro = float(f1_score(y, predicted, labels=classes, average="macro", zero_division=0))
+    return Score(float(correct.mean()), low, high, boot_low, boot_high, macro, f1_low, f1_high, len(y))
+
+
+def _macro_f1(y: np.ndarray, predicted: np.ndarray, classes: np.ndarray) -> float:
+    hits = np.array([((y == c) & (predicted == c)).sum() for c in classes])
+    sizes = np.array([(y == c).sum() + (predicted == c).sum() for c in classes])
+    return float(np.mean(2 * hits / np.maximum(sizes, 1)))
+
+
+def confusion(y: np.ndarray, predicted: np.ndarray, categories: list[str]) -> list[dict[str, Any]]:
+    """Rows ``true``, ``predicted``, ``n``, ``share`` (of the true category)."""
+    table = confusion_matrix(y, predicted, labels=np.arange(len(categories)))
+    return [
+        {"true": a, "predicted": b, "n": int(table[i, j]), "share": float(table[i, j] / max(table[i].sum(), 1))}
+        for i, a in enumerate(categories)
+        for j, b in enumerate(categories)
+    ]
+
+
+def permuted_accuracy(
+    x: np.ndarray, y: np.ndarray, groups: np.ndarray | None, *, n_permutations: int, n_folds: int, seed: int
+) -> tuple[np.ndarray, float]:
+    """The permutation baseline: the whole cross-validation under shuffled labels.
+
+    Args:
+        groups: (N,) topics; labels are shuffled within a topic that holds several categories.
+
+    Returns:
+        accuracies (P,), and p of the accuracy under the true labels in the same folds.
+    """
+    rng = np.random.default_rng(seed)
+    labels = permuted_label_matrix(y, groups, n_permutations, rng)
+    folds = group_folds(y, np.arange(len(y)), n_folds, seed)
+    observed = float((cross_validate(x, y, folds) == y).mean())
+    null = np.empty(n_permutations)
+    for i, shuffled in enumerate(labels):
+        folds = group_folds(shuffled, np.arange(len(y)), n_folds, seed)
+        null[i] = (cross_validate(x, shuffled, folds) == shuffled).mean()
+    return null, permutation_p(observed, null)
+
+
+def folds_by(y: np.ndarray, groups: np.ndarray, n_folds: int, seed: int) -> np.ndarray | None:
+    """Folds that keep groups whole (as many as there are groups, at most ``n_folds``), or None where none can be made."""
+    try:
+        return group_folds(y, groups, min(n_folds, len(set(groups.tolist()))), seed)
+    except InputError:
+        return None
+
+
+def token_counts(trace: RoutingTrace) -> sparse.csr_matrix:
+    """(N, V) how often each token id stands in each sequence: what a router that only knows token ids could know.
+
+    Raises:
+        InputError: the trace has no token ids.
+    """
+    if trace.tokens is None:
+        raise InputError("the trace has no token ids; trace again with them for the token-identity baseline")
+    _, code = np.unique(trace.tokens, return_inverse=True)
+    ones = np.ones(len(code))
+    return sparse.csr_matrix((ones, (trace.sequence, code)), shape=(len(trace.sequences), int(code.max(initial=0)) + 1))
+
+
+def length_matched(tokens: np.ndarray, y: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Indices (sorted) of a subset in which every category has the same number of prompts of each length in tokens."""
+    rng = np.random.default_rng(seed)
+    chosen: list[np.ndarray] = []
+    for length in np.unique(tokens):
+        members = [np.flatnonzero((tokens == length) & (y == c)) for c in np.unique(y)]
+        take = min(len(m) for m in members)
+        chosen += [rng.choice(m, take, replace=False) for m in members if take]
+    return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, dtype=np.int64)

@@ -1,0 +1,123 @@
+"""Routing without tasks: what similarity follows from the number of tokens, the experts' popularity, and the tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from moescope.routing.signatures import normalise
+from moescope.routing.trace import RoutingTrace
+
+
+def random_cosine(tokens: np.ndarray | float, n_experts: int, k: int) -> np.ndarray:
+    """Expected cosine of two signatures of T tokens each that a uniformly random router sent to k of E experts.
+
+    T / (T + (E - k) / k): expert counts are binomial, E[n·m] = T² k² / E and E|n|² = T k (1 - k / E) + T² k² / E; the
+    expectation of the ratio is taken as the ratio of expectations, right to about 1 % from T = 8 on. For OLMoE (64
+    experts, top-8) it is 0.53, 0.82, 0.90 and 0.95 at 8, 32, 64 and 128 tokens.
+    """
+    tokens = np.asarray(tokens, dtype=np.float64)
+    return np.asarray(tokens / (tokens + (n_experts - k) / k))
+
+
+def pooled_cosine(counts: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Expected cosine of every two prompts if each had drawn its tokens' routing from all prompts' together.
+
+    The closed form of :func:`random_cosine` for prompts of different lengths and experts of different popularity: with
+    q_le the share of tokens that reach expert e of layer l, E[n·m] = T U sum q² and E|n|² = T sum q (1 - q) + T² sum q².
+
+    Args:
+        counts: (N, L, E): tokens of each prompt that reached each expert.
+        tokens: (N,) tokens of each prompt.
+
+    Returns:
+        (N, N) float64.
+    """
+    q = counts.sum(0) / tokens.sum()
+    overlap, noise = (q**2).sum(), (q * (1 - q)).sum()
+    length = np.sqrt(1 + noise / (np.maximum(overlap, 1e-300) * tokens))
+    return np.asarray(1 / np.outer(length, length))
+
+
+Router = Callable[[np.random.Generator], np.ndarray]
+
+
+def uniform_router(trace: RoutingTrace) -> Router:
+    """Load balance, first reading: every token takes as many experts of each layer as it did, uniformly at random.
+
+    Returns:
+        a function that draws counts (N, L, E).
+    """
+
+    used = (trace.ids != trace.empty).sum(2)  # (T, L)
+
+    def draw(rng: np.random.Generator) -> np.ndarray:
+        counts = np.zeros((len(trace.sequences), len(trace.layers), max(trace.n_experts)))
+        for layer, n in enumerate(trace.n_experts):
+            chosen = _random_experts(len(trace), n, rng)
+            counts[:, layer, :n] = _tally(trace, chosen, np.arange(n) < used[:, [layer]], n)
+        return counts
+
+    return draw
+
+
+def simulated_cosine(tokens: int, n_experts: int, k: int, *, pairs: int = 200, seed: int = 0) -> float:
+    """Mean cosine of ``pairs`` independent pairs of signatures of uniformly random routing: checks :func:`random_cosine`."""
+    rng = np.random.default_rng(seed)
+    counts = np.zeros((2 * pairs, n_experts))
+    for row in counts:
+        row += np.bincount(_random_experts(tokens, n_experts, rng)[:, :k].ravel(), minlength=n_experts)
+    unit = counts / np.linalg.norm(counts, axis=1, keepdims=True)
+    return float((unit[:pairs] * unit[pairs:]).sum(1).mean())
+
+
+def _random_experts(tokens: int, n: int, rng: np.random.Generator) -> np.ndarray:
+    """(tokens, n) each row a random order of the experts; its first k are k experts drawn without replacement."""
+    return np.argsort(rng.random((tokens, n), dtype=np.float32), axis=1)
+
+
+def shuffled_router(trace: RoutingTrace, strata: np.ndarray | None = None) -> Router:
+    """Load balance, second reading: each layer's own choices, dealt out anew among the tokens.
+
+    The sets of experts that a layer's tokens chose are permuted among the tokens, each layer by itself, so every expert
+    keeps exactly its number of tokens, experts that go together still do, and every prompt keeps its length.
+
+    Args:
+        strata: (T,) token labels (token ids, say): choices move only among tokens of one label, so that what a token's
+            identity decides stays as it is.
+
+    Returns:
+        a function that draws counts (N, L, E).
+    """
+    order = np.arange(len(trace)) if strata is None else np.argsort(strata, kind="stable")
+
+    def draw(rng: np.random.Generator) -> np.ndarray:
+        counts = np.zeros((len(trace.sequences), len(trace.layers), max(trace.n_experts)))
+        source = np.empty(len(trace), dtype=np.int64)
+        for layer, n in enumerate(trace.n_experts):
+            noise = rng.random(len(trace))
+            source[order] = np.argsort(noise) if strata is None else np.lexsort((noise, strata))
+            chosen = trace.ids[source, layer]
+            counts[:, layer, :n] = _tally(trace, chosen, chosen != trace.empty, n)
+        return counts
+
+    return draw
+
+
+def draws(router: Router, n: int, seed: int) -> Iterator[np.ndarray]:
+    """``n`` null signatures (N, L, E), shares of each layer."""
+    rng = np.random.default_rng(seed)
+    for _ in range(n):
+        yield normalise(router(rng))
+
+
+def movable(strata: np.ndarray) -> float:
+    """Share of tokens whose label occurs more than once: those that a shuffle within labels can move."""
+    _, code, size = np.unique(strata, return_inverse=True, return_counts=True)
+    return float((size[code] > 1).mean())
+
+
+def _tally(trace: RoutingTrace, chosen: np.ndarray, used: np.ndarray, n: int) -> np.ndarray:
+    flat = (trace.sequence.astype(np.int64)[:, None] * n + chosen)[used]
+    return np.bincount(flat, minlength=len(trace.sequences) * n).reshape(-1, n).astype(np.float64)

@@ -1,0 +1,203 @@
+"""Tables of similarity: every measure and variant, each against its nulls, and the random-routing curve."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from moescope.routing.classify import length_matched
+from moescope.routing.nulls import (
+    Router,
+    draws,
+    movable,
+    pooled_cosine,
+    random_cosine,
+    shuffled_router,
+    simulated_cosine,
+    uniform_router,
+)
+from moescope.routing.settings import SignatureSettings
+from moescope.routing.signatures import QUANTITIES, Signatures, signatures_of
+from moescope.routing.similarity import (
+    Separation,
+    bootstrap_separation,
+    naive_interval,
+    permuted_d,
+    separation,
+    similarities,
+    similarity,
+)
+from moescope.routing.subject import Subject
+from moescope.routing.trace import PARTS, Part, RoutingTrace
+from moescope.stats import permutation_p, permuted_label_matrix
+
+CURVE = (2, 4, 8, 16, 32, 64, 128, 256)
+
+
+def expected_of(signatures: Signatures, trace: RoutingTrace) -> np.ndarray:
+    """(N, N) cosine of prompts that draw their tokens' routing from all prompts' together."""
+    return pooled_cosine(trace.counts(part=signatures.part), signatures.tokens)
+
+
+def similarity_table(subject: Subject, settings: SignatureSettings) -> pd.DataFrame:
+    """One row a measure (over all tokens), a variant (quantity, part; cosine) and a measure on length-matched prompts.
+
+    Columns: ``prompts`` (all, length-matched), ``quantity``, ``part``, ``measure``, the fields of
+    :class:`~moescope.routing.similarity.Separation`, ``gap``, ``d_low``, ``d_high`` (prompts resampled),
+    ``d_naive_low``, ``d_naive_high`` (pairs taken as independent), ``p`` (labels permuted), ``n``.
+    """
+    rows: list[dict[str, Any]] = []
+    head = signatures_of(subject.trace, quantity=settings.quantity)
+    measures = similarities(head.flat(), expected_of(head, subject.trace))
+    for measure, s in measures.items():
+        rows.append(_row(s, np.arange(len(subject)), subject, settings, head, measure))
+    for quantity in QUANTITIES:
+        if quantity == "weight" and subject.trace.weights is None:
+            continue
+        for part in PARTS:
+            kept = with_part(subject, part)
+            if (quantity, part) == (settings.quantity, "all") or kept is None:
+                continue
+            found = signatures_of(subject.trace.select(kept), quantity=quantity, part=part)
+            rows.append(_row(similarity(found.flat()), kept, subject, settings, found, "cosine"))
+    matched = length_matched(head.tokens, subject.y, settings.seed)
+    if usable(subject.y, matched):
+        for measure, s in measures.items():
+            row = _row(s[np.ix_(matched, matched)], matched, subject, settings, head, measure)
+            rows.append({**row, "prompts": "length-matched"})
+    return pd.DataFrame(rows)
+
+
+def usable(y: np.ndarray, rows: np.ndarray) -> bool:
+    """Whether the rows hold at least two prompts of every category."""
+    return bool(len(rows)) and bool(np.all(np.bincount(y[rows], minlength=int(y.max()) + 1) >= 2))
+
+
+def with_part(subject: Subject, part: Part) -> np.ndarray | None:
+    """Indices of the prompts that have tokens of a part; None if fewer than two of some category do."""
+    tokens = np.bincount(subject.trace.sequence[subject.trace.mask(part)], minlength=len(subject))
+    kept = np.flatnonzero(tokens)
+    return kept if usable(subject.y, kept) else None
+
+
+def _row(
+    s: np.ndarray, rows: np.ndarray, subject: Subject, settings: SignatureSettings, of: Signatures, measure: str
+) -> dict[str, Any]:
+    y, blocks = subject.y[rows], subject.blocks()
+    found = separation(s, y)
+    labels = permuted_label_matrix(
+        y, None if blocks is None else blocks[rows], settings.n_permutations, np.random.default_rng(settings.seed)
+    )
+    interval = bootstrap_separation(s, y, n_boot=settings.n_boot, seed=settings.seed)
+    naive = naive_interval(found)
+    return {
+        "prompts": "all",
+        "quantity": of.quantity,
+        "part": of.part,
+        "measure": measure,
+        **asdict(found),
+        "gap": found.gap,
+        **{f"{name}_{end}": interval[name][i] for name in ("within", "across") for i, end in enumerate(("low", "high"))},
+        "d_low": interval["d_pairs"][0],
+        "d_high": interval["d_pairs"][1],
+        "d_naive_low": naive[0],
+        "d_naive_high": naive[1],
+        "p": permutation_p(found.d_pairs, permuted_d(s, labels)),
+        "n": len(rows),
+    }
+
+
+def null_table(subject: Subject, settings: SignatureSettings) -> pd.DataFrame:
+    """Frequency signatures of random routings of the same tokens, one row a null; the measured routing first.
+
+    Columns ``null``, ``within``, ``across``, ``gap``, ``d_pairs`` (means over draws), each with ``_low`` and ``_high``
+    (95 % of the draws), ``p`` (draws whose d reaches the measured one), ``n_draws``, ``note``.
+    """
+    trace = subject.trace
+    measured = separation(similarity(signatures_of(trace).flat()), subject.y)
+    rows = [_null_row("measured routing", [measured], None, "")]
+    routers: dict[str, tuple[Router, str]] = {
+        "uniform": (uniform_router(trace), "every token takes its number of experts uniformly at random"),
+        "own counts reshuffled": (shuffled_router(trace), "each layer's own choices dealt out anew among all tokens"),
+    }
+    if trace.tokens is not None:
+        share = movable(trace.tokens)
+        note = f"choices dealt out among equal tokens only; {share:.0%} of tokens occur more than once and can move"
+        routers["same token reshuffled"] = (shuffled_router(trace, trace.tokens), note)
+    for name, (router, note) in routers.items():
+        found = [
+            separation(similarity(values.reshape(len(values), -1)), subject.y)
+            for values in draws(router, settings.n_null, settings.seed)
+        ]
+        rows.append(_null_row(name, found, measured.d_pairs, note))
+    return pd.DataFrame(rows)
+
+
+def _null_row(name: str, found: list[Separation], observed: float | None, note: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"null": name}
+    for key in ("within", "across", "gap", "d_pairs"):
+        values = np.array([getattr(f, key) for f in found])
+        row |= {key: float(values.mean())}
+        low, high = np.quantile(values, [0.025, 0.975]) if len(values) > 1 else (np.nan, np.nan)
+        row |= {f"{key}_low": float(low), f"{key}_high": float(high)}
+    d = np.array([f.d_pairs for f in found])
+    row["p"] = float("nan") if observed is None else permutation_p(observed, d)
+    return row | {"n_draws": len(found), "note": note}
+
+
+def layer_nulls(subject: Subject, settings: SignatureSettings) -> pd.DataFrame:
+    """Within and across cosine of each layer under both load-balance baselines (means over draws): ``null``, ``layer``."""
+    trace, rows = subject.trace, []
+    for name, router in {"uniform": uniform_router(trace), "own counts reshuffled": shuffled_router(trace)}.items():
+        found: list[list[Separation]] = [[] for _ in trace.layers]
+        for values in draws(router, min(settings.n_null, 20), settings.seed):
+            for i, kept in enumerate(found):
+                kept.append(separation(similarity(values[:, i]), subject.y))
+        for layer, kept in zip(trace.layers, found, strict=True):
+            row = {key: float(np.mean([getattr(f, key) for f in kept])) for key in ("within", "across", "d_pairs")}
+            rows.append({"null": name, "layer": layer, **row})
+    return pd.DataFrame(rows)
+
+
+def random_curve(subject: Subject, settings: SignatureSettings) -> pd.DataFrame:
+    """Cosine by number of tokens: ``closed_form`` and ``simulated`` for uniform random routing, ``within`` and ``across``
+    for the first T tokens of every prompt that has so many (``n`` of them)."""
+    trace = subject.trace
+    k = [int((trace.ids[:, i] != trace.empty).sum(1).max(initial=1)) for i in range(len(trace.layers))]
+    shapes = list(zip(trace.n_experts, k, strict=True))  # (experts, top-k) of each layer
+    longest = int(trace.lengths.max(initial=0))
+    rows = []
+    for n in [t for t in CURVE if t <= longest]:
+        row: dict[str, Any] = {
+            "tokens": n,
+            "closed_form": float(np.mean([random_cosine(n, *shape) for shape in shapes])),
+            # Layers mostly share their shape: each shape is simulated once.
+            "simulated": float(np.mean([simulated_cosine(n, *shape, seed=settings.seed) for shape in sorted(set(shapes))])),
+        }
+        cut = first_tokens(trace, n)
+        y = subject.y[trace.lengths >= n]
+        if usable(subject.y, np.flatnonzero(trace.lengths >= n)):
+            found = separation(similarity(signatures_of(cut).flat()), y)
+            row |= {"within": found.within, "across": found.across}
+        rows.append(row | {"n": len(cut.sequences)})
+    return pd.DataFrame(rows)
+
+
+def first_tokens(trace: RoutingTrace, n: int) -> RoutingTrace:
+    """The first ``n`` tokens of every sequence that has so many."""
+    long = np.flatnonzero(trace.lengths >= n)
+    cut = trace.select(long)
+    rows = cut.position < n
+    return replace(
+        cut,
+        ids=cut.ids[rows],
+        weights=None if cut.weights is None else cut.weights[rows],
+        scores=None,
+        sequence=cut.sequence[rows],
+        position=cut.position[rows],
+        generated=cut.generated[rows],
+        tokens=None if cut.tokens is None else cut.tokens[rows],
+    )

@@ -1,0 +1,285 @@
+"""Signatures, similarities and nulls as plain arrays: known answers, calibration, recovery of what was planted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import kstest
+
+from moescope.errors import InputError
+from moescope.routing import RoutingTrace
+from moescope.routing.classify import cross_validate, length_matched, permuted_accuracy, score, token_counts
+from moescope.routing.experts import expert_card, expert_table, layer_table, variance_explained
+from moescope.routing.nulls import (
+    draws,
+    movable,
+    pooled_cosine,
+    random_cosine,
+    shuffled_router,
+    simulated_cosine,
+    uniform_router,
+)
+from moescope.routing.separations import first_tokens
+from moescope.routing.signatures import signatures_of
+from moescope.routing.similarity import (
+    MEASURES,
+    bootstrap_separation,
+    by_category,
+    naive_interval,
+    null_corrected,
+    permuted_d,
+    separation,
+    similarity,
+)
+from moescope.stats import permutation_p, permuted_label_matrix
+from moescope.tasks import group_folds
+from tests.planted_routing import CATEGORIES, codes, random_trace
+
+
+def cosines(trace: RoutingTrace) -> np.ndarray:
+    return similarity(signatures_of(trace).flat())
+
+
+def test_a_signature_is_the_histogram_of_each_layer():
+    trace = random_trace(2, tokens=6, k=2)
+    found = signatures_of(trace)
+    by_hand = np.zeros(16)
+    for token in range(6):
+        by_hand[trace.ids[token, 1]] += 1
+    np.testing.assert_allclose(found.values[0, 1], by_hand / 12)
+    np.testing.assert_allclose(found.values.sum(-1), 1)
+    assert found.flat(3).shape == (8, 16)
+    assert found.flat().shape == (8, 48)
+
+
+def test_prompt_and_generated_tokens_make_up_all():
+    trace = random_trace(2, tokens=10)
+    prompt, generated, whole = (signatures_of(trace, part=p) for p in ("prompt", "generated", "all"))
+    mixed = (prompt.values * prompt.tokens[:, None, None] + generated.values * generated.tokens[:, None, None]) / 10
+    np.testing.assert_allclose(mixed, whole.values)
+    assert not np.allclose(prompt.values, generated.values)
+
+
+def test_weights_and_frequencies_differ_where_weights_do():
+    trace = random_trace(2)
+    np.testing.assert_allclose(signatures_of(trace, quantity="weight").values, signatures_of(trace).values, atol=1e-3)
+    trace.weights[:, :, 0] = 0.9
+    assert np.abs(signatures_of(trace, quantity="weight").values - signatures_of(trace).values).max() > 0.02
+
+
+def test_a_sequence_without_tokens_of_the_part_is_named():
+    trace = random_trace(2, tokens=4)
+    trace.generated[trace.sequence == 3] = False
+    with pytest.raises(InputError, match="'factual-0' has no generated tokens"):
+        signatures_of(trace, part="generated")
+
+
+@pytest.mark.parametrize(("n_experts", "k"), [(64, 8), (16, 4), (128, 1)])
+def test_closed_form_matches_simulated_random_routing(n_experts, k):
+    for tokens in (8, 32, 128):
+        assert simulated_cosine(tokens, n_experts, k) == pytest.approx(float(random_cosine(tokens, n_experts, k)), abs=0.015)
+
+
+def test_closed_form_gives_the_known_values_of_olmoe():
+    np.testing.assert_allclose(random_cosine(np.array([8, 32, 64, 128]), 64, 8), [0.53, 0.82, 0.90, 0.95], atol=0.006)
+
+
+def test_random_routing_of_a_trace_lies_on_the_curve():
+    """A cosine of 0.85 needs no task: 24 tokens of top-4 of 16 experts give it by chance."""
+    s = cosines(random_trace(16, tokens=24))
+    found = separation(s, codes(random_trace(16)))
+    assert found.within == pytest.approx(float(random_cosine(24, 16, 4)), abs=0.01)
+    assert found.across == pytest.approx(found.within, abs=0.01)
+
+
+def test_pooled_cosine_knows_lengths_and_popularity():
+    popularity = np.geomspace(1, 30, 16)
+    trace = random_trace(12, tokens={"code": 6, "math": 12, "story": 24, "factual": 96}, popularity=popularity)
+    expected = pooled_cosine(trace.counts(), trace.lengths)
+    y = codes(trace)
+    np.testing.assert_allclose(by_category(cosines(trace), y, 4), by_category(expected, y, 4), atol=0.02)
+    # The uniform formula would be far off for experts of such different popularity.
+    assert float(random_cosine(6, 16, 4)) < by_category(expected, y, 4)[0, 0] - 0.05
+
+
+def test_uniform_router_keeps_lengths_and_top_k():
+    trace = random_trace(3, tokens={"code": 5, "math": 9, "story": 7, "factual": 3})
+    drawn = uniform_router(trace)(np.random.default_rng(0))
+    np.testing.assert_array_equal(drawn.sum(-1), np.repeat(trace.lengths[:, None] * 4, 3, axis=1))
+    assert drawn.max() <= trace.lengths.max()  # an expert once a token at most
+
+
+@pytest.mark.parametrize("by_token", [False, True])
+def test_reshuffled_routing_preserves_counts(by_token):
+    trace = random_trace(4, tokens={"code": 5, "math": 9, "story": 7, "factual": 30}, popularity=np.geomspace(1, 20, 16))
+    drawn = shuffled_router(trace, trace.tokens if by_token else None)(np.random.default_rng(0))
+    np.testing.assert_array_equal(drawn.sum(0), trace.counts().sum(0))  # every expert of every layer
+    np.testing.assert_array_equal(drawn.sum(-1), trace.counts().sum(-1))  # every prompt
+    assert not np.array_equal(drawn, trace.counts())
+
+
+def test_reshuffling_among_equal_tokens_keeps_lexical_routing():
+    """Routing that is a function of the token's identity survives that null whole, and no other."""
+    trace = random_trace(8, lexical=True)
+    y = codes(trace)
+    measured = separation(cosines(trace), y).d_pairs
+    free, same = (
+        np.mean([separation(similarity(v.reshape(32, -1)), y).d_pairs for v in draws(shuffled_router(trace, strata), 5, 0)])
+        for strata in (None, trace.tokens)
+    )
+    assert measured > 1
+    assert same == pytest.approx(measured, abs=1e-9)
+    assert abs(free) < 0.3
+    assert movable(trace.tokens) > 0.9
+
+
+def test_separation_by_hand():
+    s = np.array([[1, 0.9, 0.5, 0.4], [0.9, 1, 0.3, 0.2], [0.5, 0.3, 1, 0.7], [0.4, 0.2, 0.7, 1]])
+    found = separation(s, np.array([0, 0, 1, 1]))
+    assert found.within == pytest.approx(0.8)
+    assert found.across == pytest.approx(0.35)
+    within, across = np.array([0.9, 0.7]), np.array([0.5, 0.4, 0.3, 0.2])
+    pooled = (within.var(ddof=1) + 3 * across.var(ddof=1)) / 4
+    assert found.d_pairs == pytest.approx(0.45 / np.sqrt(pooled))
+    own, other = np.array([0.9, 0.9, 0.7, 0.7]), np.array([0.45, 0.25, 0.4, 0.3])
+    assert found.d_prompts == pytest.approx((own - other).mean() / np.sqrt((own.var(ddof=1) + other.var(ddof=1)) / 2))
+
+
+def test_permuted_d_equals_d_of_permuted_labels():
+    s, y = cosines(random_trace(6, seed=3)), codes(random_trace(6))
+    labels = permuted_label_matrix(y, None, 7, np.random.default_rng(1))
+    np.testing.assert_allclose(permuted_d(s, labels), [separation(s, row).d_pairs for row in labels], rtol=1e-9)
+
+
+def test_measures_agree_on_equal_and_on_disjoint_signatures():
+    values = np.array([[0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]])
+    for measure in MEASURES:
+        s = similarity(values, measure)
+        np.testing.assert_allclose(s, s.T)
+        assert s[0, 1] == pytest.approx(1)
+        assert s[0, 2] == pytest.approx(-1 if measure == "centred_cosine" else 0, abs=1e-9)
+    half = (
+        similarity(np.array([[1.0, 0.0], [0.5, 0.5]]))[0, 1],
+        similarity(np.array([[1.0, 0], [0.5, 0.5]]), "weighted_jaccard")[0, 1],
+    )
+    assert half == pytest.approx((np.sqrt(0.5), 1 / 3))
+
+
+def test_length_alone_makes_cosines_differ_and_the_correction_takes_it_away():
+    """Random routing, but stories are long: raw cosine "finds" that stories are alike."""
+    trace = random_trace(15, tokens={"code": 8, "math": 8, "story": 120, "factual": 8})
+    y, s = codes(trace), cosines(trace)
+    raw = by_category(s, y, 4)
+    assert raw[2, 2] > raw[0, 0] + 0.2
+    corrected = by_category(null_corrected(s, pooled_cosine(trace.counts(), trace.lengths)), y, 4)
+    assert np.abs(corrected).max() < 0.08
+    cut = first_tokens(trace, 8)
+    assert np.ptp(np.diag(by_category(cosines(cut), y, 4))) < 0.05
+
+
+def test_length_matched_prompts_have_equal_lengths():
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.arange(3), 50)
+    tokens = rng.integers(10, 20, 150) + 4 * y
+    kept = length_matched(tokens, y)
+    lengths = [sorted(tokens[kept][y[kept] == c].tolist()) for c in range(3)]
+    assert lengths[0] == lengths[1] == lengths[2]
+    assert len(lengths[0]) > 3
+    assert len(length_matched(np.array([1, 1, 2, 2]), np.array([0, 0, 1, 1]))) == 0
+
+
+def test_p_values_are_uniform_under_shuffled_labels():
+    """Similarity, experts and layers: 250 unplanted traces of 16 prompts; naive p-values fail the same test."""
+    p, naive, family, layer = [], [], [], []
+    for seed in range(250):
+        trace = random_trace(8, tokens=8, layers=(0, 1), n_experts=8, k=2, categories=("a", "b"), seed=seed)
+        y, found = codes(trace, ("a", "b")), signatures_of(trace)
+        s = similarity(found.flat())
+        labels = permuted_label_matrix(y, None, 99, np.random.default_rng(seed))
+        measured = separation(s, y)
+        p.append(permutation_p(measured.d_pairs, permuted_d(s, labels)))
+        low, high = naive_interval(measured)
+        naive.append(low > 0 or high < 0)
+        options = {"n_permutations": 99, "seed": seed}
+        family.append(expert_table(found, y, ["a", "b"], **options)["p_family"].min())
+        layer.append(layer_table(found, y, **options)["p_family"].min())
+    assert np.mean(naive) > 0.15  # pairs are not independent: the naive 5 % is nothing of the kind
+    rng = np.random.default_rng(0)
+    for values in (p, family, layer):
+        # p takes the values 1/100 … 1; spread evenly over its step it is continuous.
+        assert kstest(np.array(values) - rng.random(250) / 100, "uniform").pvalue > 0.01
+
+
+def test_bootstrap_interval_is_wider_than_the_naive_one_and_holds_the_value():
+    trace = random_trace(10, planted={(3, "code"): (0, 1)}, strength=0.4)
+    y, s = codes(trace), cosines(trace)
+    measured, interval = separation(s, y), bootstrap_separation(s, y)
+    low, high = naive_interval(measured)
+    assert interval["d_pairs"][0] < measured.d_pairs < interval["d_pairs"][1]
+    assert np.ptp(interval["d_pairs"]) > 1.5 * (high - low)
+    assert interval["within"][0] < measured.within < interval["within"][1]
+    assert interval["across"][0] < measured.across < interval["across"][1]
+
+
+def test_planted_experts_are_found_at_their_layer_and_nowhere_else():
+    trace = random_trace(10, planted={(3, "code"): (2, 9), (3, "story"): (5,)}, strength=0.35, seed=1)
+    y, found = codes(trace), signatures_of(trace)
+    layers = layer_table(found, y).set_index("layer")["p_family"]
+    assert layers[3] < 0.01
+    assert layers[[1, 4]].min() > 0.05
+    table = expert_table(found, y, list(CATEGORIES))
+    hits = table[table["p_family"] < 0.01].set_index(["layer", "expert"])
+    assert set(hits.index) == {(3, 2), (3, 9), (3, 5)}
+    assert hits.loc[(3, 5), "category"] == "story"
+    assert hits.loc[(3, 2), "lift"] > 1.5
+    measured = separation(similarity(found.flat()), y).d_pairs
+    for router in (uniform_router(trace), shuffled_router(trace), shuffled_router(trace, trace.tokens)):
+        null = [separation(similarity(v.reshape(40, -1)), y).d_pairs for v in draws(router, 10, 0)]
+        assert measured > 2 * max(null)
+
+
+def test_signatures_classify_planted_categories_but_not_random_routing():
+    planted = random_trace(10, planted={(3, c): (2 * i, 2 * i + 1) for i, c in enumerate(CATEGORIES)}, strength=0.5)
+    y = codes(planted)
+    folds = group_folds(y, np.arange(40), 5)
+    good = cross_validate(signatures_of(planted).flat(), y, folds)
+    assert (good == y).mean() > 0.9
+    null, p = permuted_accuracy(signatures_of(planted).flat(), y, None, n_permutations=19, n_folds=5, seed=0)
+    assert p == 1 / 20
+    assert 0.1 < null.mean() < 0.4
+    random = cross_validate(signatures_of(random_trace(10, seed=5)).flat(), y, folds)
+    assert (random == y).mean() < 0.5
+    found = score(y, good)
+    assert found.low < found.accuracy <= found.high
+    assert found.f1_low <= found.macro_f1 <= found.f1_high
+
+
+def test_token_counts_know_lexical_routing():
+    trace = random_trace(10, lexical=True, tokens=40)
+    y = codes(trace)
+    predicted = cross_validate(token_counts(trace), y, group_folds(y, np.arange(40), 5))
+    assert (predicted == y).mean() > 0.9
+    assert token_counts(trace).sum() == len(trace)
+
+
+def test_variance_explained_by_hand():
+    values = np.array([[0.0, 5], [0, 6], [1, 5], [1, 6]])
+    np.testing.assert_allclose(variance_explained(values, np.array([0, 0, 1, 1])), [1, 0], atol=1e-12)
+    assert variance_explained(np.ones((4, 2)), np.array([0, 0, 1, 1])).max() == 0
+
+
+def test_an_expert_card_names_its_tokens_categories_and_contexts():
+    trace = random_trace(10, tokens=30, planted={(3, "math"): (7,)}, strength=0.6, seed=2)
+    trace.ids[np.ix_(trace.tokens == 11, [1])] = np.array([7, 8, 9, 10])  # layer 3: token 11 always takes expert 7
+    card = expert_card(trace, 3, 7, decode=lambda ids: "".join(f"<{i}>" for i in ids))
+    assert card.tokens["token"].iloc[0] == "<11>"
+    assert card.tokens["rate"].iloc[0] == 1
+    assert card.tokens["low"].iloc[0] > 1
+    lifts = card.categories.set_index("category")
+    assert lifts["lift"].idxmax() == "math"
+    assert lifts.loc["math", "low"] > 1
+    assert "⟦<" in card.contexts["text"].iloc[0]
+    with pytest.raises(InputError, match="layer 2 is not traced"):
+        expert_card(trace, 2, 7)
+    with pytest.raises(InputError, match="experts 0 to 15, not 16"):
+        expert_card(trace, 3, 16)

@@ -23,9 +23,8 @@ def ablation_claims(ablation: pd.DataFrame, settings: CircuitSettings) -> list[C
         harmful = float(row["p"]) < 0.05
         what, unit = _TARGETS[str(target)]
         ratio = float(row["norm_ratio"])
-        badly = (
-            "" if 0.5 <= ratio <= 2 else f"; the random neurons have {ratio:.2g} times the circuit's norm, so matching failed"
-        )
+        # Massive activations have no match in their layer.
+        badly = "" if 0.5 <= ratio <= 2 else f"; matching failed: the random neurons have {ratio:.2g} times the circuit's norm"
         claims.append(
             Claim(
                 name=f"{task}: switching the circuit off harms {what}",
@@ -57,7 +56,8 @@ def erasure_claims(erasure: pd.DataFrame) -> list[Claim]:
                 verdict="measured",
                 note=f"LEACE after layer {int(row['layer'])}, the layer of the largest effect of {len(rows)}, from an accuracy "
                 f"of {float(row['baseline']):.3g}; erasing permuted labels gives {float(row['random_low']):+.3g} to "
-                f"{float(row['random_high']):+.3g}. What ablating a few neurons leaves and this removes is spread over many",
+                f"{float(row['random_high']):+.3g}. Where "
+                "this harms and ablating a few neurons does not, the class is spread over many",
             )
         )
     return claims

@@ -42,8 +42,9 @@ def control_table(
     """One row per control, the circuit itself first.
 
     Columns: task, control, accuracy, low, high; ``gap``, ``gap_low``, ``gap_high``: the circuit's accuracy minus the
-    control's on the same rows (paired, over groups), NaN where the control has other rows or is a set of draws; note.
-    Surface baselines are called ``"surface: …"``.
+    control's on the same rows (paired, over groups), NaN where the control has other rows or is a set of draws; ``p``: of
+    that gap, two-sided, or for permuted labels of the circuit's accuracy; note. Surface baselines are called
+    ``"surface: …"``.
 
     Args:
         surface: rows of :func:`moescope.tasks.surface_baselines`.
@@ -57,7 +58,7 @@ def control_table(
     def add(control: str, correct: np.ndarray, note: str = "") -> None:
         """A control on the circuit's own rows."""
         gap = paired_bootstrap_difference(circuit, correct, features.groups, seed=settings.seed)
-        same = {} if control == "circuit" else {"gap": gap.value, "gap_low": gap.low, "gap_high": gap.high}
+        same = {} if control == "circuit" else {"gap": gap.value, "gap_low": gap.low, "gap_high": gap.high, "p": gap.p}
         rows.append(_row(control, correct, features.groups, settings, note) | same)
 
     add("circuit", circuit, f"top {k} neurons, selection {settings.selection}")
@@ -128,9 +129,9 @@ def control_table(
         note = "same architecture and tokenizer, random weights"
         add("random_twin_circuit", _nested(untrained, untrained.x, settings), note)
         add("random_twin_probe", best_layer_correct(layer_probes(untrained), untrained.folds)[0], note)
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows, columns=["control", "accuracy", "low", "high", "gap", "gap_low", "gap_high", "p", "note"])
     table.insert(0, "task", features.task.name)
-    return table[["task", "control", "accuracy", "low", "high", "gap", "gap_low", "gap_high", "note"]]
+    return table
 
 
 def _row(control: str, correct: np.ndarray, groups: np.ndarray, settings: CircuitSettings, note: str) -> dict[str, Any]:
@@ -165,8 +166,8 @@ def _permuted_labels(found: TaskFindings, settings: CircuitSettings) -> list[dic
     rng = np.random.default_rng(settings.seed)
     draws = (permute_labels(features.y, features.groups, rng) for _ in range(settings.n_label_permutations))
     values = np.asarray([_nested(features, features.x, settings, y).mean() for y in draws])
-    p = permutation_p(float(found.circuit_hits(settings.k).mean()) - 1e-9, values)
-    return [_draws("permuted_labels", values, f"{len(values)} label permutations; p of the circuit's accuracy = {p:.3g}")]
+    p = float(permutation_p(float(found.circuit_hits(settings.k).mean()) - 1e-9, values))
+    return [_draws("permuted_labels", values, f"{len(values)} label permutations, the range of 95 % of them") | {"p": p}]
 
 
 def _control_task(found: TaskFindings, settings: CircuitSettings, model: LoadedModel) -> list[dict[str, Any]]:

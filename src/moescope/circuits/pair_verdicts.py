@@ -27,7 +27,7 @@ def pair_claims(names: list[str], tables: dict[str, pd.DataFrame], settings: Cir
         if (source, target, "transfer_accuracy") in cross.index
     }
     for source in names:
-        claims += [_cross(source, t, cross.loc[(source, t)], float(majority[t])) for t in names if t != source]
+        claims += [_cross(source, t, cross, float(majority[t])) for t in names if t != source]
     claims += _ratios(names, transfer, cross)
     if len(names) > 2:
         claims += _map(tables["task_map"])
@@ -61,7 +61,8 @@ def _overlap(row: dict[str, Any]) -> Claim:
     )
 
 
-def _cross(source: str, target: str, rows: pd.DataFrame, majority: float) -> Claim:
+def _cross(source: str, target: str, cross: pd.DataFrame, majority: float) -> Claim:
+    rows = cross.loc[(source, target)]
     refit, matched = rows.loc["refit"], rows.loc["refit_layer_matched"]
     parts = [
         f"refit on {target} the same neurons give {float(refit['value']):.1%}, random neurons of those layers "
@@ -70,14 +71,15 @@ def _cross(source: str, target: str, rows: pd.DataFrame, majority: float) -> Cla
     if "transfer_auroc" in rows.index:
         parts.insert(0, f"sign-free AUROC {float(rows.loc['transfer_auroc', 'value']):.2f}")
     carries = float(refit["low"]) > majority + MARGIN
-    verdict: Verdict = "not reproduced" if carries else "reproduced"
-    if not carries and float(matched["high"]) <= majority + MARGIN:
-        verdict = "explained by chance"
-    outcome = {
-        "not reproduced": f"{source}'s neurons do carry {target}",
-        "explained by chance": "at chance, as any neurons of those layers would be",
-        "reproduced": "at chance where random neurons of those layers can be above it",
-    }[verdict]
+    verdict: Verdict
+    if carries:
+        verdict, outcome = "not reproduced", f"{source}'s neurons do carry {target}"
+    elif float(cross.loc[(target, target, "transfer_accuracy"), "low"]) <= majority + MARGIN:
+        verdict, outcome = "explained by chance", f"at chance, but so are {target}'s own neurons"
+    elif float(matched["high"]) <= majority + MARGIN:
+        verdict, outcome = "explained by chance", "at chance, but so are random neurons of those layers"
+    else:
+        verdict, outcome = "reproduced", "at chance, where random neurons of those layers are not always"
     transferred = rows.loc["transfer_accuracy"] if "transfer_accuracy" in rows.index else None
     return Claim(
         name=f"{source} circuit is at chance on {target}",

@@ -23,7 +23,7 @@ class CircuitSettings:
         selection: ``"nested"`` selects inside the training folds; ``"global"`` is the published protocol, optimistic.
         classifier: ``"lda"`` as published, or ``"logistic"``.
         n_permutations: label permutations of the neuron ranking (max statistic) and of the projection.
-        n_label_permutations: label permutations of the whole nested selection and cross-validation.
+        n_label_permutations: label permutations of the whole nested selection and cross-validation; 0 leaves them out.
         n_random: random circuits per control.
         twin: also study a randomly initialised model of the same architecture.
     """
@@ -49,7 +49,9 @@ class CircuitSettings:
             raise InputError(f"--ks: circuit sizes must be at least 1, got {self.ks}")
         if self.k < 1:
             raise InputError(f"--k: the circuit size must be at least 1, got {self.k}")
-        for option, low in (("n_folds", 2), ("n_permutations", 19), ("n_label_permutations", 0), ("n_random", 20)):
+        for option, low in (("n_folds", 2), ("n_permutations", 19), ("n_label_permutations", 19), ("n_random", 20)):
+            if option == "n_label_permutations" and self.n_label_permutations == 0:
+                continue
             if getattr(self, option) < low:
                 name = option.removeprefix("n_").replace("_", "-")
                 raise InputError(f"--{name}: must be at least {low}, got {getattr(self, option)}")

@@ -75,9 +75,8 @@ class TaskFindings:
 
 def overlap_ks(settings: CircuitSettings, n: int) -> tuple[int, ...]:
     """The Ks of the overlap curve: up to half of the n neurons, and the headline K."""
-    return tuple(
-        sorted({k for k in (*_CURVE, *settings.all_ks()) if k <= n // 2} | ({settings.k} if settings.k < n else set()))
-    )
+    curve = {k for k in (*_CURVE, *settings.all_ks()) if k <= n // 2} | {settings.k}
+    return tuple(sorted(k for k in curve if k < n))  # with all n neurons every set is the same
 
 
 def analyse(features: Features, settings: CircuitSettings, *, surface: float, n_layers: int) -> TaskFindings:

@@ -98,15 +98,13 @@ def circuits(
     found: dict[str, TaskFindings] = {}
     parts: dict[str, list[pd.DataFrame]] = {}
     for task in loaded_tasks:
-        stage = f"{task.name}: circuit and controls"
-        tell(stage, 0, 3 + STEPS)
+        stage, steps = f"{task.name}: circuit and controls", 3 + STEPS
+        tell(stage, 0, steps)
         here = features[task.name]
         surface = surface_baselines(task, here.folds, tokenizer=loaded.tokenizer)
         found[task.name] = analyse(here, settings, surface=float(surface["accuracy"].max()), n_layers=loaded.n_layers)
-        tell(stage, 3, 3 + STEPS)
-        controls = control_table(
-            found[task.name], settings, surface, model=loaded, twin=twin, step=tell.steps(stage, 3, 3 + STEPS)
-        )
+        tell(stage, 3, steps)
+        controls = control_table(found[task.name], settings, surface, model=loaded, twin=twin, step=tell.steps(stage, 3, steps))
         for name, table in {**found[task.name].tables, "controls": controls}.items():
             parts.setdefault(name, []).append(table)
     tables = {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}

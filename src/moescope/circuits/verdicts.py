@@ -58,7 +58,7 @@ def _handful(name: str, found: TaskFindings, controls: pd.DataFrame, settings: C
     random_high = float(controls.loc["layer_matched_circuit", "high"])
     probe = float(controls.loc["full_layer_probe", "accuracy"])
     matched = float(controls.loc["matched_subset", "accuracy"])
-    p = _p_of(controls)
+    p = float(controls.loc["permuted_labels", "p"]) if "permuted_labels" in controls.index else None
     verdict: Verdict
     if low <= chance or (p is not None and p > ALPHA):
         verdict, note = "explained by chance", f"not told apart from the majority class ({chance:.1%})"
@@ -86,13 +86,6 @@ def _handful(name: str, found: TaskFindings, controls: pd.DataFrame, settings: C
         f"at 5 % family-wise",
         details={"p_best_neuron": float(found.null.p[found.ranking[0]]), "significant_neurons": significant},
     )
-
-
-def _p_of(controls: pd.DataFrame) -> float | None:
-    """The p that the control table gives in words for the circuit's accuracy, by permuted labels."""
-    if "permuted_labels" not in controls.index:
-        return None
-    return float(str(controls.loc["permuted_labels", "note"]).rpartition("= ")[2])
 
 
 def _two_neurons(name: str, accuracy: pd.DataFrame, controls: pd.DataFrame, settings: CircuitSettings) -> Claim:
@@ -132,19 +125,25 @@ def _two_neurons(name: str, accuracy: pd.DataFrame, controls: pd.DataFrame, sett
 def _basis(name: str, controls: pd.DataFrame, settings: CircuitSettings) -> Claim:
     circuit, turned = controls.loc["circuit"], controls.loc["rotated_basis"]
     gap, low, high = (float(turned[column]) for column in ("gap", "gap_low", "gap_high"))
-    special = low > 0
-    note = (
-        f"coordinates carry {gap:.1%} more ({low:+.1%} to {high:+.1%}) than the top {settings.k} of a rotated basis"
-        if special
-        else f"the top {settings.k} of a randomly rotated basis do as well (difference {low:+.1%} to {high:+.1%}): "
-        "nothing here singles out neurons over other directions"
-    )
+    chance = float(controls.loc[MAJORITY, "accuracy"])
+    verdict: Verdict
+    if float(circuit["low"]) <= chance:
+        verdict, note = "explained by chance", f"the circuit itself is not told apart from the majority class ({chance:.1%})"
+    elif low > 0:
+        verdict = "reproduced"
+        note = f"{gap:.1%} more ({low:+.1%} to {high:+.1%}) than the top {settings.k} coordinates of a rotated basis give"
+    else:
+        verdict = "not reproduced"
+        note = (
+            f"the top {settings.k} coordinates of a randomly rotated basis do as well (difference {low:+.1%} to {high:+.1%}): "
+            "nothing singles out neurons over other directions"
+        )
     return Claim(
         name=f"{name}: single neurons are the unit",
         measured=float(circuit["accuracy"]),
         interval=(float(circuit["low"]), float(circuit["high"])),
         null=float(turned["accuracy"]),
-        verdict="reproduced" if special else "not reproduced",
+        verdict=verdict,
         note=note,
     )
 

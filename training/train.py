@@ -1,6 +1,7 @@
 """Train an embedded language model from scratch: seeded, resumable, on a CPU (bf16 autocast) or a GPU.
 
     python -m training.train dense-tiny --tokens 20e6      # about 80 minutes on two CPU cores; run again to resume
+    python -m training.train moe-tiny --tokens 20e6        # about 40 minutes
 
 Writes a checkpoint series to `.cache/training/NAME/` (also what training-dynamics studies read) and, when done, the final
 bf16 safetensors model into `src/moescope/models/zoo/NAME/`. The learning rate is constant, then decays linearly over the
@@ -17,7 +18,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from training.corpus import CATEGORIES, MIXTURE, split
 
@@ -31,10 +40,7 @@ def build_model(name: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedMode
     """A freshly initialised model of the named embedded architecture."""
     common = {
         "vocab_size": len(tokenizer),
-        "hidden_size": 256,
-        "num_hidden_layers": 6,
         "num_attention_heads": 4,
-        "num_key_value_heads": 2,
         "max_position_embeddings": SEQUENCE,
         "tie_word_embeddings": True,
         "bos_token_id": tokenizer.bos_token_id,
@@ -42,8 +48,24 @@ def build_model(name: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedMode
         "pad_token_id": tokenizer.pad_token_id,
     }
     if name == "dense-tiny":
-        return LlamaForCausalLM(LlamaConfig(**common, intermediate_size=640))
-    raise SystemExit(f"unknown embedded model {name!r}; known: dense-tiny")
+        shape = {"hidden_size": 256, "num_hidden_layers": 6, "num_key_value_heads": 2, "intermediate_size": 640}
+        return LlamaForCausalLM(LlamaConfig(**common, **shape))
+    if name == "moe-tiny":
+        # As OLMoE: softmax over all experts, top-k not renormalised, and its load-balancing loss.
+        config = OlmoeConfig(
+            **common,
+            hidden_size=192,
+            num_hidden_layers=5,
+            num_key_value_heads=4,
+            intermediate_size=96,
+            num_experts=16,
+            num_experts_per_tok=4,
+            norm_topk_prob=False,
+            router_aux_loss_coef=0.01,
+            output_router_logits=True,
+        )
+        return OlmoeForCausalLM._from_config(config, experts_implementation="grouped_mm")
+    raise SystemExit(f"unknown embedded model {name!r}; known: dense-tiny, moe-tiny")
 
 
 def token_streams(tokenizer: PreTrainedTokenizerBase, cache: Path) -> dict[str, np.ndarray]:
@@ -83,13 +105,15 @@ def learning_rate(step: int, steps: int) -> float:
 
 
 def optimizers(model: PreTrainedModel) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for embeddings and norms."""
-    matrices, rest = [], []
+    """Muon for the matrices inside the layers; AdamW for embeddings, norms, routers and (at half the rate) expert banks."""
+    matrices, banks, rest = [], [], []
     for name, parameter in model.named_parameters():
-        (matrices if parameter.ndim == 2 and ".layers." in name else rest).append(parameter)
+        inside = ".layers." in name and not name.endswith("mlp.gate.weight")
+        (banks if parameter.ndim == 3 else matrices if parameter.ndim == 2 and inside else rest).append(parameter)
+    adam = [{"params": rest, "scale": 1.0}] + ([{"params": banks, "scale": 0.5}] if banks else [])
     return [
         torch.optim.Muon(matrices, lr=PEAK_LR, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.AdamW(adam, lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
 
@@ -106,9 +130,12 @@ def series_steps(steps: int) -> set[int]:
 
 def save_snapshot(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     state = {key: value.to(torch.bfloat16) for key, value in model.state_dict().items() if key != "lm_head.weight"}
+    before = {key: getattr(model.config, key, None) for key in ("dtype", "output_router_logits")}
     model.config.dtype = torch.bfloat16
+    model.config.output_router_logits = False  # wanted for the loss of the training only
     model.save_pretrained(folder, state_dict=state)
-    model.config.dtype = torch.float32
+    for key, value in before.items():
+        setattr(model.config, key, value)
     tokenizer.save_pretrained(folder)
 
 
@@ -142,7 +169,7 @@ def train(name: str, tokens: float, device: str) -> None:
             save_snapshot(cache / f"step-{step:05d}", model, tokenizer)
         for optimizer in opts:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, steps)
+                group["lr"] = learning_rate(step, steps) * group.get("scale", 1.0)
         ids = batch_at(step, streams).to(device)
         with torch.autocast(device.split(":")[0], dtype=torch.bfloat16):
             loss = forward(input_ids=ids, labels=ids).loss

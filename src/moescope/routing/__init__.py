@@ -1,7 +1,8 @@
 """Routing of mixture-of-experts models: which experts each token was really sent to, and what that says."""
 
-from moescope.routing.capture import Decoding, trace_prompts
-from moescope.routing.dispatch import recording
+from moescope.routing.capture import trace_prompts
+from moescope.routing.dispatch import expert_layers, recording
+from moescope.routing.generate import Decoding
 from moescope.routing.trace import RoutingTrace, TracedSequence
 
-__all__ = ["Decoding", "RoutingTrace", "TracedSequence", "recording", "trace_prompts"]
+__all__ = ["Decoding", "RoutingTrace", "TracedSequence", "expert_layers", "recording", "trace_prompts"]

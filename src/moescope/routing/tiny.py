@@ -1,0 +1,175 @@
+"""Tiny random models of every mixture-of-experts type, so that tracing can be checked on each: what the coverage table runs.
+
+A config's sizes are set by the names of its attributes, which the types share; what a type needs besides stands in
+:data:`OWN`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+VOCABULARY = 64
+EXPERTS, TOP_K = 8, 2
+
+# By attribute name. Experts and heads are powers of two so that groups divide them.
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "max_position_embeddings": 64,
+    "attention_dropout": 0.0,
+    # width and depth
+    "hidden_size": 32,
+    "d_model": 32,
+    "num_hidden_layers": 4,
+    "n_layers": 4,
+    "num_attention_heads": 4,
+    "n_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+    "intermediate_size": 24,
+    "sliding_window": 16,
+    # experts
+    "num_experts": EXPERTS,
+    "num_local_experts": EXPERTS,
+    "n_routed_experts": EXPERTS,
+    "moe_num_experts": EXPERTS,
+    "num_experts_per_tok": TOP_K,
+    "num_experts_per_token": TOP_K,
+    "moe_topk": TOP_K,
+    "moe_k": TOP_K,
+    "top_k_experts": TOP_K,
+    "n_shared_experts": 1,
+    "num_shared_experts": 1,
+    "moe_num_shared_experts": 1,
+    "moe_intermediate_size": 16,
+    "expert_ffn_hidden_size": 16,
+    "shared_expert_intermediate_size": 16,
+    "shared_intermediate_size": 16,
+    "moe_shared_expert_intermediate_size": 16,
+    "share_expert_dim": 16,
+    "n_group": 2,
+    "num_expert_group": 2,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    # latent attention and its indexer
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "index_topk": 16,
+    "index_head_dim": 8,
+    "index_n_heads": 2,
+    # linear attention and state space
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_head_dim": 8,
+    "linear_num_heads": 4,
+    "ssm_state_size": 8,
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 16,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_d_state": 8,
+    "mamba_dt_rank": 4,
+    "n_groups": 2,
+    # towers for images and sound, which text never enters
+    "depth": 1,
+    "image_size": 16,
+    "patch_size": 8,
+}
+
+_FULL = ["full_attention"] * 4
+_SPARSE = ["dense", "sparse", "sparse", "sparse"]
+_MIXED = ["linear_attention", "full_attention", "linear_attention", "full_attention"]
+
+_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+_INDEXER = {
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 8,
+    "indexer_budget": 16,
+    "indexer_compress_ratio": 2,
+}
+
+OWN: dict[str, dict[str, Any]] = {
+    "bailing_hybrid": {"layer_group_size": 2},
+    "beam": {"mlp_layer_types": _SPARSE},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0},
+        "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": EXPERTS, "moe_top_k": TOP_K},
+    },
+    "deepseek_ocr2_text": {"mlp_layer_types": _SPARSE, "num_experts_per_tok": TOP_K},
+    "diffusion_gemma_text": {"per_layer_config": {}},
+    "dots3_note_text": {"use_sliding_window": False, "head_dim": 16},
+    "ernie4_5_vl_moe_text": {"moe_intermediate_size": [16, 16]},
+    "gemma4_text": {"enable_moe_block": True, "global_head_dim": 8, "vocab_size_per_layer_input": VOCABULARY},
+    "glm5_next_text": {"qk_rope_head_dim": 0},
+    "granitemoehybrid": {"layer_types": _MIXED},
+    "glm4v_moe_text": {"rope_parameters": _ROPE | {"partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0]}},
+    "jamba": {"attn_layer_offset": 1, "attn_layer_period": 2},
+    "kimi_linear": {"layer_types": _MIXED},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"], "num_dense_layers": 1},
+    "mimo_v2_flash": {"swa_num_key_value_heads": 4},
+    "mistral4": {"head_dim": 16},
+    "muse_spark_audio": {"out_hidden_size": 32},
+    "qwen4_exp_text": _INDEXER,
+    "nemotron_h": {"layers_block_type": ["linear_attention", "moe", "full_attention", "moe"]},
+    "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
+}
+
+
+def tiny_config(model_type: str) -> Any:
+    """A small config of the type; composite ones have small parts."""
+    return _shrink(CONFIG_MAPPING[model_type], OWN.get(model_type, {}))
+
+
+def _shrink(config_class: Any, own: dict[str, Any]) -> Any:
+    default = config_class()
+    default.allow_global_per_layer_attribute_access = True
+    settings = {name: value for name, value in SIZES.items() if hasattr(default, name)}
+    for name, part in vars(default).items():
+        if isinstance(part, PreTrainedConfig) and name not in own:
+            settings[name] = _shrink(type(part), OWN.get(part.model_type, {})).to_dict()
+    return config_class(**(settings | own))
+
+
+def tiny_moe(model_type: str, seed: int = 0) -> nn.Module:
+    """A random fp32 model of the type with its language-model head, on the CPU, in evaluation mode.
+
+    Every parameter is drawn anew: some architectures leave their experts or routers unset or at nought, and a selection
+    bias of nought would hide whether it is heeded.
+    """
+    config = tiny_config(model_type)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model = _build(config)
+        with torch.no_grad():
+            for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+                if "bias" in name and tensor.is_floating_point() and "inv_freq" not in name:
+                    tensor.normal_(0.0, 0.2)
+                elif isinstance(tensor, nn.Parameter):
+                    tensor.add_(0.1 * torch.randn_like(tensor)) if tensor.dim() == 1 else tensor.normal_(0.0, 0.2)
+    return model.eval().requires_grad_(False)
+
+
+def _build(config: Any) -> nn.Module:
+    for auto in (
+        transformers.AutoModelForCausalLM,
+        transformers.AutoModelForImageTextToText,
+        transformers.AutoModelForSeq2SeqLM,
+        transformers.AutoModel,
+    ):
+        with contextlib.suppress(ValueError):
+            return auto.from_config(config, dtype=torch.float32)
+    raise ValueError(f"no model class for {config.model_type}")

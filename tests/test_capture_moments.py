@@ -125,9 +125,7 @@ def test_parts_merge_into_the_whole(model: LoadedModel, texts: Encoded, labels: 
 
 def test_moments_of_other_sites_do_not_merge() -> None:
     a = random_moments(0)
-    with pytest.raises(
-        InputError, match="resid:0, mlp_out:2, resid:3 x 5 with those of resid:1 x 5"
-    ):
+    with pytest.raises(InputError, match="resid:0, mlp_out:2, resid:3 x 5 with those of resid:1 x 5"):
         a.merge(Moments.zeros(FOLDS, CLASSES, [Site("resid", 1)], 5))
 
 

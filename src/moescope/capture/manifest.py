@@ -183,7 +183,7 @@ def shard_header(path: Path) -> dict[str, Any]:
     """The note in a shard's header."""
     try:
         with safe_open(str(path), "pt") as file:
-            return dict(file.metadata() or {})
+            return dict(json.loads((file.metadata() or {}).get("moescope", "{}")))
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"{path}: damaged shard ({error}); delete the store and collect it again") from error
 

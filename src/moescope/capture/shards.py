@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -108,8 +109,9 @@ def write_shard(folder: Path, number: int, tensors: dict[str, torch.Tensor], man
     Raises:
         InputError: the disk is full or cannot be written to.
     """
-    note = {"fingerprint": manifest.fingerprint, "format": manifest.format, "number": str(number)}
-    data = save(tensors, note)
+    # one entry: safetensors writes several in an order that changes from run to run, and the file's digest with it
+    note = {"fingerprint": manifest.fingerprint, "format": manifest.format, "number": number}
+    data = save(tensors, {"moescope": json.dumps(note)})
     name = f"shard-{number:05d}.safetensors"
     size = write_atomic(folder / name, [data])
     offsets = tensors["offsets"]

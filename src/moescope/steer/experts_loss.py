@@ -12,7 +12,8 @@ import torch
 
 from moescope.capture.encode import Encoded, batches, encode, pad, padding_id
 from moescope.errors import InputError
-from moescope.routing.dispatch import recording
+from moescope.routing.counts import routing_counts
+from moescope.routing.dispatch import expert_layers
 from moescope.steer.experts import ExpertEdits, steer_experts
 
 if TYPE_CHECKING:
@@ -88,7 +89,6 @@ def text_losses(
     return losses
 
 
-@torch.no_grad()
 def expert_usage(
     model: LoadedModel, encoded: Encoded, labels: Sequence[str], *, batch_tokens: int = 8192
 ) -> dict[str, dict[int, np.ndarray]]:
@@ -97,20 +97,11 @@ def expert_usage(
     Args:
         labels: of the N texts, such as their categories.
     """
-    names = list(dict.fromkeys(labels))
-    code = np.array([names.index(label) for label in labels])
-    counts: dict[int, np.ndarray] = {}
-    tokens = np.bincount(code, weights=encoded.lengths, minlength=len(names))
-    with recording(model, weights=False) as recorder:
-        for rows in batches(encoded.lengths, batch_tokens):
-            batch = pad(encoded, rows, pad_id=padding_id(model))
-            recorder.steps.clear()
-            model.body(input_ids=batch.ids.to(model.device), attention_mask=batch.mask.to(model.device).long())
-            real = batch.mask.flatten().numpy()
-            owner = np.repeat(code[rows], batch.mask.shape[1])[real]
-            for layer, dispatch in zip(recorder.layers, recorder.steps[0], strict=True):
-                chosen = dispatch.ids.cpu().numpy()[real]  # (n, K)
-                flat = (owner[:, None] * layer.n_experts + chosen).ravel()
-                found = np.bincount(flat, minlength=len(names) * layer.n_experts).reshape(len(names), -1)
-                counts[layer.layer] = counts.get(layer.layer, 0) + found
-    return {name: {layer: c[i] / tokens[i] for layer, c in counts.items()} for i, name in enumerate(names)}
+    layers = expert_layers(model)
+    counts = routing_counts(model, encoded, batch_tokens=batch_tokens)  # (N, L, E)
+    usage = {}
+    for name in dict.fromkeys(labels):
+        at = np.array([label == name for label in labels])
+        share = counts[at].sum(0) / encoded.lengths[at].sum()
+        usage[name] = {layer.layer: share[i, : layer.n_experts] for i, layer in enumerate(layers)}
+    return usage

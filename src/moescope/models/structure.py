@@ -29,7 +29,7 @@ def resolve(body: nn.Module, config: Any) -> Structure:
     """Find every site of a transformer body from the shapes and places of its modules.
 
     Raises:
-        InputError: the model has no stack of attention and MLP layers (the message names the model type).
+        InputError: the model has neither a stack of attention and MLP layers nor experts (names the model type).
     """
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     kind = getattr(config, "model_type", type(body).__name__)
@@ -42,7 +42,12 @@ def resolve(body: nn.Module, config: Any) -> Structure:
         taps = _taps(layers, d_model)
     kinds = {site.kind for site in taps}
     if "attn_out" not in kinds or "mlp_out" not in kinds:
-        raise InputError(f"model type {kind!r} is not supported: it has no stack of layers with an attention and an MLP block")
+        if not any(name.rpartition(".")[2] == "experts" for name, _ in body.named_modules()):
+            raise InputError(
+                f"model type {kind!r} is not supported: it has no stack of layers with an attention and an MLP block"
+            )
+        # a hybrid whose layers are of several kinds: its sites are not known, but the routing of its experts can be traced
+        taps = {}
     order = sorted(taps, key=lambda site: (SITE_KINDS.index(site.kind), site.layer))
     return Structure(layers, d_model, {site: taps[site] for site in order})
 

@@ -71,6 +71,20 @@ def synthetic_result(
                 for g, f in neurons[(neurons.task == t) & (neurons["rank"] <= 10)].groupby("neuron")
             ]
         ),
+        "depth_range": pd.DataFrame(
+            [
+                {
+                    "task": t,
+                    "k": 10,
+                    "first_layer": 0,
+                    "last_layer": n_layers - 1,
+                    "mean_layer": n_layers * 0.4,
+                    "random_low": n_layers * 0.25,
+                    "random_high": n_layers * 0.6,
+                }
+                for t in tasks
+            ]
+        ),
         "sigma_compare": pd.DataFrame(
             [
                 {"task": t, "sigma": s, "k": k, "accuracy": best[t] - 0.02 + 0.01 * i, "top1": "resid:3/17"}
@@ -204,7 +218,7 @@ def _overlap(tasks, rng, total) -> pd.DataFrame:  # type: ignore[no-untyped-def]
             }
             for i, a in enumerate(tasks)
             for b in tasks[i + 1 :]
-            for k in KS
+            for k in (*KS, 200, 500)
         ],
         columns=["task_a", "task_b", "k", "overlap", "expected", "p", "kuncheva", "split_half_a", "split_half_b"],
     )
@@ -261,18 +275,20 @@ def _controls(tasks, best, rng) -> pd.DataFrame:  # type: ignore[no-untyped-def]
         "circuit_global": 0.008,
         "full_layer_probe": 0.05,
         "embedding_layer": -0.02,
-        "length in characters": -0.09,
-        "ends with punctuation": -0.11,
-        "final character": -0.06,
-        "final token": -0.05,
-        "bag of words": 0.02,
+        "surface: length in characters": -0.09,
+        "surface: ends with punctuation": -0.11,
+        "surface: final character": -0.06,
+        "surface: final token": -0.05,
+        "surface: bag of words": 0.02,
         "random_circuit": -0.12,
         "layer_matched_circuit": -0.1,
         "random_twin_circuit": -0.13,
         "random_twin_probe": -0.04,
         "rotated_basis": -0.01,
         "without_massive": -0.002,
-        "control_task": None,
+        "permuted_labels": None,
+        "control_task": -0.15,
+        "majority class": None,
         "matched_subset": -0.1,
         "fixed_template": -0.05,
     }

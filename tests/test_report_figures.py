@@ -15,13 +15,12 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 from PIL import Image as Pixels
 
+from moescope.circuits import controls
 from moescope.errors import InputError
-from moescope.report import figures
-from moescope.report.comparison import SURFACE_CUES
+from moescope.report import comparison, figures
 from moescope.report.extras import FIGURES
 from moescope.report.style import SERIES, look
 from moescope.result import StudyResult
-from moescope.tasks import group_folds, load_task, surface_baselines
 from tests.synthetic_result import synthetic_result
 
 LONG = "a task whose name $is {far_too} long\\for any axis " * 2
@@ -193,14 +192,8 @@ def test_save_figure_writes_both_or_one_line(tmp_path, monkeypatch: pytest.Monke
     assert list((tmp_path / "full").iterdir()) == []
 
 
-def test_surface_cues_are_those_of_the_tasks() -> None:
-    """The report knows cues by name: a cue renamed in the study would no longer be shown as one."""
-    task = load_task("certainty=halueval", limit=40, seed=0)
-    y, groups = (np.array([getattr(e, name) for e in task.examples]) for name in ("label", "group"))
-    folds = group_folds(y, groups, n_folds=2, seed=0)
-    found = set(surface_baselines(task, folds, n_boot=2)["control"])
-    assert found - {"majority class"} <= SURFACE_CUES
-    assert SURFACE_CUES - found == {"length in tokens", "final token"}, "only the tokenizer's cues are left out here"
+def test_surface_cues_are_known_by_the_name_that_the_study_gives() -> None:
+    assert comparison.SURFACE == controls.SURFACE
 
 
 def test_only_as_many_classes_as_can_be_told_apart() -> None:

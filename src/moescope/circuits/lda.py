@@ -3,7 +3,8 @@
 With K features there is no need for a singular value decomposition of the rows: class means and the pooled
 within-class scatter determine the classifier, and those of the first k features are the leading blocks of those of all K.
 So one pass over the rows of a fold serves every K. Predictions equal those of scikit-learn's
-``LinearDiscriminantAnalysis`` (solver "svd"), including its treatment of constant and collinear features.
+``LinearDiscriminantAnalysis`` with the maximum-likelihood covariance: solver "lsqr", and "svd" (the default), which in
+older versions divides the scatter by N - C instead of N. Constant and collinear features are dropped as "svd" does.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class WithinMoments:
         std = np.sqrt(np.diag(scatter) / n_rows)
         std[std == 0] = 1.0
         # Correlations scaled so that eigenvalues are the squared singular values that scikit-learn thresholds.
-        value, vector = np.linalg.eigh(scatter / np.outer(std, std) / (n_rows - len(self.n)))
+        value, vector = np.linalg.eigh(scatter / np.outer(std, std) / n_rows)
         kept = value > _RANK_TOLERANCE**2
         whiten = vector[:, kept] / np.sqrt(value[kept]) / std[:, None]  # (K, rank)
         projected = offset @ whiten  # (C, rank)

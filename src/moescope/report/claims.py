@@ -19,7 +19,9 @@ from moescope.types import Claim
 COLUMNS = ("name", "published", "measured", "low", "high", "null", "p", "verdict", "note")
 _HEADS = ("claim", "published", "measured", "95 %", "null", "p")
 _WIDEST = 16  # of a number column; longer text is wrapped
-_INDENT = 2
+_SHORTEST = 6  # to which a number column may shrink on a narrow terminal
+_NARROWEST = 32  # that a claim's name may be beside its numbers
+_INDENT = _GAP = 2
 
 
 def claims_frame(claims: Iterable[Claim]) -> pd.DataFrame:
@@ -42,7 +44,8 @@ def claims_frame(claims: Iterable[Claim]) -> pd.DataFrame:
 class ClaimsTable:
     """A rich renderable: under a claim's numbers, over the whole width, stands its verdict and the reason for it.
 
-    It reads at 80 columns and up. Colour only repeats what the words already say.
+    Where the numbers leave a claim's name too little room beside them, as on 80 columns, the name has its own line.
+    Colour only repeats what the words already say.
     """
 
     claims: tuple[Claim, ...]
@@ -55,17 +58,22 @@ class ClaimsTable:
         ]
         widths = [min(_WIDEST, max([len(h), *(len(c[i]) for c in cells)])) for i, h in enumerate(_HEADS[1:])]
         longest = max([len(_HEADS[0]), *(len(c.name) for c in self.claims)])
-        first = min(longest, max(16, options.max_width - sum(widths) - 2 * len(widths)))
-        whole = min(options.max_width, max(first + sum(widths) + 2 * len(widths), 60))
+        room = options.max_width - sum(widths) - _GAP * len(widths)
+        stacked = room < min(longest, _NARROWEST)
+        first = _INDENT if stacked else min(longest, room)
+        while stacked and first + sum(widths) + _GAP * len(widths) > options.max_width and max(widths) > _SHORTEST:
+            widths[widths.index(max(widths))] -= 1
+        whole = min(options.max_width, max(first + sum(widths) + _GAP * len(widths), 60))
         sized = options.update(width=whole)
         if self.title:
             yield Text(self.title, style="bold")
-        yield from console.render(_row(Text(_HEADS[0]), _HEADS[1:], first, widths, style="dim"), sized)
+        yield from console.render(_row("" if stacked else _HEADS[0], _HEADS[1:], first, widths, style="dim"), sized)
         yield from console.render(Rule(style="dim"), sized)
         for claim, numbers in zip(self.claims, cells, strict=True):
+            if stacked:
+                yield from console.render(Text(claim.name, style="bold"), sized)
+            yield from console.render(_row("" if stacked else claim.name, numbers, first, widths, strong=1), sized)
             style = verdict_style(claim.verdict)
-            row = _row(Text(claim.name), numbers, first, widths, strong=1)
-            yield from console.render(row, sized)
             line = Text(f"{style.mark} {claim.verdict}", style="" if style.rich == "default" else style.rich)
             if self.notes and claim.note:
                 line.append(f" – {claim.note}", style="dim")
@@ -90,11 +98,11 @@ def claims_text(claims: Iterable[Claim], *, width: int = 100, title: str | None 
 
 
 def _row(
-    name: Text, numbers: Iterable[str], first: int, widths: list[int], *, style: str = "", strong: int | None = None
+    name: str, numbers: Iterable[str], first: int, widths: list[int], *, style: str = "", strong: int | None = None
 ) -> Table:
-    table = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
+    table = Table.grid(padding=(0, _GAP, 0, 0), pad_edge=False)
     table.add_column(width=first, overflow="fold")
     for width in widths:
         table.add_column(width=width, justify="right", overflow="fold")
-    table.add_row(name, *(Text(n, style="bold" if i == strong else "") for i, n in enumerate(numbers)), style=style)
+    table.add_row(Text(name), *(Text(n, style="bold" if i == strong else "") for i, n in enumerate(numbers)), style=style)
     return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from moescope.report.style import (
     errors,
     escape,
     heat_cells,
+    legend,
     letter,
     levels,
     log_k,
@@ -40,6 +42,7 @@ CAPTION = (
 )
 _ROW_HEIGHT = 2.05
 _K = 10
+SURFACE = "surface: "  # begins the name of a control that is a cue read off the text, not off the model
 
 
 def drawable(tables: Tables) -> bool:
@@ -89,30 +92,9 @@ def best_surface(controls: pd.DataFrame | None, task: str) -> pd.Series | None:
     """The surface cue that scores highest on ``task``, or None."""
     if controls is None:
         return None
-    rows = controls[(controls["task"].astype(str) == task) & controls["control"].map(is_surface)].dropna(subset=["accuracy"])
+    cue = controls["control"].astype(str).str.startswith(SURFACE)
+    rows = controls[(controls["task"].astype(str) == task) & cue].dropna(subset=["accuracy"])
     return None if rows.empty else rows.loc[rows["accuracy"].idxmax()]
-
-
-def is_surface(control: object) -> bool:
-    """Whether the control is a cue read off the text, not off the model (see :func:`moescope.tasks.surface_baselines`)."""
-    return str(control) in SURFACE_CUES
-
-
-# What moescope.tasks.surface_baselines calls its rows, but for the majority class, which reads nothing.
-SURFACE_CUES = frozenset(
-    {
-        "length in characters",
-        "length in words",
-        "length in tokens",
-        "ends with a full stop",
-        "ends with punctuation",
-        "final character",
-        "final token",
-        "bag of words",
-        "words and bigrams",
-        "all surface cues",
-    }
-)
 
 
 def control_row(controls: pd.DataFrame | None, task: str, name: str) -> pd.Series | None:
@@ -122,7 +104,7 @@ def control_row(controls: pd.DataFrame | None, task: str, name: str) -> pd.Serie
     return None if rows.empty else rows.iloc[0]
 
 
-def _accuracy(axes: Axes, tables: Tables, legend: bool) -> None:
+def _accuracy(axes: Axes, tables: Tables, named: bool) -> None:
     accuracy, controls = tables["accuracy"], tables.get("controls")
     tasks = levels(accuracy, "task")
     sources = [
@@ -138,26 +120,16 @@ def _accuracy(axes: Axes, tables: Tables, legend: bool) -> None:
         x = np.array([i for i, _ in at]) + (j - 1.5) * 0.19
         y = np.array([r["accuracy"] for _, r in at], dtype=float)
         e = errors(y, [r.get("low", np.nan) for _, r in at], [r.get("high", np.nan) for _, r in at])
-        hollow = {"mfc": "white"} if "global" in label else {}
+        hollow: dict[str, Any] = {"mfc": "white"} if "global" in label else {}
         axes.errorbar(x, y, e, fmt=mark, color=color, ms=4, elinewidth=1, label=label, **hollow)
-    chance = 1 / max(2, _classes(tables, tasks))
-    axes.axhline(chance, color=SOFT, lw=0.8, ls=(0, (4, 2)), zorder=1)
-    axes.annotate(
-        "chance", (1, chance), xytext=(-2, 2), textcoords="offset points", xycoords=("axes fraction", "data"), ha="right",
-        color=SOFT, fontsize=6,
-    )  # fmt: skip
+    for i, task in enumerate(tasks):
+        chance = 1 / n_classes(tables, task)
+        axes.plot([i - 0.4, i + 0.4], [chance] * 2, color=SOFT, lw=0.9, ls=(0, (4, 2)), label="chance" if i == 0 else None)
     name_axis(axes, tasks)
     axes.set_xlim(-0.55, len(tasks) - 0.45)
-    low, high = axes.get_ylim()
-    axes.set_ylim(min(low, chance - 0.04), min(1.02, high + 0.02) if not legend else high + 0.42 * (high - low))
-    axes.set_yticks([t for t in axes.get_yticks() if t <= 1.0001 and t >= axes.get_ylim()[0]])
     axes.set_ylabel(f"accuracy (K = {_K})")
-    if legend:
-        axes.legend(loc="upper left", ncols=1 if len(tasks) < 2 else 2, columnspacing=0.8, handletextpad=0.2)
-
-
-def _classes(tables: Tables, tasks: Sequence[str]) -> int:
-    return max((n for n in (n_classes(tables, t) for t in tasks)), default=2) if len(tasks) == 1 else 2
+    if named:
+        legend(axes, columns=1 if len(tasks) < 2 else 2)
 
 
 def n_classes(tables: Tables, task: str) -> int:
@@ -190,7 +162,7 @@ def _transfer(tables: Tables) -> pd.DataFrame:
     return matrix
 
 
-def _matrix(axes: Axes, tables: Tables, legend: bool) -> None:
+def _matrix(axes: Axes, tables: Tables, named: bool) -> None:
     matrix = _transfer(tables)
     heat_cells(axes, matrix.to_numpy(float), 0.3, 1.0)
     names = [shorten(t, 12) for t in matrix.index]
@@ -200,7 +172,7 @@ def _matrix(axes: Axes, tables: Tables, legend: bool) -> None:
     axes.set_ylabel("fitted on")
 
 
-def _ratio(axes: Axes, tables: Tables, legend: bool) -> None:
+def _ratio(axes: Axes, tables: Tables, named: bool) -> None:
     """Own accuracy over the mean accuracy of the same neurons elsewhere, by transfer and by refit."""
     transfer, refit = _transfer(tables), _square(tables["cross_task"], "refit")
     tasks = list(transfer.index)
@@ -214,11 +186,13 @@ def _ratio(axes: Axes, tables: Tables, legend: bool) -> None:
     axes.axhline(1, color=FAINT, lw=0.8, zorder=0)
     name_axis(axes, tasks, 12)
     axes.set_xlim(-0.6, len(tasks) - 0.4)
-    axes.set_ylim(0.8, max([2.05, *(v * 1.05 for v in own if np.isfinite(v))]) + (0.65 if legend else 0))
+    drawn = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines])
+    shown = drawn[np.isfinite(drawn)].tolist()
+    axes.set_ylim(min([0.8, *(y - 0.05 for y in shown)]), max([2.05, *(y + 0.05 for y in shown)]))
     axes.set_yticks([1, 1.5, 2])
     axes.set_ylabel("own ÷ other task")
-    if legend:
-        axes.legend(loc="upper left", handletextpad=0.4)
+    if named:
+        legend(axes)
     scores = [
         abs(transfer.loc[a, a] - transfer.loc[b, b]) + abs(transfer.loc[a, b] - transfer.loc[b, a])
         for a, b in itertools.combinations(tasks, 2)
@@ -235,7 +209,7 @@ def _own_over_other(own: pd.DataFrame, matrix: pd.DataFrame, task: str) -> float
     return float(own.loc[task, task] / np.mean(others)) if others else float("nan")
 
 
-def _overlap(axes: Axes, tables: Tables, legend: bool) -> None:
+def _overlap(axes: Axes, tables: Tables, named: bool) -> None:
     frame = tables["overlap"].sort_values("k")
     share = frame.assign(**{c: frame[c] / frame["k"] for c in ("overlap", "expected")})
     for name in ("split_half_a", "split_half_b"):
@@ -254,9 +228,9 @@ def _overlap(axes: Axes, tables: Tables, legend: bool) -> None:
         axes.plot(rows["k"], rows["overlap"], color=BLUE, lw=1.2 if len(pairs) < 4 else 0.7, marker="o", ms=2.5, label=label)
     chance = share.groupby("k")["expected"].mean()
     axes.plot(chance.index, chance, color=SOFT, lw=0.9, ls=(0, (4, 2)), label="chance")
-    log_k(axes, ks)
-    axes.set_ylim(-0.03, 1.0 if not legend else 1.32)
+    log_k(axes, ks, spacing=0.17)
+    axes.set_ylim(-0.03, 1.03)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
     axes.set_ylabel("share of K in both")
-    if legend:
-        axes.legend(loc="upper left")
+    if named:
+        legend(axes)

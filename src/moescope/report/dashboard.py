@@ -78,7 +78,7 @@ def _sufficiency(axes: Axes, tables: Tables, task: str) -> None:
     controls = tables.get("controls")
     for control, label, shade in (
         ("layer_matched_circuit", "random neurons, same layers", ORANGE),
-        ("control_task", "permuted labels", SOFT),
+        ("permuted_labels", "permuted labels", SOFT),
     ):
         row = control_row(controls, task, control)
         if row is not None and np.isfinite([row["low"], row["high"]]).all():
@@ -100,7 +100,7 @@ def _sufficiency(axes: Axes, tables: Tables, task: str) -> None:
             axes.plot(curve["k"], curve["accuracy"], "o-", color=ink, mfc=fill, label=f"circuit, {selection}")
     log_k(axes, [int(k) for k in rows["k"]])
     axes.set_ylabel("accuracy")
-    legend(axes, "upper", columns=2)
+    legend(axes, columns=2)
 
 
 def _main_classifier(rows: pd.DataFrame) -> str:
@@ -126,7 +126,8 @@ def _neurons(axes: Axes, tables: Tables, task: str) -> None:
             axes.barh(place[chosen], values[chosen], 0.72, color=ink, hatch=hatch, edgecolor=SOFT, lw=0.4, label=label)
     top = np.nanmax([*values, threshold, 1e-9])
     if np.isfinite(threshold):
-        axes.axvline(threshold, color=VERMILLION, lw=1, ls="--", label="5 % family-wise threshold")
+        ends = [-0.45, len(rows) - 0.4]
+        axes.plot([threshold] * 2, ends, color=VERMILLION, lw=1, ls="--", label="5 % family-wise threshold")
     if "fold_frequency" in rows:
         for y, (value, share) in enumerate(zip(values, rows["fold_frequency"].to_numpy(float), strict=True)):
             if np.isfinite(value) and np.isfinite(share):
@@ -140,7 +141,7 @@ def _neurons(axes: Axes, tables: Tables, task: str) -> None:
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, top * 1.14)
     axes.tick_params(axis="y", length=0)
-    legend(axes, "upper", columns=2)
+    legend(axes, columns=2)
 
 
 def _distributions(axes: Axes, tables: Tables, task: str) -> None:
@@ -226,7 +227,7 @@ def _depth(axes: Axes, tables: Tables, task: str) -> None:
             axes.plot(here["layer"], here["accuracy"], color=ink, marker=mark, ls=dashes, ms=2.8, label=label)
     layer_axis(axes, int(rows["layer"].max()) + 1)
     axes.set_ylabel("accuracy")
-    legend(axes, "upper", columns=1)
+    legend(axes, columns=1)
 
 
 TARGETS = {
@@ -244,7 +245,7 @@ def _ablation(axes: Axes, tables: Tables, task: str) -> None:
     log_k(axes, [int(k) for k in rows["k"]])
     mode = f" ({rows['mode'].iloc[0]} ablation)" if "mode" in rows else ""
     axes.set_xlabel(f"neurons switched off, K{mode}")
-    legend(axes, "upper", columns=1)
+    legend(axes, columns=1)
 
 
 def dose_curve(axes: Axes, rows: pd.DataFrame, along: str, target: str, label: str = "circuit", ink: str = VERMILLION) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from moescope.report.comparison import SURFACE_CUES
+from moescope.report.comparison import SURFACE
 from moescope.report.dashboard import TARGETS, dose_curve
 from moescope.report.style import (
     BLUE,
@@ -64,22 +64,29 @@ _CONTROLS = (  # name in the table, label, colour, marker; top to bottom
     ("matched_subset", "surface-matched texts", BLUE, "P"),
     ("fixed_template", "fixed closing words", BLUE, "P"),
     ("embedding_layer", "embedding layer", VERMILLION, "s"),
-    *((cue, cue, VERMILLION, "s") for cue in sorted(SURFACE_CUES)),
+    (SURFACE, "", VERMILLION, "s"),  # every control whose name begins so
     ("majority class", "majority class", SOFT, "^"),
     ("random_circuit", "random neurons", ORANGE, "^"),
     ("layer_matched_circuit", "random neurons, same layers", ORANGE, "^"),
     ("random_twin_circuit", "circuit of a random model", ORANGE, "^"),
     ("random_twin_probe", "probe of a random model", ORANGE, "^"),
-    ("control_task", "permuted labels", SOFT, "^"),
+    ("permuted_labels", "permuted labels", SOFT, "^"),
+    ("control_task", "control task (a random label per input)", PURPLE, "X"),
 )
 
 
 def _controls(tables: Tables) -> Figure:
     frame = tables["controls"]
     tasks = levels(frame, "task")
-    known = {name: (label, ink, mark) for name, label, ink, mark in _CONTROLS}
-    present = set(frame["control"].astype(str))
-    order = [name for name in known if name in present] + sorted(present - known.keys())
+    present = levels(frame, "control")
+    known: dict[str, tuple[str, str, str]] = {}
+    for name, label, ink, mark in _CONTROLS:
+        if name == SURFACE:
+            known |= {c: (c.removeprefix(SURFACE), ink, mark) for c in present if c.startswith(SURFACE)}
+        elif name in present:
+            known[name] = (label, ink, mark)
+    known |= {name: (name, SOFT, "x") for name in present if name not in known}
+    order = list(known)
     pages = -(-len(tasks) // 3)
     figure = new_figure((0.155 * len(order) + 0.6) * pages)
     grid = figure.subplots(pages, min(3, len(tasks)), squeeze=False, sharey=True).ravel()
@@ -88,7 +95,7 @@ def _controls(tables: Tables) -> Figure:
         for y, name in enumerate(order):
             if name in rows.index and np.isfinite(rows.loc[name, "accuracy"]):
                 row = rows.loc[name]
-                _, ink, mark = known.get(name, (name, SOFT, "x"))
+                _, ink, mark = known[name]
                 axes.errorbar(
                     row["accuracy"], y, xerr=errors([row["accuracy"]], [row["low"]], [row["high"]]), fmt=mark, color=ink, ms=4,
                     elinewidth=1, mfc="white" if name == "circuit_global" else ink,
@@ -96,7 +103,7 @@ def _controls(tables: Tables) -> Figure:
         if "circuit" in rows.index:
             axes.axvspan(rows.loc["circuit", "low"], rows.loc["circuit", "high"], color=BLUE, alpha=0.1, lw=0)
         axes.grid(axis="y", color=FAINT, lw=0.3)
-        axes.set_yticks(range(len(order)), [shorten(known[n][0] if n in known else n, 32) for n in order])
+        axes.set_yticks(range(len(order)), [shorten(known[n][0], 40) for n in order])
         axes.set_ylim(len(order) - 0.4, -0.6)
         axes.set_xlabel("accuracy")
         axes.tick_params(axis="y", length=0)
@@ -106,31 +113,35 @@ def _controls(tables: Tables) -> Figure:
     return figure
 
 
-def _causal(table: str, along: str, xlabel: str) -> Callable[[Tables], Figure]:
-    """One row per task, one column per target: the effect beside matched random interventions."""
+def _causal(table: str, along: str, what: str, xlabel: str) -> Callable[[Tables], Figure]:
+    """The effect beside matched random interventions: one row per task, one column per target (one target: tasks in rows)."""
 
     def draw(tables: Tables) -> Figure:
         frame = tables[table]
         tasks, found = levels(frame, "task"), levels(frame, "target")
         targets = [t for t in TARGETS if t in found] + [t for t in found if t not in TARGETS]
-        figure = new_figure(1.9 * len(tasks) + 0.25)
-        grid = figure.subplots(len(tasks), len(targets), squeeze=False)
+        panels = [(task, target) for task in tasks for target in targets]
+        across = len(targets) if len(targets) > 1 else min(3, len(tasks))
+        down = -(-len(panels) // across)
+        figure = new_figure(1.9 * down + 0.25)
+        grid = figure.subplots(down, across, squeeze=False).ravel()
         named = False
-        for i, task in enumerate(tasks):
-            for j, target in enumerate(targets):
-                axes, rows = grid[i, j], of_task(frame, task)
-                rows = rows[rows["target"] == target]
-                if rows.empty:
-                    axes.set_axis_off()
-                    continue
-                dose_curve(axes, rows, along, target, "circuit" if along == "k" else "class direction")
-                if along == "k":
-                    log_k(axes, [int(k) for k in rows["k"]])
-                axes.set_xlabel(xlabel)
-                letter(axes, i * len(targets) + j, shorten(task, 24))
-                if not named:
-                    legend(axes)
-                    named = True
+        for i, (task, target) in enumerate(panels):
+            axes, rows = grid[i], of_task(frame, task)
+            rows = rows[rows["target"] == target]
+            if rows.empty:
+                axes.set_axis_off()
+                continue
+            dose_curve(axes, rows, along, target, what)
+            if along == "k":
+                log_k(axes, [int(k) for k in rows["k"]], spacing=0.03 * across)
+            axes.set_xlabel(xlabel)
+            letter(axes, i, shorten(task, 24))
+            if not named:
+                legend(axes)
+                named = True
+        for axes in grid[len(panels) :]:
+            axes.set_axis_off()
         return figure
 
     return draw
@@ -155,7 +166,7 @@ def _task_map(tables: Tables) -> Figure:
             if i == j:
                 continue
             values[i, j] = values[j, i] = row["value"]
-            star = "*" if row["p"] <= 0.05 else ""
+            star = "*" if row.get("p_adjusted", row["p"]) <= 0.05 else ""
             chance = "" if len(names) > 5 else f"\nchance {row['chance']:.2f}"
             texts[i][j] = texts[j][i] = f"{row['value']:.2f}{star}{chance}"
         finite = values[np.isfinite(values)]
@@ -228,8 +239,9 @@ FIGURES: tuple[Extra, ...] = (
         "controls",
         "Controls",
         "Accuracy of each task's circuit beside every control: the full-layer probe (an upper bound), trivial cues that need "
-        "no model (squares), and nulls (triangles). The shaded strip is the circuit's 95 % interval; a control inside or to "
-        "the right of it explains the circuit's accuracy. Bars are 95 % intervals, for random neurons and permuted labels the "
+        "no model (squares), and nulls (triangles). The shaded strip is the circuit's 95 % interval; a cue or null inside or "
+        "to the right of it explains the circuit's accuracy. The control task (cross) gives each distinct input a random "
+        "label and shows what can be learnt by heart. Bars are 95 % intervals, for random neurons and permuted labels the "
         "range of 95 % of the draws.",
         "controls",
         _controls,
@@ -241,7 +253,7 @@ FIGURES: tuple[Extra, ...] = (
         "answer, and on the loss on other text. The grey band holds 95 % of random sets matched on layer and norm; filled "
         "points differ from them at p ≤ 0.05 (one-sided). Effects are lower bounds, since later layers repair.",
         "ablation",
-        _causal("ablation", "k", "neurons switched off, K"),
+        _causal("ablation", "k", "circuit", "neurons switched off, K"),
     ),
     Extra(
         "erasure",
@@ -249,13 +261,13 @@ FIGURES: tuple[Extra, ...] = (
         "Effect of erasing everything linear about the class (LEACE) from the residual stream after one layer, at the final "
         "token; the grey band holds 95 % of erasures of permuted labels.",
         "erasure",
-        _causal("erasure", "layer", "layer after which it is erased"),
+        _causal("erasure", "layer", "class direction", "layer after which it is erased"),
     ),
     Extra(
         "task_map",
         "Map of tasks",
         "Similarity of every two tasks: chance-corrected overlap of their circuits (chance is 0) and the cosine between their "
-        "probe directions, with what permuted labels give. A star marks p ≤ 0.05.",
+        "probe directions, with what permuted labels give. A star marks p ≤ 0.05, corrected for the number of pairs.",
         "task_map",
         _task_map,
     ),

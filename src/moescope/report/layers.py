@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,9 +31,10 @@ Tables = Mapping[str, pd.DataFrame]
 ROWS = 3  # tasks on one page
 CAPTION = (
     "Per task: divergence in each layer (largest, 99th percentile, mean) with the 5 % family-wise permutation threshold; how "
-    "many of the top 10 and top 100 neurons lie in each layer beside an even spread; and the coordinates of the top ten, where "
-    "a line joins one coordinate that recurs over layers. In the residual stream the skip connection carries a coordinate "
-    "through the layers, so such a column is one thing seen several times."
+    "many of the top 10 and top 100 neurons lie in each layer beside an even spread, with the circuit's mean layer and the "
+    "range of 95 % of random sets' means; and the coordinates of the top ten, where a line joins one coordinate that recurs "
+    "over layers. In the residual stream the skip connection carries a coordinate through the layers, so such a column is one "
+    "thing seen several times."
 )
 _ROW_HEIGHT = 2.1
 
@@ -93,6 +95,21 @@ def _counts(axes: Axes, tables: Tables, task: str, named: bool) -> None:
         share = rows[column] / total[column]
         axes.bar(rows["layer"] + (j - 0.5) * 0.38, share, 0.36, color=ink, label=f"top {total[column]}")
     axes.axhline(1 / len(rows), color=INK, lw=0.8, ls="--", label="even spread")
+    span = of_task(tables.get("depth_range"), task)
+    if len(span):
+        row = span.iloc[0]
+        strip: dict[str, Any] = {"lw": 4, "color": ORANGE, "solid_capstyle": "butt", "clip_on": False, "zorder": 3}
+        axes.plot([row["random_low"], row["random_high"]], [0, 0], label="mean layer, random sets", **strip)
+        point: dict[str, Any] = {
+            "marker": "v",
+            "ms": 5,
+            "color": VERMILLION,
+            "mec": "white",
+            "ls": "none",
+            "clip_on": False,
+            "zorder": 4,
+        }
+        axes.plot([row["mean_layer"]], [0], label="mean layer, circuit", **point)
     axes.set_ylabel("share of the neurons")
     layer_axis(axes, int(rows["layer"].max()) + 1)
     if named:

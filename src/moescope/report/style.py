@@ -24,7 +24,7 @@ SERIES = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
 MARKERS = ("o", "s", "^", "D", "v", "P")
 HEAT = "cividis"
 
-_RC: dict[str, Any] = {
+_RC: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
     "font.size": 7,
@@ -83,7 +83,8 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
     """A figure of ``width`` × ``height`` inches that no pyplot state knows about."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.05, h_pad=0.05, wspace=0.03, hspace=0.05)  # type: ignore[union-attr]
+    engine: Any = figure.get_layout_engine()
+    engine.set(w_pad=0.05, h_pad=0.05, wspace=0.03, hspace=0.05)
     return figure
 
 
@@ -143,20 +144,19 @@ def band(
     )  # fmt: skip
 
 
-def legend(axes: Axes, side: str = "upper", *, columns: int = 1) -> None:
-    """A legend in room made for it above the data (or below: ``side="lower"``), so that it hides nothing."""
+def legend(axes: Axes, *, columns: int = 1) -> None:
+    """A legend in room made for it above the data, so that it hides nothing; the room has no ticks."""
     handles, labels = axes.get_legend_handles_labels()
     if not handles:
         return
     columns = min(columns, len(handles))
     lines = -(-len(handles) // columns)
-    share = min(0.6, 0.075 * lines + 0.03)  # of the panel's height
+    share = min(0.6, 0.075 * lines + 0.03)  # of a panel two inches high
     start, end = axes.get_ylim()
     if not isinstance(axes.yaxis.get_major_locator(), FixedLocator):
-        axes.set_yticks([t for t in axes.get_yticks() if min(start, end) <= t <= max(start, end)])  # none in the room made
-    room = (end - start) * share / (1 - share)
-    axes.set_ylim((start, end + room) if side == "upper" else (start - room, end))
-    axes.legend(handles, labels, loc=f"{side} left", ncols=columns, columnspacing=1.0, handletextpad=0.5)
+        axes.set_yticks([t for t in axes.get_yticks() if min(start, end) <= t <= max(start, end)])
+    axes.set_ylim(start, end + (end - start) * share / (1 - share))
+    axes.legend(loc="upper left", ncols=columns, columnspacing=1.0, handletextpad=0.5)
 
 
 def color(index: int) -> str:
@@ -172,14 +172,14 @@ def levels(frame: pd.DataFrame, column: str) -> list[str]:
     return [str(v) for v in frame[column].dropna().unique()]
 
 
-def errors(value: Sequence[float], low: Sequence[float], high: Sequence[float]) -> np.ndarray:
+def errors(value: Iterable[float], low: Iterable[float], high: Iterable[float]) -> np.ndarray:
     """Distances (2, n) below and above ``value`` for error bars; what is missing or the wrong way round is 0."""
-    v, lo, hi = (np.asarray(x, dtype=float) for x in (value, low, high))
+    v, lo, hi = (np.fromiter(x, dtype=float) for x in (value, low, high))
     return np.nan_to_num(np.clip(np.stack([v - lo, hi - v]), 0, None))
 
 
-def log_k(axes: Axes, ks: Sequence[int]) -> None:
-    """A logarithmic axis of circuit sizes that labels the sizes themselves, as many as there is room for."""
+def log_k(axes: Axes, ks: Sequence[int], *, spacing: float = 0.085) -> None:
+    """A logarithmic axis of circuit sizes that labels the sizes themselves, at least ``spacing`` of the axis apart."""
     ks = sorted({int(k) for k in ks if k > 0})
     if not ks:
         return
@@ -187,7 +187,7 @@ def log_k(axes: Axes, ks: Sequence[int]) -> None:
     keep: list[int] = []
     span = max(np.log10(ks[-1] / ks[0]), 1e-9)
     for k in ks:
-        if not keep or np.log10(k / keep[-1]) / span > 0.085:
+        if not keep or np.log10(k / keep[-1]) / span > spacing:
             keep.append(k)
     axes.set_xticks(keep, [f"{k:g}" for k in keep])
     axes.set_xlabel("neurons in the circuit, K")
@@ -216,7 +216,7 @@ def heat_cells(axes: Axes, values: np.ndarray, low: float, high: float, texts: S
     rows, columns = values.shape
     if max(rows, columns) > 12:
         bar = axes.figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
         return
     size = 6.5 if columns <= 6 else 5
     for i in range(rows):

@@ -45,7 +45,9 @@ def tasks(*, json: bool = False) -> None:
     """List the task presets, and how a task of your own is named."""
     from moescope.tasks import PRESETS
 
-    rows = {name: preset.description for name, preset in PRESETS.items()}
+    rows = {
+        name: preset.about + ("" if preset.shipped else f" (from the Hub: {preset.repo})") for name, preset in PRESETS.items()
+    }
     if json:
         print_json(rows)
         return

@@ -1,7 +1,8 @@
 """What reading activations costs: time over a bare forward pass, batching, and memory.
 
-    python benchmarks/capture.py            # about ten minutes on two cores
-    python benchmarks/capture.py --small    # about a minute, smaller model
+    python benchmarks/capture.py                   # all parts, about eight minutes on two cores
+    python benchmarks/capture.py --part overhead   # one part; the others stay in the results file as they were
+    python benchmarks/capture.py --small           # about a minute, smaller model
 
 Writes benchmarks/results/capture.json and capture_memory.png/.svg, and prints a table. Times are medians over repeats that
 are interleaved (every contender once, then again), and each ratio is the median of the ratios within a repeat, so that a
@@ -11,16 +12,12 @@ machine that slows down for a while slows all of them. Peers that are not instal
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,102 +26,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
-import transformers
 
+from capture_contenders import SITE_KIND, contenders, random_gpt2, wrap
+from machine import describe
 from moescope.capture import Encoded, batches, moments
 from moescope.capture.activations import vector_reducer
 from moescope.capture.encode import pad
 from moescope.capture.session import capture
-from moescope.models import LoadedModel, from_model
 
 RESULTS = Path(__file__).parent / "results"
 MEMORY_SHAPE = (4, 256, 4)  # layers, width, heads: small, since 20,000 texts have to pass through it
-SITE_KIND = "resid"
-
-
-def random_gpt2(layers: int, width: int, heads: int, vocabulary: int = 50257) -> Any:
-    """A GPT-2 of this shape with random weights; no download."""
-    torch.manual_seed(0)
-    config = transformers.GPT2Config(
-        n_layer=layers, n_embd=width, n_head=heads, vocab_size=vocabulary, bos_token_id=0, eos_token_id=0
-    )
-    return transformers.GPT2LMHeadModel(config).eval()
-
-
-def wrap(head_model: Any) -> LoadedModel:
-    return from_model(head_model.transformer, None, name="random GPT-2")
 
 
 # --- time over a bare body -----------------------------------------------------------------------------------------------
-
-
-def contenders(head_model: Any, ids: torch.Tensor) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
-    """Name -> one call on the batch ids (B, T); and the peers that are missing, with the reason."""
-    body = head_model.transformer
-    mask = torch.ones_like(ids)
-    model = wrap(head_model)
-    encoded = Encoded.from_ids(ids.numpy())
-    sites = model.sites(SITE_KIND)
-    rng = np.random.default_rng(0)
-    labels, folds = rng.integers(0, 2, len(ids)), rng.integers(0, 5, len(ids))
-    budget = ids.numel()
-
-    def of_moescope(position: Any) -> Callable[[], Any]:
-        return lambda: moments(model, encoded, sites, labels, folds, position=position, batch_tokens=budget)
-
-    calls: dict[str, Callable[[], Any]] = {
-        "bare body": lambda: body(input_ids=ids, attention_mask=mask, use_cache=False),
-        "with LM head": lambda: head_model(input_ids=ids, attention_mask=mask, use_cache=False),
-        "transformers output_hidden_states": lambda: body(
-            input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True
-        ),
-        "moescope final-token moments, all layers": of_moescope("final"),
-        "moescope all-token moments, all layers": of_moescope("all"),
-    }
-    missing: dict[str, str] = {}
-    for name, build in (("nnsight", nnsight_call), ("transformer_lens", transformer_lens_calls)):
-        try:
-            calls |= build(head_model, ids)
-        except ImportError:
-            missing[name] = "not installed"
-    return calls, missing
-
-
-def nnsight_call(head_model: Any, ids: torch.Tensor) -> dict[str, Callable[[], Any]]:
-    """All residual streams through nnsight's trace on the bare body."""
-    import nnsight
-
-    traced = nnsight.NNsight(head_model.transformer)
-
-    def call() -> Any:
-        with traced.trace(ids):
-            kept = nnsight.save([layer.output for layer in traced.h])
-        return kept
-
-    return {f"nnsight {nnsight.__version__} trace, all layers": call}
-
-
-def transformer_lens_calls(head_model: Any, ids: torch.Tensor) -> dict[str, Callable[[], Any]]:
-    """TransformerLens >= 4: run_with_cache of its bridge over the same weights."""
-    from importlib.metadata import version
-
-    from transformer_lens.model_bridge import TransformerBridge
-
-    with tempfile.TemporaryDirectory() as folder:
-        head_model.config.save_pretrained(folder)
-        # a copy, because the bridge rewires the attention of the model that it is given
-        bridge = TransformerBridge.boot_transformers(folder, hf_model=copy.deepcopy(head_model), device="cpu")
-
-    def wanted(name: str) -> bool:
-        return name.startswith("blocks.") and name.endswith(".hook_out") and name.count(".") == 2
-
-    release = version("transformer-lens")
-    return {
-        f"transformer_lens {release} run_with_cache, residual stream": lambda: bridge.run_with_cache(
-            ids, names_filter=wanted, return_type=None
-        ),
-        f"transformer_lens {release} run_with_cache, everything": lambda: bridge.run_with_cache(ids),
-    }
 
 
 def overhead(small: bool, repeats: int) -> dict[str, Any]:
@@ -242,7 +156,7 @@ def memory(small: bool, threads: int) -> dict[str, Any]:
     }
 
 
-def plot_memory(result: dict[str, Any]) -> None:
+def plot_memory(result: dict[str, Any], stem: str) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -262,7 +176,7 @@ def plot_memory(result: dict[str, Any]) -> None:
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     for suffix in ("png", "svg"):
-        figure.savefig(RESULTS / f"capture_memory.{suffix}", dpi=150)
+        figure.savefig(RESULTS / f"{stem}_memory.{suffix}", dpi=150)
     plt.close(figure)
 
 
@@ -270,22 +184,26 @@ def plot_memory(result: dict[str, Any]) -> None:
 
 
 def show(result: dict[str, Any]) -> None:
-    print(f"\nTime over a bare body, {result['overhead']['shape']}, batch {result['overhead']['batch']}")
-    for name, row in result["overhead"]["rows"].items():
-        print(f"  {name:62s} {row['seconds']:8.3f} s   {row['over_bare']:5.2f}   (best runs {row['over_bare_best']:5.2f})")
-    for name, reason in result["overhead"]["missing"].items():
-        print(f"  {name:62s} {reason}")
-    print(f"\nBatching, {result['batching']['texts']} texts, {result['batching']['tokens']} tokens")
-    for name, row in result["batching"]["rows"].items():
-        print(f"  {name:62s} {row['seconds']:8.3f} s   {row['over_buckets']:5.2f}   {row['padded_tokens']} padded tokens")
-    print("\nPeak memory of all-token moments")
-    for row in result["memory"]["rows"]:
-        print(f"  {row['texts']:6d} texts {row['tokens']:9d} tokens {row['peak'] / 2**20:8.0f} MiB")
-    print(f"  growth {result['memory']['growth']:+.1%}")
+    if over := result.get("overhead"):
+        print(f"\nTime over a bare body, {over['shape']}, batch {over['batch']}")
+        for name, row in over["rows"].items():
+            print(f"  {name:62s} {row['seconds']:8.3f} s   {row['over_bare']:5.3f}   (best runs {row['over_bare_best']:5.3f})")
+        for name, reason in over["missing"].items():
+            print(f"  {name:62s} {reason}")
+    if batching := result.get("batching"):
+        print(f"\nBatching, {batching['texts']} texts, {batching['tokens']} tokens")
+        for name, row in batching["rows"].items():
+            print(f"  {name:62s} {row['seconds']:8.3f} s   {row['over_buckets']:5.2f}   {row['padded_tokens']} padded tokens")
+    if memory := result.get("memory"):
+        print("\nPeak memory of every-token moments")
+        for row in memory["rows"]:
+            print(f"  {row['texts']:6d} texts {row['tokens']:9d} tokens {row['peak'] / 2**20:8.0f} MiB")
+        print(f"  growth {memory['growth']:+.1%}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What reading activations costs.")
+    parser.add_argument("--part", choices=["overhead", "batching", "memory"], default=None, help="one part only")
     parser.add_argument("--small", action="store_true", help="smaller model, fewer texts")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=None, help="interleaved repeats (9; 5 if small)")
@@ -296,21 +214,23 @@ def main() -> None:
         memory_child(arguments.memory_child)
         return
     repeats = arguments.repeats or (5 if arguments.small else 9)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    result = {
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-        "threads": arguments.threads,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "small": arguments.small,
-        "overhead": overhead(arguments.small, repeats),
-        "batching": batching(arguments.small, max(1, repeats // 3)),
-        "memory": memory(arguments.small, arguments.threads),
+    parts = {
+        "overhead": lambda: overhead(arguments.small, repeats),
+        "batching": lambda: batching(arguments.small, max(1, repeats // 3)),
+        "memory": lambda: memory(arguments.small, arguments.threads),
     }
-    plot_memory(result["memory"])
+    # a trial run is kept apart: its numbers are of another model
+    file = RESULTS / ("capture_small.json" if arguments.small else "capture.json")
+    result = json.loads(file.read_text()) if file.exists() else {}
+    for name, measure in parts.items():
+        if arguments.part in (None, name):
+            result[name] = measure() | {"machine": describe("nnsight", "transformer-lens")}
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    if "memory" in result:
+        plot_memory(result["memory"], file.stem)
     temporary = RESULTS / ".capture.json.tmp"
     temporary.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(temporary, RESULTS / "capture.json")
+    os.replace(temporary, file)
     show(result)
 
 

@@ -161,7 +161,7 @@ def from_model(model: nn.Module, tokenizer: Any, name: str = "model", *, revisio
     if config is None or not hasattr(config, "model_type"):
         raise InputError(f"model {name!r} of class {type(model).__name__} has no Hugging Face config")
     model.eval().requires_grad_(False)
-    body = getattr(model, "base_model", model)
+    body: Any = getattr(model, "base_model", model)
     structure = resolve(body, config)
     if tokenizer is not None and getattr(tokenizer, "pad_token", None) is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token

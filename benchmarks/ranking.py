@@ -14,15 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sklearn
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -30,6 +27,7 @@ from sklearn.feature_selection import SelectKBest, f_classif
 from sklearn.model_selection import PredefinedSplit, cross_validate
 from sklearn.pipeline import make_pipeline
 
+from machine import describe
 from moescope.circuits.nested import nested_cv
 from moescope.circuits.null import permutation_max
 from moescope.tasks import group_folds
@@ -73,15 +71,6 @@ def gemm_rate(rows: int, permutations: int, seconds: float = 6.0) -> float:
     while time.perf_counter() < until:
         best = min(best, timed(lambda: torch.mm(a, b))[0])
     return 2.0 * permutations * rows * BLOCK / best
-
-
-def machine() -> dict[str, Any]:
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
-    versions = {"numpy": np.__version__, "torch": torch.__version__, "scikit-learn": sklearn.__version__}
-    return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "torch_threads": torch.get_num_threads(), **versions}
 
 
 def main() -> None:
@@ -130,7 +119,7 @@ def main() -> None:
         "width": options.width,
         "ks": list(KS),
         "folds": 5,
-        "machine": machine(),
+        "machine": describe("scikit-learn"),
         "nested_cv": {
             "moescope_s": ours,
             "scikit_learn_s": total,

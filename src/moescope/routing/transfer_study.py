@@ -237,7 +237,7 @@ def _counterpart_claims(table: pd.DataFrame) -> list[Claim]:
             measured=float(mean["overlap"]),
             null=float(mean["chance"]),
             note=f"share of a token's experts; the whole set stays for {mean['same_set']:.1%} of tokens, least in layer "
-            f"{int(table.loc[table['same_set'].idxmin(), 'layer'])}; {mean['own_match']:.1%} of experts are their own counterpart",
+            f"{int(table.loc[table['same_set'].idxmin(), 'layer'])}; {mean['own_match']:.1%} of experts match themselves best",
         ),
         Claim(
             name="a prompt keeps its signature from A to B",

@@ -1,0 +1,217 @@
+"""A dense model read as if it were a mixture of experts, so that one set of instruments serves both kinds.
+
+The neurons of each MLP are put into E groups of like size by balanced k-means on how they fire together; a token's "experts"
+are the K groups that are most active on it for what they usually are. The grouping by co-activation is the one that splits a
+dense MLP into experts (Zhang et al. 2022, "MoEfication", arXiv 2110.01786, who compare it with clustering the weights). No
+token is really sent anywhere: every neuron runs on every token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans
+from torch import Tensor
+
+from moescope.capture.encode import Encoded, batches, encode, pad, padding_id
+from moescope.capture.session import capture
+from moescope.errors import InputError
+from moescope.routing.trace import RoutingTrace, TracedSequence, id_dtype
+from moescope.types import Site
+
+if TYPE_CHECKING:
+    from moescope.models import LoadedModel
+    from moescope.routing.capture import PromptLike
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class DenseExperts:
+    """Neurons grouped into pseudo-experts; made by :func:`fit_dense_experts`."""
+
+    group: dict[Site, np.ndarray]
+    """MLP activation site -> int64 (D,): the expert of each neuron"""
+    usual: dict[Site, np.ndarray]
+    """site -> float32 (E,): the expert's usual activity, root mean square over the fitted tokens"""
+    n_experts: int
+    k: int
+    _matrices: dict[Any, Tensor] = field(default_factory=dict, repr=False)
+
+    def activity(self, site: Site, x: Tensor) -> Tensor:
+        """float32 (..., E): Euclidean norm of each expert's activations x (..., D), over its usual size."""
+        key = (site, x.device)
+        if key not in self._matrices:
+            onehot = torch.nn.functional.one_hot(torch.from_numpy(self.group[site]), self.n_experts).float()
+            self._matrices[key] = onehot.to(x.device)
+        usual = torch.from_numpy(self.usual[site]).to(x.device)
+        return (x.float().square() @ self._matrices[key]).sqrt() / usual.clamp_min(1e-12)
+
+    def chosen(self, site: Site, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The k most active experts of each token, most active first: ids int64 and shares of their activity (..., k)."""
+        top = self.activity(site, x).topk(self.k, dim=-1)
+        return top.indices, top.values / top.values.sum(-1, keepdim=True).clamp_min(1e-12)
+
+    def counts(self, model: LoadedModel, encoded: Encoded, *, batch_tokens: int = 8192) -> np.ndarray:
+        """float64 (N, L, E): as :func:`moescope.routing.counts.routing_counts`."""
+        out = np.zeros((len(encoded), len(self.group), self.n_experts))
+        for rows, mask, found in _run(model, encoded, list(self.group), self.chosen, batch_tokens):
+            for place, (ids, _) in enumerate(found):
+                weight = mask[..., None].expand(ids.shape)
+                hits = torch.zeros(len(rows), self.n_experts, device=ids.device)
+                hits.scatter_add_(1, ids.flatten(1), weight.flatten(1).float())
+                out[rows, place] = hits.double().cpu().numpy()
+        return out
+
+
+def fit_dense_experts(
+    model: LoadedModel,
+    texts: Sequence[str] | Encoded,
+    *,
+    n_experts: int = 16,
+    k: int = 4,
+    tokens: int = 1024,
+    seed: int = 0,
+    batch_tokens: int = 8192,
+) -> DenseExperts:
+    """Group the neurons of every MLP by which tokens they fire on.
+
+    Args:
+        texts: to fit on; ``tokens`` of them, drawn at random, are looked at (float16, tokens x neurons x layers are held).
+        n_experts: E, groups of equal size (to one neuron).
+        k: groups that count as chosen, per token.
+
+    Raises:
+        InputError: the model has no MLP activations (it is a mixture of experts), or fewer neurons than experts.
+    """
+    sites = list(model.sites("mlp_act"))
+    if not sites:
+        raise InputError(f"model {model.name} has no dense MLP; its own experts are traced instead")
+    if not 1 <= k < n_experts:
+        raise InputError(f"{k} of {n_experts} experts a token: choose at least 1 and fewer than all")
+    narrow = min(sites, key=model.width)
+    if model.width(narrow) < n_experts:
+        raise InputError(f"{narrow} has {model.width(narrow)} neurons, fewer than {n_experts} experts: ask for fewer")
+    encoded = encode(model, texts)
+    total = int(encoded.lengths.sum())
+    rng = np.random.default_rng(seed)
+    wanted = np.zeros(total, dtype=bool)
+    wanted[rng.choice(total, size=min(tokens, total), replace=False)] = True
+    held: dict[Site, list[Tensor]] = {site: [] for site in sites}
+    for rows, mask, found in _run(model, encoded, sites, lambda _, x: (x.half(), x.half()), batch_tokens):
+        keep = torch.zeros(mask.shape, dtype=torch.bool)
+        for row, text in enumerate(rows):
+            start, end = encoded.offsets[text], encoded.offsets[text + 1]
+            keep[row, mask[row].cpu()] = torch.from_numpy(wanted[start:end])
+        for site, (x, _) in zip(sites, found, strict=True):
+            held[site].append(x[keep.to(x.device)].cpu())
+    group, usual = {}, {}
+    for site in sites:
+        x = torch.cat(held.pop(site)).float().numpy()  # (tokens, D)
+        group[site] = balanced_groups(x, n_experts, seed=seed)
+        onehot = np.eye(n_experts, dtype=np.float32)[group[site]]
+        usual[site] = np.sqrt((x**2 @ onehot).mean(0)).astype(np.float32)
+    return DenseExperts(group, usual, n_experts, k)
+
+
+def balanced_groups(x: np.ndarray, n_groups: int, *, seed: int = 0) -> np.ndarray:
+    """int64 (D,): groups of equal size (to one) of the columns of activations x (T, D) that fire on the same tokens.
+
+    k-means on the magnitudes, each column of unit length and reduced to 32 directions; then columns are dealt to the nearest
+    centre that is not full, those first that would lose most by waiting.
+    """
+    size = np.abs(x).T.astype(np.float64)  # (D, T)
+    size -= size.mean(1, keepdims=True)
+    size /= np.maximum(np.linalg.norm(size, axis=1, keepdims=True), 1e-12)
+    if size.shape[1] > 32:
+        rng = np.random.default_rng(seed)
+        sketch = size.T @ (size @ rng.standard_normal((size.shape[1], 40)))
+        basis = np.linalg.qr(sketch)[0][:, :32]  # range finder (Halko, Martinsson and Tropp 2011)
+        size = size @ basis
+    centres = KMeans(n_groups, n_init=1, random_state=seed).fit(size).cluster_centers_
+    distance = ((size[:, None] - centres[None]) ** 2).sum(-1)  # (D, E)
+    room = np.full(n_groups, len(size) // n_groups)
+    room[: len(size) % n_groups] += 1
+    nearest = np.sort(distance, axis=1)
+    group = np.full(len(size), -1, dtype=np.int64)
+    for column in np.argsort(nearest[:, 0] - nearest[:, min(1, n_groups - 1)], kind="stable"):
+        free = np.where(room > 0, distance[column], np.inf)
+        group[column] = int(free.argmin())
+        room[group[column]] -= 1
+    return group
+
+
+def dense_trace(
+    model: LoadedModel,
+    prompts: Sequence[PromptLike],
+    *,
+    n_experts: int = 16,
+    k: int = 4,
+    experts: DenseExperts | None = None,
+    batch_tokens: int = 8192,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> RoutingTrace:
+    """A routing trace of a dense model's prompts: its pseudo-experts, with their shares of the activity as weights.
+
+    The grouping is fitted on these prompts' texts, without their categories, unless ``experts`` are given.
+
+    Raises:
+        InputError: see :func:`fit_dense_experts`.
+    """
+    encoded = encode(model, [p.text for p in prompts])
+    if experts is None:
+        experts = fit_dense_experts(model, encoded, n_experts=n_experts, k=k, seed=seed, batch_tokens=batch_tokens)
+    sites = list(experts.group)
+    total = int(encoded.lengths.sum())
+    ids = np.zeros((total, len(sites), experts.k), id_dtype(experts.n_experts))
+    weights = np.zeros(ids.shape, np.float16)
+    done = 0
+    for rows, mask, found in _run(model, encoded, sites, experts.chosen, batch_tokens):
+        for row, text in enumerate(rows):
+            at = slice(encoded.offsets[text], encoded.offsets[text + 1])
+            for place, (chosen, share) in enumerate(found):
+                ids[at, place] = chosen[row][mask[row]].cpu().numpy()
+                weights[at, place] = share[row][mask[row]].cpu().numpy()
+        done += len(rows)
+        if progress is not None:
+            progress(done, len(encoded))
+    lengths = encoded.lengths
+    return RoutingTrace(
+        layers=tuple(site.layer for site in sites),
+        n_experts=(experts.n_experts,) * len(sites),
+        ids=ids,
+        weights=weights,
+        sequence=np.repeat(np.arange(len(encoded), dtype=np.int32), lengths),
+        position=np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]) if total else np.zeros(0, np.int32),
+        generated=np.zeros(total, dtype=bool),
+        tokens=encoded.ids.astype(np.int32),
+        sequences=tuple(TracedSequence(p.id, p.category, p.group) for p in prompts),
+        meta={
+            "model": model.name,
+            "revision": model.revision,
+            "fingerprint": model.fingerprint,
+            "architecture": model.config.model_type,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "experts": "groups of MLP neurons by co-activation; no token is really sent to them",
+        },
+    ).validate()
+
+
+def _run(
+    model: LoadedModel,
+    encoded: Encoded,
+    sites: Sequence[Site],
+    read: Callable[[Site, Tensor], tuple[Tensor, Tensor]],
+    batch_tokens: int,
+) -> Iterator[tuple[np.ndarray, Tensor, list[tuple[Tensor, Tensor]]]]:
+    """Yield (rows, mask (B, T), what ``read`` gave at every site) batch by batch."""
+    with capture(model, sites) as session:
+        for rows in batches(encoded.lengths, batch_tokens):
+            batch = pad(encoded, rows, pad_id=padding_id(model))
+            found = session.run(batch.ids, batch.mask, reduce=read)
+            yield rows, batch.mask.to(found[sites[0]][0].device), [found[site] for site in sites]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +26,6 @@ from moescope.report.style import (
     heat_cells,
     legend,
     letter,
-    level_line,
     levels,
     marker,
     name_axis,
@@ -150,13 +150,13 @@ def _classification(tables: Tables) -> Figure:
         )
     null = frame[frame["kind"] == "null"]
     if len(null):
-        level_line(left, float(null["accuracy"].iloc[0]), "labels permuted")
+        left.axhline(float(null["accuracy"].iloc[0]), color=SOFT, lw=0.8, ls="--", zorder=1, label="labels permuted")
     left.set_xticks(range(len(splits)), splits)
-    left.set_ylim(0, 1.02)
+    left.set_ylim(0, 1)
     left.set_yticks(np.linspace(0, 1, 6))
     left.set_ylabel("held-out accuracy (95 %)")
     letter(left, 0, "Category from the signature, and from trivial cues")
-    legend(left, "lower", columns=2)
+    legend(left, columns=2)
     if len(tables.get("confusion", ())):
         table = tables["confusion"]
         order = levels(table, "true")
@@ -211,7 +211,7 @@ def _matrix(tables: Tables) -> Figure:
     for edge in edges[1:-1]:
         right.axhline(edge - 0.5, color="white", lw=0.8)
         right.axvline(edge - 0.5, color="white", lw=0.8)
-    centres = [(a + b - 1) / 2 for a, b in zip(edges, edges[1:], strict=False)]
+    centres = [(a + b - 1) / 2 for a, b in pairwise(edges)]
     right.set_xticks(centres, [shorten(category[int(a)], 9) for a in edges[:-1]])
     right.set_yticks(centres, [shorten(category[int(a)], 9) for a in edges[:-1]])
     right.tick_params(length=0)
@@ -334,8 +334,8 @@ _FIGURES: tuple[_Figure, ...] = (
         "experts",
         ("experts",),
         "Which experts each category favours",
-        "Share of a category's routing beside the share of all prompts, by layer and expert; a dot marks the favourite category "
-        "of an expert that tells categories apart (family-wise p < 0.05).",
+        "Share of a category's routing beside the share of all prompts, by layer and expert; a dot marks the favourite "
+        "category of an expert that tells categories apart (family-wise p < 0.05).",
         _experts,
     ),
     (

@@ -128,12 +128,15 @@ def token_counts(trace: RoutingTrace) -> sparse.csr_matrix:
     return sparse.csr_matrix((ones, (trace.sequence, code)), shape=(len(trace.sequences), int(code.max(initial=0)) + 1))
 
 
+LENGTH_BIN = 3  # tokens: within a bin the cosine of random routing moves by about 0.01 at 24 tokens, less beyond
+
+
 def length_matched(tokens: np.ndarray, y: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Indices (sorted) of a subset in which every category has the same number of prompts of each length in tokens."""
+    """Indices (sorted) of a subset in which every category has as many prompts of each length (bins of three tokens)."""
     rng = np.random.default_rng(seed)
     chosen: list[np.ndarray] = []
-    for length in np.unique(tokens):
-        members = [np.flatnonzero((tokens == length) & (y == c)) for c in np.unique(y)]
+    for length in np.unique(tokens // LENGTH_BIN):
+        members = [np.flatnonzero((tokens // LENGTH_BIN == length) & (y == c)) for c in np.unique(y)]
         take = min(len(m) for m in members)
         chosen += [rng.choice(m, take, replace=False) for m in members if take]
     return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, dtype=np.int64)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from moescope.errors import InputError
 from moescope.routing.signatures import Signatures
-from moescope.routing.similarity import permuted_d, separation, similarity
+from moescope.routing.similarity import permuted, separation, similarity
 from moescope.routing.trace import RoutingTrace
 from moescope.stats import permutation_p, permuted_label_matrix, wilson
 
@@ -92,7 +92,7 @@ def layer_table(
     for layer in signatures.layers:
         s = similarity(signatures.flat(layer))
         found.append(separation(s, y))
-        null.append(permuted_d(s, labels))
+        null.append(permuted(s, labels)["d_pairs"])
     p = permutation_p(np.array([f.d_pairs for f in found]), np.max(null, axis=0))
     return pd.DataFrame(
         [

@@ -25,7 +25,7 @@ from moescope.routing.similarity import (
     Separation,
     bootstrap_separation,
     naive_interval,
-    permuted_d,
+    permuted,
     separation,
     similarities,
     similarity,
@@ -43,9 +43,10 @@ def expected_of(signatures: Signatures, trace: RoutingTrace) -> np.ndarray:
 
 
 def similarity_table(subject: Subject, settings: SignatureSettings) -> pd.DataFrame:
-    """One row a measure (over all tokens), a variant (quantity, part; cosine) and a measure on length-matched prompts.
+    """One row a measure (over all tokens), a variant (quantity, part; cosine), a measure on length-matched prompts, and the
+    cosine of all prompts cut to one length.
 
-    Columns: ``prompts`` (all, length-matched), ``quantity``, ``part``, ``measure``, the fields of
+    Columns: ``prompts`` (all, length-matched, first n tokens), ``quantity``, ``part``, ``measure``, the fields of
     :class:`~moescope.routing.similarity.Separation`, ``gap``, ``d_low``, ``d_high`` (prompts resampled),
     ``d_naive_low``, ``d_naive_high`` (pairs taken as independent), ``p`` (labels permuted), ``n``.
     """
@@ -68,7 +69,26 @@ def similarity_table(subject: Subject, settings: SignatureSettings) -> pd.DataFr
         for measure, s in measures.items():
             row = _row(s[np.ix_(matched, matched)], matched, subject, settings, head, measure)
             rows.append({**row, "prompts": "length-matched"})
+    kept, cut = equal_lengths(subject)
+    found = signatures_of(cut, quantity=settings.quantity)
+    row = _row(similarity(found.flat()), kept, subject, settings, found, "cosine")
+    rows.append({**row, "prompts": f"first {found.tokens[0]} tokens"})
     return pd.DataFrame(rows)
+
+
+def equal_lengths(subject: Subject) -> tuple[np.ndarray, RoutingTrace]:
+    """Every prompt cut to as many tokens: the most that three quarters of each category have, and two prompts at least.
+
+    Returns:
+        indices (n,) of the prompts that are long enough, and their trace.
+    """
+    lengths = subject.trace.lengths
+    enough = []
+    for code in range(len(subject.categories)):
+        longest_first = np.sort(lengths[subject.y == code])[::-1]
+        enough.append(longest_first[max(2, -(-3 * len(longest_first) // 4)) - 1])
+    n = int(min(enough))
+    return np.flatnonzero(lengths >= n), first_tokens(subject.trace, n)
 
 
 def usable(y: np.ndarray, rows: np.ndarray) -> bool:
@@ -105,7 +125,7 @@ def _row(
         "d_high": interval["d_pairs"][1],
         "d_naive_low": naive[0],
         "d_naive_high": naive[1],
-        "p": permutation_p(found.d_pairs, permuted_d(s, labels)),
+        "p": permutation_p(found.d_pairs, permuted(s, labels)["d_pairs"]),
         "n": len(rows),
     }
 
@@ -117,8 +137,16 @@ def null_table(subject: Subject, settings: SignatureSettings) -> pd.DataFrame:
     (95 % of the draws), ``p`` (draws whose d reaches the measured one), ``n_draws``, ``note``.
     """
     trace = subject.trace
-    measured = separation(similarity(signatures_of(trace).flat()), subject.y)
-    rows = [_null_row("measured routing", [measured], None, "")]
+    s = similarity(signatures_of(trace).flat())
+    measured = separation(s, subject.y)
+    labels = permuted_label_matrix(subject.y, subject.blocks(), settings.n_permutations, np.random.default_rng(settings.seed))
+    shuffled = "the measured routing with the prompts' categories shuffled" + (
+        "" if subject.blocks() is None else " within each topic"
+    )
+    rows = [
+        _null_row("measured routing", _columns([measured]), None, ""),
+        _null_row("labels permuted", permuted(s, labels), measured.d_pairs, shuffled),
+    ]
     routers: dict[str, tuple[Router, str]] = {
         "uniform": (uniform_router(trace), "every token takes its number of experts uniformly at random"),
         "own counts reshuffled": (shuffled_router(trace), "each layer's own choices dealt out anew among all tokens"),
@@ -132,20 +160,33 @@ def null_table(subject: Subject, settings: SignatureSettings) -> pd.DataFrame:
             separation(similarity(values.reshape(len(values), -1)), subject.y)
             for values in draws(router, settings.n_null, settings.seed)
         ]
-        rows.append(_null_row(name, found, measured.d_pairs, note))
+        rows.append(_null_row(name, _columns(found), measured.d_pairs, note))
     return pd.DataFrame(rows)
 
 
-def _null_row(name: str, found: list[Separation], observed: float | None, note: str) -> dict[str, Any]:
+def _columns(found: list[Separation]) -> dict[str, np.ndarray]:
+    return {key: np.array([getattr(f, key) for f in found]) for key in ("within", "across", "gap", "d_pairs")}
+
+
+def _null_row(name: str, found: dict[str, np.ndarray], observed: float | None, note: str) -> dict[str, Any]:
     row: dict[str, Any] = {"null": name}
-    for key in ("within", "across", "gap", "d_pairs"):
-        values = np.array([getattr(f, key) for f in found])
+    for key, values in found.items():
         row |= {key: float(values.mean())}
         low, high = np.quantile(values, [0.025, 0.975]) if len(values) > 1 else (np.nan, np.nan)
         row |= {f"{key}_low": float(low), f"{key}_high": float(high)}
-    d = np.array([f.d_pairs for f in found])
-    row["p"] = float("nan") if observed is None else permutation_p(observed, d)
-    return row | {"n_draws": len(found), "note": note}
+    row["p"] = float("nan") if observed is None else permutation_p(observed, found["d_pairs"])
+    return row | {"n_draws": len(found["d_pairs"]), "note": note}
+
+
+def twin_row(subject: Subject, twin: RoutingTrace) -> dict[str, Any]:
+    """A row of :func:`null_table` for a randomly initialised model, whose routing can only know tokens and positions.
+
+    Both are compared on prompt tokens; ``note`` gives the measured d there.
+    """
+    measured = separation(similarity(signatures_of(subject.trace, part="prompt").flat()), subject.y)
+    found = separation(similarity(signatures_of(twin, part="prompt").flat()), subject.y)
+    note = f"prompt tokens only; the trained model has d = {measured.d_pairs:.2f} on them"
+    return _null_row("random model", _columns([found]), None, note) | {"trained_d": measured.d_pairs}
 
 
 def layer_nulls(subject: Subject, settings: SignatureSettings) -> pd.DataFrame:

@@ -95,22 +95,22 @@ def _cohen(a: np.ndarray, b: np.ndarray) -> float:
     return float((a.mean() - b.mean()) / np.sqrt(pooled)) if pooled > 1e-24 else 0.0
 
 
-def permuted_d(s: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """``d_pairs`` under other labels of the prompts: the null in which a prompt's pairs move together.
+def permuted(s: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """``within``, ``across``, ``gap`` and ``d_pairs`` under other labels: the null in which a prompt's pairs move together.
 
     Args:
         s: (N, N) similarities.
         labels: (P, N) codes, each row a permutation of the categories (``moescope.stats.permuted_label_matrix``).
 
     Returns:
-        (P,) float64.
+        by name (P,) float64.
     """
     n = len(s)
     bare = s - np.diag(np.diag(s))
     squares = bare**2
     total, total_squares = bare.sum() / 2, squares.sum() / 2
     codes = np.unique(labels)
-    out = np.empty(len(labels))
+    out = np.empty((3, len(labels)))
     step = max(1, _BLOCK // (n * len(codes)))
     for start in range(0, len(labels), step):
         onehot = (labels[start : start + step, None, :] == codes[:, None]).astype(float)  # (P, C, N)
@@ -119,12 +119,13 @@ def permuted_d(s: np.ndarray, labels: np.ndarray) -> np.ndarray:
         size = onehot.sum(2)
         n_within = (size * (size - 1)).sum(1) / 2
         n_across = n * (n - 1) / 2 - n_within
-        mean_w, mean_a = sums / n_within, (total - sums) / n_across
-        spread_w = sums_of_squares - n_within * mean_w**2
-        spread_a = total_squares - sums_of_squares - n_across * mean_a**2
+        within, across = sums / n_within, (total - sums) / n_across
+        spread_w = sums_of_squares - n_within * within**2
+        spread_a = total_squares - sums_of_squares - n_across * across**2
         pooled = np.maximum(spread_w + spread_a, 0) / (n_within + n_across - 2)
-        out[start : start + step] = np.divide(mean_w - mean_a, np.sqrt(pooled), out=np.zeros(len(onehot)), where=pooled > 1e-24)
-    return out
+        d = np.divide(within - across, np.sqrt(pooled), out=np.zeros(len(onehot)), where=pooled > 1e-24)
+        out[:, start : start + step] = within, across, d
+    return {"within": out[0], "across": out[1], "gap": out[0] - out[1], "d_pairs": out[2]}
 
 
 def bootstrap_separation(s: np.ndarray, y: np.ndarray, *, n_boot: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
@@ -159,7 +160,7 @@ def bootstrap_separation(s: np.ndarray, y: np.ndarray, *, n_boot: int = 1000, se
 
 
 def naive_interval(found: Separation) -> tuple[float, float]:
-    """The 95 % interval of d that follows if all pairs were independent (Hedges & Olkin 1985): far too narrow here."""
+    """The 95 % interval of d that follows if all pairs were independent (Hedges & Olkin 1985): too narrow."""
     n, m = found.n_within, found.n_across
     half = 1.96 * np.sqrt((n + m) / (n * m) + found.d_pairs**2 / (2 * (n + m)))
     return float(found.d_pairs - half), float(found.d_pairs + half)

@@ -83,11 +83,10 @@ def _sufficiency(axes: Axes, tables: Tables, task: str) -> None:
         row = control_row(controls, task, control)
         if row is not None and np.isfinite([row["low"], row["high"]]).all():
             axes.axhspan(row["low"], row["high"], color=shade, alpha=0.25, lw=0, label=label)
-    for control, label, ink, dashes in (
-        ("full_layer_probe", "full-layer probe", GREEN, "-."),
-        (None, "best surface cue", VERMILLION, "--"),
+    for row, label, ink, dashes in (
+        (control_row(controls, task, "full_layer_probe"), "full-layer probe", GREEN, "-."),
+        (best_surface(controls, task), "best surface cue", VERMILLION, "--"),
     ):
-        row = best_surface(controls, task) if control is None else control_row(controls, task, control)
         if row is not None:
             axes.axhline(row["accuracy"], color=ink, lw=1, ls=dashes, label=label)
     chance = 1 / n_classes(tables, task)

@@ -51,12 +51,14 @@ def check_target(folder: str | Path, *, overwrite: bool) -> None:
         InputError: it is a file, holds something else, holds a result while ``overwrite`` is off, or cannot be made.
     """
     folder = Path(os.path.abspath(folder))
+    if folder.is_symlink():
+        folder = folder.resolve()
+    above = next(p for p in folder.parents if p.exists())
+    if not above.is_dir():
+        raise InputError(f"{folder} cannot be made: {above} is a file; name another folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(f"{folder} cannot be made: no permission to write in {above}; name another folder")
     if not folder.exists():
-        above = next(p for p in folder.parents if p.exists())
-        if not above.is_dir():
-            raise InputError(f"{folder} cannot be made: {above} is a file; name another folder")
-        if not os.access(above, os.W_OK | os.X_OK):
-            raise InputError(f"{folder} cannot be made: no permission to write in {above}; name another folder")
         return
     if not folder.is_dir():
         raise InputError(f"{folder} is a file; name a folder for the result")

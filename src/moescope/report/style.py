@@ -146,7 +146,7 @@ def band(
 
 def legend(axes: Axes, *, columns: int = 1) -> None:
     """A legend in room made for it above the data, so that it hides nothing; the room has no ticks."""
-    handles, labels = axes.get_legend_handles_labels()
+    handles, _ = axes.get_legend_handles_labels()
     if not handles:
         return
     columns = min(columns, len(handles))

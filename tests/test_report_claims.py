@@ -1,0 +1,123 @@
+"""How claims and numbers are written: in the terminal at any width, and as a frame."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from moescope.report.claims import COLUMNS, claims_frame, claims_text
+from moescope.report.format import headline, interval, number, p_value, verdict_style
+from moescope.types import Claim
+from tests.synthetic_result import synthetic_result
+
+LONG = "a claim whose name is far too long to stand beside its numbers on any terminal that people use"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (float("nan"), "–"),
+        ("", "–"),
+        ("layers 2–4", "layers 2–4"),
+        (True, "yes"),
+        (0, "0"),
+        (0.0, "0"),
+        (-0.043, "−0.043"),
+        (0.5, "0.500"),
+        (1.0, "1.000"),
+        (10, "10"),
+        (1536, "1,536"),
+        (12.345, "12.35"),
+        (1234.56, "1,234.6"),
+        (0.00004, "4.0e-05"),
+        (-0.00004, "−4.0e-05"),
+        (float("-inf"), "−∞"),
+        (2.5e9, "2,500,000,000"),
+        (2.55e9 + 0.5, "2.55e+09"),
+    ],
+)
+def test_numbers(value: object, text: str) -> None:
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [(None, "–"), (math.nan, "–"), (0.0004, "<0.001"), (0.001, "0.001"), (0.0494, "0.049"), (0.5, "0.50"), (1, "1.00")],
+)
+def test_p_values(p: float | None, text: str) -> None:
+    assert p_value(p) == text
+
+
+def test_intervals() -> None:
+    assert interval((0.1, 0.25)) == "0.100 to 0.250"
+    assert interval((-0.06, float("nan"))) == interval(None) == "–"
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 200])
+def test_the_table_fits_and_loses_nothing(width: int) -> None:
+    claims = (
+        *synthetic_result().claims,
+        Claim(LONG, 0.5, "a published text of some length", (0.1, 0.9), None, 0.03, note=LONG),
+    )
+    text = claims_text(claims, width=width)
+    assert max(map(len, text.splitlines())) <= width
+    squeezed = "".join(text.split())
+    for claim in claims:
+        for part in (claim.note, claim.verdict):
+            assert "".join(part.split()) in squeezed
+    if width >= 80:
+        for claim in claims[:-1]:
+            assert number(claim.measured) in text, "numbers are not broken over lines"
+            assert claim.interval is None or interval(claim.interval) in text
+            assert claim.p is None or p_value(claim.p) in text
+            assert all(word in text for word in claim.name.split())
+
+
+def test_names_stand_beside_their_numbers_where_there_is_room() -> None:
+    claims = synthetic_result().claims
+    wide = claims_text(claims, width=120).splitlines()
+    line = next(row for row in wide if row.startswith("Two neurons suffice"))
+    assert line.split()[3:] == ["0.977", "0.710", "0.690", "to", "0.730", "0.550", "0.001"]
+    narrow = claims_text(claims, width=80).splitlines()
+    at = narrow.index("Two neurons suffice")
+    assert narrow[at + 1].split() == ["0.977", "0.710", "0.690", "to", "0.730", "0.550", "0.001"]
+
+
+def test_text_is_not_markup() -> None:
+    text = claims_text([Claim("[red]a[/red] :smile:", 1.0, note="[b]x[/b]")], width=80)
+    assert "[red]a[/red] :smile:" in text
+    assert "[b]x[/b]" in text
+
+
+def test_no_colour_codes_in_plain_text() -> None:
+    assert "\x1b" not in claims_text(synthetic_result().claims)
+
+
+def test_title_and_notes_as_asked() -> None:
+    claims = synthetic_result().claims
+    assert claims_text(claims, title="Head").startswith("Head\n")
+    assert claims[0].note not in " ".join(claims_text(claims, notes=False).split())
+
+
+def test_headline_counts_in_words() -> None:
+    assert headline(()) == "No claims were made."
+    one = (Claim("a", 1, verdict="reproduced"),)
+    assert headline(one) == "Of 1 claim, 1 reproduced."
+    several = (*one, *one, Claim("b", 1, verdict="identity"), Claim("c", 1, verdict="not reproduced"))
+    assert headline(several) == "Of 4 claims, 2 reproduced, 1 was not reproduced and 1 is true by construction."
+
+
+def test_a_verdict_that_is_not_known_is_shown_as_measured() -> None:
+    assert verdict_style("proved") == verdict_style("measured")
+    assert claims_text([Claim("a", 1.0, verdict="proved")])  # type: ignore[arg-type]
+
+
+def test_the_frame_keeps_types() -> None:
+    frame = claims_frame(synthetic_result().claims)
+    assert tuple(frame.columns) == COLUMNS
+    assert frame.loc[1, "measured"] == 0
+    assert frame.loc[3, "measured"] == "layers 2–4"
+    assert frame["p"].dtype == frame["low"].dtype == "float64"
+    assert claims_frame(()).empty

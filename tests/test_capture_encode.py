@@ -114,13 +114,17 @@ def test_batches_hold_every_row_once_within_the_budget(budget: int) -> None:
         batches(lengths, 0)
 
 
-def test_buckets_save_padding() -> None:
-    lengths = np.clip(np.random.default_rng(1).lognormal(3.4, 0.8, 400), 4, 256).astype(int)
-    padded = sum(len(rows) * int(lengths[rows].max()) for rows in batches(lengths, 2048))
-    in_order = sum(len(rows) * int(rows.max()) for rows in np.array_split(lengths, 50))
-    assert padded < 1.25 * lengths.sum()
-    assert in_order > 2 * lengths.sum()
-    assert len(lengths) * lengths.max() > 4 * lengths.sum()
+@pytest.mark.parametrize("count", [100, 400, 3000])
+@pytest.mark.parametrize("budget", [2048, 8192])
+def test_buckets_save_padding(count: int, budget: int) -> None:
+    lengths = np.clip(np.random.default_rng(1).lognormal(3.4, 0.8, count), 4, 256).astype(int)
+    groups = batches(lengths, budget)
+    padded = sum(len(rows) * int(lengths[rows].max()) for rows in groups)
+    in_order = sum(len(rows) * int(rows.max()) for rows in np.split(lengths, range(32, count, 32)))
+    assert padded < 1.2 * lengths.sum()
+    assert in_order > 2 * padded
+    assert count * lengths.max() > 4 * padded
+    assert len(groups) < 20 + 1.1 * padded / budget  # and the batches stay large
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SpecialTokens = Literal["default", "none"]
 PaddingSide = Literal["left", "right"]
 
+_ALIKE = 0.8  # shortest over longest row of a batch, where it may choose
 _CHUNK = 1024  # texts given to the tokenizer at a time: its Python lists are the largest thing that encoding allocates
 
 
@@ -205,8 +206,10 @@ def first_position(model: LoadedModel) -> int:
 def batches(lengths: Sequence[int] | np.ndarray, batch_tokens: int = 8192) -> list[np.ndarray]:
     """Group rows of similar length so that rows x longest <= ``batch_tokens``, longest first.
 
-    A row that is longer than the budget has a batch of its own. The order is a function of the lengths alone, and the
-    largest batch comes first, so that a budget too large for the memory fails at once.
+    A row that is longer than the budget has a batch of its own. A batch also ends before a row shorter than four fifths of
+    its longest, once it holds a sixteenth of the budget: with few texts, a full batch would span all lengths. The order is
+    a function of the lengths alone, and the largest batch comes first, so that a budget too large for the memory fails at
+    once.
 
     Returns:
         int64 index arrays that together hold every row once.
@@ -215,12 +218,15 @@ def batches(lengths: Sequence[int] | np.ndarray, batch_tokens: int = 8192) -> li
         raise InputError(f"batch_tokens: {batch_tokens} is not a positive number of tokens")
     lengths = np.asarray(lengths)
     order = np.argsort(-lengths, kind="stable")
+    descending = lengths[order]
     groups = []
     start = 0
     while start < len(order):
-        rows = max(1, batch_tokens // max(1, int(lengths[order[start]])))
-        groups.append(order[start : start + rows])
-        start += rows
+        longest = max(1, int(descending[start]))
+        alike = int(np.searchsorted(-descending, -_ALIKE * longest, side="right")) - start
+        rows = min(batch_tokens // longest, max(alike, batch_tokens // 16 // longest))
+        groups.append(order[start : start + max(1, rows)])
+        start += max(1, rows)
     return groups
 
 

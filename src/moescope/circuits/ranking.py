@@ -73,11 +73,11 @@ def top_variance(moments: ClassMoments, k: int, allowed: NDArray[np.bool_] | Non
 def massive_dimensions(
     X: NDArray[Any] | FoldSums | ClassMoments, factor: float = 20.0, layer_of: ArrayLike | None = None
 ) -> NDArray[np.bool_]:
-    """Flag features whose |mean| or standard deviation exceeds ``factor`` times the median of their layer.
+    """Flag features whose root mean square exceeds ``factor`` times the median of their layer.
 
     A few residual coordinates of most models are orders of magnitude above the rest (Sun et al. 2024, "Massive
-    activations in large language models"); they dominate norms and total variance whatever the task. Each criterion is
-    compared with its own median over the layer's features; a layer whose median is 0 flags what is above 0.
+    activations in large language models"), by their mean, their spread or both; they dominate norms and total variance
+    whatever the task. A layer whose median is 0 flags what is above 0.
 
     Args:
         X: activations (N, D), or their sums or moments.
@@ -97,14 +97,12 @@ def massive_dimensions(
         X = fold_class_sums(X, nothing, nothing)
     moments = X.total() if isinstance(X, FoldSums) else X
     share = (moments.n / moments.n.sum())[:, None]
-    mean = (share * moments.mean).sum(axis=0)
-    sd = np.sqrt((share * (moments.var + (moments.mean - mean) ** 2)).sum(axis=0))
-    layer = np.zeros(len(mean), dtype=np.int64) if layer_of is None else _layers(layer_of, len(mean))
-    flagged = np.zeros(len(mean), dtype=bool)
+    size = np.sqrt((share * (moments.var + moments.mean**2)).sum(axis=0))
+    layer = np.zeros(len(size), dtype=np.int64) if layer_of is None else _layers(layer_of, len(size))
+    flagged = np.zeros(len(size), dtype=bool)
     for one in np.unique(layer):
         inside = layer == one
-        for size in (np.abs(mean), sd):
-            flagged[inside] |= size[inside] > factor * np.median(size[inside])
+        flagged[inside] = size[inside] > factor * np.median(size[inside])
     return flagged
 
 

@@ -1,0 +1,186 @@
+"""The third study, whole: a layer's MLP distilled into tiny experts, beside what Gaussian inputs give."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from moescope.capture import ActivationStore
+from moescope.capture.encode import model_limit
+from moescope.distill.accounting import per_neuron, spec_cost
+from moescope.distill.baselines import baseline_fvu
+from moescope.distill.claims import distill_claims, ratio_table, summary_table
+from moescope.distill.controls import control_pairs
+from moescope.distill.data import SPLITS, Pairs, count
+from moescope.distill.layer_data import DataSettings, model_pairs, pieces, store_pairs
+from moescope.distill.reading import read_experts
+from moescope.distill.runs import Runs, run_students
+from moescope.distill.settings import DistillSettings
+from moescope.distill.spec import StudentSpec
+from moescope.distill.splice import splice_table
+from moescope.distill.students import LayerShape, Student
+from moescope.distill.teacher import Teacher
+from moescope.errors import InputError
+from moescope.models import LoadedModel, load, random_twin
+from moescope.provenance import provenance
+from moescope.result import StudyResult
+from moescope.tasks import plain_text
+
+Report = Callable[[str, int, int], None]
+ACTIVATIONS = "activations"
+
+
+def distill(
+    model: str | LoadedModel,
+    layer: int | None = None,
+    *,
+    texts: Sequence[str] | None = None,
+    store: str | Path | None = None,
+    settings: DistillSettings | None = None,
+    checkpoint: Path | None = None,
+    report: Report | None = None,
+    **options: Any,
+) -> tuple[StudyResult, dict[str, Student]]:
+    """Distil one MLP layer into dense and mixture-of-experts students, on its activations and on the controls.
+
+    Implements "Secret mixtures of experts inside your LLM" (arXiv 2512.18452) with the nulls that it lacks.
+
+    Args:
+        model: Hub id, local folder, embedded name, or a loaded model. With its head, the model's loss with a student in
+            place of the layer is measured too.
+        layer: may stand in ``settings`` instead.
+        texts: what to read activations on; None: the shipped excerpt of WikiText-2.
+        store: an :class:`~moescope.capture.ActivationStore` of ``mlp_in`` and ``mlp_out`` of the layer, instead of texts.
+        settings: see :class:`DistillSettings`; or give its fields as keyword options.
+        checkpoint: file name for checkpoints; a run that was cut off goes on from there.
+        report: called with (stage, done, total) for progress.
+
+    Returns:
+        The result, of kind ``"distill"``, and the students of the first seed on activations by name.
+
+    Raises:
+        InputError: when the input cannot be used; the message is one line.
+    """
+    if settings is None:
+        if layer is None:
+            raise InputError("--layer: name the layer to distil, e.g. --layer 3")
+        settings = DistillSettings(layer=layer, **options)
+    else:
+        if layer is not None:
+            options["layer"] = layer
+        settings = dataclasses.replace(settings, **options)
+    began = time.time()
+    loaded = load(model) if isinstance(model, str) else model
+    teacher = Teacher(loaded, settings.layer)
+    shape = teacher.shape
+    context = model_limit(loaded) or 1024
+    read = pieces(plain_text() if texts is None else texts, 2 * context)  # a token is seldom under two characters
+    pairs = _read(teacher, read, store, settings, report)
+    specs = settings.students()
+    if settings.equal_cost:
+        specs |= equal_cost_students(specs, shape, _width(teacher))
+    tables: dict[str, list[pd.DataFrame]] = {"students": [], "curves": [], "baselines": []}
+    found: dict[str, Runs] = {}
+    body: Any = loaded.body
+    embedding = body.get_input_embeddings().weight.detach().float().cpu()
+    for name in (ACTIVATIONS, *settings.controls):
+        here, labeller = pairs, teacher
+        if name == "twin":
+            labeller = Teacher(random_twin(loaded, settings.seed), settings.layer)
+            here = _read(labeller, read, None, settings, report)
+        elif name != ACTIVATIONS:
+            here = control_pairs(name, pairs, teacher, seed=settings.seed)
+        found[name] = run_students(
+            here,
+            {n: _start(spec, name) for n, spec in specs.items()},
+            shape,
+            settings,
+            teacher=labeller,
+            checkpoint=None if checkpoint is None else checkpoint.with_name(f"{checkpoint.stem}-{name}"),
+            progress=_stage(report, f"training on {name}"),
+        )
+        tables["students"].append(found[name].rows.assign(data=name))
+        tables["curves"].append(found[name].curves.assign(data=name))
+        baselines = baseline_fvu(here, embedding)
+        tables["baselines"].append(pd.DataFrame({"data": name, "baseline": [*baselines], "fvu": [*baselines.values()]}))
+    frames = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
+    frames["summary"] = summary_table(frames["students"])
+    frames["ratio"] = ratio_table(frames["students"])
+    best = found[ACTIVATIONS].best
+    frames["load"] = _loads(found[ACTIVATIONS])
+    if loaded.has_head:
+        frames["splice"] = splice_table(teacher, best, read[:40], batch_tokens=settings.batch_tokens)
+    if store is None:
+        moe = next((s for n, s in best.items() if specs[n].kind != "dense"), None)
+        if moe is not None:
+            frames["experts"] = read_experts(teacher, moe, read[:200], batch_tokens=settings.batch_tokens)
+    meta = provenance(loaded, [], seed=settings.seed, settings=dataclasses.asdict(settings))
+    meta |= {
+        "title": f"Layer {settings.layer} of {loaded.name} distilled",
+        "data": dict[str, Any](source=pairs.name, **{split: count(pairs, split) for split in SPLITS}),
+        "teacher": {**dataclasses.asdict(shape), "width": _width(teacher)},
+        "seconds": round(time.time() - began, 1),
+    }
+    claims = distill_claims(frames, settings, shape, _width(teacher), loaded.name)
+    if report is not None:
+        report("done", 1, 1)
+    return StudyResult("distill", meta, tuple(claims), {}, frames), best
+
+
+def equal_cost_students(specs: dict[str, StudentSpec], shape: LayerShape, widest: int | None) -> dict[str, StudentSpec]:
+    """A dense student for each expert student, with as many multiply-adds, router included; at most as wide as the
+    teacher, which needs no more."""
+    extra: dict[str, StudentSpec] = {}
+    for spec in specs.values():
+        if spec.kind != "dense":
+            width = max(1, spec_cost(spec, shape)[0] // per_neuron(shape, shape.glu))
+            dense = StudentSpec(kind="dense", shared=min(width, widest) if widest else width)
+            extra[dense.name] = dense
+    return extra
+
+
+def _start(spec: StudentSpec, data: str) -> StudentSpec:
+    """The teacher's neurons are a start where the labels are the teacher's."""
+    return dataclasses.replace(spec, start="random") if data in ("shuffled-teacher", "twin") else spec
+
+
+def _read(
+    teacher: Teacher, texts: list[str], store: str | Path | None, settings: DistillSettings, report: Report | None
+) -> Pairs:
+    data = DataSettings(
+        tokens=settings.tokens,
+        buffer=settings.buffer,
+        memory=settings.memory,
+        batch_tokens=settings.batch_tokens,
+        seed=settings.seed,
+    )
+    if store is not None:
+        return store_pairs(teacher, ActivationStore.open(store), data)
+    return model_pairs(teacher, texts, data, _stage(report, f"reading {teacher.model.name}"))
+
+
+def _width(teacher: Teacher) -> int | None:
+    """Neurons of the teacher; None for a block of experts."""
+    inner = [site for site in teacher.model.sites("mlp_act") if site.layer == teacher.layer]
+    return teacher.model.width(inner[0]) if inner else None
+
+
+def _loads(runs: Runs) -> pd.DataFrame:
+    """How often the experts of each student ran, most used first, at 64 ranks."""
+    rows: list[dict[str, Any]] = []
+    for name, found in runs.loads.items():
+        if found.load is None:
+            continue
+        load = sorted(found.load, reverse=True)
+        ranks = sorted({round((len(load) - 1) * i / 63) for i in range(64)})
+        rows += [{"student": name, "rank": rank, "load": float(load[rank])} for rank in ranks]
+    return pd.DataFrame(rows, columns=["student", "rank", "load"])
+
+
+def _stage(report: Report | None, stage: str) -> Callable[[int, int], None] | None:
+    return None if report is None else lambda done, total: report(stage, done, total)

@@ -22,7 +22,9 @@ app = App(
 _COMMANDS = {
     "demo": ("demo:demo", "The main jobs on the embedded models and shipped text, offline."),
     "circuits": ("circuits:circuits", "Find the neurons that carry each task, and test them against chance."),
+    "signatures": ("signatures:signatures", "Does a mixture-of-experts model route by task? Against its nulls."),
     "dynamics": ("circuits:dynamics", "When a circuit forms: the same tasks over a series of checkpoints."),
+    "distill": ("distill:distill", "One MLP layer as thousands of tiny experts, beside Gaussian inputs."),
     "reproduce": ("circuits:reproduce", "Published figures next to measured ones, with verdicts."),
     "show": ("look:show", "Print a saved result again, or one of its tables."),
     "compare": ("look:compare", "Draw several saved circuit studies side by side."),

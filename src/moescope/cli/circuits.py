@@ -63,11 +63,12 @@ def dynamics(
 
 
 def reproduce(
-    study: Literal["circuits"],
+    study: Literal["circuits", "signatures", "secret-moe"],
     model: str | None = None,
     /,
     *,
     task: Annotated[list[str] | None, Parameter(name="--task", negative="", help="Instead of the published tasks.")] = None,
+    prompts: Annotated[str | None, Parameter(help="signatures: instead of the shipped 80 prompts.")] = None,
     search: Search = SEARCH,
     common: Common = COMMON,
 ) -> None:
@@ -77,6 +78,16 @@ def reproduce(
     """
     from moescope.circuits.reproduce import reproduce_circuits
 
+    if study == "signatures":
+        from moescope.cli.signatures import reproduce as reproduce_signatures
+
+        reproduce_signatures(model, prompts, task, search, common)
+        return
+    if study == "secret-moe":
+        from moescope.cli.distill import reproduce as reproduce_secret_moe
+
+        reproduce_secret_moe(model, common)
+        return
     folder = prepare(common, f"reproduce-{study}")
     with progress() as report:
         result = reproduce_circuits(

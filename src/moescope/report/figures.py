@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 MODULES = {
     "circuits": "moescope.report.circuits",
     "dynamics": "moescope.report.circuits",
+    "distill": "moescope.report.distill",
     "signatures": "moescope.report.signatures",
 }
 PNG_DPI = 200

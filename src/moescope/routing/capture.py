@@ -13,7 +13,7 @@ from moescope.capture.encode import Encoded, encode
 from moescope.capture.session import CaptureSession
 from moescope.errors import InputError
 from moescope.routing.dispatch import ExpertLayer, describe_gating, recording
-from moescope.routing.generate import GREEDY, Decoding, Piece, run_pieces
+from moescope.routing.generate import GREEDY, Decoding, Piece, can_generate, run_pieces
 from moescope.routing.trace import RoutingTrace, TracedSequence, id_dtype
 
 if TYPE_CHECKING:
@@ -68,22 +68,56 @@ def trace_prompts(
         InputError: the model is dense, or has no head to generate with; a prompt is empty; a layer sent its tokens
             nowhere.
     """
+    sequences = [TracedSequence(prompt.id, prompt.category, prompt.group) for prompt in prompts]
+    return trace_encoded(
+        model,
+        encode(model, [prompt.text for prompt in prompts], max_tokens=max_tokens),
+        sequences,
+        max_new_tokens=max_new_tokens,
+        decoding=decoding,
+        weights=weights,
+        weight_dtype=weight_dtype,
+        scores=scores,
+        tokens=tokens,
+        batch_tokens=batch_tokens,
+        progress=progress,
+    )
+
+
+def trace_encoded(
+    model: LoadedModel,
+    encoded: Encoded,
+    sequences: Sequence[TracedSequence],
+    *,
+    max_new_tokens: int = 0,
+    decoding: Decoding = GREEDY,
+    weights: bool = True,
+    weight_dtype: str = "float16",
+    scores: bool = False,
+    tokens: bool = True,
+    batch_tokens: int = 8192,
+    progress: Progress | None = None,
+) -> RoutingTrace:
+    """As :func:`trace_prompts`, of token ids; ``sequences`` names them.
+
+    Raises:
+        InputError: as :func:`trace_prompts`.
+    """
     if weight_dtype not in WEIGHT_DTYPES:
         raise InputError(f'weight_dtype: "{weight_dtype}" is not one of {", ".join(WEIGHT_DTYPES)}')
     if max_new_tokens < 0:
         raise InputError(f"max_new_tokens: {max_new_tokens} is negative")
-    if max_new_tokens and not model.has_head:
+    if max_new_tokens and not can_generate(model):
         raise InputError(f"model {model.name} was loaded without its head, so it cannot generate: load it with head=True")
-    encoded = encode(model, [prompt.text for prompt in prompts], max_tokens=max_tokens)
     pieces: dict[int, Piece] = {}
     kept = WEIGHT_DTYPES[weight_dtype] if weights else False
     with recording(model, weights=kept, scores=scores) as recorder:
         for row, piece in run_pieces(model, recorder, encoded, max_new_tokens, decoding, batch_tokens):
             pieces[row] = piece
             if progress is not None:
-                progress(len(pieces), len(prompts))
+                progress(len(pieces), len(encoded))
     layers = recorder.layers
-    columns = _columns([pieces[row] for row in range(len(prompts))], layers)
+    columns = _columns([pieces[row] for row in range(len(encoded))], layers)
     factors, logits, text = columns.pop("weights", None), columns.pop("scores", None), columns.pop("tokens")
     return RoutingTrace(
         layers=tuple(layer.layer for layer in layers),
@@ -91,7 +125,7 @@ def trace_prompts(
         weights=factors.astype(weight_dtype) if weights and factors is not None else None,
         scores=logits.astype(weight_dtype) if scores and logits is not None else None,
         tokens=text if tokens else None,
-        sequences=tuple(TracedSequence(prompt.id, prompt.category, prompt.group) for prompt in prompts),
+        sequences=tuple(sequences),
         meta=describe_model(model, encoded),
         **columns,
     )

@@ -66,8 +66,8 @@ def run_pieces(
 ) -> Iterator[tuple[int, Piece]]:
     """Yield the row and the piece of each text, batch by batch."""
     fill = padding_id(model)
-    # padding is routed like any token: where tokens share the routing, a sequence must have the batch to itself
-    budget = 1 if mixes_tokens(recorder.layers) else batch_tokens
+    # where tokens share the routing, padding too, a sequence must have the batch to itself
+    budget = 1 if mixes_tokens(model, recorder.layers) else batch_tokens
     for rows in batches(encoded.lengths + max_new_tokens, budget):
         batch = pad(encoded, rows, pad_id=fill, side="left" if max_new_tokens else "right")
         recorder.steps.clear()
@@ -131,6 +131,12 @@ def _generate(
     return sequences, result.beam_indices.cpu().numpy() if decoding.beams > 1 else None
 
 
+def can_generate(model: LoadedModel) -> bool:
+    """Whether the model has a head and a way to generate with it."""
+    module: Any = model.module
+    return hasattr(module, "generate") and module.can_generate() and module.get_output_embeddings() is not None
+
+
 def _end_tokens(model: LoadedModel) -> Any:
     return getattr(getattr(model.module, "generation_config", None), "eos_token_id", None)
 
@@ -163,10 +169,9 @@ def _prompts(recorder: DispatchRecorder, batch: Batch, beams: int) -> list[Piece
 
 def _stack(steps: Sequence[tuple[Dispatch, ...]], recorder: DispatchRecorder) -> dict[str, np.ndarray]:
     """Columns (S, N, L, ·) of some forward passes of equal N."""
-    width = max(n for layer in recorder.layers for n in (layer.n_experts,))
-    kept = {"ids": "ids", "weights": "weights", "scores": "scores"}
+    width = max(layer.n_experts for layer in recorder.layers)
     columns = {}
-    for name in kept:
+    for name in ("ids", "weights", "scores"):
         arrays = [[getattr(dispatch, name) for dispatch in step] for step in steps]
         if all(array is None for array in arrays[0]):
             continue
@@ -184,7 +189,7 @@ def _layers(tensors: Sequence[torch.Tensor | None], name: str, dtype: np.dtype[A
     fill = {"ids": np.iinfo(dtype).max, "weights": 0, "scores": np.nan}[name]
     columns = []
     for tensor in tensors:
-        array = np.zeros((len(present[0]), 0)) if tensor is None else tensor.cpu().numpy()
+        array = np.zeros((len(present[0]), 0)) if tensor is None else tensor[:, :width].cpu().numpy()
         array = _ids(array, dtype) if name == "ids" else array
         columns.append(np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=fill))
     return np.stack(columns, 1)

@@ -104,15 +104,17 @@ _INDEXER = {
 
 OWN: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {"layer_group_size": 2},
+    "doge": {"is_moe": True, "num_experts": 16},
+    "Nemotron3DiarizationHeadConfig": {"audio_hidden_size": 32},
     "beam": {"mlp_layer_types": _SPARSE},
     "dbrx": {
-        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0},
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
         "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": EXPERTS, "moe_top_k": TOP_K},
     },
     "deepseek_ocr2_text": {"mlp_layer_types": _SPARSE, "num_experts_per_tok": TOP_K},
     "diffusion_gemma_text": {"per_layer_config": {}},
     "dots3_note_text": {"use_sliding_window": False, "head_dim": 16},
-    "ernie4_5_vl_moe_text": {"moe_intermediate_size": [16, 16]},
+    "ernie4_5_vl_moe_text": {"moe_intermediate_size": [16, 16], "rope_parameters": _ROPE | {"mrope_section": [1, 1, 2]}},
     "gemma4_text": {"enable_moe_block": True, "global_head_dim": 8, "vocab_size_per_layer_input": VOCABULARY},
     "glm5_next_text": {"qk_rope_head_dim": 0},
     "granitemoehybrid": {"layer_types": _MIXED},
@@ -120,13 +122,19 @@ OWN: dict[str, dict[str, Any]] = {
     "jamba": {"attn_layer_offset": 1, "attn_layer_period": 2},
     "kimi_linear": {"layer_types": _MIXED},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"], "num_dense_layers": 1},
-    "mimo_v2_flash": {"swa_num_key_value_heads": 4},
+    "mimo_v2_flash": {"num_key_value_heads": 2},
     "mistral4": {"head_dim": 16},
     "muse_spark_audio": {"out_hidden_size": 32},
+    "longcat_flash": {"zero_expert_num": 4},
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": 3},
     "qwen4_exp_text": _INDEXER,
     "nemotron_h": {"layers_block_type": ["linear_attention", "moe", "full_attention", "moe"]},
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
 }
+
+
+class NotBuilt(Exception):
+    """The type has no class that makes a model of its config."""
 
 
 def tiny_config(model_type: str) -> Any:
@@ -137,11 +145,16 @@ def tiny_config(model_type: str) -> Any:
 def _shrink(config_class: Any, own: dict[str, Any]) -> Any:
     default = config_class()
     default.allow_global_per_layer_attribute_access = True
-    settings = {name: value for name, value in SIZES.items() if hasattr(default, name)}
+    settings = {name: value for name, value in SIZES.items() if hasattr(default, name) and not _derived(default, name)}
     for name, part in vars(default).items():
         if isinstance(part, PreTrainedConfig) and name not in own:
-            settings[name] = _shrink(type(part), OWN.get(part.model_type, {})).to_dict()
+            settings[name] = _shrink(type(part), OWN.get(part.model_type or type(part).__name__, {})).to_dict()
     return config_class(**(settings | own))
+
+
+def _derived(config: Any, name: str) -> bool:
+    attribute = getattr(type(config), name, None)
+    return isinstance(attribute, property) and attribute.fset is None
 
 
 def tiny_moe(model_type: str, seed: int = 0) -> nn.Module:
@@ -158,6 +171,8 @@ def tiny_moe(model_type: str, seed: int = 0) -> nn.Module:
             for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
                 if "bias" in name and tensor.is_floating_point() and "inv_freq" not in name:
                     tensor.normal_(0.0, 0.2)
+                elif name.endswith("tid2eid"):  # DeepSeek-V4's table from token to experts
+                    tensor.copy_(torch.rand(len(tensor), EXPERTS).argsort(1)[:, : tensor.shape[1]])
                 elif isinstance(tensor, nn.Parameter):
                     tensor.add_(0.1 * torch.randn_like(tensor)) if tensor.dim() == 1 else tensor.normal_(0.0, 0.2)
     return model.eval().requires_grad_(False)
@@ -172,4 +187,4 @@ def _build(config: Any) -> nn.Module:
     ):
         with contextlib.suppress(ValueError):
             return auto.from_config(config, dtype=torch.float32)
-    raise ValueError(f"no model class for {config.model_type}")
+    raise NotBuilt("no language model: no automatic model class makes one of its config")

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 # towers that text never enters, and heads that predict further tokens and do not run in an ordinary pass
 _ASIDE = re.compile(r"(^|\.)(vision\w*|visual\w*|audio\w*|image\w*|speech\w*|sam_\w*|talker|mtp\w*)(\.|$)")
 
+# their attention pools windows of tokens without heed to the padding mask, which left padding shifts
+_POOLS_PADDING = frozenset({"deepseek_v4"})
+
 
 @dataclass(frozen=True, eq=False)
 class ExpertLayer:
@@ -83,9 +86,9 @@ def find_layers(body: nn.Module, name: str = "model") -> tuple[ExpertLayer, ...]
     return tuple(found)
 
 
-def mixes_tokens(layers: Sequence[ExpertLayer]) -> bool:
-    """Whether routing depends on what else is in the batch, so that sequences must be run one by one."""
-    return any(layer.rule.mixes_tokens for layer in layers)
+def mixes_tokens(model: LoadedModel, layers: Sequence[ExpertLayer]) -> bool:
+    """Whether routing depends on what else is in the batch, padding included, so that sequences must be run one by one."""
+    return model.config.model_type in _POOLS_PADDING or any(layer.rule.mixes_tokens for layer in layers)
 
 
 def _is_bank(path: str, module: nn.Module) -> bool:

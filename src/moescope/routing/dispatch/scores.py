@@ -15,65 +15,78 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 Meaning = Literal["logits", "softmax probabilities", "sigmoid scores", "unverified"]
-"""``logits``: the router's linear map of its input, before softmax or sigmoid, bias, groups and top-k."""
+"""``logits``: the router's linear map of its input, up to a constant factor, before softmax or sigmoid, bias, groups, top-k"""
 
 
 def listen_scores(router: nn.Module, n_experts: int, emit: Callable[[Tensor, Meaning], None]) -> list[RemovableHandle]:
-    """Call ``emit(scores (N, E), meaning)`` at each forward pass; no handle where the router has no scores per expert.
+    """Call ``emit(scores (N, E), meaning)`` at each forward pass in which the router gives scores per expert.
 
-    E may be larger than ``n_experts`` where the router also scores shared experts or a skip; only the first ``n_experts``
-    are given.
+    E may be larger than ``n_experts`` where the router also scores shared experts or a skip: they come last.
     """
-    layer = _scoring_layer(router, n_experts)
-    if layer is not None and layer is not router:
-        return [
-            layer.register_forward_hook(
-                lambda _, args, out: emit(out.reshape(-1, out.shape[-1])[:, :n_experts].float(), "logits")
-            )
-        ]
-    known: list[Meaning] = []
+    inner = [m for m in router.modules() if isinstance(m, nn.Linear) and n_experts <= m.out_features <= n_experts + 8]
+    linear = inner[-1] if inner else None
+    if linear is not None and linear is not router:
+        # most routers with such a part call it; what it gives are logits by its nature
+        called: list[bool] = []
 
-    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        scores = _pick(output, n_experts)
-        if scores is None:
-            return
-        scores = scores.reshape(-1, scores.shape[-1]).float()
-        if not known:
-            known.append(meaning(scores, module, args))
-        emit(scores[:, :n_experts], known[0])
+        def inside(_: nn.Module, args: Any, output: Tensor) -> None:
+            called.append(True)
+            emit(output.reshape(-1, output.shape[-1]).float(), "logits")
 
-    return [router.register_forward_hook(after)]
+        def otherwise(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if not called:
+                _emit_output(linear, n_experts, args, output, emit, known)
+            called.clear()
+
+        known: list[tuple[int, Meaning]] = []
+        return [linear.register_forward_hook(inside), router.register_forward_hook(otherwise)]
+
+    picked: list[tuple[int, Meaning]] = []
+    return [
+        router.register_forward_hook(lambda module, args, output: _emit_output(module, n_experts, args, output, emit, picked))
+    ]
 
 
-def meaning(scores: Tensor, router: nn.Module, args: tuple[Any, ...]) -> Meaning:
-    """What scores (N, E) are, by the router's weight (E, D) and bias on its input."""
-    weight, bias = getattr(router, "weight", None), getattr(router, "bias", None)
+def _emit_output(
+    weights: nn.Module,
+    n_experts: int,
+    args: tuple[Any, ...],
+    output: Any,
+    emit: Callable[[Tensor, Meaning], None],
+    known: list[tuple[int, Meaning]],
+) -> None:
+    """Emit that part of a router's output which is its logits, else the first that has a number per expert."""
+    items = list(output) if isinstance(output, tuple | list) else [output]
+    numbers = [i for i, t in enumerate(items) if isinstance(t, Tensor) and t.is_floating_point() and t.shape[-1] >= n_experts]
+    if not numbers:
+        return
+    if not known:
+        # told once, from the first pass: what a place in the output holds does not change
+        meanings = [(i, meaning(items[i], weights, args)) for i in numbers]
+        known.append(next((pair for pair in meanings if pair[1] == "logits"), meanings[0]))
+    place, what = known[0]
+    emit(items[place].reshape(-1, items[place].shape[-1]).float(), what)
+
+
+def meaning(scores: Tensor, weights: nn.Module, args: tuple[Any, ...]) -> Meaning:
+    """What scores (..., E) are, by a router's ``weight`` (E or more, D) and ``bias`` on its input ``args[0]``."""
+    weight, bias = getattr(weights, "weight", None), getattr(weights, "bias", None)
     if not isinstance(weight, Tensor) or not args or args[0].shape[-1] != weight.shape[-1]:
         return "unverified"
     x = args[0].reshape(-1, weight.shape[-1])
+    scores = scores.reshape(-1, scores.shape[-1]).float()
     logits = F.linear(x.float(), weight.float(), bias.float() if isinstance(bias, Tensor) else None)
-    if logits.shape != scores.shape:
+    if len(logits) != len(scores) or logits.shape[1] < scores.shape[1]:
         return "unverified"
+    logits = logits[:, : scores.shape[1]]
+    factor = (scores * logits).sum() / logits.square().sum().clamp_min(1e-12)
     # the router may compute in bf16; a wrong meaning is off by far more than its rounding
     close = 1e-3 if x.dtype == torch.float32 else 5e-2
     candidates: tuple[tuple[Meaning, Tensor], ...] = (
-        ("logits", logits),
+        ("logits", factor * logits),
         ("softmax probabilities", logits.softmax(-1)),
         ("sigmoid scores", logits.sigmoid()),
     )
     errors = {name: float((scores - value).abs().max() / value.abs().max().clamp_min(1e-6)) for name, value in candidates}
     best = min(errors, key=lambda name: errors[name])
     return best if errors[best] < close else "unverified"
-
-
-def _scoring_layer(router: nn.Module, n_experts: int) -> nn.Module | None:
-    """The linear map from the hidden state to one number per expert."""
-    maps = [m for m in router.modules() if isinstance(m, nn.Linear) and n_experts <= m.out_features <= n_experts + 8]
-    return maps[-1] if maps else None
-
-
-def _pick(output: Any, n_experts: int) -> Tensor | None:
-    for item in output if isinstance(output, tuple | list) else (output,):
-        if isinstance(item, Tensor) and item.is_floating_point() and item.shape[-1] >= n_experts:
-            return item
-    return None

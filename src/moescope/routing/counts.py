@@ -27,7 +27,7 @@ def routing_counts(model: LoadedModel, encoded: Encoded, *, batch_tokens: int = 
     with recording(model, weights=False) as recorder:
         width = max(layer.n_experts for layer in recorder.layers)
         counts = np.zeros((len(encoded), len(recorder.layers), width))
-        if mixes_tokens(recorder.layers):
+        if mixes_tokens(model, recorder.layers):
             batch_tokens = 1  # a text by itself, however long
         for rows in batches(encoded.lengths, batch_tokens):
             batch = pad(encoded, rows, pad_id=padding_id(model))

@@ -20,6 +20,8 @@ from torch import Tensor
 from moescope.capture.encode import Encoded, batches, encode, pad, padding_id
 from moescope.capture.session import capture
 from moescope.errors import InputError
+from moescope.routing.capture import trace_prompts
+from moescope.routing.dispatch.layers import find_layers
 from moescope.routing.trace import RoutingTrace, TracedSequence, id_dtype
 from moescope.types import Site
 
@@ -111,10 +113,10 @@ def fit_dense_experts(
             held[site].append(x[keep.to(x.device)].cpu())
     group, usual = {}, {}
     for site in sites:
-        x = torch.cat(held.pop(site)).float().numpy()  # (tokens, D)
-        group[site] = balanced_groups(x, n_experts, seed=seed)
+        fitted = torch.cat(held.pop(site)).float().numpy()  # (tokens, D)
+        group[site] = balanced_groups(fitted, n_experts, seed=seed)
         onehot = np.eye(n_experts, dtype=np.float32)[group[site]]
-        usual[site] = np.sqrt((x**2 @ onehot).mean(0)).astype(np.float32)
+        usual[site] = np.sqrt((fitted**2 @ onehot).mean(0)).astype(np.float32)
     return DenseExperts(group, usual, n_experts, k)
 
 
@@ -200,6 +202,28 @@ def dense_trace(
             "experts": "groups of MLP neurons by co-activation; no token is really sent to them",
         },
     ).validate()
+
+
+def is_dense(model: LoadedModel) -> bool:
+    """Whether the model has no routed experts."""
+    return not find_layers(model.body, model.name)
+
+
+def any_trace(
+    model: LoadedModel,
+    prompts: Sequence[PromptLike],
+    *,
+    n_experts: int = 16,
+    k: int = 4,
+    seed: int = 0,
+    batch_tokens: int = 8192,
+    progress: Progress | None = None,
+) -> RoutingTrace:
+    """The prompts' routing, of a mixture of experts by its own router, of a dense model by :func:`dense_trace`."""
+    if is_dense(model):
+        options = {"n_experts": n_experts, "k": k, "seed": seed}
+        return dense_trace(model, prompts, batch_tokens=batch_tokens, progress=progress, **options)
+    return trace_prompts(model, prompts, batch_tokens=batch_tokens, progress=progress)
 
 
 def _run(

@@ -52,10 +52,11 @@ class PruneMask:
             InputError: another suffix, or the file cannot be written.
         """
         target = Path(path)
+        check_target(target)
         if target.suffix == ".safetensors":
             tensors = {f"layers.{layer}.keep": keep.astype(np.uint8) for layer, keep in self.keep.items()}
             data = save_bytes(tensors, metadata={"format": FORMAT, "meta": json.dumps(self.meta)})
-        elif target.suffix == ".json":
+        else:
             content = {
                 "format": FORMAT,
                 "meta": self.meta,
@@ -63,8 +64,6 @@ class PruneMask:
                 "prune": {str(layer): np.flatnonzero(~keep).tolist() for layer, keep in self.keep.items()},
             }
             data = json.dumps(content, indent=1).encode()
-        else:
-            raise InputError(f"{target}: a prune mask is written as .safetensors or .json")
         write_atomic(target, [data])
         return target
 
@@ -95,6 +94,16 @@ class PruneMask:
             return cls(dict(sorted(keep.items())), json.loads(header["meta"]))
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, SafetensorError) as error:
             raise wrong from error
+
+
+def check_target(path: Path) -> None:
+    """Refuse a mask's name before any work is done.
+
+    Raises:
+        InputError: its suffix is neither .safetensors nor .json.
+    """
+    if path.suffix not in (".safetensors", ".json"):
+        raise InputError(f"{path}: a prune mask is written as .safetensors or .json")
 
 
 def _refuse(error: InputError) -> PruneMask:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,8 +18,8 @@ from moescope.result import StudyResult
 from moescope.routing.prune import PruneMask, prune_mask
 from moescope.routing.saliency import CRITERIA, Criterion, expert_saliency
 from moescope.stats import group_bootstrap, permutation_p
-from moescope.steer.experts import ExpertEdits
-from moescope.steer.experts_loss import encode_texts, text_losses
+from moescope.steer.experts import ExpertEdits, steer_experts
+from moescope.steer.text_loss import encode_texts, text_losses
 from moescope.types import Claim
 
 if TYPE_CHECKING:
@@ -84,16 +85,16 @@ def prune_study(
     def tell(stage: str) -> Callable[[int, int], None]:
         return lambda done, total: report(stage, done, total) if report is not None else None
 
-    found = expert_saliency(model, Encoded.from_ids([encoded[i] for i in rows_fit]), progress=tell("reading saliency"))
-    held = Encoded.from_ids([encoded[i] for i in rows_rest])
+    found = expert_saliency(model, Encoded.from_ids([encoded[i] for i in rows_fit.tolist()]), progress=tell("reading saliency"))
+    held = Encoded.from_ids([encoded[i] for i in rows_rest.tolist()])
     groups = documents[rows_rest]
     clean = text_losses(model, held, batch_tokens=settings.batch_tokens)
     rng = np.random.default_rng(settings.seed)
     ratios = sorted({*settings.ratios, settings.ratio})
     masks: dict[tuple[str, float], list[PruneMask]] = {}
     for ratio in ratios:
-        for criterion in CRITERIA:
-            masks[criterion, ratio] = [prune_mask(found.by(criterion), ratio, top_k=found.top_k)]
+        for name in CRITERIA:
+            masks[name, ratio] = [prune_mask(found.by(name), ratio, top_k=found.top_k)]
         shuffled = [{layer: rng.random(len(v)) for layer, v in found.chosen.items()} for _ in range(settings.n_random)]
         masks["random", ratio] = [prune_mask(values, ratio, top_k=found.top_k) for values in shuffled]
     total, done = sum(map(len, masks.values())), 0
@@ -103,7 +104,8 @@ def prune_study(
         effects = []
         for mask in members:
             banned = ExpertEdits(ban=mask.pruned)  # type: ignore[arg-type]
-            effects.append(text_losses(model, held, banned, batch_tokens=settings.batch_tokens) - clean)
+            applied = partial(steer_experts, model, banned)
+            effects.append(text_losses(model, held, applied, batch_tokens=settings.batch_tokens) - clean)
             done += 1
             tell("pruning")(done, total)
         by_text = np.mean(effects, axis=0)

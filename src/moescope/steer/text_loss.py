@@ -1,24 +1,24 @@
-"""A model's loss on texts, text by text, and which experts it uses on them."""
+"""A model's loss on texts, text by text, as it is or under an intervention."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from moescope.capture.encode import Encoded, batches, encode, pad, padding_id
 from moescope.errors import InputError
-from moescope.routing.counts import routing_counts
-from moescope.routing.dispatch import expert_layers
-from moescope.steer.experts import ExpertEdits, steer_experts
 
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
     from moescope.tasks.passages import Passage
+
+Applied = Callable[[], AbstractContextManager[Any]]
+"""Opens an intervention on a model."""
 
 _LOGITS = 1 << 27  # logits held at once: half a gigabyte in fp32
 
@@ -64,9 +64,12 @@ def _by_turns(texts: Sequence[Passage]) -> list[Passage]:
 
 @torch.no_grad()
 def text_losses(
-    model: LoadedModel, encoded: Encoded, edits: ExpertEdits | None = None, *, batch_tokens: int = 8192
+    model: LoadedModel, encoded: Encoded, applied: Applied | None = None, *, batch_tokens: int = 8192
 ) -> np.ndarray:
     """float64 (N,): mean negative log-likelihood of each text's tokens after the first, nats per token.
+
+    Args:
+        applied: makes the context in which the model runs.
 
     Raises:
         InputError: the model was loaded without its head.
@@ -76,7 +79,7 @@ def text_losses(
     losses = np.empty(len(encoded))
     vocabulary = int(model.config.get_text_config().vocab_size)
     budget = max(1, min(batch_tokens, _LOGITS // vocabulary))
-    with steer_experts(model, edits) if edits else nullcontext():
+    with applied() if applied is not None else nullcontext():
         for rows in batches(encoded.lengths, budget):
             batch = pad(encoded, rows, pad_id=padding_id(model))
             ids, mask = batch.ids.to(model.device), batch.mask.to(model.device)
@@ -87,21 +90,3 @@ def text_losses(
             counted = mask[:, 1:]
             losses[rows] = (-(likelihood * counted).sum(1) / counted.sum(1)).double().cpu().numpy()
     return losses
-
-
-def expert_usage(
-    model: LoadedModel, encoded: Encoded, labels: Sequence[str], *, batch_tokens: int = 8192
-) -> dict[str, dict[int, np.ndarray]]:
-    """Label -> layer -> float64 (E,): the share of the label's tokens that are sent to each expert.
-
-    Args:
-        labels: of the N texts, such as their categories.
-    """
-    layers = expert_layers(model)
-    counts = routing_counts(model, encoded, batch_tokens=batch_tokens)  # (N, L, E)
-    usage = {}
-    for name in dict.fromkeys(labels):
-        at = np.array([label == name for label in labels])
-        share = counts[at].sum(0) / encoded.lengths[at].sum()
-        usage[name] = {layer.layer: share[i, : layer.n_experts] for i, layer in enumerate(layers)}
-    return usage

@@ -32,7 +32,7 @@ def made_features(
     y, groups = np.arange(rows) % n_classes, (np.arange(rows) // n_classes).astype(str)
     x = rng.normal(size=(rows, layers * width))
     for column, gap in planted.items():
-        x[:, column] += gap * y
+        x[:, column] += gap * (y - (n_classes - 1) / 2)
     spoken = [languages[(i // n_classes) % len(languages)] if languages else None for i in range(rows)]
     examples = tuple(
         Example(f"{name} text {i}", int(c), g, s) for i, (c, g, s) in enumerate(zip(y, groups, spoken, strict=True))

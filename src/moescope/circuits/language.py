@@ -22,7 +22,7 @@ def language_rows(features: Features, settings: CircuitSettings) -> list[dict[st
     text) are left out of the fit, or the test would have been seen. Empty when fewer than two languages are named.
     """
     languages = np.asarray([example.language or "" for example in features.task.examples])
-    names = sorted(set(languages) - {""})
+    names = sorted(set(languages.tolist()) - {""})
     if len(names) < 2:
         return []
     rows: list[dict[str, Any]] = []

@@ -53,9 +53,12 @@ class Page(HTMLParser):
         return [(a, t) for a, t in found if all(a.get(k.rstrip("_")) == v for k, v in wanted.items())]
 
 
+RESULT = synthetic_result(optional=False)
+
+
 @pytest.fixture(scope="module")
 def text() -> str:
-    return synthetic_result().report()
+    return RESULT.report()
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +79,7 @@ def test_nothing_is_loaded_from_elsewhere(page: Page, text: str) -> None:
 
 def test_figures_are_inside_and_load_nothing_either(page: Page) -> None:
     images = page.find("img")
-    assert len(images) == len(available(synthetic_result()))
+    assert len(images) == len(available(RESULT))
     for attributes, _ in images:
         kind, data = attributes["src"].split(",", 1)
         assert kind == "data:image/svg+xml;base64"
@@ -91,7 +94,7 @@ def test_figures_are_inside_and_load_nothing_either(page: Page) -> None:
 
 
 def test_verdicts_come_first(page: Page, text: str) -> None:
-    result = synthetic_result()
+    result = RESULT
     heads = [t for a, t in page.find("h2")]
     assert heads == ["Verdicts", "Figures", "Circuits", "Tables", "Provenance"]
     assert headline(result.claims) in text[: text.index("<h2")].replace("\n", " ")
@@ -100,7 +103,7 @@ def test_verdicts_come_first(page: Page, text: str) -> None:
 
 
 def test_each_claim_has_its_row(page: Page) -> None:
-    result = synthetic_result()
+    result = RESULT
     heads, cells = page.find("th", scope="rowgroup"), page.find("td")
     assert [t for _, t in heads] == [c.name for c in result.claims]
     badges = [t for a, t in page.find("span", class_="badge")]
@@ -117,7 +120,7 @@ def test_each_claim_has_its_row(page: Page) -> None:
 
 def test_verdicts_are_told_without_colour(page: Page) -> None:
     marks = {t[0] for _, t in page.find("span", class_="badge")}
-    assert len(marks) == len({c.verdict for c in synthetic_result().claims})
+    assert len(marks) == len({c.verdict for c in RESULT.claims})
 
 
 def _evil() -> StudyResult:
@@ -184,7 +187,7 @@ def test_text_has_contrast_in_light_and_dark(text: str) -> None:
 
 
 def test_long_tables_say_that_they_are_cut(page: Page) -> None:
-    result = synthetic_result()
+    result = RESULT
     summaries = [t for _, t in page.find("summary")]
     assert len(summaries) == len(result.tables)
     longest = max(result.tables, key=lambda n: len(result.tables[n]))
@@ -225,7 +228,7 @@ def test_a_result_with_nothing_in_it_is_a_page_too() -> None:
 def test_images_that_are_drawn_already_are_taken() -> None:
     from moescope.report.html import html_report
 
-    result = StudyResult("circuits", tables={"layers": synthetic_result().tables["layers"]})
+    result = StudyResult("circuits", tables={"layers": RESULT.tables["layers"]})
     text = html_report(result, images={"layers": Image(b"", b"<svg>drawn before</svg>")})
     assert base64.b64encode(b"<svg>drawn before</svg>").decode() in text
 

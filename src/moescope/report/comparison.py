@@ -22,7 +22,6 @@ from moescope.report.style import (
     SOFT,
     VERMILLION,
     errors,
-    escape,
     heat_cells,
     legend,
     letter,
@@ -72,7 +71,7 @@ def comparison(models: Sequence[tuple[str, Tables]]) -> Figure:
                 axes.set_axis_off()
         if len(models) > 1:
             grid[i, 0].annotate(
-                escape(model), (0, 0.5), xytext=(-34, 0), xycoords="axes fraction", textcoords="offset points",
+                shorten(model, 30), (0, 0.5), xytext=(-38, 0), xycoords="axes fraction", textcoords="offset points",
                 rotation=90, ha="center", va="center", fontweight="bold",
             )  # fmt: skip
     return figure

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 # Kind of result -> module with `entries`; by name, so that a kind's module is imported only for its own results.
 MODULES = {
     "circuits": "moescope.report.circuits",
+    "convert": "moescope.report.convert",
     "dynamics": "moescope.report.circuits",
     "distill": "moescope.report.distill",
     "signatures": "moescope.report.signatures",

@@ -77,7 +77,7 @@ def _divergence(axes: Axes, tables: Tables, task: str, named: bool) -> None:
         ("q99", "99th percentile", SKY, "s"),
         ("mean_divergence", "mean", SOFT, "^"),
     ):
-        axes.plot(rows["layer"], rows[column], color=ink, marker=mark, ms=3, label=label)
+        axes.plot(rows["layer"], rows[column], color=ink, marker=mark if len(rows) <= 32 else None, ms=3, label=label)
     neurons = of_task(tables.get("neurons"), task)
     if len(neurons) and "threshold_5pct" in neurons and np.isfinite(neurons["threshold_5pct"].iloc[0]):
         axes.axhline(neurons["threshold_5pct"].iloc[0], color=VERMILLION, lw=1, ls="--", label="5 % family-wise")

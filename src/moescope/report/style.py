@@ -99,9 +99,12 @@ def escape(text: object) -> str:
 
 
 def shorten(text: object, length: int) -> str:
-    """``text`` cut to ``length`` characters, ready for matplotlib."""
-    plain = str(text)
-    return escape(plain if len(plain) <= length else plain[: length - 1] + "…")
+    """``text`` in at most ``length`` characters, ready for matplotlib; the middle goes, since names often differ at the end."""
+    plain = " ".join(str(text).split())
+    if len(plain) > length:
+        tail = (length - 1) // 2
+        plain = f"{plain[: length - 1 - tail].rstrip()}…{plain[len(plain) - tail :].lstrip()}"
+    return escape(plain)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ _COMMANDS = {
     "robustness": ("steer:robustness", "How far a monitor of the routing can be trusted, and a search to fool it."),
     "transfer": ("steer:transfer", "What two models' routing of the same prompts has in common."),
     "reproduce": ("circuits:reproduce", "Published figures next to measured ones, with verdicts."),
+    "convert": ("convert:convert", "A dense model as a mixture-of-experts checkpoint, and whether that pays."),
     "show": ("look:show", "Print a saved result again, or one of its tables."),
     "compare": ("look:compare", "Draw several saved circuit studies side by side."),
     "models": ("look:models", "List the embedded models, with their cards."),

@@ -16,7 +16,9 @@ from moescope.errors import InputError
 class Common:
     """Options that every command takes."""
 
-    out: Annotated[Path | None, Parameter(help="Folder for the result (default: moescope-out/COMMAND).")] = None
+    out: Annotated[
+        Path | None, Parameter(name=("--out", "-o"), help="Folder for the result (default: moescope-out/COMMAND).")
+    ] = None
     overwrite: Annotated[bool, Parameter(negative="", help="Replace a moescope result that stands in --out.")] = False
     seed: Annotated[int, Parameter(help="Seed of folds, permutations and random circuits.")] = 0
     json: Annotated[bool, Parameter(negative="", help="Print the result as JSON instead of a table.")] = False

@@ -16,16 +16,16 @@ import math
 import threading
 from typing import Any
 
-import numba
 import numpy as np
 import torch
-from numba import njit, prange, types
+from numba import config, get_num_threads, njit, prange, set_num_threads, types
 from numba.extending import overload
 from torch import Tensor
 
 from moescope.kernels.threads import FAST
 
-numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]  # type: ignore[attr-defined]
+_THREADS = get_num_threads()  # numba starts no more
 
 # How a neuron's gate is activated, by the names that configurations use.
 ACTIVATIONS = {"silu": 0, "swish": 0, "relu": 1, "gelu_pytorch_tanh": 2, "gelu_new": 2, "gelu": 3}
@@ -52,10 +52,10 @@ def few_tokens(
     half = x.dtype == torch.bfloat16
     wide = torch.float32 if half else x.dtype
     words = torch.uint32 if half else wide
-    threads = min(threads or torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    threads = min(threads or torch.get_num_threads(), _THREADS)
     out = torch.empty(x.shape, dtype=wide)
     with _LOCK:
-        numba.set_num_threads(threads)
+        set_num_threads(threads)
         _few_tokens(
             x.view(words).numpy(),
             index.numpy(),

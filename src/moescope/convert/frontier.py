@@ -1,0 +1,92 @@
+"""Quality over activated share: one conversion with ever fewer experts, beside its controls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import pandas as pd
+
+from moescope.convert.layers import Converted, kept_neurons
+from moescope.convert.quality import Contender, Quality, compare, neurons_off
+from moescope.convert.settings import Counts
+from moescope.convert.speed import active_share
+from moescope.convert.target import set_active
+from moescope.convert.text import Windows
+from moescope.kernels.experts import NAME
+from moescope.models import LoadedModel
+
+_SHARES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)
+
+
+def measure_frontier(
+    model: LoadedModel,
+    converted: Any,
+    random: Any | None,
+    found: Converted,
+    counts: Counts,
+    windows: Windows,
+    *,
+    seed: int,
+    report: Callable[[int, int], None] | None = None,
+) -> tuple[pd.DataFrame, list[Quality]]:
+    """[kind, active, share, contender, loss, perplexity, kl, agreement, rise, low, high] and the qualities they come from.
+
+    ``kind`` is ``converted``, ``random`` (a random split, its router fitted alike) or ``static`` (the neurons that
+    contribute most on average kept for every token, no router): what clustering adds, and what routing adds.
+    """
+    for made in (converted, random):
+        if made is not None:
+            made.set_experts_implementation(NAME)  # grouped_mm holds (tokens, k, d), which is most of its time here
+    steps = {max(counts.shared + 1, round(share * counts.experts)) for share in _SHARES} | {counts.active}
+    contenders: list[Contender] = []
+    places: list[tuple[str, int, float]] = []
+    for active in sorted(steps, reverse=True):
+        with _active(converted, active, counts):
+            share = active_share(model.module, converted)
+        for kind, made in (("converted", converted), ("random", random)):
+            if made is not None:
+                contenders.append(Contender(f"{kind} {active}", made, _entering(made, active, counts)))
+                places.append((kind, active, share))
+        if random is not None and active < counts.experts:
+            enter = _pruning(model, found, active / counts.experts)
+            contenders.append(Contender(f"static {active}", model.module, enter))
+            places.append(("static", active, active / counts.experts))
+    qualities = compare(model.module, contenders, windows, seed=seed, report=report)
+    rows = [
+        {
+            "kind": kind,
+            "active": active,
+            "share": share,
+            "contender": q.name,
+            "loss": q.loss,
+            "perplexity": q.perplexity,
+            "kl": q.kl,
+            "agreement": q.agreement,
+            "rise": q.rise,
+            "low": q.low,
+            "high": q.high,
+        }
+        for (kind, active, share), q in zip(places, qualities[1:], strict=True)
+    ]
+    return pd.DataFrame(rows), qualities
+
+
+def _entering(made: Any, active: int, counts: Counts) -> Callable[[], AbstractContextManager[None]]:
+    return lambda: _active(made, active, counts)
+
+
+def _pruning(model: LoadedModel, found: Converted, share: float) -> Callable[[], AbstractContextManager[None]]:
+    module: Any = model.module
+    keep = kept_neurons(found.importance, share)
+    return lambda: neurons_off(list(module.model.layers), keep)
+
+
+@contextmanager
+def _active(made: Any, active: int, counts: Counts) -> Iterator[None]:
+    set_active(made, active)
+    try:
+        yield
+    finally:
+        set_active(made, counts.active)

@@ -1,0 +1,74 @@
+"""Tasks through EleutherAI's lm-evaluation-harness, where it is installed (``pip install 'moescope[eval]'``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from moescope.errors import InputError
+
+
+def evaluate_tasks(
+    models: dict[str, Any],
+    tokenizer: Any,
+    tasks: Sequence[str],
+    *,
+    include: str | Path | None = None,
+    limit: int | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """[task, metric, one column for each model]: every model on every task, same examples.
+
+    Args:
+        models: name -> causal language model in memory.
+        tasks: names of harness tasks.
+        include: folder with task files of one's own (YAML), for instance over a local JSON file.
+        limit: examples of each task, at most.
+
+    Raises:
+        InputError: the harness is not installed, or does not know a task.
+    """
+    harness, lm = _harness()
+    manager = harness.tasks.TaskManager(include_path=None if include is None else str(include))
+    known = set(manager.all_tasks)
+    for task in tasks:
+        if task not in known:
+            raise InputError(
+                f"--eval-task: lm-evaluation-harness has no task {task!r}; name one of its own, or give --eval-include"
+            )
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for name, model in models.items():
+        wrapped = lm(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        out = harness.simple_evaluate(
+            model=wrapped,
+            tasks=list(tasks),
+            task_manager=manager,
+            limit=limit,
+            bootstrap_iters=0,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+        )
+        for task, metrics in out["results"].items():
+            for key, value in metrics.items():
+                metric, _, _filter = key.partition(",")
+                if isinstance(value, int | float) and metric not in ("alias", "sample_len") and not metric.endswith("_stderr"):
+                    rows.setdefault((task, metric), {"task": task, "metric": metric})[name] = float(value)
+    return pd.DataFrame(list(rows.values()))
+
+
+def _harness() -> tuple[Any, Any]:
+    try:
+        import lm_eval
+        import lm_eval.tasks
+        from lm_eval.models.huggingface import HFLM
+    except ImportError as error:
+        raise InputError(
+            f"--eval-task needs lm-evaluation-harness ({error}): install it with pip install 'moescope[eval]'"
+        ) from error
+    return lm_eval, HFLM

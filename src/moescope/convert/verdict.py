@@ -1,0 +1,106 @@
+"""Does the conversion pay? Said plainly, from what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from moescope.convert.quality import Quality
+from moescope.convert.settings import Counts
+from moescope.types import Claim
+
+LEAST = 1.05  # a speed-up below this is not worth another checkpoint
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """``keep_dense`` and why, in one sentence."""
+
+    keep_dense: bool
+    text: str
+
+
+def recommend(rise: float, speed: pd.DataFrame | None, tolerance: float) -> Recommendation | None:
+    """None where no speed was measured: a conversion is only worth having if it is faster."""
+    if speed is None:
+        return None
+    best = best_runs(speed)
+    gains = [f"{w} {s:.2f}×" for w, s in best.items() if s >= LEAST]
+    first = best["batch 1"]
+    reasons = []
+    if rise > tolerance:
+        reasons.append(f"perplexity rises by {rise:.1%}, more than the {tolerance:.1%} allowed")
+    if not gains:
+        reasons.append(f"it is not faster ({first:.2f}× at batch 1)")
+    if reasons:
+        also = f" (it would be faster: {', '.join(gains)})" if gains else ""
+        return Recommendation(True, f"keep dense: {' and '.join(reasons)}{also}")
+    return Recommendation(False, f"use the converted model: faster at {', '.join(gains)}, perplexity {rise:+.1%}")
+
+
+def best_runs(speed: pd.DataFrame) -> dict[str, float]:
+    """Workload -> the converted model's speed-up over dense under its fastest implementation."""
+    runs = speed[speed["runner"] != "dense"]
+    return {str(w): float(rows["speedup"].max()) for w, rows in runs.groupby("workload", sort=False)}
+
+
+def convert_claims(
+    counts: Counts,
+    share: float,
+    equality: float,
+    qualities: Sequence[Quality],
+    frontier: pd.DataFrame,
+    speed: pd.DataFrame | None,
+    ceilings: dict[str, float],
+    advice: Recommendation | None,
+) -> list[Claim]:
+    """The claims of a conversion; the null of its perplexity is a random split at the same number of active experts."""
+    original = qualities[0]
+    here = next(q for q in qualities if q.name == _row(frontier, "converted", counts.active)["contender"])
+    others = {kind: _row(frontier, kind, counts.active) for kind in ("random", "static")}
+    details: dict[str, Any] = {kind: row["rise"] for kind, row in others.items() if row is not None}
+    beside = ", ".join(f"{_WORDS[kind]} {rise:+.1%}" for kind, rise in details.items())
+    claims = [
+        Claim(
+            "recommendation",
+            "not measured" if advice is None else "keep dense" if advice.keep_dense else "use the converted model",
+            note="speed was not measured, without which there is nothing to recommend" if advice is None else advice.text,
+        ),
+        Claim(
+            "MLP weights active on a token, of the dense model's",
+            share,
+            note=f"{counts.active} of {counts.experts} experts, {counts.shared} of them shared, and the router",
+        ),
+        Claim(
+            "all experts active: relative difference of the logits",
+            equality,
+            verdict="identity" if equality <= 1e-4 else "measured",
+            note="root mean square over held-out text, in the checkpoint's dtype",
+        ),
+        Claim(
+            "rise in perplexity",
+            here.rise,
+            interval=(here.low, here.high),
+            null=details.get("random"),
+            note=f"from {original.perplexity:.2f} to {here.perplexity:.2f} on {here.tokens:,} held-out tokens"
+            + (f"; at the same share: {beside}" if beside else ""),
+            details=details,
+        ),
+        Claim("KL(original ‖ converted), nats per token", here.kl, note=f"same top token on {here.agreement:.1%} of tokens"),
+    ]
+    if speed is not None:
+        for workload, gain in best_runs(speed).items():
+            note = f"by weights alone at most {ceilings[workload]:.2f}×; this is {gain / ceilings[workload]:.0%} of it"
+            claims.append(Claim(f"speed-up over dense, {workload}", gain, note=note))
+    return claims
+
+
+_WORDS = {"random": "random split", "static": "static pruning"}
+
+
+def _row(frontier: pd.DataFrame, kind: str, active: int) -> Any:
+    rows = frontier[(frontier["kind"] == kind) & (frontier["active"] == active)]
+    return rows.iloc[0] if len(rows) else None

@@ -147,8 +147,8 @@ def test_unknown_figures_are_refused_with_the_known_ones() -> None:
 
 def test_a_short_name_is_the_first_of_its_kind() -> None:
     result = synthetic_result(("sentiment", "certainty"))
-    assert result.figure("dashboard").get_suptitle() == "sentiment"
-    assert result.plot().get_suptitle() == "sentiment"
+    assert result.figure("dashboard").get_suptitle() == "sentiment · dense-tiny"
+    assert result.plot().get_suptitle() == "sentiment · dense-tiny"
 
 
 def test_same_figure_same_bytes() -> None:

@@ -30,7 +30,7 @@ def entries(result: StudyResult) -> Iterator[Entry]:
             while name in taken:
                 name += "_"
             taken.add(name)
-            draw_task = partial(dashboard.dashboard, tables, task, result.meta)
+            draw_task = partial(dashboard.dashboard, tables, task, model)
             yield Entry(name, f"Circuit dashboard: {task}", dashboard.CAPTION, draw_task)
     shown = [t for t in tasks if layers.drawable(tables, t)]
     pages = [shown[i : i + layers.ROWS] for i in range(0, len(shown), layers.ROWS)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -53,12 +52,13 @@ def drawable(tables: Tables, task: str) -> bool:
     return any(has(tables, task) for _, has, _ in _PANELS)
 
 
-def dashboard(tables: Tables, task: str, meta: Mapping[str, Any]) -> Figure:
-    """The panels that the tables of ``task`` allow, two a row. ``meta`` gives the number of ``layers``, where it says."""
+def dashboard(tables: Tables, task: str, model: str) -> Figure:
+    """The panels that the tables of ``task`` allow, two a row, under the names of the task and the model."""
     panels = [(title, paint) for title, has, paint in _PANELS if has(tables, task)]
     rows = -(-len(panels) // 2)
     figure = new_figure(_ROW_HEIGHT * rows + 0.25)
-    figure.suptitle(shorten(task, 60), fontweight="bold", fontsize=8.5, x=0.012, ha="left")
+    title = f"{shorten(task, 50)} · {shorten(model, 40)}"
+    figure.suptitle(title, fontweight="bold", fontsize=8.5, x=0.012, ha="left")
     grid = figure.subplots(rows, 2, squeeze=False).ravel()
     for i, (title, paint) in enumerate(panels):
         paint(grid[i], tables, task)

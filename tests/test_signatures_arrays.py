@@ -19,7 +19,7 @@ from moescope.routing.nulls import (
     simulated_cosine,
     uniform_router,
 )
-from moescope.routing.separations import first_tokens
+from moescope.routing.separations import some_tokens
 from moescope.routing.signatures import signatures_of
 from moescope.routing.similarity import (
     MEASURES,
@@ -173,7 +173,8 @@ def test_length_alone_makes_cosines_differ_and_the_correction_takes_it_away():
     assert raw[2, 2] > raw[0, 0] + 0.2
     corrected = by_category(null_corrected(s, pooled_cosine(trace.counts(), trace.lengths)), y, 4)
     assert np.abs(corrected).max() < 0.08
-    cut = first_tokens(trace, 8)
+    cut = some_tokens(trace, 8, trace.position)
+    assert cut.validate().lengths.tolist() == [8] * 60
     assert np.ptp(np.diag(by_category(cosines(cut), y, 4))) < 0.05
 
 

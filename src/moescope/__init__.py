@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from moescope.errors import InputError
     from moescope.models import load as load_model
     from moescope.result import StudyResult, load
-    from moescope.tasks import load_task
+    from moescope.routing.study import signatures
+    from moescope.tasks import load_prompts, load_task
 
 __version__ = metadata.version("moescope")
 
@@ -30,7 +31,9 @@ _WHERE = {
     "formation": "moescope.circuits",
     "load": "moescope.result",
     "load_model": "moescope.models",
+    "load_prompts": "moescope.tasks",
     "load_task": "moescope.tasks",
+    "signatures": "moescope.routing.study",
 }
 __all__ = [
     "CircuitClassifier",
@@ -42,7 +45,9 @@ __all__ = [
     "formation",
     "load",
     "load_model",
+    "load_prompts",
     "load_task",
+    "signatures",
 ]
 
 

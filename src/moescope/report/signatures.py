@@ -92,10 +92,10 @@ def _curve(tables: Tables) -> Figure:
     axes.set_xscale("log", base=2)
     axes.set_xticks(frame["tokens"], [str(t) for t in frame["tokens"]])
     axes.minorticks_off()
-    axes.set_xlabel("first tokens of every prompt")
+    axes.set_xlabel("tokens drawn from every prompt")
     axes.set_ylabel("mean cosine")
     axes.legend(loc="lower right")
-    letter(axes, 0, "More tokens, higher cosine, with or without a task")
+    letter(axes, 0, "Cosine by number of tokens")
     return figure
 
 
@@ -109,10 +109,10 @@ def _nulls(tables: Tables) -> Figure:
     left.plot(frame["within"], y, color=BLUE, marker="o", ls="none", label="within")
     left.plot(frame["across"], y, color=VERMILLION, marker="s", ls="none", label="across")
     left.set_yticks(y, [str(n) for n in frame["null"]])
-    left.set_ylim(-0.6, len(frame) - 0.4)
+    left.set_ylim(-1.1, len(frame) - 0.4)
     left.set_xlabel("mean cosine")
     letter(left, 0, "Within and across")
-    left.legend(loc="lower left", ncols=2, bbox_to_anchor=(0, -0.02))
+    left.legend(loc="lower left", ncols=2)
     for at, row in zip(y, frame.to_dict("records"), strict=True):
         ink = inks.get(str(row["null"]), SOFT)
         right.errorbar(
@@ -266,15 +266,19 @@ def _cards(tables: Tables) -> Figure:
             continue
         best = _of(tokens, shown[i]).iloc[::-1]
         y = np.arange(len(best))
-        panel.errorbar(best["lift"], y, xerr=errors(best["lift"], best["low"], best["high"]), color=SOFT, marker="o", ls="none")
+        overall = float((best["rate"] / best["lift"]).iloc[0])
+        spread = errors(best["rate"], best["low"] * overall, best["high"] * overall)
+        panel.axvline(overall, color=FAINT, lw=1, zorder=0)
+        panel.errorbar(best["rate"], y, xerr=spread, color=SOFT, marker="o", ls="none")
         panel.set_yticks(y, [repr(shorten(t, 12)) for t in best["token"]], family="DejaVu Sans")
-        panel.set_xlim(left=0)
+        panel.set_xlim(0, 1.05)
+        panel.set_xticks([0, 0.5, 1])
         own = _of(categories, shown[i])
         kind = str(own.loc[own["lift"].idxmax(), "category"])
         panel.tick_params(axis="y", colors=color(kinds.index(kind)), labelsize=5.5)
         letter(panel, i, f"layer {shown[i][0]}, expert {shown[i][1]}: {kind}")
         if i // 4 == rows - 1:
-            panel.set_xlabel("times its overall rate")
+            panel.set_xlabel("share of its places sent here")
     return figure
 
 
@@ -304,8 +308,8 @@ _FIGURES: tuple[_Figure, ...] = (
         "random_routing",
         ("random_curve",),
         "Cosine grows with the number of tokens",
-        "Mean cosine from the first tokens of every prompt, and of uniformly random routing of as many tokens: closed form and "
-        "simulation. Any cosine can be had by taking more tokens.",
+        "Mean cosine from a number of tokens drawn from every prompt that has so many, and of uniformly random routing of as "
+        "many tokens: closed form and simulation. With or without a task, more tokens give a higher cosine.",
         _curve,
     ),
     (
@@ -342,8 +346,8 @@ _FIGURES: tuple[_Figure, ...] = (
         "cards",
         ("expert_tokens", "expert_categories"),
         "What the strongest experts are chosen for",
-        "The tokens that reach each expert most beyond its overall rate (95 % intervals); the colour and the heading give the "
-        "category of prompts that favours it most.",
+        "How often the tokens that an expert takes most were sent to it (95 % intervals), beside its share of all tokens "
+        "(line); the colour and the heading give the category of prompts that favours it most.",
         _cards,
     ),
 )

@@ -88,7 +88,7 @@ def equal_lengths(subject: Subject) -> tuple[np.ndarray, RoutingTrace]:
         longest_first = np.sort(lengths[subject.y == code])[::-1]
         enough.append(longest_first[max(2, -(-3 * len(longest_first) // 4)) - 1])
     n = int(min(enough))
-    return np.flatnonzero(lengths >= n), first_tokens(subject.trace, n)
+    return np.flatnonzero(lengths >= n), some_tokens(subject.trace, n, subject.trace.position)
 
 
 def usable(y: np.ndarray, rows: np.ndarray) -> bool:
@@ -205,11 +205,15 @@ def layer_nulls(subject: Subject, settings: SignatureSettings) -> pd.DataFrame:
 
 def random_curve(subject: Subject, settings: SignatureSettings) -> pd.DataFrame:
     """Cosine by number of tokens: ``closed_form`` and ``simulated`` for uniform random routing, ``within`` and ``across``
-    for the first T tokens of every prompt that has so many (``n`` of them)."""
+    for T tokens drawn at random from every prompt that has so many (``n`` of them)."""
     trace = subject.trace
     k = [int((trace.ids[:, i] != trace.empty).sum(1).max(initial=1)) for i in range(len(trace.layers))]
     shapes = list(zip(trace.n_experts, k, strict=True))  # (experts, top-k) of each layer
     longest = int(trace.lengths.max(initial=0))
+    # Each token's place in a random order of its own sequence's tokens.
+    order = np.lexsort((np.random.default_rng(settings.seed).random(len(trace)), trace.sequence))
+    rank = np.empty(len(trace), dtype=np.int64)
+    rank[order] = trace.position
     rows = []
     for n in [t for t in CURVE if t <= longest]:
         row: dict[str, Any] = {
@@ -218,7 +222,7 @@ def random_curve(subject: Subject, settings: SignatureSettings) -> pd.DataFrame:
             # Layers mostly share their shape: each shape is simulated once.
             "simulated": float(np.mean([simulated_cosine(n, *shape, seed=settings.seed) for shape in sorted(set(shapes))])),
         }
-        cut = first_tokens(trace, n)
+        cut = some_tokens(trace, n, rank)
         y = subject.y[trace.lengths >= n]
         if usable(subject.y, np.flatnonzero(trace.lengths >= n)):
             found = separation(similarity(signatures_of(cut).flat()), y)
@@ -227,18 +231,18 @@ def random_curve(subject: Subject, settings: SignatureSettings) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def first_tokens(trace: RoutingTrace, n: int) -> RoutingTrace:
-    """The first ``n`` tokens of every sequence that has so many."""
-    long = np.flatnonzero(trace.lengths >= n)
-    cut = trace.select(long)
-    rows = cut.position < n
+def some_tokens(trace: RoutingTrace, n: int, rank: np.ndarray) -> RoutingTrace:
+    """The ``n`` tokens of lowest ``rank`` (T,) of every sequence that has so many; with positions as ranks, its first."""
+    long = trace.lengths >= n
+    rows = long[trace.sequence] & (rank < n)
     return replace(
-        cut,
-        ids=cut.ids[rows],
-        weights=None if cut.weights is None else cut.weights[rows],
+        trace,
+        ids=trace.ids[rows],
+        weights=None if trace.weights is None else trace.weights[rows],
         scores=None,
-        sequence=cut.sequence[rows],
-        position=cut.position[rows],
-        generated=cut.generated[rows],
-        tokens=None if cut.tokens is None else cut.tokens[rows],
+        sequence=(np.cumsum(long) - 1)[trace.sequence[rows]].astype(np.int32),
+        position=trace.position[rows],
+        generated=trace.generated[rows],
+        tokens=None if trace.tokens is None else trace.tokens[rows],
+        sequences=tuple(s for s, kept in zip(trace.sequences, long, strict=True) if kept),
     )

@@ -98,7 +98,7 @@ def _effect(head: pd.Series, similarity: pd.DataFrame, nulls: pd.DataFrame) -> C
     corrected = similarity[(similarity["measure"] == "null_corrected") & (similarity["prompts"] == "all")].iloc[0]
     cues = _effect_cues(nulls, corrected)
     verdict: Verdict
-    if p >= ALPHA or d <= null["d_pairs_high"]:
+    if p >= ALPHA or _as_far(nulls, "own counts reshuffled"):
         verdict, note = "explained by chance", "shuffled labels or randomly dealt routing separate as well"
     elif cues:
         verdict, note = "explained by a trivial cue", cues[0]
@@ -113,12 +113,17 @@ def _effect(head: pd.Series, similarity: pd.DataFrame, nulls: pd.DataFrame) -> C
     return Claim("Cohen's d of within over across", d, published.D, interval, float(null["d_pairs"]), p, verdict, note)
 
 
+def _as_far(nulls: pd.DataFrame, name: str) -> bool:
+    """Whether the measured separation lies within what the draws of a null reach (their upper 2.5 %)."""
+    return bool(nulls.loc["measured routing", "d_pairs"] <= nulls.loc[name, "d_pairs_high"] + 1e-9)
+
+
 def _effect_cues(nulls: pd.DataFrame, corrected: pd.Series) -> list[str]:
     """The trivial explanations that suffice, in words."""
     found = []
     if corrected["p"] >= ALPHA:
         found.append("corrected for the prompts' lengths nothing is left of it")
-    if "same token reshuffled" in nulls.index and nulls.loc["same token reshuffled", "p"] >= ALPHA:
+    if "same token reshuffled" in nulls.index and _as_far(nulls, "same token reshuffled"):
         found.append(
             "choices dealt out among equal tokens separate as well "
             f"(d {nulls.loc['same token reshuffled', 'd_pairs']:.2f}): the words differ, not what is done with them"
@@ -140,7 +145,7 @@ def _accuracy(accuracy: pd.DataFrame, subject: Subject) -> list[Claim]:
     if low <= chance:
         verdict, note = "explained by chance", f"the interval contains the largest category ({chance:.1%}); {beside}"
     elif measured <= best:
-        verdict, note = "explained by a trivial cue", f"{cue} tells the category as well without the model ({best:.1%})"
+        verdict, note = "explained by a trivial cue", f"{cue}: {best:.1%}, without reading the routing"
     else:
         verdict, note = "reproduced", f"better than every trivial cue; {beside}"
     if len(permuted):
@@ -251,7 +256,7 @@ def _length(similarity: pd.DataFrame, head: pd.Series) -> Claim:
 
 def _identity(nulls: pd.DataFrame) -> Claim:
     null, d = nulls.loc["same token reshuffled"], float(nulls.loc["measured routing", "d_pairs"])
-    enough = null["p"] >= ALPHA
+    enough = _as_far(nulls, "same token reshuffled")
     words = "token identity explains all of it" if enough else f"token identity explains {null['d_pairs'] / d:.0%} of it"
     return Claim(
         "Cohen's d beyond token identity",
@@ -312,10 +317,11 @@ def _experts(experts: pd.DataFrame, settings: SignatureSettings) -> Claim:
     return Claim(
         "experts that tell categories apart",
         f"{len(carrying)} of {len(experts)}",
-        null="0 (in 95 % of shuffles)",
+        null=0,
         p=float(best["p_family"]),
         verdict="measured" if len(carrying) else "explained by chance",
-        note=f"family-wise over all experts and layers; by favourite category: {listing}. Strongest: layer "
-        f"{int(best['layer'])} expert {int(best['expert'])}, chosen {best['lift']:.1f} times as often for {best['category']} "
-        f"(eta² {best['eta2']:.2f}, which p is of)",
+        note="family-wise over all experts and layers: in 95 % of shuffles none would; by favourite category: "
+        f"{listing}. Strongest: "
+        f"layer {int(best['layer'])} expert {int(best['expert'])}, chosen {best['lift']:.1f} times as often for "
+        f"{best['category']} (eta² {best['eta2']:.2f}, which p is of)",
     )

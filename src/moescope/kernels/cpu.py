@@ -95,8 +95,14 @@ def _dot(x: np.ndarray, weight: np.ndarray, index: np.ndarray, out: np.ndarray, 
 
 @njit(nogil=True, cache=True, fastmath=FAST)
 def _weighted_sum(scale: np.ndarray, weight: np.ndarray, index: np.ndarray, out: np.ndarray, start: int, stop: int) -> None:
+    k, whole = index.shape[1], index.shape[1] - index.shape[1] % 4
     for b in range(start, stop):
-        for j in range(index.shape[1]):
+        for j in range(0, whole, 4):  # four rows at once: a quarter of the passes over the output
+            i0, i1, i2, i3 = index[b, j], index[b, j + 1], index[b, j + 2], index[b, j + 3]
+            a0, a1, a2, a3 = scale[b, j], scale[b, j + 1], scale[b, j + 2], scale[b, j + 3]
+            for c in range(weight.shape[1]):
+                out[b, c] += a0 * weight[i0, c] + a1 * weight[i1, c] + a2 * weight[i2, c] + a3 * weight[i3, c]
+        for j in range(whole, k):
             row = index[b, j]
             a = scale[b, j]
             for c in range(weight.shape[1]):

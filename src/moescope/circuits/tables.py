@@ -230,6 +230,7 @@ def projection_tables(features: Features, settings: CircuitSettings) -> dict[str
     shared = {"layer": features.columns.sites[position].layer, **summary}
     rows = [{"task": task, "class": label, "mean": means[c], "sd": sds[c], **shared} for c, label in enumerate(classes)]
     kept = np.random.default_rng(settings.seed).permutation(len(projection))[: SHOWN_VALUES * 2]
+    kept = kept[np.argsort(features.y[kept], kind="stable")]  # classes in their order, as in every other table
     points = pd.DataFrame(
         {
             "task": task,

@@ -1,7 +1,7 @@
 """Train an embedded language model from scratch: seeded, resumable, on a CPU (bf16 autocast) or a GPU.
 
-    python -m training.train dense-tiny --tokens 20e6      # about 80 minutes on two CPU cores; run again to resume
-    python -m training.train moe-tiny --tokens 20e6        # about 40 minutes
+    python -m training.train dense-tiny      # about 80 minutes on two CPU cores; run again to resume
+    python -m training.train moe-tiny        # about 40 minutes on one
 
 Writes a checkpoint series to `.cache/training/NAME/` (also what training-dynamics studies read) and, when done, the final
 bf16 safetensors model into `src/moescope/models/zoo/NAME/`. The learning rate is constant, then decays linearly over the
@@ -33,6 +33,7 @@ from training.corpus import CATEGORIES, MIXTURE, split
 ZOO = Path(__file__).parents[1] / "src/moescope/models/zoo"
 CACHE = Path(__file__).parents[1] / ".cache/training"
 SEQUENCE, BATCH, SEED = 256, 32, 20261124
+TOKENS = {"dense-tiny": 20e6, "moe-tiny": 10e6}
 PEAK_LR, DECAY_SHARE, WARMUP_STEPS = 3e-3, 0.2, 60
 
 
@@ -185,7 +186,7 @@ def train(name: str, tokens: float, device: str) -> None:
             rate = (step + 1 - first) * SEQUENCE * BATCH / (time.time() - began)
             entry = {"step": step, "loss": round(value, 4), "lr": learning_rate(step, steps), "tokens_per_s": round(rate)}
             print(json.dumps(entry), flush=True)
-        if step % 50 == 49:
+        if step % 50 == 49 or step == steps - 1:
             save_checkpoint(state_path, model, opts, step + 1)
     save_snapshot(ZOO / name, model, tokenizer)
     print(f"wrote {ZOO / name}; now: python -m training.card {name}")
@@ -193,8 +194,8 @@ def train(name: str, tokens: float, device: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name")
-    parser.add_argument("--tokens", type=float, default=20e6)
+    parser.add_argument("name", choices=sorted(TOKENS))
+    parser.add_argument("--tokens", type=float, help="training tokens (default: as the embedded model's card says)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
-    train(arguments.name, arguments.tokens, arguments.device)
+    train(arguments.name, arguments.tokens or TOKENS[arguments.name], arguments.device)

@@ -69,7 +69,7 @@ def _linear_shape(module: nn.Module) -> tuple[int, int] | None:
     if hasattr(module, "in_features") and hasattr(module, "out_features"):
         return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
-        return int(module.weight.shape[0]), int(module.nf)  # type: ignore[union-attr, arg-type, index]
+        return int(module.weight.shape[0]), int(module.nf)  # type: ignore[arg-type, index]
     return None
 
 

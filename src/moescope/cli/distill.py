@@ -123,10 +123,12 @@ def _finish(
     from moescope.distill import save_student
     from moescope.report.figures import slug
 
+    finish(result, folder, common, tables=tables)
+    for left in (folder / "students").glob("*.safetensors"):  # of an overwritten result
+        left.unlink()
     for name, student in students.items():
         path = folder / "students" / f"{slug(name)}.safetensors"
         save_student(student, path, fingerprint=result.meta["fingerprint"], layer=result.meta["settings"]["layer"])
-    finish(result, folder, common, tables=tables)
 
 
 def read_texts(path: Path) -> list[str]:

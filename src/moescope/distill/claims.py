@@ -100,12 +100,12 @@ def distill_claims(
         expected = published.mean_ratio("gaussian") if row.active_neurons == published.RATIO_ACTIVE else None
         claims.append(
             Claim(
-                f"dense / {row.student}: FVU ratio on matched Gaussian inputs",
+                f"FVU of dense / {row.student}, on Gaussian inputs",
                 row.ratio,
                 published=expected,
                 interval=_interval(row.low, row.high),
                 null=1.0,
-                note="the control of the ratio on activations: 1 means that experts gain nothing at equal active neurons",
+                note="the control: 1 means that experts gain nothing at equal active neurons",
             )
         )
     claims += _baseline_claims(tables, summary)
@@ -144,7 +144,7 @@ def _ratio_claim(row: object, ratio: pd.DataFrame, model: str) -> Claim:
             note = "one seed: no interval and no test"
     low, high = r.low, r.high  # type: ignore[attr-defined]
     return Claim(
-        f"dense / {name}: FVU ratio on activations, {neurons} active neurons",
+        f"FVU of dense / {name}, on activations",
         r.ratio,  # type: ignore[attr-defined]
         published=expected,
         interval=_interval(low, high),
@@ -165,7 +165,7 @@ def _baseline_claims(tables: dict[str, pd.DataFrame], summary: pd.DataFrame) -> 
         trivial = len(moe) > 0 and len(beaten) > 0
         claims.append(
             Claim(
-                f"FVU of a trivial predictor: {row.baseline}",
+                f"FVU of {row.baseline} (a trivial predictor)",
                 row.fvu,
                 verdict="explained by a trivial cue" if trivial else "measured",
                 note=(
@@ -189,7 +189,7 @@ def _cost_claims(summary: pd.DataFrame, settings: DistillSettings, shape: LayerS
         if teacher is not None:
             claims.append(
                 Claim(
-                    f"{name}: multiply-adds with router, over the teacher's own",
+                    f"multiply-adds of {name}, over the layer's own",
                     total / teacher,
                     note=f"{router / total:.0%} of them are the router's; above 1 the student saves nothing",
                 )
@@ -201,7 +201,7 @@ def _cost_claims(summary: pd.DataFrame, settings: DistillSettings, shape: LayerS
             wins = float(row["fvu"]) < float(best["fvu"])
             claims.append(
                 Claim(
-                    f"{name}: FVU of a dense student at no more multiply-adds, over its own",
+                    f"FVU of dense at equal cost / {name}",
                     float(best["fvu"] / row["fvu"]),
                     published="below 1",
                     verdict="not reproduced" if wins else "reproduced",
@@ -216,10 +216,10 @@ def _splice_claims(table: pd.DataFrame) -> list[Claim]:
     loss = table.set_index("layer_is")["loss"]
     return [
         Claim(
-            f"loss of the model with its layer replaced by {name}, minus the original's (nats per token)",
+            f"loss added by {name} in the layer's place",
             float(loss[name] - loss["original"]),
             null=float(loss["mean output"] - loss["original"]),
-            note="null: the layer replaced by its mean output",
+            note="nats per token; null: its mean output in the layer's place",
         )
         for name in loss.index
         if name not in ("original", "mean output")

@@ -1,0 +1,289 @@
+"""The study from end to end on tiny models, its splice and readings, the command line, and data whose answer is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from moescope import load as load_result
+from moescope.distill import (
+    DictionarySettings,
+    DictionaryTeacher,
+    DistillSettings,
+    Job,
+    LayerShape,
+    Student,
+    StudentSpec,
+    Teacher,
+    TrainSettings,
+    control_pairs,
+    dictionary_pairs,
+    distill,
+    evaluate,
+    load_student,
+    read_experts,
+    scaling_of,
+    splice_table,
+    spliced,
+    train,
+)
+from moescope.distill.claims import distill_claims
+from moescope.distill.published import RECORD, mean_ratio, table_ratio
+from moescope.distill.reproduce import published_table
+from moescope.errors import InputError
+from tests.architectures import tiny_model
+
+TEXTS = [f"{'some words ' * (i % 5 + 2)}and number {i}" for i in range(80)]
+SMALL = {"experts": 36, "active": (2, 4), "rank": 6, "lrs": (1e-2,), "seeds": 2, "steps": 12, "batch": 256}
+
+
+@pytest.fixture(scope="module")
+def study():
+    model = tiny_model("llama", head=True)
+    return distill(
+        model, 1, texts=TEXTS, routers=("low-rank", "product-key"), transcoders=True, controls=("gaussian", "twin"), **SMALL
+    )
+
+
+def test_result_has_every_student_on_every_source(study) -> None:
+    result, students = study
+    summary = result.to_frame("summary")
+    assert set(summary["data"]) == {"activations", "gaussian", "twin"}
+    counts = summary.groupby("data")["student"].nunique()
+    assert counts.nunique() == 1
+    assert set(students) == set(summary["student"])
+    assert (summary["seeds"] == 2).all()
+    moe = summary[summary["kind"] == "moe"]
+    assert set(moe["active_neurons"]) == {4, 8}
+    assert (moe["multiply_adds"] > moe["router_multiply_adds"]).all()
+    ratio = result.to_frame("ratio")
+    row = ratio[(ratio["data"] == "gaussian") & (ratio["student"].str.startswith("moe 2+2"))].iloc[0]
+    runs = result.to_frame("students").query("data == 'gaussian' and chosen").set_index(["student", "seed"])["fvu"]
+    logs = [np.log(runs["dense 4", seed] / runs[row["student"], seed]) for seed in (0, 1)]
+    assert row["ratio"] == pytest.approx(np.exp(np.mean(logs)))
+    assert {"linear", "token mean", "token embedding, linear"} <= set(result.to_frame("baselines")["baseline"])
+
+
+def test_result_is_saved_drawn_and_read_back(study, tmp_path: Path) -> None:
+    result, _ = study
+    assert {"fvu", "cost", "training", "load", "splice"} <= set(result.figures())
+    result.save(tmp_path / "out")
+    assert load_result(tmp_path / "out") == result
+    assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+
+
+def test_every_claim_of_a_gain_stands_beside_the_gaussian_one(study) -> None:
+    result, _ = study
+    gains = [c for c in result.claims if c.name.endswith("on activations")]
+    assert len(gains) == 8  # two sizes; two routers, two transcoders
+    assert all(c.null is not None and c.interval is not None and c.p is not None for c in gains)
+    assert any("multiply-adds of" in c.name for c in result.claims)
+
+
+def _tables(activations: tuple[float, ...], gaussian: tuple[float, ...], linear: float) -> dict[str, pd.DataFrame]:
+    """Tables of a made-up study with one MoE student of 64 active neurons and these dense/MoE log ratios."""
+    name = next(n for n in _SETTINGS.students() if n.startswith("moe"))
+    ratio = [
+        {
+            "data": data,
+            "student": name,
+            "kind": "moe",
+            "router": "low-rank",
+            "active_neurons": 64,
+            "ratio": float(np.exp(np.mean(logs))),
+            "low": 1.0,
+            "high": 3.0,
+            "logs": list(logs),
+        }
+        for data, logs in (("activations", activations), ("gaussian", gaussian))
+    ]
+    summary = [
+        {"data": "activations", "student": s, "kind": kind, "active_neurons": 64, "fvu": fvu, "multiply_adds": cost}
+        for s, kind, fvu, cost in ((name, "moe", 0.3, 70_000), ("dense 64", "dense", 0.6, 49_152))
+    ]
+    return {
+        "ratio": pd.DataFrame(ratio),
+        "summary": pd.DataFrame(summary),
+        "baselines": pd.DataFrame([{"data": "activations", "baseline": "linear", "fvu": linear}]),
+        "students": pd.DataFrame([{"status": "trained", "student": name, "lr": 0.1, "data": "activations"}]),
+    }
+
+
+_SETTINGS = DistillSettings(layer=0, experts=1000, active=(32,), rank=64)
+
+
+@pytest.mark.parametrize(
+    ("activations", "gaussian", "linear", "verdict", "trivial"),
+    [
+        ((0.70, 0.72, 0.69), (0.05, 0.04, 0.06), 0.9, "reproduced", "measured"),
+        ((0.70, 0.72, 0.69), (0.71, 0.70, 0.72), 0.9, "not reproduced", "measured"),
+        ((-0.10, -0.12, -0.11), (-0.5, -0.52, -0.51), 0.2, "not reproduced", "explained by a trivial cue"),
+    ],
+)
+def test_verdicts(activations, gaussian, linear, verdict, trivial) -> None:
+    claims = distill_claims(_tables(activations, gaussian, linear), _SETTINGS, LayerShape(256, 256, "silu", True), 640, "m")
+    first = claims[0]
+    assert first.verdict == verdict
+    assert first.published == pytest.approx(mean_ratio("activations"))
+    assert first.null == pytest.approx(np.exp(np.mean(gaussian)))
+    assert next(c for c in claims if "trivial" in c.name).verdict == trivial
+
+
+def test_published_table_and_ratios_agree(study) -> None:
+    for model, value in RECORD["mlp_over_moe_at_64_active"]["gaussian"].items():
+        best = max(table_ratio("gaussian", model, 64, c) for c in RECORD["columns"][1:])
+        assert best == pytest.approx(value, abs=0.011)
+    table = published_table(study[0])
+    row = table[table["figure"] == "FVU, activations, 64 active, moe"].iloc[0]
+    assert row["pythia-70m"] == 0.079
+    assert np.isnan(row["measured"])  # this study has 4 and 8 active neurons
+    assert table[table["figure"] == "FVU, gaussian, 8 active, dense"]["measured"].notna().all()
+
+
+# --- splice and reading --------------------------------------------------------------------------------------------------
+
+
+def test_spliced_teacher_changes_nothing_and_a_student_does() -> None:
+    model = tiny_model("llama", head=True)
+    teacher = Teacher(model, 1)
+    student = Student(StudentSpec(kind="dense", shared=4), teacher.shape)
+    ids = torch.randint(0, 250, (2, 9), generator=torch.Generator().manual_seed(0))
+
+    def logits() -> torch.Tensor:
+        with torch.no_grad():
+            return model.module(input_ids=ids).logits
+
+    before = logits()
+    with spliced(teacher, teacher.neurons):
+        torch.testing.assert_close(logits(), before, atol=1e-4, rtol=1e-4)
+    with spliced(teacher, student):
+        assert not torch.allclose(logits(), before, atol=1e-3)
+    assert torch.equal(logits(), before)  # the hooks are gone
+
+
+def test_splice_table_is_the_models_own_loss() -> None:
+    model = tiny_model("gpt2", head=True)
+    teacher = Teacher(model, 1)
+    students = {"s": Student(StudentSpec(kind="dense", shared=4), teacher.shape)}
+    table = splice_table(teacher, students, TEXTS[:6], batch_tokens=64).set_index("layer_is")
+    total = count = 0.0
+    for text in TEXTS[:6]:
+        ids = torch.tensor(model.tokenizer(text)["input_ids"])[None]
+        with torch.no_grad():
+            total += float(model.module(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
+        count += ids.shape[1] - 1
+    assert table.loc["original", "loss"] == pytest.approx(total / count, rel=1e-5)
+    assert table.loc["original", "tokens"] == count
+    assert table["loss"].nunique() == 3
+    with pytest.raises(InputError, match="head"):
+        splice_table(Teacher(tiny_model("gpt2"), 1), students, TEXTS[:2])
+
+
+def test_reading_names_the_token_that_an_expert_answers() -> None:
+    """A transcoder whose features 0 and 1 are the mean inputs of two tokens: the reading must say so."""
+    from moescope.distill import DataSettings, model_pairs
+    from moescope.distill.data import whole
+
+    model = tiny_model("llama")
+    teacher = Teacher(model, 0)  # at the first layer the input is mostly the token's own embedding
+    texts = [f"{'abcdefgh' * 3}x{'ijkl' * 2}" if i % 2 else f"{'mnopqrst' * 3}yz" for i in range(40)]
+    block = whole(model_pairs(teacher, texts, DataSettings()), "train")
+    student = Student(StudentSpec(kind="transcoder", experts=12, active=1), teacher.shape, scaling_of(_as_pairs(block)))
+    scaled = student.scaling.inputs(block.x)
+    with torch.no_grad():
+        student.experts.w_in.mul_(0.01)
+        for feature, letter in enumerate("xq"):
+            centre = scaled[block.tokens == model.tokenizer.convert_tokens_to_ids(letter)].mean(0)
+            student.experts.w_in[feature] = centre / centre.norm()
+            student.experts.bias[feature] = -0.8 * centre.norm()
+    found = read_experts(teacher, student, texts, categories=["odd" if i % 2 else "even" for i in range(40)], experts=[0, 1])
+    assert [tokens[0].split(" ×")[0] for tokens in found["tokens"]] == ["x", "q"]
+    assert found["category"].tolist() == ["odd", "even"]
+    assert (found["category_lift"] > 1.4).all()
+    assert all("⟦x⟧" in context for context in found["contexts"][0])
+    with pytest.raises(InputError, match="no experts"):
+        read_experts(teacher, Student(StudentSpec(kind="dense", shared=2), teacher.shape), texts)
+
+
+def _as_pairs(block):
+    from moescope.distill import ArrayPairs
+
+    return ArrayPairs("block", dict.fromkeys(("train", "validation", "test"), block))
+
+
+# --- known truth ---------------------------------------------------------------------------------------------------------
+
+
+def test_error_collapses_at_the_sparsity_of_the_data_and_not_for_gaussian_inputs() -> None:
+    """Two atoms an input: four features explain nearly all, and more gain little. Gaussian inputs of the same covariance,
+    labelled by the same teacher, are far from explained and go on gaining."""
+    settings = DictionarySettings(atoms=64, active=2, width=64, threshold=0.7, tokens=12_500)
+    teacher = DictionaryTeacher(settings)
+    sparse = dictionary_pairs(teacher)
+    fvu: dict[str, dict[int, float]] = {}
+    for name, pairs in (("sparse", sparse), ("gaussian", control_pairs("gaussian", sparse, teacher))):
+        scaling = scaling_of(pairs)
+        jobs = {
+            k: Job(Student(StudentSpec(kind="transcoder", experts=128, active=k), LayerShape(64, 64), scaling), 2e-2)
+            for k in (1, 4, 8)
+        }
+        train(pairs, {str(k): job for k, job in jobs.items()}, TrainSettings(steps=350, batch=256, every=350))
+        fvu[name] = {k: evaluate(job.student, pairs).fvu for k, job in jobs.items()}
+    assert fvu["sparse"][1] > 0.5
+    assert fvu["sparse"][4] < 0.1
+    assert fvu["gaussian"][4] > 0.2
+    gain = {name: values[4] - values[8] for name, values in fvu.items()}
+    assert gain["sparse"] < 0.05 < gain["gaussian"]
+
+
+# --- command line --------------------------------------------------------------------------------------------------------
+
+
+def command(**options: object) -> list[str]:
+    given = {"layer": 2, "experts": 64, "active": 2, "lr": 0.01, "steps": 3} | options
+    return ["distill", "dense-tiny", *(part for name, value in given.items() for part in (f"--{name}", str(value)))]
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"active": "65"}, "--active: 65 of 64 experts"),
+        ({"layer": "17"}, "--layer 17: dense-tiny has layers 0 to 5"),
+        ({"control": "noise"}, "--control: 'noise' is none of gaussian"),
+        ({"router": "best"}, "--router: 'best' is none of full"),
+        ({"lr": "fast"}, "--lr: 'fast' is not a list of numbers"),
+        ({"text": "no-such-file.txt"}, "--text: no-such-file.txt cannot be read"),
+        ({"tokens": "900000000"}, "--tokens: 900000000 vectors were asked for"),
+        ({"store": "nowhere"}, "nowhere: no store of activations there"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(extra, message, capsys, tmp_path: Path) -> None:
+    from moescope.cli import main
+
+    with pytest.raises(SystemExit) as stop:
+        main(command(**extra, out=tmp_path / "out"))
+    assert stop.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_command_writes_result_and_students(capsys, tmp_path: Path) -> None:
+    from moescope.cli import main
+
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"The {i}th paragraph says that {i} and {i + 1} make {2 * i + 1}." for i in range(120)))
+    main(command(text=text, seeds=1, batch=256, out=tmp_path / "out"))
+    assert "FVU of dense / moe 2+2 of 64" in " ".join(capsys.readouterr().out.split())
+    result = load_result(tmp_path / "out")
+    assert result.kind == "distill"
+    files = sorted((tmp_path / "out" / "students").glob("*.safetensors"))
+    assert len(files) == result.to_frame("summary")["student"].nunique()
+    moe = next(file for file in files if file.name.startswith("moe_2_2_of_64"))
+    student = load_student(moe, fingerprint=result.meta["fingerprint"])
+    assert student(torch.zeros(3, 256)).shape == (3, 256)

@@ -39,7 +39,7 @@ def steer(
     prompts: Prompts = "routing-480",
     text: Text = None,
     random: int = 100,
-    text_tokens: int = 1024,
+    text_tokens: int = 1536,
     new_tokens: int = 40,
     common: Common = COMMON,
 ) -> None:

@@ -137,28 +137,48 @@ class Held:
 def held_out(a: np.ndarray, b: np.ndarray, y: np.ndarray, folds: np.ndarray, *, dimensions: int = 16) -> Held:
     """Fit rotation and classifier on the training folds and use both on the held-out prompts.
 
-    The rotation sees pairs of prompts and no categories; the classifier sees categories and no A.
+    The rotation sees pairs of prompts and no categories; the classifier sees categories and no A. They are fitted on
+    different halves of the training prompts (both ways round, their log probabilities added): on the same ones, a rotation
+    would carry A's categories to wherever the classifier believes to have found them in B, in noise too.
     """
     error = total = 0.0
     matched = np.zeros(len(y), dtype=bool)
     predicted = np.zeros(len(y), dtype=np.int64)
     shares = []
     for fold in np.unique(folds):
-        test = folds == fold
-        alignment = Alignment.fit(a[~test], b[~test], dimensions)
+        test, train = folds == fold, np.flatnonzero(folds != fold)
+        alignment = Alignment.fit(a[train], b[train], dimensions)
         carried, own = alignment.carry(a[test]), alignment.place(b[test])
         error += float(((carried - own) ** 2).sum())
         total += float((own**2).sum())  # around the training mean
         distance = ((carried[:, None] - own[None]) ** 2).sum(-1)
         matched[test] = distance.argmin(1) == np.arange(int(test.sum()))
         shares += [1 / test.sum()] * int(test.sum())
-        train = alignment.place(b[~test])
-        spread = train.std(0) + 1e-12
-        model = LogisticRegression(max_iter=500).fit(train / spread, y[~test])
-        # a rotation fitted by least squares shrinks what it carries; the classifier expects B's spread
-        stretch = train.std() / max(float(alignment.carry(a[~test]).std()), 1e-12)
-        predicted[test] = model.predict(carried * stretch / spread)
+        half = _half(y[train])
+        votes = sum(
+            _read(Alignment.fit(a[pairs], b[pairs], dimensions), a[pairs], b[labelled], y[labelled], a[test])
+            for pairs, labelled in ((train[half], train[~half]), (train[~half], train[half]))
+        )
+        predicted[test] = np.unique(y)[np.asarray(votes).argmax(1)]
     return Held(1 - error / max(total, 1e-300), matched, float(np.mean(shares)), predicted)
+
+
+def _read(alignment: Alignment, paired: np.ndarray, b: np.ndarray, y: np.ndarray, a: np.ndarray) -> np.ndarray:
+    """Log probabilities (n, C) of A's signatures ``a`` (n, D) by a classifier of B's ``b`` with categories ``y``."""
+    train = alignment.place(b)
+    spread = train.std(0) + 1e-12
+    model = LogisticRegression(max_iter=500).fit(train / spread, y)
+    # a rotation fitted by least squares shrinks what it carries; the classifier expects B's spread
+    stretch = train.std() / max(float(alignment.carry(paired).std()), 1e-12)
+    return np.asarray(model.predict_log_proba(alignment.carry(a) * stretch / spread))
+
+
+def _half(y: np.ndarray) -> np.ndarray:
+    """bool (n,): every other prompt of each category."""
+    half = np.zeros(len(y), dtype=bool)
+    for category in np.unique(y):
+        half[np.flatnonzero(y == category)[::2]] = True
+    return half
 
 
 def signature_similarity(flat: np.ndarray) -> np.ndarray:

@@ -1,0 +1,243 @@
+"""Effects of steering: found where one was planted, not found where none was, against sets that really match."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from moescope.errors import InputError
+from moescope.models import LoadedModel, from_model
+from moescope.routing import trace_prompts
+from moescope.routing.trace import RoutingTrace, TracedSequence
+from moescope.steer import Ablation, EffectSettings, Expert, ExpertEdits, Steering, steer_experts, steer_study
+from moescope.steer.effects import prepare_texts
+from moescope.steer.experts_choose import category_usage, parse_experts, parse_values, route_like, top_experts
+from moescope.steer.experts_effect import steering_effects, text_usage
+from moescope.steer.experts_match import matched_edits, usage_ratio
+from moescope.tasks.passages import Passage, load_passages
+from moescope.types import Neuron, Site
+from tests.architectures import BOS, COMMON, tiny_model, tiny_tokenizer
+
+N_EXPERTS = 24
+SETTINGS = EffectSettings(n_random=23, tokens=400, length=24)
+
+
+def passages(seed: int = 0) -> list[Passage]:
+    """Random letters, capitals in one category and small ones in the other."""
+    rng = np.random.default_rng(seed)
+    alphabets = {"capitals": "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "small": "abcdefghijklmnopqrstuvwxyz", "digits": "0123456789"}
+    return [
+        Passage("".join(rng.choice(list(letters), 24)), name, str(i)) for name, letters in alphabets.items() for i in range(12)
+    ]
+
+
+def planted(strength: float) -> LoadedModel:
+    """Capitals go to expert 0 of layer 0, which alone makes capitals likelier to follow; strength 0 leaves it idle."""
+    config = transformers.OlmoeConfig(
+        **(COMMON | {"num_hidden_layers": 2, "intermediate_size": 16, "num_experts": N_EXPERTS, "num_experts_per_tok": 2})
+    )
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        for parameter in model.parameters():
+            parameter.normal_(0.0, 0.05) if parameter.dim() > 1 else parameter.fill_(1.0)
+        capitals = [tiny_tokenizer().convert_tokens_to_ids(c) for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"]
+        embedding, head = model.model.embed_tokens.weight, model.lm_head.weight
+        embedding[:, :2] = 0
+        embedding[capitals, 0] = 1.0
+        head[:, :2] = 0
+        head[capitals, 1] = 2.0
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.experts.down_proj.mul_(0.2)
+        block = model.model.layers[0].mlp
+        block.gate.weight[0] = 0
+        block.gate.weight[0, 0] = 3.0
+        block.experts.gate_up_proj[0] = 0
+        block.experts.gate_up_proj[0, :, 0] = 1.0
+        block.experts.down_proj[0] = 0
+        block.experts.down_proj[0, 1] = strength
+    return from_model(model.eval(), tiny_tokenizer(), name="planted")
+
+
+BAN = ExpertEdits(ban=frozenset({Expert(0, 0)}))
+
+
+def test_the_planted_expert_is_found_and_its_loss_is_felt_there_alone() -> None:
+    model = planted(0.2)
+    texts = prepare_texts(model, passages(), SETTINGS)
+    usage = text_usage(model, texts)
+    assert usage["capitals"][0][0] > 0.9
+    assert usage["small"][0][0] < 0.1
+    frame = steering_effects(model, BAN, texts, usage, target="capitals", settings=SETTINGS)
+    row = frame.query("match == 'overall' and category == 'capitals'").iloc[0]
+    assert row["effect"] > 0.1
+    assert row["excess_low"] > 0.1
+    assert row["p_harm"] == pytest.approx(1 / 24)  # 23 other experts, none as harmful
+    for other in ("small", "digits"):
+        assert abs(frame.query("match == 'overall' and category == @other").iloc[0]["effect"]) < 0.02
+    selectivity = frame.query("match == 'overall' and category == 'selectivity'").iloc[0]
+    assert selectivity["excess_low"] > 0.1
+
+
+def test_an_expert_that_carries_nothing_shows_nothing() -> None:
+    model = planted(0.0)
+    texts = prepare_texts(model, passages(), SETTINGS)
+    usage = text_usage(model, texts)
+    assert usage["capitals"][0][0] > 0.9  # specialised in its use, and of no use
+    frame = steering_effects(model, BAN, texts, usage, target="capitals", settings=SETTINGS)
+    row = frame.query("match == 'overall' and category == 'capitals'").iloc[0]
+    assert abs(row["effect"]) < 0.02
+    assert not (row["excess_low"] > 0 and row["p_harm"] <= 0.05)
+
+
+def test_the_study_says_so_in_its_claims() -> None:
+    for strength, verdict, words in ((0.2, "measured", "it does:"), (0.0, "explained by chance", "it does not:")):
+        steering = Steering("ban", BAN, "capitals")
+        result = steer_study(
+            planted(strength), [steering], passages(), settings=SETTINGS, samples={"A": "ABC"}, max_new_tokens=3
+        )
+        claim = result.claims[0]
+        assert claim.name == "ban: hurts capitals more than matched random experts (layer, usage over all text) do"
+        assert claim.verdict == verdict
+        assert claim.note.startswith(words)
+        assert claim.interval is not None
+        sample = result.to_frame("samples").iloc[0]
+        assert sample["prompt"] == "ABC"
+        assert (sample["before"] != sample["after"]) == (strength > 0)
+
+
+def test_effects_are_those_of_the_steered_model_text_by_text() -> None:
+    """Batched, padded and against clean losses: the same as each text by itself, written out."""
+    model = planted(0.2)
+    texts = prepare_texts(model, passages()[:24], SETTINGS)
+    frame = steering_effects(model, BAN, texts, text_usage(model, texts), settings=EffectSettings(n_random=1))
+    losses = {"capitals": [], "small": []}
+    for row, passage in enumerate(texts.passages):
+        ids = torch.from_numpy(texts.encoded[row].astype(np.int64))[None]
+        assert ids[0, 0] == BOS
+        with torch.no_grad():
+            clean = model.module(ids, labels=ids).loss.item()
+            with steer_experts(model, BAN):
+                losses[passage.category].append(model.module(ids, labels=ids).loss.item() - clean)
+    for category, effects in losses.items():
+        row = frame.query("category == @category").iloc[0]
+        assert row["effect"] == pytest.approx(np.mean(effects), abs=1e-5)
+
+
+def test_matched_sets_match_layer_and_usage() -> None:
+    rng = np.random.default_rng(0)
+    usage = {layer: rng.dirichlet(np.full(64, 0.5)) * 8 for layer in range(3)}
+    common = [int(np.argsort(-u)[3]) for u in usage.values()]
+    edits = ExpertEdits(ban=frozenset(Expert(layer, e) for layer, e in enumerate(common)), boost={Expert(1, 5): 2.0})
+    sets = matched_edits(edits, usage, n_sets=50, seed=1)
+    assert len({str(s) for s in sets}) == 50
+    for one in sets:
+        assert sorted(e.layer for e in one.ban) == [0, 1, 2]
+        assert not set(one.experts) & set(edits.experts)
+        assert list(one.boost.values()) == [2.0]
+    assert 0.8 < usage_ratio(edits, sets, usage) < 1.25
+    anywhere = [ExpertEdits(ban=frozenset(Expert(layer, int(rng.integers(64))) for layer in range(3))) for _ in range(50)]
+    # what matching is for
+    assert abs(np.log(usage_ratio(edits, anywhere, usage))) > 3 * abs(np.log(usage_ratio(edits, sets, usage)))
+
+
+def test_matched_sets_are_all_there_are_when_few_exist() -> None:
+    usage = {0: np.full(6, 1 / 3)}
+    sets = matched_edits(ExpertEdits(ban=frozenset({Expert(0, 2)})), usage, n_sets=100)
+    assert sorted(next(iter(s.ban)).number for s in sets) == [0, 1, 3, 4, 5]
+    with pytest.raises(InputError, match="no other set of experts"):
+        matched_edits(ExpertEdits(boost={Expert(0, e): 1.0 for e in range(6)}), usage)
+    with pytest.raises(InputError, match="nothing to match"):
+        matched_edits(ExpertEdits(), usage)
+
+
+def trace_of(counts: dict[str, list[list[int]]]) -> RoutingTrace:
+    """Sequences by category, each a list of the experts of its tokens, one layer (number 4) of four experts, top-1."""
+    sequences, ids, owner = [], [], []
+    for category, members in counts.items():
+        for chosen in members:
+            owner += [len(sequences)] * len(chosen)
+            sequences.append(TracedSequence(f"s{len(sequences)}", category))
+            ids += chosen
+    n = len(ids)
+    return RoutingTrace(
+        (4,),
+        (4,),
+        np.array(ids, dtype=np.uint8).reshape(n, 1, 1),
+        None,
+        np.array(owner, dtype=np.int32),
+        np.arange(n, dtype=np.int32),
+        np.zeros(n, dtype=bool),
+        None,
+        tuple(sequences),
+    ).validate()
+
+
+def test_top_experts_are_those_used_beyond_the_other_categories() -> None:
+    trace = trace_of({"a": [[0, 0, 0, 0, 0, 0, 2, 2, 2, 3]], "b": [[0, 0, 0, 0, 0, 0, 0, 1, 1, 3]]})
+    # expert 0 is a's most used, and used no less by b
+    assert top_experts(trace, "a", 1) == (Expert(4, 2),)
+    assert top_experts(trace, "b", 2) == (Expert(4, 1), Expert(4, 0))
+    assert category_usage(trace)["a"][0].tolist() == [0.6, 0.0, 0.3, 0.1]
+    with pytest.raises(InputError, match="category 'c' is not among the prompts'"):
+        top_experts(trace, "c", 1)
+    with pytest.raises(InputError, match="take 1 to 3"):
+        top_experts(trace, "a", 4)
+
+
+def test_routing_like_a_category_moves_routing_there() -> None:
+    model = tiny_model("olmoe", head=True)
+    prompts = [Text(p.text[:60], p.category, f"{p.category}{i}") for i, p in enumerate(load_passages()) if i % 9 == 0]
+    trace = trace_prompts(model, prompts)
+    usage = category_usage(trace)
+    edits = route_like(trace, "code", 1.0)
+    assert len(edits.boost) == 18
+    stories = [p for p in prompts if p.category == "story"]
+    with steer_experts(model, edits):
+        steered = trace_prompts(model, stories)
+    moved = steered.counts().sum(0) / len(steered)
+    before = usage["story"]
+    assert np.abs(moved - usage["code"]).sum() < np.abs(before - usage["code"]).sum()
+
+
+class Text:
+    def __init__(self, text: str, category: str, id: str) -> None:
+        self.text, self.category, self.id, self.group = text, category, id, None
+
+
+def test_neurons_are_ablated_beside_random_neurons() -> None:
+    model = tiny_model("llama", head=True)
+    neurons = tuple(Neuron(Site("mlp_act", 2), i) for i in range(3))
+    result = steer_study(
+        model,
+        [Steering("ablate", Ablation(neurons, "zero"), "small")],
+        passages(),
+        settings=EffectSettings(n_random=5, tokens=200, length=20),
+    )
+    effects = result.to_frame("effects")
+    assert set(effects["category"]) == {"capitals", "small", "digits", "wikitext", "selectivity"}
+    assert effects["effect"].abs().max() > 0
+    assert result.to_frame("neurons")["neuron"].tolist() == [str(n) for n in neurons]
+
+
+def test_notation() -> None:
+    assert parse_experts("--ban-expert", ["5:17, 3:2", "0:0"]) == {(5, 17), (3, 2), (0, 0)}
+    assert parse_values("--boost", ["5:17=+2.0,1:2=-inf"]) == {Expert(5, 17): 2.0, Expert(1, 2): float("-inf")}
+    for texts, message in ((["5"], "'5' is not LAYER:EXPERT"), (["a:b"], "'a:b' is not"), (["-1:3"], "'-1:3' is not")):
+        with pytest.raises(InputError, match=f"--ban-expert: {message}"):
+            parse_experts("--ban-expert", texts)
+    for texts, message in ((["5:1"], "is not LAYER:EXPERT=NUMBER"), (["5:1=x"], "is not LAYER"), (["5:1=1,5:1=2"], "twice")):
+        with pytest.raises(InputError, match=message):
+            parse_values("--boost", texts)
+
+
+def test_shipped_passages_cover_the_prompt_categories() -> None:
+    found = load_passages()
+    assert {p.category for p in found} == {"code", "math", "story", "factual"}
+    for category in ("code", "math", "story", "factual"):
+        assert len({p.group for p in found if p.category == category}) >= 10
+    with pytest.raises(InputError, match="category 'poem' has no passages"):
+        load_passages(categories=["poem"])

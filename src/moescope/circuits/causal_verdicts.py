@@ -10,7 +10,7 @@ from moescope.types import Claim
 _TARGETS = {
     "probe_accuracy": ("a probe downstream", "accuracy"),
     "answer_accuracy": ("the model's own answer", "accuracy"),
-    "answer_logodds": ("the model's own answer", "log-odds, nats"),
+    "answer_logodds": ("the model's odds of the right answer", "log-odds, nats"),
     "wikitext_loss": ("the loss on other text", "nats per token"),
 }
 

@@ -81,6 +81,11 @@ def circuits(
         raise InputError(
             f"--ks: K = {size} is larger than the {columns.n} neurons of site {settings.site!r}; choose a smaller K"
         )
+    if 2 * settings.k > min(columns.widths):
+        raise InputError(
+            f"--k: K = {settings.k} is over half of the {min(columns.widths)} neurons of a layer at site {settings.site!r}, "
+            "too many to match with random neurons of the same layer; choose a smaller K"
+        )
     features: dict[str, Features] = {}
     for task in loaded_tasks:
         features[task.name] = capture_features(

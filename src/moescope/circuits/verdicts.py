@@ -106,7 +106,7 @@ def _two_neurons(name: str, accuracy: pd.DataFrame, controls: pd.DataFrame, sett
     else:
         verdict, note = "reproduced", f"within 2 points of the full-layer probe ({probe:.1%})"
     covered = (
-        f"; sure (probability ≥ 0.9) of {two['coverage']:.0%} of the texts, and right on {two['selective_accuracy']:.1%} of "
+        f"; sure (probability ≥ 0.9) of {two['coverage']:.1%} of the texts, and right on {two['selective_accuracy']:.1%} of "
         "those"
         if two["coverage"] > 0
         else "; never sure (probability ≥ 0.9)"

@@ -1,0 +1,233 @@
+"""The study whole: on a model with planted neurons, and small on the embedded model."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import moescope
+from moescope.circuits import AblationSettings, CircuitSettings, circuits, formation
+from moescope.circuits.control_task import control_labels
+from moescope.circuits.features import capture_features, columns_of
+from moescope.errors import InputError
+from moescope.models import LoadedModel, load, random_twin
+from moescope.result import StudyResult
+from moescope.tasks import load_task
+from moescope.types import Neuron, Site, Task
+from tests.planted_llama import WORDS, planted_llama, planted_task
+
+QUICK = CircuitSettings(ks=(1, 2, 5), k=5, n_permutations=39, n_label_permutations=19, n_random=20)
+COORDINATES = (3, 11, 20)
+
+
+def planted_model(strength: float = 2.0) -> LoadedModel:
+    """The planted llama, whose words carry their class in three coordinates of the stream; the rest is noise."""
+    model = planted_llama()
+    rng = np.random.default_rng(1)
+    sign = np.array([1.0] * (WORDS // 2) + [-1.0] * (WORDS // 2))
+    first = model.tokenizer.convert_tokens_to_ids("w0")
+    with torch.no_grad():
+        for coordinate in COORDINATES:
+            values = torch.from_numpy(strength / 2 * sign + rng.normal(size=WORDS))
+            model.body.get_input_embeddings().weight[first : first + WORDS, coordinate] = values.float()
+    return model
+
+
+@pytest.mark.parametrize("site", ["resid:1", "resid"])
+def test_planted_neurons_come_back(site: str) -> None:
+    settings = dataclasses.replace(QUICK, site=site, k=3, ks=(3,), twin=False)
+    result = circuits(planted_model(6.0), [planted_task(rows=200)], settings=settings)
+    found = {neuron.index for neuron in result.circuits["planted"].neurons}
+    assert found <= set(COORDINATES)
+    if site == "resid:1":
+        assert found == set(COORDINATES)
+    neurons = result.tables["neurons"]
+    assert (neurons["p_family"][:3] == 1 / 40).all()
+    columns = result.tables["columns"]
+    assert columns["distinct_coordinates"].max() <= 10
+    if site == "resid":
+        # Top ten of the stream: the three planted coordinates in their four layers fill nine or ten places.
+        assert set(columns["neuron"]) >= set(COORDINATES)
+        assert result.claims_frame().set_index("name").loc["planted: largest functional column", "measured"] == 4
+
+
+@pytest.fixture(scope="module")
+def tasks() -> list[Task]:
+    return [load_task("certainty=halueval", limit=80), load_task("sentiment=uci-sentiment?template=question", limit=80)]
+
+
+@pytest.fixture(scope="module")
+def result(tasks: list[Task]) -> StudyResult:
+    ablate = AblationSettings(ks=(1, 5), n_random=20, max_rows=24, text_tokens=96)
+    return circuits(load("dense-tiny", head=True), tasks, settings=QUICK, ablate=ablate)
+
+
+def test_every_table_and_claim_is_there(result: StudyResult) -> None:
+    columns = {
+        "controls": "task control accuracy low high gap gap_low gap_high p note",
+        "overlap": "task_a task_b k overlap expected p p_disjoint kuncheva split_half_a split_half_b split_half_cross",
+        "cross_task": "source target method value low high",
+        "task_map": "a b measure value chance p p_adjusted",
+        "ablation": "task k mode target off_task baseline effect random_mean random_low random_high p n_random norm_ratio",
+        "erasure": "task layer target off_task baseline effect random_mean random_low random_high p n_random",
+    }
+    assert {name: " ".join(result.tables[name].columns) for name in columns} == columns
+    single = {
+        "accuracy", "neurons", "neuron_classes", "neuron_values", "layers", "depth_range", "depth", "columns",
+        "sigma_compare", "stability", "pc1", "projection",
+    }  # fmt: skip
+    assert set(result.tables) == single | set(columns)
+    for name in single:
+        assert set(result.tables[name]["task"]) == {"certainty", "sentiment"}
+    claims = [claim.name for claim in result.claims]
+    assert len(set(claims)) == len(claims)
+    for task in ("certainty", "sentiment"):
+        for about in (
+            "5 neurons carry the task", "2 neurons suffice", "single neurons are the unit", "layers of the circuit",
+            "largest functional column", "classes oppose on PC1", "done early", "specialization ratio",
+            "switching the circuit off harms a probe downstream", "switching the circuit off harms the loss on other text",
+            "erasing the class direction harms a probe downstream",
+        ):  # fmt: skip
+            assert f"{task}: {about}" in claims
+    assert all(claim.note for claim in result.claims)
+    # A template that asks gives the model an answer to lose.
+    assert "sentiment: switching the circuit off harms the model's own answer" in claims
+    assert set(result.tables["ablation"].query("task == 'sentiment'")["target"]) == {
+        "probe_accuracy", "answer_logodds", "answer_accuracy", "wikitext_loss",
+    }  # fmt: skip
+
+
+def test_controls_hold_every_baseline(result: StudyResult) -> None:
+    controls = result.tables["controls"].query("task == 'certainty'").set_index("control")
+    assert set(controls.index) == {
+        "circuit", "circuit_global", "full_layer_probe", "embedding_layer", "majority class",
+        "surface: length in characters", "surface: length in words", "surface: length in tokens",
+        "surface: ends with a full stop", "surface: ends with punctuation", "surface: final character",
+        "surface: final token", "surface: bag of words", "surface: words and bigrams", "surface: all surface cues",
+        "random_circuit", "layer_matched_circuit", "permuted_labels", "control_task", "rotated_basis", "without_massive",
+        "matched_subset", "fixed_template", "random_twin_circuit", "random_twin_probe",
+    }  # fmt: skip
+    paired = controls["gap"].dropna()
+    np.testing.assert_allclose(paired, controls.loc["circuit", "accuracy"] - controls.loc[paired.index, "accuracy"], atol=1e-9)
+    assert (controls["gap_low"].dropna() <= paired + 1e-9).all()
+    assert controls.loc["permuted_labels", "p"] == 1 / 20
+    assert controls.loc["permuted_labels", "accuracy"] == pytest.approx(0.5, abs=0.1)
+    assert "selectivity" in controls.loc["control_task", "note"]
+    # The answers that were made up are whole sentences: the full stop alone tells them apart.
+    assert controls.loc["surface: ends with a full stop", "accuracy"] > 0.85
+
+
+def test_saved_and_loaded_it_is_the_same(result: StudyResult, tmp_path: Any) -> None:
+    folder = result.save(tmp_path / "out", figures=False)
+    assert moescope.load(folder) == result
+
+
+@pytest.mark.parametrize("site", ["mlp_act:1-3", "attn_out:2"])
+def test_any_site_multi_class_and_a_run_that_repeats_itself(site: str) -> None:
+    model, task = planted_model(), planted_task(rows=150)
+    examples = tuple(dataclasses.replace(e, label=i % 3, group=str(i // 3)) for i, e in enumerate(task.examples))
+    three = dataclasses.replace(task, examples=examples, classes=("a", "b", "c"), answers=(), name="three")
+    settings = dataclasses.replace(QUICK, site=site, twin=False, n_label_permutations=0)
+    first, second = (circuits(model, [three, task], settings=settings) for _ in range(2))
+    kind = site.partition(":")[0]
+    assert {neuron.site.kind for neuron in first.circuits["three"].neurons} == {kind}
+    assert len(first.tables["pc1"].query("task == 'three'")) == 3
+    assert "permuted_labels" not in set(first.tables["controls"]["control"])
+    for name, table in first.tables.items():
+        pd.testing.assert_frame_equal(table, second.tables[name])
+    assert first.claims == second.claims or str(first.claims) == str(second.claims)
+
+
+def test_a_position_other_than_the_final_token() -> None:
+    settings = dataclasses.replace(QUICK, position="mean", twin=False)
+    result = circuits(planted_model(6.0), [planted_task()], settings=settings)
+    note = result.tables["controls"].set_index("control").loc["control_task", "note"]
+    assert "120 inputs" in note or "119 inputs" in note  # each text is an input of its own
+
+
+def test_control_labels_are_a_function_of_the_final_token() -> None:
+    model, task = planted_model(), planted_task(rows=200)
+    features = capture_features(model, task, columns_of(model, "resid:1"))
+    labels, n_kinds = control_labels(features, model.tokenizer, "final", np.random.default_rng(0))
+    last = [e.text.split()[-1] for e in task.examples]
+    assert n_kinds == len(set(last))
+    assert len({(word, int(label)) for word, label in zip(last, labels, strict=True)}) == n_kinds
+    assert set(labels) == {0, 1}
+    other, _ = control_labels(features, model.tokenizer, "final", np.random.default_rng(1))
+    assert (other != labels).any()
+
+
+def test_memory_of_inputs_shows_in_the_control_task() -> None:
+    """Forty final words, hundreds of rows: a probe learns any label of a word, so selectivity is far below the gain."""
+    settings = dataclasses.replace(QUICK, k=16, ks=(16,), site="resid:0", twin=False, n_label_permutations=0)
+    result = circuits(planted_model(6.0), [planted_task(rows=400)], settings=settings)
+    controls = result.tables["controls"].set_index("control")
+    assert controls.loc["circuit", "accuracy"] > 0.95
+    assert controls.loc["control_task", "accuracy"] > 0.75
+
+
+def test_a_circuit_forms_over_checkpoints(tmp_path: Any) -> None:
+    model = planted_model(6.0)
+    twin = random_twin(model, seed=3)
+    for step, module in ((0, twin.module), (100, model.module)):
+        folder = tmp_path / f"step-{step}"
+        module.save_pretrained(folder)
+        model.tokenizer.save_pretrained(folder)
+    settings = dataclasses.replace(QUICK, k=3, ks=(3,), site="resid:1")
+    result = formation([tmp_path / "step-100", tmp_path / "step-0"], [planted_task()], settings=settings)
+    table = result.tables["dynamics"]
+    assert table["step"].tolist() == [0, 100]
+    assert table["accuracy"].iloc[1] > table["accuracy"].iloc[0]
+    assert table["overlap_with_last"].iloc[1] == 3
+    (claim,) = result.claims
+    assert claim.name == "planted: the circuit forms in training"
+    assert claim.measured == table["accuracy"].iloc[1]
+    with pytest.raises(InputError, match="at least two"):
+        formation([tmp_path / "step-0"], [planted_task()])
+    with pytest.raises(InputError, match="no training step"):
+        formation([tmp_path / "final", tmp_path / "step-0"], [planted_task()])
+    with pytest.raises(InputError, match="exactly one model"):
+        formation(["a", "b"], [planted_task()], revisions=["x1"])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"k": 0}, "--k"),
+        ({"ks": ()}, "--ks"),
+        ({"k": 1000}, "K = 1000 is larger than the 128 neurons"),
+        ({"k": 17}, "K = 17 is over half of the 32 neurons of a layer"),
+        ({"n_folds": 1}, "--folds"),
+        ({"n_permutations": 5}, "--permutations"),
+        ({"n_label_permutations": 5}, "--label-permutations"),
+        ({"n_random": 5}, "--random"),
+        ({"sigma": "std"}, "--sigma"),
+        ({"selection": "outer"}, "--selection"),
+        ({"classifier": "svm"}, "--classifier"),
+        ({"batch_tokens": 0}, "--batch-tokens"),
+        ({"site": "cortex"}, "cortex"),
+    ],
+)
+def test_bad_options_are_named_before_any_work(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        circuits(planted_llama(), [planted_task()], **options)
+
+
+def test_tasks_must_be_there_and_differ_in_name() -> None:
+    with pytest.raises(InputError, match="at least one task"):
+        circuits(planted_llama(), [])
+    with pytest.raises(InputError, match="two tasks are called 'planted'"):
+        circuits(planted_llama(), [planted_task(), planted_task()])
+
+
+def test_the_circuit_is_made_of_neurons(result: StudyResult) -> None:
+    circuit = result.circuits["certainty"]
+    assert len(circuit.neurons) == len(circuit.divergence) == 5
+    assert all(isinstance(neuron, Neuron) and isinstance(neuron.site, Site) for neuron in circuit.neurons)
+    shown = result.tables["neurons"].query("task == 'certainty'")
+    assert [(n.site.layer, n.index) for n in circuit.neurons] == list(zip(shown["layer"][:5], shown["neuron"][:5], strict=True))

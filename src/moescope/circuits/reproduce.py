@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pandas as pd
@@ -50,7 +52,8 @@ def reproduce_circuits(
     for name, sources in SOURCES.items() if tasks is None else ():
         for source in sources:
             try:
-                loaded_tasks.append(load_task(f"{name}={source}", limit=limit, seed=settings.seed))
+                with _quiet_hub():
+                    loaded_tasks.append(load_task(f"{name}={source}", limit=limit, seed=settings.seed))
                 if source != sources[0]:
                     notes.append(f"Note: {sources[0]} is out of reach here; {source} stands in for the task {name}.")
                 break
@@ -64,6 +67,18 @@ def reproduce_circuits(
     meta = {**result.meta, "title": f"Published circuits beside {loaded.name}", "notes": notes}
     table = published_table(result)
     return dataclasses.replace(result, meta=meta, tables={**result.tables, "published": table})
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Without the client's line per retry: that the Hub is out of reach is expected here, and said in a note."""
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def published_table(result: StudyResult) -> pd.DataFrame:
@@ -84,14 +99,14 @@ def published_table(result: StudyResult) -> pd.DataFrame:
             values = {name: cells[f"{a}_{b}"] for name, cells in record.items()}
             found = own.get(source) if source == target else cross.get((source, target))
             add(f"accuracy, {source} circuit on {target}", values, found)
-    for k, (reported, coverage) in published.RECORD["circuit_size_mistral_certainty"].items():
-        here = accuracy[(accuracy["task"] == "certainty") & (accuracy["k"] == int(k))]
+    for k, (reported, coverage) in published.SIZES.items():
+        here = accuracy[(accuracy["task"] == "certainty") & (accuracy["k"] == k)]
         add(f"certainty, {k} neurons: accuracy", {"Mistral": reported}, _first(here, "accuracy"))
         add(f"certainty, {k} neurons: coverage", {"Mistral": coverage}, _first(here, "coverage"))
     for task in _SHORT:
         add(f"specialization ratio, {task}", {"mean": published.RATIO[task]}, _claim(result, f"{task}: specialization"))
     add("symmetry score", {"mean": published.SYMMETRY}, _claim(result, "certainty and sentiment: symmetry"))
-    overlap = {name.replace("-7B", "").replace("-2", "-2"): v for name, v in published.RECORD["overlap_top10"].items()}
+    overlap = {name.replace("-7B", ""): value for name, value in published.RECORD["overlap_top10"].items()}
     add("overlap of top 10", overlap, _claim(result, "certainty and sentiment: top-10"))
     return pd.DataFrame(rows)
 

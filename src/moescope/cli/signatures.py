@@ -86,9 +86,9 @@ def signatures(
         raise InputError("MODEL: name a model to run (`moescope models` lists the embedded ones), or give --trace")
     recorded = None
     if trace is not None:
-        from moescope.routing.store import read_trace
+        from moescope.routing.store import load_trace
 
-        recorded = read_trace(trace)
+        recorded = load_trace(trace)
     labelled = compare.prompts(prompts, common) if prompts or recorded is None else None
     with progress() as report:
         loaded = (

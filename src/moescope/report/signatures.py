@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -227,7 +227,7 @@ def _experts(tables: Tables) -> Figure:
     figure = new_figure(0.8 + max(1.0, 0.11 * len(layers)) * -(-len(categories) // 2))
     grid = figure.subplots(-(-len(categories) // 2), 2, squeeze=False)
     wide = int(frame["expert"].max()) + 1
-    image = None
+    image: Any = None
     for i, panel in enumerate(grid.flat):
         if i >= len(categories):
             panel.set_axis_off()

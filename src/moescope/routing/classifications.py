@@ -77,7 +77,7 @@ def classification_tables(subject: Subject, settings: SignatureSettings) -> dict
             seed=seed,
         )
         low, high = np.quantile(null, [0.025, 0.975])
-        null_row = {"features": "signature, labels permuted", "kind": "null", "split": "stratified"}
+        null_row: dict[str, Any] = {"features": "signature, labels permuted", "kind": "null", "split": "stratified"}
         null_row |= {"accuracy": float(null.mean()), "low": float(low), "high": float(high), "n": len(y)}
         frame = pd.concat([frame, pd.DataFrame([null_row])], ignore_index=True)
         headline = (frame["features"] == SIGNATURE) & (frame["split"] == "stratified")

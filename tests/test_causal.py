@@ -163,7 +163,7 @@ def test_every_fast_path_equals_the_slow_one(family: str, monkeypatch: pytest.Mo
         return readout(reading) | {name: read(reading) for name, read in last.items()}
 
     fast = Replicas(model, ids, logits=None if model.is_encoder else "final", batch_tokens=64)
-    assert fast.late_start
+    assert fast.late_start == (family != "bloom")  # whose layers hand on a tuple
     assert fast.one_token != model.is_encoder
     quick = fast.run(NeuronSets(model, sets, values), both)
     slow = Replicas(model, ids, logits=None if model.is_encoder else "final", batch_tokens=64)

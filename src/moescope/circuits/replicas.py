@@ -220,7 +220,7 @@ class Replicas:
         ids = torch.from_numpy(np.asarray(longest, dtype=np.int64))[None].to(self.model.device)
         tolerance = 1e-4 if self.model.dtype == torch.float32 else 5e-2
         with torch.no_grad():
-            plain, _ = self._forward(ids, None)
+            plain = self._plain(ids)
             limit = tolerance * float(plain.abs().max())
             cache = self._prefix(ids) if self.one_token and ids.shape[1] > 1 else None
             if cache is not None:
@@ -231,6 +231,21 @@ class Replicas:
                 known = self._known(ids, cache, [middle])
                 with resumed(self.model, middle, known[middle]):
                     self.late_start = float((self._forward(ids, cache)[0] - plain).abs().max()) <= limit
+
+    def _plain(self, ids: Tensor) -> Tensor:
+        """An ordinary pass, which also shows whether layers hand on one tensor (BLOOM's hand on a tuple: no late start)."""
+        alone: list[bool] = []
+        with ExitStack() as stack:
+            for layer in range(self.model.n_layers) if self.late_start else ():
+
+                def look(_module: Any, _inputs: Any, output: Any) -> None:
+                    alone.append(isinstance(output, Tensor))
+
+                module = self.model.tap_point(Site("resid", layer)).module
+                stack.callback(module.register_forward_hook(look).remove)
+            plain, _ = self._forward(ids, None)
+        self.late_start = self.late_start and all(alone)
+        return plain
 
 
 class _Cache:

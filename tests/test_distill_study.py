@@ -33,7 +33,7 @@ from moescope.distill import (
 )
 from moescope.distill.claims import distill_claims
 from moescope.distill.published import RECORD, mean_ratio, table_ratio
-from moescope.distill.reproduce import published_table
+from moescope.distill.reproduce import published_table, reproduce_secret_moe
 from moescope.errors import InputError
 from tests.architectures import tiny_model
 
@@ -142,6 +142,17 @@ def test_published_table_and_ratios_agree(study) -> None:
     assert row["pythia-70m"] == 0.079
     assert np.isnan(row["measured"])  # this study has 4 and 8 active neurons
     assert table[table["figure"] == "FVU, gaussian, 8 active, dense"]["measured"].notna().all()
+
+
+def test_reproduce_says_that_the_embedded_model_stands_in() -> None:
+    result, _ = reproduce_secret_moe(None, texts=TEXTS, **(SMALL | {"active": (32,), "seeds": 1}))
+    assert any("dense-tiny stands in" in note for note in result.meta["notes"])
+    table = result.to_frame("published").set_index("figure")
+    row = table.loc["dense / MoE, activations, 64 active"]
+    assert row["pythia-410m"] == pytest.approx(0.498 / 0.28)
+    assert np.isfinite(row["measured"])
+    headline = next(c for c in result.claims if c.name.endswith("on activations"))
+    assert headline.published == pytest.approx((1.99 + 1.79 + 2.09) / 3)
 
 
 # --- splice and reading --------------------------------------------------------------------------------------------------

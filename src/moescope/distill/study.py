@@ -14,7 +14,7 @@ from moescope.capture import ActivationStore
 from moescope.capture.encode import model_limit
 from moescope.distill.accounting import per_neuron, spec_cost
 from moescope.distill.baselines import baseline_fvu
-from moescope.distill.claims import distill_claims, ratio_table, summary_table
+from moescope.distill.claims import ACTIVATIONS, distill_claims, ratio_table, summary_table
 from moescope.distill.controls import control_pairs
 from moescope.distill.data import SPLITS, Pairs, count
 from moescope.distill.layer_data import DataSettings, model_pairs, pieces, store_pairs
@@ -32,7 +32,7 @@ from moescope.result import StudyResult
 from moescope.tasks import plain_text
 
 Report = Callable[[str, int, int], None]
-ACTIVATIONS = "activations"
+_HOLD, _HELD = 20, 100  # every 20th text, at most 100
 
 
 def distill(
@@ -79,7 +79,10 @@ def distill(
     teacher = Teacher(loaded, settings.layer)
     shape = teacher.shape
     context = model_limit(loaded) or 1024
-    read = pieces(plain_text() if texts is None else texts, 2 * context)  # a token is seldom under two characters
+    given = pieces(plain_text() if texts is None else texts, 2 * context)  # a token is seldom under two characters
+    # for the spliced model's loss and for reading experts: texts that no student is trained on
+    held = given[::_HOLD][:_HELD]
+    read = [text for number, text in enumerate(given) if number % _HOLD or number >= _HOLD * _HELD]
     pairs = _read(teacher, read, store, settings, report)
     specs = settings.students()
     if settings.equal_cost:
@@ -114,11 +117,11 @@ def distill(
     best = found[ACTIVATIONS].best
     frames["load"] = _loads(found[ACTIVATIONS])
     if loaded.has_head:
-        frames["splice"] = splice_table(teacher, best, read[:40], batch_tokens=settings.batch_tokens)
+        frames["splice"] = splice_table(teacher, best, held, batch_tokens=settings.batch_tokens)
     if store is None:
         moe = next((s for n, s in best.items() if specs[n].kind != "dense"), None)
         if moe is not None:
-            frames["experts"] = read_experts(teacher, moe, read[:200], batch_tokens=settings.batch_tokens)
+            frames["experts"] = read_experts(teacher, moe, held, batch_tokens=settings.batch_tokens)
     meta = provenance(loaded, [], seed=settings.seed, settings=dataclasses.asdict(settings))
     meta |= {
         "title": f"Layer {settings.layer} of {loaded.name} distilled",

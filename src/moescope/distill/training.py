@@ -35,7 +35,7 @@ class TrainSettings:
         steps: updates; None: ``epochs`` passes over the training split.
         batch: vectors in a step.
         precision: ``"bf16"`` computes dense products and router scores in bfloat16; weights and updates stay float32.
-        every: steps between points of the curve; a checkpoint is written there.
+        every: steps between points of the curve, where a checkpoint is written; None: a twelfth of the run.
         checkpoint: file to resume from and to keep up to date.
         validation_tokens: vectors of the validation split used for the curve.
         revive: give experts that no token chose since the last point of the curve a new start (0: never; else from that
@@ -50,7 +50,7 @@ class TrainSettings:
     epochs: int = 1
     batch: int = 1024
     precision: Literal["fp32", "bf16"] = "fp32"
-    every: int = 250
+    every: int | None = None
     checkpoint: Path | None = None
     validation_tokens: int = 8192
     revive: bool = False
@@ -109,6 +109,7 @@ def train(pairs: Pairs, jobs: Mapping[str, Job], settings: TrainSettings, progre
     )
     if total < 1:
         raise InputError(f"{pairs.name}: its training split does not fill a batch of {settings.batch}; use a smaller --batch")
+    every = settings.every or max(1, total // 12)
     identity = _identity(pairs, jobs, settings, total)
     step = 0
     if settings.checkpoint is not None and settings.checkpoint.exists():
@@ -126,7 +127,7 @@ def train(pairs: Pairs, jobs: Mapping[str, Job], settings: TrainSettings, progre
                 if not job.diverged:
                     _step(job, block.x, block.y, job.lr * factor, settings.precision, step)
             step += 1
-            if step % settings.every == 0 or step == total:
+            if step % every == 0 or step == total:
                 _point(jobs, pairs, settings, step, total)
                 if settings.checkpoint is not None:
                     _save(settings.checkpoint, jobs, identity, step)

@@ -33,6 +33,8 @@ def build_model(model: LoadedModel, target: Target, counts: Counts, layers: list
         for name, tensor in _moe_tensors(target, parts, split, router).items():
             keep = torch.float32 if name == "gate.e_score_correction_bias" else model.dtype
             weights[f"model.layers.{number}.mlp.{name}"] = tensor.to(keep)
+    # an output bias of nought, which target_of has seen to, has no place in the target and needs none
+    weights = {name: tensor for name, tensor in weights.items() if not name.endswith("o_proj.bias") or target.has_output_bias}
     built.load_state_dict(weights, assign=True)
     # the rotary frequencies are computed, not stored, and were made on the meta device
     built.model.rotary_emb = type(built.model.rotary_emb)(config=built.config)

@@ -52,8 +52,8 @@ def card_text(result: StudyResult) -> str:
         f"**{result.claims[0].note}**",
         "",
         f"The dense model `{meta['model']}` ({target['source']}), each of its MLPs cut into {counts['experts']} experts of "
-        f"which {counts['active']} work on a token ({counts['shared']} of these on every token). No weight was trained: with every "
-        "expert active it is the dense model. The licence of the source applies.",
+        f"which {counts['active']} work on a token ({counts['shared']} of these on every token). No weight was trained: "
+        "with every expert active it is the dense model. The licence of the source applies.",
         "",
         "```python",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",

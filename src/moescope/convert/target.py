@@ -53,6 +53,11 @@ class Target:
         """Whether the type has experts that work on every token."""
         return self.model_type == "glm4_moe"
 
+    @property
+    def has_output_bias(self) -> bool:
+        """Whether the attention's output projection may have a bias."""
+        return self.model_type == "flex_olmo"
+
 
 def target_of(model: nn.Module, config: Any) -> Target:
     """The target of a loaded causal language model.

@@ -11,11 +11,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.integrations.moe import ExpertsInterface, _default_apply_gate, grouped_mm_experts_forward
 
-from moescope.kernels.experts_cpu import ACTIVATIONS, few_tokens
+from moescope.kernels.experts_cpu import ACTIVATIONS, as_words, run
 
 NAME = "moescope"
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -32,7 +33,6 @@ def experts_forward(self: nn.Module, hidden_states: Tensor, top_k_index: Tensor,
     """What an experts module returns for tokens (T, d) sent to experts (T, k) with factors (T, k): (T, d)."""
     if not covers(self, hidden_states):
         return grouped_mm_experts_forward(self, hidden_states, top_k_index, top_k_weights)
-    pack(self)
     tokens = len(hidden_states)
     if tokens > 1 and tokens > crossover(self, top_k_index.shape[1]):
         return many_tokens(self, hidden_states, top_k_index, top_k_weights)
@@ -54,19 +54,31 @@ def covers(experts: Any, hidden_states: Tensor) -> bool:
     return even and gate_up.dtype == down.dtype == hidden_states.dtype and experts.config.hidden_act in ACTIVATIONS
 
 
-def pack(experts: Any) -> None:
+def pack(experts: Any) -> tuple[np.ndarray, np.ndarray]:
     """Store ``down_proj`` by neuron, once: the parameter keeps its shape and values, only its strides change.
 
     Nothing is held twice, and every other implementation, saving included, goes on working with the same weights.
+
+    Returns:
+        gate_up and the transposed down as the compiled kernel takes them: views of the same memory.
     """
-    if not experts.gate_up_proj.is_contiguous():
-        experts.gate_up_proj.data = experts.gate_up_proj.data.contiguous()
-    if not experts.down_proj.transpose(1, 2).is_contiguous():
-        experts.down_proj.data = experts.down_proj.data.transpose(1, 2).contiguous().transpose(1, 2)
+    gate_up, down = experts.gate_up_proj, experts.down_proj
+    place = (gate_up.data_ptr(), down.data_ptr())
+    views = experts.__dict__.get("_moescope_views")
+    if views is not None and views[0] == place:
+        return views[1]
+    if not gate_up.is_contiguous():
+        gate_up.data = gate_up.data.contiguous()
+    if not down.transpose(1, 2).is_contiguous():
+        down.data = down.data.transpose(1, 2).contiguous().transpose(1, 2)
+    arrays = as_words(gate_up.detach()), as_words(down.detach().transpose(1, 2))
+    experts.__dict__["_moescope_views"] = ((gate_up.data_ptr(), down.data_ptr()), arrays)
+    return arrays
 
 
 def many_tokens(experts: Any, x: Tensor, index: Tensor, scale: Tensor) -> Tensor:
     """The same for many tokens: each hit expert's tokens together, two matrix products."""
+    pack(experts)  # both ways on the same layout, whichever comes first
     k = index.shape[1]
     n_experts, width = len(experts.gate_up_proj), experts.down_proj.shape[2]
     flat = index.reshape(-1)
@@ -110,10 +122,7 @@ def crossover(experts: Any, k: int) -> int:
 
 
 def _few(experts: Any, x: Tensor, index: Tensor, scale: Tensor) -> Tensor:
-    down = experts.down_proj.transpose(1, 2)
-    return few_tokens(
-        x.contiguous(), index.contiguous(), scale.contiguous(), experts.gate_up_proj, down, experts.config.hidden_act
-    )
+    return run(x.contiguous(), index.contiguous(), scale.contiguous(), *pack(experts), experts.config.hidden_act)
 
 
 def _seconds(function: Any, *arguments: Any) -> float:

@@ -49,22 +49,32 @@ def few_tokens(
         activation: one of :data:`ACTIVATIONS`.
         threads: as many as torch uses by default.
     """
-    half = x.dtype == torch.bfloat16
-    wide = torch.float32 if half else x.dtype
-    words = torch.uint32 if half else wide
+    return run(x, index, scale, as_words(gate_up), as_words(down), activation, threads=threads)
+
+
+def as_words(tensor: Tensor) -> np.ndarray:
+    """The same memory as numpy can hold it: bfloat16 as pairs in uint32."""
+    return (tensor.view(torch.uint32) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def run(
+    x: Tensor,
+    index: Tensor,
+    scale: Tensor,
+    gate_up: np.ndarray,
+    down: np.ndarray,
+    activation: str,
+    *,
+    threads: int | None = None,
+) -> Tensor:
+    """:func:`few_tokens` on weights that :func:`as_words` has prepared, which a layer does once."""
+    wide = torch.float32 if x.dtype == torch.bfloat16 else x.dtype
     threads = min(threads or torch.get_num_threads(), _THREADS)
     out = torch.empty(x.shape, dtype=wide)
     with _LOCK:
         set_num_threads(threads)
         _few_tokens(
-            x.view(words).numpy(),
-            index.numpy(),
-            scale.to(wide).numpy(),
-            gate_up.view(words).numpy(),
-            down.view(words).numpy(),
-            ACTIVATIONS[activation],
-            threads,
-            out.numpy(),
+            as_words(x), index.numpy(), scale.to(wide).numpy(), gate_up, down, ACTIVATIONS[activation], threads, out.numpy()
         )
     return out.to(x.dtype)
 

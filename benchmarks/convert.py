@@ -1,0 +1,239 @@
+"""Does cutting an MLP into experts make a model faster? Kernels with cold caches, a 1.1 B model, and the embedded one.
+
+    python benchmarks/convert.py --part kernel            # one layer of experts, float32 and bfloat16: a minute, 3 GB
+    python benchmarks/convert.py --part model             # Llama shape, 1.1 B, random weights, float32: two minutes, 9 GB
+    python benchmarks/convert.py --part model --dtype bf16
+    python benchmarks/convert.py --part embedded          # quality and speed of the embedded model: two minutes
+
+Writes its part of benchmarks/results/convert.json. Contenders are interleaved, each turn beginning with another one, and a
+speed-up is the median of those within a turn. The experts implementations that transformers brings run on weights as
+transformers stores them; moescope's has a copy of the down projections of its own, stored by neuron.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch.nn import functional as F
+from transformers.models.glm4_moe.modeling_glm4_moe import Glm4MoeExperts
+
+from machine import describe
+from moescope.convert import convert
+from moescope.convert.settings import Counts
+from moescope.convert.speed import Runner, Workload, active_share, ceilings, measure
+from moescope.convert.target import Target, set_active, target_config
+from moescope.kernels.experts import crossover, pack
+
+RESULT = Path(__file__).parent / "results" / "convert.json"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+OTHERS = ("eager", "grouped_mm", "batched_mm")
+D, WIDTH, EXPERTS = 2048, 8192, 64
+LAYERS = 16  # of the model
+COLD = 8  # layers of experts that the kernel's calls go through in turn: 1.6 GB in float32
+
+
+def filled(shape: torch.Size | tuple[int, ...], dtype: torch.dtype, scale: float = 0.02) -> torch.Tensor:
+    """Random numbers that repeat after 4 M: drawing billions would take longer than the benchmark."""
+    block = scale * torch.randn(2**22, generator=torch.Generator().manual_seed(0))
+    flat = torch.empty(torch.Size(shape).numel(), dtype=dtype)
+    for start in range(0, len(flat), len(block)):
+        part = flat[start : start + len(block)]
+        part.copy_(block[: len(part)])
+    return flat.view(shape)
+
+
+def reading_rate() -> float:
+    """Bytes per second: the best of torch's sum and matrix-vector product over 1 GiB, five times each."""
+    big = filled((2**16, 2**12), torch.float32)
+    x = torch.ones(2**12)
+    best = 0.0
+    for call in (lambda: big.sum(), lambda: big @ x):
+        for _ in range(5):
+            began = time.perf_counter()
+            call()
+            best = max(best, 4 * big.numel() / (time.perf_counter() - began))
+    return best
+
+
+# --- one layer ------------------------------------------------------------------------------------------------------------
+
+
+def experts_module(dtype: torch.dtype) -> Any:
+    config: Any = transformers.Glm4MoeConfig(hidden_size=D, moe_intermediate_size=WIDTH // EXPERTS, n_routed_experts=EXPERTS)
+    config._experts_implementation = "eager"
+    with torch.device("meta"):
+        made = Glm4MoeExperts(config)
+    made.gate_up_proj = torch.nn.Parameter(filled(made.gate_up_proj.shape, dtype), requires_grad=False)
+    made.down_proj = torch.nn.Parameter(filled(made.down_proj.shape, dtype), requires_grad=False)
+    return made
+
+
+def kernel(rate: float) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for name, dtype in DTYPES.items():
+        packed, plain = ([experts_module(dtype) for _ in range(COLD // 2)] for _ in range(2))
+        for module in packed:
+            pack(module)
+        dense = [[filled(s, dtype) for s in ((WIDTH, D), (WIDTH, D), (D, WIDTH))] for _ in range(COLD // 2)]
+        for tokens, active in ((1, EXPERTS), (1, 16), (1, 6), (8, 16), (64, 16), (512, 16)):
+            rows += kernel_case(name, dtype, tokens, active, packed, plain, dense, rate)
+            print(
+                *(
+                    f"{r['contender']} {r['speedup']:.2f}x"
+                    for r in rows
+                    if (r["dtype"], r["tokens"], r["active"]) == (name, tokens, active)
+                )
+            )
+    return rows
+
+
+def kernel_case(
+    name: str, dtype: torch.dtype, tokens: int, active: int, packed: list[Any], plain: list[Any], dense: list[Any], rate: float
+) -> list[dict[str, Any]]:
+    draw = torch.Generator().manual_seed(tokens)
+    x = torch.randn(tokens, D, generator=draw).to(dtype)
+    scale = torch.ones(tokens, active, dtype=dtype)
+    routes = [torch.rand(tokens, EXPERTS, generator=draw).topk(active).indices for _ in range(8)]
+
+    def run_dense(i: int) -> None:
+        gate, up, down = dense[i % len(dense)]
+        F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
+
+    def run_experts(modules: list[Any], implementation: str) -> Callable[[int], None]:
+        def call(i: int) -> None:
+            module = modules[i % len(modules)]
+            module.config._experts_implementation = implementation
+            module(x, routes[i % len(routes)], scale)
+
+        return call
+
+    calls = {"dense": run_dense, "moescope": run_experts(packed, "moescope")}
+    # batched_mm copies k experts' weights for every token: 52 GB for 512 tokens in float32
+    calls |= {other: run_experts(plain, other) for other in OTHERS if other != "batched_mm" or tokens <= 8}
+    turns = 12 if tokens < 64 else 4
+    times: dict[str, list[float]] = {key: [] for key in calls}
+    with torch.no_grad():
+        for turn in range(-2, turns):
+            keys = list(calls)
+            for key in keys[turn % len(keys) :] + keys[: turn % len(keys)]:
+                began = time.perf_counter()
+                calls[key](turn)
+                if turn >= 0:
+                    times[key].append(time.perf_counter() - began)
+    touched = float(np.mean([len(torch.unique(r)) for r in routes]))
+    size = dtype.itemsize * 3 * D * WIDTH
+    return [
+        {
+            "dtype": name,
+            "tokens": tokens,
+            "active": active,
+            "contender": key,
+            "milliseconds": 1e3 * median(spent),
+            "speedup": median(a / b for a, b in zip(times["dense"], spent, strict=True)),
+            # the time in which its weights could be read, over the time it took
+            "share_of_byte_floor": size * (1 if key == "dense" else touched / EXPERTS) / rate / median(spent),
+        }
+        for key, spent in times.items()
+    ]
+
+
+# --- a model --------------------------------------------------------------------------------------------------------------
+
+
+def models(dtype: torch.dtype) -> tuple[Any, Any, Any]:
+    """A dense Llama of 1.1 B weights and the same cut into experts, twice: as stored, and with its own down projections."""
+    config = transformers.LlamaConfig(
+        hidden_size=D, intermediate_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=32, num_key_value_heads=8,
+        vocab_size=32000, max_position_embeddings=2048,
+    )  # fmt: skip
+    dense = _materialised(config, dtype, {})
+    target = Target("llama", "glm4_moe", "silu", False, 2048, ())
+    body = {name: p for name, p in dense.named_parameters() if ".mlp." not in name}
+    moe_config = target_config(target, config, Counts(EXPERTS, 16, 2))
+    plain = _materialised(moe_config, dtype, body)
+    rest = {name: p for name, p in plain.named_parameters() if not name.endswith("experts.down_proj")}
+    return dense, plain, _materialised(moe_config, dtype, rest)
+
+
+def _materialised(config: Any, dtype: torch.dtype, given: dict[str, Any]) -> Any:
+    with torch.device("meta"):
+        made: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    weights = {name: given.get(name) for name, _ in made.named_parameters()}
+    weights |= {name: filled(p.shape, dtype) for name, p in made.named_parameters() if weights[name] is None}
+    weights |= {name: torch.zeros(b.shape) for name, b in made.named_buffers() if name.endswith("correction_bias")}
+    made.load_state_dict(weights, assign=True, strict=False)
+    made.model.rotary_emb = type(made.model.rotary_emb)(config=made.config)
+    return made.eval().requires_grad_(False)
+
+
+def model(dtype: str) -> dict[str, Any]:
+    dense, plain, own = models(DTYPES[dtype])
+    counts = {key: sum(p.numel() for p in m.parameters()) for key, m in (("dense", dense), ("converted", own))}
+    rows: list[dict[str, Any]] = []
+    for active in (EXPERTS, 16, 6):
+        for made in (plain, own):
+            set_active(made, active)
+        runners = [Runner("dense", dense), Runner("moescope", own, "moescope"), *(Runner(o, plain, o) for o in OTHERS)]
+        cases = [([Workload("batch 1", 1, 16, 6)], runners if active < EXPERTS else runners[:2], 5)]
+        if active < EXPERTS:
+            kept = [r for r in runners if r.name in ("dense", "moescope", "grouped_mm")]
+            cases.append(
+                ([Workload("batch 8", 8, 16, 3), Workload("batch 64", 64, 8, 2), Workload("prefill", 1, 256, 0)], kept, 2)
+            )
+        for workloads, chosen, repeats in cases:
+            limits = ceilings(dense, own, workloads)
+            for row in measure(chosen, workloads, repeats=repeats):
+                limit = limits[row["workload"]]
+                rows.append(
+                    {
+                        "active": active,
+                        "share": active_share(dense, own),
+                        **row,
+                        "ceiling": limit,
+                        "of_ceiling": row["speedup"] / limit,
+                    }
+                )
+                print({key: round(v, 3) if isinstance(v, float) else v for key, v in rows[-1].items()})
+    found = crossover(own.model.layers[0].mlp.experts, 14)
+    return {"weights": counts, "rows": rows, "crossover_tokens": found}
+
+
+def embedded() -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        result = convert("dense-tiny", Path(folder) / "out")
+    print(result.claims_frame()[["name", "measured", "null", "note"]].to_string())
+    tables = {name: result.to_frame(name).to_dict("records") for name in ("frontier", "speed")}
+    return {"recommendation": result.claims[0].note, "minutes_to_convert": result.meta["minutes_to_convert"], **tables}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=("kernel", "model", "embedded"), required=True)
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="of the model")
+    arguments = parser.parse_args()
+    results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    rate = reading_rate()
+    print(f"reads {rate / 1e9:.1f} GB/s")
+    part: dict[str, Any] = {"machine": describe("numba"), "gigabytes_per_second": rate / 1e9}
+    if arguments.part == "kernel":
+        results["kernel"] = part | {"rows": kernel(rate)}
+    elif arguments.part == "model":
+        results[f"model_{arguments.dtype}"] = part | model(arguments.dtype)
+    else:
+        results["embedded"] = part | embedded()
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""What cannot be converted is refused in one line that names it, before anything is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from moescope.convert import ConvertSettings, convert
+from moescope.convert.settings import counts_of
+from moescope.convert.target import target_config, target_of
+from moescope.errors import InputError
+from moescope.models import from_model
+from moescope.types import Circuit, Neuron, Site
+from tests.architectures import TINY, build, tiny_model, tiny_tokenizer
+from tests.made_conversions import source
+
+
+def refused(model: Any, folder: Path, **options: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        convert(model, folder, **({"speed": False} | options))
+    assert "\n" not in str(caught.value)
+    assert not folder.exists() or "already" in str(caught.value) or "exists" in str(caught.value)
+    assert not list(folder.parent.glob(".*.partial"))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(set(TINY) - {"llama", "mistral", "qwen2", "qwen3", "olmo2", "arcee"}))
+def test_other_types_by_name(name: str, tmp_path: Path) -> None:
+    message = refused(tiny_model(name, head=True), tmp_path / "out")
+    assert repr(tiny_model(name).config.model_type) in message
+
+
+def test_a_mixture_of_experts_is_pointed_elsewhere(tmp_path: Path) -> None:
+    message = refused(tiny_model("olmoe", head=True), tmp_path / "out")
+    assert "is a mixture of experts already (num_experts = 6)" in message
+    assert "moescope signatures" in message
+
+
+def test_a_model_without_its_head(tmp_path: Path) -> None:
+    assert "head=True" in refused(tiny_model("llama"), tmp_path / "out")
+
+
+def test_a_bias_that_has_no_place(tmp_path: Path) -> None:
+    model = from_model(build("llama", head=True, attention_bias=True), tiny_tokenizer())
+    assert "model.layers.0.self_attn.o_proj.bias" in refused(model, tmp_path / "out")
+    model = from_model(build("llama", head=True, mlp_bias=True), tiny_tokenizer())
+    assert "model.layers.0.mlp" in refused(model, tmp_path / "out")
+
+
+def test_text_that_is_too_short(tmp_path: Path) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("A few words.\nAnd a few more of them.\n")
+    message = refused(source("llama"), tmp_path / "out", calibration=short, window=16)
+    assert "short.txt" in message
+    assert "at least 1024" in message
+    long = tmp_path / "long.txt"
+    long.write_text("\n".join(f"Line {i} of a text that is long enough." for i in range(200)))
+    message = refused(source("llama"), tmp_path / "out", calibration=long, heldout=short, window=256)
+    assert "held-out" in message
+    assert "is the calibration text" in refused(source("llama"), tmp_path / "out", calibration=long, heldout=long)
+    assert "No such file" in refused(source("llama"), tmp_path / "out", calibration=tmp_path / "absent.txt")
+
+
+def test_a_folder_that_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    message = refused(source("llama"), tmp_path / "mine", overwrite=True)
+    assert "not a conversion" in message
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
+
+
+def test_counts(tmp_path: Path) -> None:
+    assert "take 2, 4, 8" in refused(source("llama"), tmp_path / "out", experts=7)
+    for options in ({"active": 9}, {"active": 1}, {"shared": 0}, {"shared": 3}):
+        message = refused(source("llama"), tmp_path / "out", **({"experts": 8, "active": 3} | options))
+        assert f"--{next(iter(options))}" in message
+    assert "no shared experts" in refused(source("olmo2"), tmp_path / "out", experts=8, active=3, shared=1)
+
+
+def test_counts_that_are_left_open() -> None:
+    """Llama 2, Llama 3, Qwen2.5 0.5B and the embedded model: about 64 experts of a multiple of eight neurons."""
+    for width, experts in ((11008, 86), (14336, 64), (4864, 76), (640, 80)):
+        counts = counts_of(ConvertSettings(), width, has_shared=True)
+        assert (counts.experts, counts.active) == (experts, round(experts / 4))
+        assert width % counts.experts == 0
+        assert width // counts.experts % 8 == 0
+    assert counts_of(ConvertSettings(), 640, has_shared=False).shared == 0
+
+
+@pytest.mark.parametrize(
+    ("neuron", "text"),
+    [(Neuron(Site("resid", 0), 3), "lies in resid"), (Neuron(Site("mlp_act", 0), 999), "is not in model")],
+)
+def test_circuits_that_hold_no_neurons_of_the_mlps(neuron: Neuron, text: str, tmp_path: Path) -> None:
+    circuit = Circuit("certainty", (neuron,), (1.0,))
+    assert text in refused(source("llama"), tmp_path / "out", method="circuits", circuits=[circuit], experts=8)
+    assert "--circuits" in refused(source("llama"), tmp_path / "out", method="circuits", experts=8)
+
+
+def test_a_sliding_window_shortens_the_context() -> None:
+    model = from_model(build("mistral", head=True, sliding_window=16, intermediate_size=64), tiny_tokenizer())
+    target = target_of(model.module, model.config)
+    config = target_config(target, model.config, counts_of(ConvertSettings(experts=8), 64, has_shared=True))
+    assert config.max_position_embeddings == 16
+    assert "last 16 tokens" in target.notes[0]
+    unused = build("qwen2", head=True, intermediate_size=64, sliding_window=16, use_sliding_window=False)
+    assert target_of(unused, unused.config).max_positions == 256
+
+
+def test_out_of_memory_or_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_arguments: Any, **_options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("moescope.convert.study.measure_frontier", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert(source("llama"), tmp_path / "out", experts=8, speed=False, window=64)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_are_safetensors_only(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    convert(source("llama"), tmp_path / "out", experts=8, active=3, speed=False, controls=False, window=64, heldout_tokens=256)
+    names = {p.name for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert "model.safetensors" in names
+    assert not [n for n in names if n.endswith((".bin", ".pt", ".pth", ".pkl"))]

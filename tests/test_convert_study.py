@@ -1,0 +1,212 @@
+"""A conversion from end to end: what is written, what is measured, and what is said about it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import transformers
+
+import moescope.result
+from moescope.cli import main
+from moescope.convert import convert
+from moescope.convert.speed import Runner, Workload, active_share, ceilings, measure
+from moescope.convert.study import relative_difference
+from moescope.convert.verdict import recommend
+from moescope.result import StudyResult
+from tests.made_conversions import converted, source, windows
+
+SMALL: dict[str, Any] = {"experts": 40, "active": 10, "calibration_tokens": 6000, "heldout_tokens": 1024, "speed": False}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("study") / "out"
+
+
+@pytest.fixture(scope="module")
+def result(folder: Path) -> StudyResult:
+    """The embedded model on little text, without the clock."""
+    return convert("dense-tiny", folder, **SMALL)
+
+
+def test_the_split_beats_its_controls(result: StudyResult) -> None:
+    """Clustering beats a random split, and routing beats keeping the same neurons for every token."""
+    frontier = result.to_frame("frontier").set_index(["kind", "active"])["perplexity"]
+    for active in (10, 15, 20):
+        assert frontier["converted", active] < frontier["random", active] < frontier["static", active]
+    assert frontier["converted", 40] < frontier["converted", 20] < frontier["converted", 10] < frontier["converted", 5]
+    layers = result.to_frame("layers")
+    assert (layers["captured"] > layers["chance"]).all()
+    assert (layers["captured"] <= layers["oracle"] + 1e-6).all()
+
+
+def test_claims(result: StudyResult) -> None:
+    claims = {c.name: c for c in result.claims}
+    assert claims["recommendation"].measured == "not measured"
+    assert claims["all experts active: relative difference of the logits"].measured <= 1e-4
+    share = claims["MLP weights active on a token, of the dense model's"].measured
+    assert share == pytest.approx(10 / 40 + 38 / (3 * 640))  # 2 of 40 are shared: a router of 38 rows
+    rise = claims["rise in perplexity"]
+    assert rise.interval is not None
+    assert rise.interval[0] <= rise.measured <= rise.interval[1]
+    assert rise.null > rise.measured
+
+
+def test_what_lies_in_the_folder(result: StudyResult, folder: Path) -> None:
+    assert moescope.result.load(folder / "report") == result
+    assert "frontier" in result.figures()
+    recipe = json.loads((folder / "conversion.json").read_text())
+    assert recipe["recipe"]["counts"] == {"experts": 40, "active": 10, "shared": 2}
+    assert recipe["recipe"]["text"]["calibration"]["sha256"] != recipe["recipe"]["text"]["held-out"]["sha256"]
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert "base_model: dense-tiny" in card
+    assert "vLLM and SGLang" in card
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model_type"] == "glm4_moe"
+    assert config["rope_parameters"]["partial_rotary_factor"] == config["partial_rotary_factor"] == 1.0
+    assert config["routed_scaling_factor"] == config["num_experts_per_tok"] == 8
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    assert model.generate(**tokenizer("The river", return_tensors="pt"), max_new_tokens=3).shape[1] >= 4
+
+
+def test_the_same_seed_gives_the_same_weights(result: StudyResult, folder: Path, tmp_path: Path) -> None:
+    again = convert("dense-tiny", tmp_path / "again", **(SMALL | {"controls": False}))
+    assert again.claims[3].measured == result.claims[3].measured
+    first, second = ((f / "model.safetensors").read_bytes() for f in (folder, tmp_path / "again"))
+    assert first == second
+
+
+def test_calibration_text_is_not_what_it_is_judged_on(tmp_path: Path) -> None:
+    lines = [f"Line {i} says {i * i} and nothing else worth a note." for i in range(400)]
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(lines))
+    out = convert(
+        source("llama"), tmp_path / "out", calibration=text, experts=8, active=3, speed=False, controls=False, window=64
+    )
+    described = out.meta["text"]
+    assert described["calibration"]["source"] == "text.txt, first three quarters"
+    assert described["held-out"]["source"] == "text.txt, last quarter"
+
+
+def test_bfloat16_is_written_as_it_came(tmp_path: Path) -> None:
+    model = source("llama")
+    model.module.to(torch.bfloat16)
+    model.dtype = torch.bfloat16
+    convert(model, tmp_path / "out", experts=8, active=3, speed=False, controls=False, window=64, heldout_tokens=256)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert loaded.dtype == torch.bfloat16
+    gate = loaded.model.layers[0].mlp.gate
+    assert gate.e_score_correction_bias.dtype == torch.float32
+    assert gate.e_score_correction_bias.abs().max() > 0
+
+
+def rows(**speedups: float) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"runner": r, "workload": w, "speedup": 1.0 if r == "dense" else s}
+            for w, s in speedups.items()
+            for r in ("dense", "x")
+        ]
+    ).replace({"workload": {"one": "batch 1", "many": "batch 64"}})
+
+
+def test_recommendation() -> None:
+    assert recommend(0.01, None, 0.05) is None
+    slower = recommend(0.01, rows(one=0.8, many=0.5), 0.05)
+    assert slower is not None
+    assert slower.keep_dense
+    assert slower.text == "keep dense: it is not faster (0.80× at batch 1)"
+    worse = recommend(0.5, rows(one=2.0, many=0.5), 0.05)
+    assert worse is not None
+    assert worse.keep_dense
+    assert "perplexity rises by 50.0%" in worse.text
+    assert "it would be faster: batch 1 2.00×" in worse.text
+    good = recommend(0.01, rows(one=2.0, many=0.5), 0.05)
+    assert good is not None
+    assert not good.keep_dense
+    assert good.text == "use the converted model: faster at batch 1 2.00×, perplexity +1.0%"
+
+
+def test_ceilings_count_weights() -> None:
+    model = source("llama")
+    built, *_ = converted(model)
+    limits = ceilings(
+        model.module, built, [Workload("one", 1, 4, 2), Workload("very many", 10**4, 4, 2), Workload("read", 1, 4, 0)]
+    )
+    mlp = 4 * 3 * 64 * 32
+    body = sum(p.numel() for p in model.module.parameters()) - mlp - 260 * 32
+    active = mlp * 3 / 8 + 4 * 7 * 32  # a shared expert, two of seven routed, and a router of seven rows
+    assert limits["one"] == limits["read"] == pytest.approx((body + mlp) / (body + active))
+    assert limits["very many"] == pytest.approx((body + mlp) / (body + mlp + 4 * 7 * 32))
+    assert active_share(model.module, built) == pytest.approx(active / mlp)
+
+
+def test_speed_is_measured_for_every_runner_and_nothing_is_left_changed() -> None:
+    model = source("llama")
+    built, *_ = converted(model)
+    before = built.config._experts_implementation
+    found = measure([Runner("dense", model.module), Runner("moescope", built, "moescope")], [Workload("w", 2, 4, 2)], repeats=1)
+    assert [r["runner"] for r in found] == ["dense", "moescope"]
+    assert found[0]["speedup"] == 1
+    assert all(r["tokens_per_second"] > 0 for r in found)
+    assert built.config._experts_implementation == before
+
+
+def test_a_wrong_conversion_would_be_noticed() -> None:
+    model = source("llama")
+    built, counts, *_ = converted(model)
+    assert relative_difference(model.module, built, counts, windows(2)) <= 1e-4
+    built.model.layers[1].mlp.experts.down_proj[3] *= 1.1
+    assert relative_difference(model.module, built, counts, windows(2)) > 1e-3
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    options = ["--experts", "40", "--no-speed", "--no-controls", "--calibration-tokens", "2048", "--heldout-tokens", "512"]
+    main(["convert", "dense-tiny", "-o", str(out), *options])
+    printed = capsys.readouterr().out
+    assert "recommendation" in printed
+    assert f"checkpoint: {out}" in printed
+    with pytest.raises(SystemExit) as stopped:
+        main(["convert", "dense-tiny", "-o", str(out), *options])
+    assert stopped.value.code == 2
+    assert (
+        capsys.readouterr().err == f"error: --out: {out} already holds a conversion; name another folder or give --overwrite\n"
+    )
+    main(["convert", "dense-tiny", "-o", str(out), "--overwrite", "--active", "20", *options])
+    assert json.loads((out / "conversion.json").read_text())["recipe"]["counts"]["active"] == 20
+
+
+@pytest.mark.slow
+def test_one_run_of_the_evaluation_harness(tmp_path: Path) -> None:
+    """A local task over a JSON file, offline: with every expert active the scores are the dense model's."""
+    pytest.importorskip("lm_eval")
+    pairs = [
+        ("The sky is", " blue", " bread"),
+        ("Two and two make", " four", " river"),
+        ("He opened the", " door", " seven"),
+    ] * 4
+    data = tmp_path / "tasks" / "pairs.jsonl"
+    data.parent.mkdir()
+    data.write_text("\n".join(json.dumps({"q": q, "choices": [a, b], "gold": 0}) for q, a, b in pairs))
+    (data.parent / "pairs.yaml").write_text(
+        "task: tiny_pairs\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: " + str(data) + "\n"
+        "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{q}}'\ndoc_to_choice: '{{choices}}'\n"
+        "doc_to_target: '{{gold}}'\nmetric_list:\n  - metric: acc\n"
+    )
+    out = convert(
+        "dense-tiny",
+        tmp_path / "out",
+        **(SMALL | {"active": 40, "controls": False}),
+        eval_tasks=["tiny_pairs"],
+        eval_include=data.parent,
+    )
+    tasks = out.to_frame("tasks").set_index("metric")
+    assert tasks.loc["acc", "original"] == tasks.loc["acc", "converted"] > 0

@@ -92,9 +92,9 @@ def test_a_column_of_the_residual_stream_is_one_coordinate() -> None:
     x[:, [4, 14, 24]] = carried + 0.01 * rng.normal(size=(50, 3))
     given = features(x, np.arange(50) % 2, layers=3)
     found = functional_columns(given.x, np.array([4, 14, 24, 7, 18]), given.columns)
-    assert found == {"columns": [(4, [0, 1, 2])], "distinct_coordinates": 3, "clusters": 3, "largest": 3}
+    assert found == {"columns": [(4, [0, 1, 2])], "distinct_coordinates": 3, "clusters": 3}
     alone = functional_columns(given.x, np.array([9]), given.columns)
-    assert alone == {"columns": [], "distinct_coordinates": 1, "clusters": 1, "largest": 1}
+    assert alone == {"columns": [], "distinct_coordinates": 1, "clusters": 1}
 
 
 def test_a_rotation_keeps_geometry_and_turns_all_layers_alike() -> None:

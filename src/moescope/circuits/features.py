@@ -42,11 +42,6 @@ class Columns:
         """(D,) int: true layer number of each column."""
         return np.repeat([site.layer for site in self.sites], self.widths)
 
-    @property
-    def index_of(self) -> np.ndarray:
-        """(D,) int: coordinate within its site of each column."""
-        return np.concatenate([np.arange(width) for width in self.widths])
-
     def neuron(self, column: int) -> Neuron:
         """The neuron of one column."""
         position = int(np.searchsorted(np.cumsum(self.widths), column, side="right"))

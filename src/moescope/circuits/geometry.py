@@ -24,8 +24,8 @@ def functional_columns(x: np.ndarray, top: np.ndarray, columns: Columns, *, thre
     Args:
         x: (N, D) activations. top: (K,) column numbers, best first.
     Returns:
-        ``columns`` (list of (coordinate, layers) that occur in ≥ 2 layers), ``distinct_coordinates``, ``clusters``,
-        ``largest`` (how many of the K lie in the largest column).
+        ``columns`` (list of (coordinate, layers) that occur in ≥ 2 layers), ``distinct_coordinates`` and
+        ``clusters``.
     """
     by_coordinate: dict[tuple[str, int], list[int]] = {}
     for column in top:
@@ -39,7 +39,6 @@ def functional_columns(x: np.ndarray, top: np.ndarray, columns: Columns, *, thre
         "columns": sorted(repeated, key=lambda item: -len(item[1])),
         "distinct_coordinates": len(by_coordinate),
         "clusters": int(n_clusters),
-        "largest": max(len(layers) for layers in by_coordinate.values()),
     }
 
 

@@ -84,9 +84,6 @@ def test_many_in_one_pass_are_the_same_as_each_alone() -> None:
 def test_learning_rate_falls_along_a_cosine() -> None:
     """With a gradient of one sign Adam moves by about lr each step: the whole way is the sum of the schedule."""
 
-    class Constant(torch.nn.Module):
-        pass
-
     weight = torch.nn.Parameter(torch.zeros(1))
     adam = RowAdam([weight])
     total = 50
@@ -156,6 +153,12 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         train(pairs(), jobs(lr=1e-3), TrainSettings(steps=10, batch=128, every=10, checkpoint=file))
     with pytest.raises(InputError, match="other data"):
         train(pairs(3000), jobs(), TrainSettings(steps=10, batch=128, every=10, checkpoint=file))
+
+
+@pytest.mark.parametrize("steps", [None, 10])
+def test_too_little_data_for_a_batch_is_refused(steps: int | None) -> None:
+    with pytest.raises(InputError, match=r"4000 training vectors \(buffer 1000\) do not fill a batch of 2000"):
+        train(pairs(), jobs(), TrainSettings(steps=steps, batch=2000))
 
 
 def test_divergence_stops_one_student_with_its_step_and_spares_the_others() -> None:

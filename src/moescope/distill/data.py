@@ -79,9 +79,9 @@ def count(pairs: Pairs, split: Split) -> int:
     return int(pairs.lengths(split).sum())
 
 
-def blocks(pairs: Pairs, split: Split, order: np.ndarray | None = None) -> Iterator[Block]:
-    """Every vector of a split once, at most ``pairs.buffer`` (or one unit) at a time; ``order`` permutes the units."""
-    for units in _cut(pairs, split, order):
+def blocks(pairs: Pairs, split: Split) -> Iterator[Block]:
+    """Every vector of a split once, in order, at most ``pairs.buffer`` (or one unit) at a time."""
+    for units in _cut(pairs, split, np.arange(len(pairs.lengths(split)))):
         yield pairs.load(split, units)
 
 
@@ -106,15 +106,7 @@ def batches(pairs: Pairs, size: int, *, seed: int, epoch: int, skip: int = 0) ->
 
     Args:
         skip: leave out this many batches, without loading what lies wholly among them.
-
-    Raises:
-        InputError: the training split is smaller than one batch.
     """
-    if count(pairs, "train") < size or pairs.buffer < size:
-        raise InputError(
-            f"{pairs.name}: {count(pairs, 'train')} training vectors (buffer {pairs.buffer}) do not fill a batch of {size}; "
-            "use more text or a smaller --batch"
-        )
     lengths = pairs.lengths("train")
     order = np.random.default_rng([seed, epoch]).permutation(len(lengths))
     for number, units in enumerate(_cut(pairs, "train", order)):
@@ -131,15 +123,15 @@ def batches(pairs: Pairs, size: int, *, seed: int, epoch: int, skip: int = 0) ->
 
 
 def batches_per_epoch(pairs: Pairs, size: int, *, seed: int, epoch: int) -> int:
+    """How many :func:`batches` gives; none where no buffer holds one."""
     lengths = pairs.lengths("train")
     order = np.random.default_rng([seed, epoch]).permutation(len(lengths))
     return sum(int(lengths[units].sum()) // size for units in _cut(pairs, "train", order))
 
 
-def _cut(pairs: Pairs, split: Split, order: np.ndarray | None) -> Iterator[np.ndarray]:
+def _cut(pairs: Pairs, split: Split, order: np.ndarray) -> Iterator[np.ndarray]:
     """Runs of units that fill the buffer."""
     lengths = pairs.lengths(split)
-    order = np.arange(len(lengths)) if order is None else order
     ends = np.cumsum(lengths[order])
     start = 0
     while start < len(order):

@@ -104,11 +104,13 @@ def train(pairs: Pairs, jobs: Mapping[str, Job], settings: TrainSettings, progre
     """
     if not jobs:
         return
-    total = settings.steps or sum(
-        batches_per_epoch(pairs, settings.batch, seed=settings.seed, epoch=e) for e in range(settings.epochs)
-    )
-    if total < 1:
-        raise InputError(f"{pairs.name}: its training split does not fill a batch of {settings.batch}; use a smaller --batch")
+    first = batches_per_epoch(pairs, settings.batch, seed=settings.seed, epoch=0)
+    if not first:
+        raise InputError(
+            f"{pairs.name}: {count(pairs, 'train')} training vectors (buffer {pairs.buffer}) do not fill a batch of "
+            f"{settings.batch}; use more text or a smaller --batch"
+        )
+    total = settings.steps or first * settings.epochs  # epochs differ by what does not fill a batch
     every = settings.every or max(1, total // 12)
     identity = _identity(pairs, jobs, settings, total)
     step = 0
@@ -118,7 +120,7 @@ def train(pairs: Pairs, jobs: Mapping[str, Job], settings: TrainSettings, progre
         job.student.rough_routing = settings.precision == "bf16"
         job.student.train()
     epoch, into = 0, step
-    while into >= (n := batches_per_epoch(pairs, settings.batch, seed=settings.seed, epoch=epoch)) and step < total:
+    while into and into >= (n := batches_per_epoch(pairs, settings.batch, seed=settings.seed, epoch=epoch)):
         epoch, into = epoch + 1, into - n
     while step < total:
         for block in batches(pairs, settings.batch, seed=settings.seed, epoch=epoch, skip=into):

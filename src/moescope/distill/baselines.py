@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moescope.distill.data import SPLITS, Block, Pairs, Split, blocks
-from moescope.distill.evaluate import _Sums
+from moescope.distill.evaluate import ResidualSums
 
 _RIDGES = (1e-6, 1e-4, 1e-2, 1.0)
 
@@ -64,7 +64,7 @@ def _one(x: Tensor) -> Tensor:
 
 
 def _fvu(pairs: Pairs, split: Split, predict: Callable[[Block], Tensor]) -> float:
-    sums = _Sums()
+    sums = ResidualSums()
     for block in blocks(pairs, split):
         sums.add(block.y, predict(block))
     return sums.fvu()

@@ -45,7 +45,7 @@ class Evaluation:
 
 def fvu(predict: Callable[[Tensor], Tensor], pairs: Pairs, split: Split = "test") -> float:
     """Fraction of variance unexplained of any function from raw inputs (n, d_in) to raw outputs (n, d_out)."""
-    sums = _Sums()
+    sums = ResidualSums()
     with torch.no_grad():
         for block in blocks(pairs, split):
             for x, y in zip(block.x.split(_CHUNK), block.y.split(_CHUNK), strict=True):
@@ -57,7 +57,7 @@ def fvu(predict: Callable[[Tensor], Tensor], pairs: Pairs, split: Split = "test"
 def evaluate(student: Student, pairs: Pairs, split: Split = "test", limit: int | None = None) -> Evaluation:
     """FVU and load of a student on (the first ``limit`` vectors of) a split."""
     counts = np.zeros(student.spec.experts, np.int64) if student.spec.experts else None
-    sums = _Sums()
+    sums = ResidualSums()
     for block in blocks(pairs, split):
         for x, y in zip(block.x.split(_CHUNK), block.y.split(_CHUNK), strict=True):
             left = None if limit is None else limit - sums.n
@@ -71,7 +71,7 @@ def evaluate(student: Student, pairs: Pairs, split: Split = "test", limit: int |
     return Evaluation(sums.fvu(), sums.n, None if counts is None else counts / max(sums.n, 1))
 
 
-class _Sums:
+class ResidualSums:
     """Running sums of squares in float64."""
 
     def __init__(self) -> None:

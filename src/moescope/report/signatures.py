@@ -270,7 +270,7 @@ def _cards(tables: Tables) -> Figure:
         spread = errors(best["rate"], best["low"] * overall, best["high"] * overall)
         panel.axvline(overall, color=FAINT, lw=1, zorder=0)
         panel.errorbar(best["rate"], y, xerr=spread, color=SOFT, marker="o", ls="none")
-        panel.set_yticks(y, [repr(shorten(t, 12)) for t in best["token"]], family="DejaVu Sans")
+        panel.set_yticks(y, [shorten(_visible(t), 12) for t in best["token"]], family="DejaVu Sans")
         panel.set_xlim(0, 1.05)
         panel.set_xticks([0, 0.5, 1])
         own = _of(categories, shown[i])
@@ -280,6 +280,11 @@ def _cards(tables: Tables) -> Figure:
         if i // 4 == rows - 1:
             panel.set_xlabel("share of its places sent here")
     return figure
+
+
+def _visible(token: str) -> str:
+    """A token as text in which spaces and line ends can be seen."""
+    return token.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
 
 
 def _of(frame: pd.DataFrame, key: tuple[int, int]) -> pd.DataFrame:

@@ -172,7 +172,7 @@ def _tokens(trace: RoutingTrace, chosen: np.ndarray, rate: float, decode: Decode
         rows.append((text, int(n[i]), hits[i] / n[i], hits[i] / n[i] / rate, low / rate, high / rate))
     # By the lower bound: five tokens out of five say less than ninety out of a hundred.
     frame = pd.DataFrame(rows, columns=columns).sort_values("low", ascending=False, kind="stable")
-    return frame.head(top).reset_index(drop=True)
+    return frame[frame["lift"] > 1].head(top).reset_index(drop=True)
 
 
 def _categories(trace: RoutingTrace, chosen: np.ndarray, rate: float, seed: int) -> pd.DataFrame:

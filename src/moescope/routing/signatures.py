@@ -6,7 +6,6 @@ is the histogram of the experts that its tokens, prompt and generated, were sent
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,11 +36,6 @@ class Signatures:
         if layer is None:
             return self.values.reshape(len(self.values), -1)
         return self.values[:, self.layers.index(layer)]
-
-    def take(self, rows: Sequence[int] | np.ndarray) -> Signatures:
-        """The signatures of some prompts."""
-        rows = np.asarray(rows)
-        return Signatures(self.values[rows], self.tokens[rows], self.layers, self.n_experts, self.quantity, self.part)
 
 
 def signatures_of(trace: RoutingTrace, *, quantity: Quantity = "frequency", part: Part = "all") -> Signatures:

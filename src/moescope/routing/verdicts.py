@@ -105,7 +105,10 @@ def _effect(head: pd.Series, similarity: pd.DataFrame, nulls: pd.DataFrame) -> C
     elif interval[0] >= published.D / 2:
         verdict, note = "reproduced", "beats permuted labels, both load-balance baselines and token identity"
     else:
-        verdict, note = "not reproduced", "there is a separation beyond all nulls, but it is not the large effect of the source"
+        verdict, note = (
+            "not reproduced",
+            "a separation beyond all nulls, but the interval reaches below half of the effect in the source",
+        )
     note += (
         f". Interval and p from prompts; taking the {int(head['n_within'] + head['n_across']):,} pairs as independent would "
         f"claim {head['d_naive_low']:.2f} to {head['d_naive_high']:.2f}. With one value per prompt d is {head['d_prompts']:.2f}"
@@ -199,10 +202,10 @@ def _depth(layers: pd.DataFrame) -> Claim:
     n = len(d)
     peak = int(layers["layer"].iloc[int(d.argmax())])
     carrying = int((layers["p_family"] < ALPHA).sum())
-    measured = f"peak at MoE layer {int(d.argmax()) + 1} of {n}"
-    source = f"peak at MoE layer {published.PEAK_LAYER + 1} of {published.LAYERS}"
+    measured = f"peak at layer {peak} of {n}"
+    source = f"peak near layer {published.PEAK_LAYER} of {published.LAYERS}"
     by_layer = ", ".join(f"{layer}: {v:.2f}" for layer, v in zip(layers["layer"], d, strict=True)) if n <= _EXACT else ""
-    note = f"the peak is the model's layer {peak}; {carrying} of {n} layers separate (family-wise p < 0.05)"
+    note = f"layers count from 0; {carrying} of {n} with experts separate (family-wise p < 0.05)"
     note += f"; d by layer {by_layer}" if by_layer else ""
     if n < 3 or np.ptp(d) == 0:
         return Claim("deeper layers separate more", measured, source, note=f"too few layers for a trend; {note}")

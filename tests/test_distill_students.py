@@ -10,7 +10,9 @@ from torch import Tensor
 from moescope.distill import LayerShape, Scaling, Student, StudentSpec, Teacher, load_student, save_student
 from moescope.distill.accounting import per_neuron, spec_cost
 from moescope.distill.routers import ProductKeyRouter, build_router
+from moescope.distill.settings import DistillSettings
 from moescope.distill.start import start_from_teacher
+from moescope.distill.study import equal_cost_students
 from moescope.errors import InputError
 from tests.architectures import SETTINGS, tiny_model
 
@@ -121,6 +123,15 @@ def test_seed_alone_decides_the_start() -> None:
     b, c = Student(spec, GLU, seed=3).state_dict(), Student(spec, GLU, seed=4).state_dict()
     assert all(torch.equal(a[n], b[n]) for n in a)
     assert not torch.equal(a["experts.w_in"], c["experts.w_in"])
+
+
+def test_every_student_of_a_study_has_the_same_start() -> None:
+    """A dense student from random weights beside experts from the teacher's would compare starts, not structures."""
+    for start in ("random", "teacher"):
+        specs = DistillSettings(layer=0, experts=36, active=(2, 4), start=start).students()
+        specs |= equal_cost_students(specs, GLU, None)
+        assert {spec.start for spec in specs.values()} == {start}
+        assert len(specs) >= 6
 
 
 def test_cost_counts_every_weight_that_a_token_reads() -> None:

@@ -27,6 +27,7 @@ class DistillSettings:
         equal_cost: also train the dense student whose multiply-adds equal those of each MoE student, router included (at
             most as wide as the teacher).
         controls: see :data:`moescope.distill.controls.CONTROLS`; "twin" is the same layer of the randomly initialised model.
+        start: of every student, dense ones too, so that their ratio compares structures and not starts.
         lrs: tried at the first seed; the best on validation is used for every seed and reported on test.
         seeds: of the students' start and the order of the data; at least 3 for intervals.
         steps: updates; None: ``epochs`` passes (published: 100).
@@ -76,7 +77,7 @@ class DistillSettings:
         """Every student but those of equal cost, whose size is known only when the layer is."""
         specs = []
         for k in self.active:
-            specs.append(StudentSpec(kind="dense", shared=2 * k * self.width))
+            specs.append(StudentSpec(kind="dense", shared=2 * k * self.width, start=self.start))
             specs += [
                 StudentSpec(
                     shared=k * self.width,

@@ -95,11 +95,11 @@ class StudentSpec:
     @property
     def name(self) -> str:
         """Short and distinct within a study: ``dense 32``, ``moe 16+16 of 10000 (low-rank 128)``."""
+        begun = "" if self.start == "random" else ", start teacher"
         if self.kind == "dense":
-            return f"dense {self.shared}"
-        head = f"{self.kind} {self.active} of {self.experts}"
+            return f"dense {self.shared}{begun}"
         if self.kind != "moe":
-            return head + ("" if self.start == "random" else ", start teacher")
+            return f"{self.kind} {self.active} of {self.experts}{begun}"
         head = f"moe {self.shared}+{self.active} of {self.experts}"
         router = self.router if self.router == "full" else f"{self.router} {self.rank}"
         changed = [

@@ -142,7 +142,7 @@ def equal_cost_students(specs: dict[str, StudentSpec], shape: LayerShape, widest
     for spec in specs.values():
         if spec.kind != "dense":
             width = max(1, spec_cost(spec, shape)[0] // per_neuron(shape, shape.glu))
-            dense = StudentSpec(kind="dense", shared=min(width, widest) if widest else width)
+            dense = StudentSpec(kind="dense", shared=min(width, widest) if widest else width, start=spec.start)
             extra[dense.name] = dense
     return extra
 

@@ -142,6 +142,18 @@ def test_the_study_runs_on_a_tiny_random_model(quantity):
     assert [c.measured for c in again.claims] == [c.measured for c in result.claims]
 
 
+def test_a_recorded_trace_is_studied_without_a_model(tmp_path, capsys):
+    from moescope.routing.store import save_trace
+
+    save_trace(random_trace(6, planted=PLANTED), tmp_path / "trace")
+    options = ["--label-permutations", "0", "--nulls", "5", "--permutations", "99", "--json"]
+    main(["signatures", "--trace", str(tmp_path / "trace"), *options, "--out", str(tmp_path / "out")])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["kind"] == "signatures"
+    assert moescope.load(tmp_path / "out").meta["prompts"] == 24
+    assert_refused(["signatures", "--trace", str(tmp_path / "none"), "--out", str(tmp_path / "x")], ("none",), capsys)
+
+
 def test_prompts_win_over_the_trace_and_are_matched_by_id():
     trace = random_trace(3)
     prompts = [Prompt(s.id, f"text {s.id}", s.category, "t", "x") for s in reversed(trace.sequences)]

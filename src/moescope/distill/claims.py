@@ -94,8 +94,8 @@ def distill_claims(
     """Every claim of the study."""
     claims: list[Claim] = []
     ratio, summary = tables["ratio"], tables["summary"]
-    for row in ratio[ratio["data"] == ACTIVATIONS].itertuples():
-        claims.append(_ratio_claim(row, ratio, model))
+    for _, found in ratio[ratio["data"] == ACTIVATIONS].iterrows():
+        claims.append(_ratio_claim(found, ratio, model))
     for row in ratio[ratio["data"] == "gaussian"].itertuples():
         expected = published.mean_ratio("gaussian") if row.active_neurons == published.RATIO_ACTIVE else None
         claims.append(
@@ -119,10 +119,9 @@ def distill_claims(
     return claims
 
 
-def _ratio_claim(row: object, ratio: pd.DataFrame, model: str) -> Claim:
-    r = row
-    name, neurons = r.student, r.active_neurons  # type: ignore[attr-defined]
-    own = np.asarray(r.logs)  # type: ignore[attr-defined]
+def _ratio_claim(row: pd.Series, ratio: pd.DataFrame, model: str) -> Claim:
+    name, neurons = row["student"], row["active_neurons"]
+    own = np.asarray(row["logs"])
     control = ratio[(ratio["data"] == "gaussian") & (ratio["student"] == name)]
     expected = published.mean_ratio("activations") if neurons == published.RATIO_ACTIVE else None
     null = p = None
@@ -141,12 +140,11 @@ def _ratio_claim(row: object, ratio: pd.DataFrame, model: str) -> Claim:
                 note += "; the contrast is there, its size is not: the published runs train far longer"
         else:
             note = "one seed: no interval and no test"
-    low, high = r.low, r.high  # type: ignore[attr-defined]
     return Claim(
         f"FVU of dense / {name}, on activations",
-        r.ratio,  # type: ignore[attr-defined]
+        float(row["ratio"]),
         published=expected,
-        interval=_interval(low, high),
+        interval=_interval(row["low"], row["high"]),
         null=null,
         p=p,
         verdict=verdict,

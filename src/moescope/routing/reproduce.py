@@ -31,8 +31,8 @@ def reproduce_signatures(
 
     Args:
         model: any mixture-of-experts model; None runs the embedded one, and a note says so.
-        prompts: labelled prompts, a shipped set or a file; by default ``routing-80``, as many as the source has: its own
-            prompts are not public.
+        prompts: labelled prompts, a shipped set or a file; by default ``routing-80``, as many as the source has (its own
+            are not at hand).
 
     Returns:
         A result of kind ``"signatures"`` with a further table ``published`` [figure, published, measured].
@@ -41,7 +41,9 @@ def reproduce_signatures(
         InputError: see :func:`moescope.routing.study.signatures`.
     """
     settings = settings or SignatureSettings()
-    notes = [f"Note: the source's 80 prompts are not public; {prompts if isinstance(prompts, str) else PROMPTS} stands in."]
+    notes = [
+        f"Note: the source's own 80 prompts are not at hand; {prompts if isinstance(prompts, str) else PROMPTS} stands in."
+    ]
     if prompts is not None and not isinstance(prompts, str):
         notes = []
     if model is None:

@@ -154,29 +154,6 @@ def test_a_recorded_trace_is_studied_without_a_model(tmp_path, capsys):
     assert_refused(["signatures", "--trace", str(tmp_path / "none"), "--out", str(tmp_path / "x")], ("none",), capsys)
 
 
-@pytest.mark.parametrize("as_json", [False, True])
-def test_the_demo_shows_and_saves_both_studies(as_json, planted, tmp_path, capsys, monkeypatch):
-    import moescope.circuits
-    import moescope.routing.demo
-
-    first = StudyResult("circuits", {"title": "Circuits stand-in"}, planted.claims[:2])
-    second = dataclasses.replace(planted, tables={}, meta={"title": "Signatures stand-in"})
-    monkeypatch.setattr(moescope.circuits, "circuits", lambda *_, **__: first)
-    monkeypatch.setattr(moescope.routing.demo, "run_demo_part", lambda *_, **__: second)
-    arguments = ["demo", "--out", str(tmp_path / "demo"), *(["--json"] if as_json else [])]
-    main(arguments)
-    out = capsys.readouterr().out
-    if as_json:
-        assert set(json.loads(out)) == {"circuits", "signatures"}
-    else:
-        assert out.count("report.html") == 2
-        assert "Circuits stand-in" in out
-        assert "Signatures stand-in" in out
-    assert moescope.load(tmp_path / "demo") == first
-    assert moescope.load(tmp_path / "demo" / "signatures") == second
-    assert_refused(arguments, ("already holds",), capsys)
-
-
 def test_prompts_win_over_the_trace_and_are_matched_by_id():
     trace = random_trace(3)
     prompts = [Prompt(s.id, f"text {s.id}", s.category, "t", "x") for s in reversed(trace.sequences)]

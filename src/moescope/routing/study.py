@@ -80,7 +80,7 @@ def signatures(
             twin_trace = _trace(twin, prompts, settings, tell, "a random model's routing", 0)
     subject = subject_of(trace, prompts, None if loaded is None else loaded.tokenizer)
     tables = study_tables(subject, settings, tell, twin_trace)
-    claims = signature_claims(tables, subject, settings)
+    claims = signature_claims(tables, subject)
     meta = _meta(subject, loaded, settings)
     meta["seconds"] = round(time.time() - began, 1)
     tell("done", 1, 1)

@@ -9,9 +9,8 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from moescope.routing import published
-from moescope.routing.classifications import SIGNATURE
-from moescope.routing.settings import SignatureSettings
 from moescope.routing.subject import Subject
+from moescope.routing.verdicts_accuracy import accuracy_claims, grouped_claim
 from moescope.types import Claim, Verdict
 
 ALPHA = 0.05
@@ -20,7 +19,7 @@ BASELINES = {"uniform": "uniform experts", "own counts reshuffled": "reshuffled 
 _EXACT = 8  # layers up to which every order is enumerated
 
 
-def signature_claims(tables: dict[str, pd.DataFrame], subject: Subject, settings: SignatureSettings) -> list[Claim]:
+def signature_claims(tables: dict[str, pd.DataFrame], subject: Subject) -> list[Claim]:
     """All claims of a signatures study: the source's in its order, then what it leaves open."""
     similarity = tables["similarity"]
     head = similarity[(similarity["measure"] == "cosine") & (similarity["prompts"] == "all")].iloc[0]
@@ -31,7 +30,7 @@ def signature_claims(tables: dict[str, pd.DataFrame], subject: Subject, settings
         _across(head, nulls),
         _order(head, nulls),
         _effect(head, similarity, nulls),
-        *_accuracy(accuracy, subject),
+        *accuracy_claims(accuracy, subject),
         _ranges(tables["category_similarity"]),
         _depth(tables["routing_layers"]),
         _length(similarity, head),
@@ -40,8 +39,8 @@ def signature_claims(tables: dict[str, pd.DataFrame], subject: Subject, settings
         claims.append(_identity(nulls))
     if "random model" in nulls.index:
         claims.append(_twin(nulls))
-    claims += [c for split in ("by topic", "by template") if (c := _grouped(accuracy, split, subject)) is not None]
-    return [*claims, _experts(tables["experts"], settings)]
+    claims += [c for split in ("by topic", "by template") if (c := grouped_claim(accuracy, split, subject)) is not None]
+    return [*claims, _experts(tables["experts"])]
 
 
 def _interval(row: pd.Series, name: str) -> tuple[float, float]:
@@ -134,50 +133,6 @@ def _effect_cues(nulls: pd.DataFrame, corrected: pd.Series) -> list[str]:
     if "random model" in nulls.index and nulls.loc["random model", "d_pairs"] >= nulls.loc["random model", "trained_d"]:
         found.append("a randomly initialised model separates the prompts as well")
     return found
-
-
-def _accuracy(accuracy: pd.DataFrame, subject: Subject) -> list[Claim]:
-    rows = accuracy[accuracy["split"] == "stratified"]
-    head = rows[rows["features"] == SIGNATURE].iloc[0]
-    permuted = rows[rows["kind"] == "null"]
-    cue, best = best_cue(accuracy, "stratified")
-    chance = float(np.bincount(subject.y).max() / len(subject))
-    measured, low = float(head["accuracy"]), float(head["low"])
-    beside = f"best trivial cue ({cue}) {best:.1%}" if cue else "no text or tokens at hand for trivial cues"
-    verdict: Verdict
-    if low <= chance:
-        verdict, note = "explained by chance", f"the interval contains the largest category ({chance:.1%}); {beside}"
-    elif measured <= best:
-        verdict, note = "explained by a trivial cue", f"{cue}: {best:.1%}, without reading the routing"
-    else:
-        verdict, note = "reproduced", f"better than every trivial cue; {beside}"
-    if len(permuted):
-        note += f"; labels permuted {float(permuted.iloc[0]['accuracy']):.1%}"
-    note += f"; Wilson interval (bootstrap {head['boot_low']:.1%} to {head['boot_high']:.1%})"
-    p = float(head["p"]) if "p" in head and pd.notna(head["p"]) else None
-    null = max(chance, best)
-    name = "accuracy of the category from the signature"
-    return [
-        Claim(name, measured, published.ACCURACY, (low, float(head["high"])), null, p, verdict, note),
-        Claim(
-            "macro F1 of the category",
-            float(head["macro_f1"]),
-            published.MACRO_F1,
-            (float(head["f1_low"]), float(head["f1_high"])),
-            1 / len(subject.categories),
-            verdict=verdict,
-            note="the same predictions and the same verdict as the accuracy; null: guessing",
-        ),
-    ]
-
-
-def best_cue(accuracy: pd.DataFrame, split: str) -> tuple[str, float]:
-    """Name and accuracy of the strongest trivial cue under a split; ("", 0) where none was measured."""
-    cues = accuracy[(accuracy["split"] == split) & (accuracy["kind"] == "cue")]
-    if not len(cues):
-        return "", 0.0
-    best = cues.loc[cues["accuracy"].astype(float).idxmax()]
-    return str(best["features"]), float(best["accuracy"])
 
 
 def _ranges(means: pd.DataFrame) -> Claim:
@@ -285,34 +240,7 @@ def _twin(nulls: pd.DataFrame) -> Claim:
     )
 
 
-def _grouped(accuracy: pd.DataFrame, split: str, subject: Subject) -> Claim | None:
-    rows = accuracy[(accuracy["split"] == split) & (accuracy["features"] == SIGNATURE)]
-    if not len(rows):
-        return None
-    row = rows.iloc[0]
-    cue, best = best_cue(accuracy, split)
-    chance = float(np.bincount(subject.y).max() / len(subject))
-    measured = float(row["accuracy"])
-    what = split.removeprefix("by ")
-    verdict: Verdict = "measured"
-    note = f"best trivial cue ({cue}) {best:.1%} on the same split" if cue else "no text at hand for trivial cues"
-    if row["boot_low"] <= chance:
-        verdict = "explained by chance"
-    elif measured <= best:
-        verdict = "explained by a trivial cue"
-    elif row["boot_low"] <= best:
-        note += ", which the interval contains"
-    return Claim(
-        f"accuracy on {what}s not trained on",
-        measured,
-        interval=(float(row["boot_low"]), float(row["boot_high"])),
-        null=max(best, chance),
-        verdict=verdict,
-        note=f"{note}; interval from whole {what}s",
-    )
-
-
-def _experts(experts: pd.DataFrame, settings: SignatureSettings) -> Claim:
+def _experts(experts: pd.DataFrame) -> Claim:
     carrying = experts[experts["p_family"] < ALPHA]
     by_category = carrying["category"].value_counts()
     best = experts.loc[experts["eta2"].idxmax()]

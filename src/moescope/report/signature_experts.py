@@ -1,0 +1,87 @@
+"""The figures of experts in a routing-signatures study: whom they favour, and what they are chosen for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from moescope.report.style import FAINT, INK, SOFT, color, errors, letter, levels, new_figure, shorten
+
+Tables = Mapping[str, pd.DataFrame]
+
+
+def favourites(tables: Tables) -> Figure:
+    """Lift of every expert in every category, as one heat map a category."""
+    frame = tables["experts"]
+    categories = [c.removeprefix("share_") for c in frame.columns if c.startswith("share_")]
+    layers = frame["layer"].drop_duplicates().tolist()
+    figure = new_figure(0.8 + max(1.0, 0.11 * len(layers)) * -(-len(categories) // 2))
+    grid = figure.subplots(-(-len(categories) // 2), 2, squeeze=False)
+    wide = int(frame["expert"].max()) + 1
+    image: Any = None
+    for i, panel in enumerate(grid.flat):
+        if i >= len(categories):
+            panel.set_axis_off()
+            continue
+        with np.errstate(divide="ignore", invalid="ignore"):
+            lift = np.log2(frame[f"share_{categories[i]}"].to_numpy() / frame["share"].to_numpy())
+        values = np.full((len(layers), wide), np.nan)
+        row = frame["layer"].map(layers.index).to_numpy()
+        values[row, frame["expert"]] = np.clip(np.where(np.isfinite(lift), lift, np.where(np.isnan(lift), 0, -2)), -2, 2)
+        image = panel.imshow(values, cmap="PuOr_r", vmin=-2, vmax=2, aspect="auto", interpolation="nearest")
+        sure = ((frame["p_family"] < 0.05) & (frame["category"] == categories[i])).to_numpy()
+        panel.plot(frame["expert"][sure], row[sure], ls="none", marker="o", ms=1.8, color=INK, mew=0)
+        step = max(1, -(-len(layers) // 8))
+        panel.set_yticks(range(0, len(layers), step), layers[::step])
+        panel.set_ylabel("layer")
+        panel.set_xlabel("expert")
+        panel.spines[:].set_visible(False)
+        letter(panel, i, categories[i])
+    bar = figure.colorbar(image, ax=grid, shrink=0.8, pad=0.02, ticks=[-2, -1, 0, 1, 2])
+    bar.ax.set_yticklabels(["¼ or less", "½", "1", "2", "4 or more"])
+    bar.outline.set_visible(False)
+    return figure
+
+
+def cards(tables: Tables) -> Figure:
+    """The tokens of up to eight experts."""
+    tokens, categories = tables["expert_tokens"], tables["expert_categories"]
+    keys = categories[["layer", "expert"]].drop_duplicates().itertuples(index=False, name=None)
+    shown = [key for key in keys if len(_of(tokens, key))][:8]
+    rows = -(-len(shown) // 4)
+    figure = new_figure(0.3 + 1.75 * rows)
+    grid = figure.subplots(rows, min(4, len(shown)), squeeze=False)
+    kinds = levels(categories, "category")
+    for i, panel in enumerate(grid.flat):
+        if i >= len(shown):
+            panel.set_axis_off()
+            continue
+        best = _of(tokens, shown[i]).iloc[::-1]
+        y = np.arange(len(best))
+        overall = float((best["rate"] / best["lift"]).iloc[0])
+        spread = errors(best["rate"], best["low"] * overall, best["high"] * overall)
+        panel.axvline(overall, color=FAINT, lw=1, zorder=0)
+        panel.errorbar(best["rate"], y, xerr=spread, color=SOFT, marker="o", ls="none")
+        panel.set_yticks(y, [shorten(_visible(t), 12) for t in best["token"]], family="DejaVu Sans")
+        panel.set_xlim(0, 1.05)
+        panel.set_xticks([0, 0.5, 1])
+        own = _of(categories, shown[i])
+        kind = str(own.loc[own["lift"].idxmax(), "category"])
+        panel.tick_params(axis="y", colors=color(kinds.index(kind)), labelsize=5.5)
+        letter(panel, i, f"layer {shown[i][0]}, expert {shown[i][1]}: {kind}")
+        if i // 4 == rows - 1:
+            panel.set_xlabel("share of its places sent here")
+    return figure
+
+
+def _visible(token: str) -> str:
+    """A token as text in which spaces and line ends can be seen."""
+    return token.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
+
+
+def _of(frame: pd.DataFrame, key: tuple[int, int]) -> pd.DataFrame:
+    return frame[(frame["layer"] == key[0]) & (frame["expert"] == key[1])]

@@ -1,7 +1,8 @@
 """Does cutting an MLP into experts make a model faster? Kernels with cold caches, a 1.1 B model, and the embedded one.
 
     python benchmarks/convert.py --part kernel            # one layer of experts, float32 and bfloat16: a minute, 3 GB
-    python benchmarks/convert.py --part model             # Llama shape, 1.1 B, random weights, float32: two minutes, 9 GB
+    python benchmarks/convert.py --part model             # Llama shape, 1.1 B, random weights, float32: five minutes, 9 GB
+    python benchmarks/convert.py --part model --active 6  # a part of it, beside what the results hold of the others
     python benchmarks/convert.py --part model --dtype bf16
     python benchmarks/convert.py --part embedded          # quality and speed of the embedded model: two minutes
 
@@ -176,33 +177,26 @@ def _materialised(config: Any, dtype: torch.dtype, given: dict[str, Any]) -> Any
     return made.eval().requires_grad_(False)
 
 
-def model(dtype: str) -> dict[str, Any]:
+def model(dtype: str, actives: list[int], single: bool, rows: list[dict[str, Any]]) -> dict[str, Any]:
     dense, plain, own = models(DTYPES[dtype])
     counts = {key: sum(p.numel() for p in m.parameters()) for key, m in (("dense", dense), ("converted", own))}
-    rows: list[dict[str, Any]] = []
-    for active in (EXPERTS, 16, 6):
+    rows = [row for row in rows if row["active"] not in actives]
+    for active in actives:
         for made in (plain, own):
             set_active(made, active)
         runners = [Runner("dense", dense), Runner("moescope", own, "moescope"), *(Runner(o, plain, o) for o in OTHERS)]
-        cases = [([Workload("batch 1", 1, 16, 6)], runners if active < EXPERTS else runners[:2], 5)]
-        if active < EXPERTS:
+        cases = [([Workload("batch 1", 1, 4, 6)], runners if active < EXPERTS else runners[:2], 5)]
+        if active < EXPERTS and not single:
             kept = [r for r in runners if r.name in ("dense", "moescope", "grouped_mm")]
             cases.append(
-                ([Workload("batch 8", 8, 16, 3), Workload("batch 64", 64, 8, 2), Workload("prefill", 1, 256, 0)], kept, 2)
+                ([Workload("batch 8", 8, 2, 3), Workload("batch 64", 64, 2, 2), Workload("prefill", 1, 256, 0)], kept, 2)
             )
         for workloads, chosen, repeats in cases:
             limits = ceilings(dense, own, workloads)
             for row in measure(chosen, workloads, repeats=repeats):
                 limit = limits[row["workload"]]
-                rows.append(
-                    {
-                        "active": active,
-                        "share": active_share(dense, own),
-                        **row,
-                        "ceiling": limit,
-                        "of_ceiling": row["speedup"] / limit,
-                    }
-                )
+                rows.append({"active": active, "share": active_share(dense, own), **row, **limit})
+                rows[-1]["of_ceiling"] = row["speedup"] / limit["ceiling"]
                 print({key: round(v, 3) if isinstance(v, float) else v for key, v in rows[-1].items()})
     found = crossover(own.model.layers[0].mlp.experts, 14)
     return {"weights": counts, "rows": rows, "crossover_tokens": found}
@@ -219,6 +213,8 @@ def embedded() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=("kernel", "model", "embedded"), required=True)
+    parser.add_argument("--active", type=int, nargs="+", default=[EXPERTS, 16, 6], help="of the model's 64 experts")
+    parser.add_argument("--single", action="store_true", help="the model at batch 1 only")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="of the model")
     arguments = parser.parse_args()
     results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
@@ -228,7 +224,9 @@ def main() -> None:
     if arguments.part == "kernel":
         results["kernel"] = part | {"rows": kernel(rate)}
     elif arguments.part == "model":
-        results[f"model_{arguments.dtype}"] = part | model(arguments.dtype)
+        key = f"model_{arguments.dtype}"
+        before = results.get(key, {}).get("rows", [])
+        results[key] = part | model(arguments.dtype, arguments.active, arguments.single, before)
     else:
         results["embedded"] = part | embedded()
     RESULT.parent.mkdir(exist_ok=True)

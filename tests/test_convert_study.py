@@ -143,8 +143,11 @@ def test_ceilings_count_weights() -> None:
     mlp = 4 * 3 * 64 * 32
     body = sum(p.numel() for p in model.module.parameters()) - mlp - 260 * 32
     active = mlp * 3 / 8 + 4 * 7 * 32  # a shared expert, two of seven routed, and a router of seven rows
-    assert limits["one"] == limits["read"] == pytest.approx((body + mlp) / (body + active))
-    assert limits["very many"] == pytest.approx((body + mlp) / (body + mlp + 4 * 7 * 32))
+    least = pytest.approx((body + mlp) / (body + active))
+    assert limits["one"] == {"ceiling": least, "ceiling_reading": least}
+    assert limits["very many"]["ceiling"] == limits["read"]["ceiling"] == least
+    assert limits["very many"]["ceiling_reading"] == pytest.approx((body + mlp) / (body + mlp + 4 * 7 * 32))
+    assert 1 < limits["read"]["ceiling_reading"] < limits["read"]["ceiling"]
     assert active_share(model.module, built) == pytest.approx(active / mlp)
 
 

@@ -151,3 +151,13 @@ def test_crossover_is_measured_once_for_each_shape(monkeypatch: pytest.MonkeyPat
     assert experts.crossover(module, 2) == 8  # 0.1 s a token: 8 tokens 0.8 s, 16 tokens 1.6 s
     monkeypatch.setattr(experts, "_seconds", None)
     assert experts.crossover(module, 2) == 8
+
+
+def test_empty_slots_of_many_tokens_add_nothing() -> None:
+    module: Any = build("olmoe", head=True).requires_grad_(False).model.layers[0].mlp.experts
+    x, index, scale, *_ = problem(torch.float32, 9, 2, 6, 24, 32)
+    index[::2, 1] = len(module.gate_up_proj)
+    expected = defined(x, index, scale, module.gate_up_proj, module.down_proj.transpose(1, 2), "silu")
+    assert (experts.many_tokens(module, x, index, scale).double() - expected).norm() <= 1e-6 * expected.norm()
+    nowhere = torch.full_like(index, len(module.gate_up_proj))
+    assert not experts.many_tokens(module, x, nowhere, scale).any()

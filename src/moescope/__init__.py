@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moescope.circuits import CircuitClassifier, CircuitSettings, DivergenceSelector, circuits, formation
+    from moescope.convert import ConvertSettings, convert
     from moescope.errors import InputError
     from moescope.models import load as load_model
     from moescope.result import StudyResult, load
@@ -24,10 +25,12 @@ __version__ = metadata.version("moescope")
 _WHERE = {
     "CircuitClassifier": "moescope.circuits",
     "CircuitSettings": "moescope.circuits",
+    "ConvertSettings": "moescope.convert",
     "DivergenceSelector": "moescope.circuits",
     "InputError": "moescope.errors",
     "StudyResult": "moescope.result",
     "circuits": "moescope.circuits",
+    "convert": "moescope.convert",
     "formation": "moescope.circuits",
     "load": "moescope.result",
     "load_model": "moescope.models",
@@ -38,10 +41,12 @@ _WHERE = {
 __all__ = [
     "CircuitClassifier",
     "CircuitSettings",
+    "ConvertSettings",
     "DivergenceSelector",
     "InputError",
     "StudyResult",
     "circuits",
+    "convert",
     "formation",
     "load",
     "load_model",
@@ -55,6 +60,6 @@ def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'moescope' has no attribute {name!r}")
     module = import_module(_WHERE[name])
-    if name == "circuits":
+    if name in ("circuits", "convert"):
         return module  # it can be called: see there
     return getattr(module, "load" if name == "load_model" else name)

@@ -79,7 +79,7 @@ def card_text(result: StudyResult) -> str:
         "",
     ]
     if "speed" in result.tables:
-        columns = ("runner", "workload", "tokens_per_second", "speedup", "ceiling")
+        columns = ("runner", "workload", "tokens_per_second", "speedup", "ceiling", "ceiling_reading")
         parts += [f"## Tokens per second ({meta['machine']})", "", *_table(result.tables["speed"], columns), ""]
     if "tasks" in result.tables:
         parts += ["## Tasks (lm-evaluation-harness)", "", *_table(result.tables["tasks"], tuple(result.tables["tasks"])), ""]

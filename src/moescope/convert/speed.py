@@ -114,12 +114,13 @@ def _implementation(model: Any, name: str | None) -> Iterator[None]:
         model.set_experts_implementation(before)
 
 
-def ceilings(dense: Any, converted: Any, workloads: Sequence[Workload] = WORKLOADS) -> dict[str, float]:
+def ceilings(dense: Any, converted: Any, workloads: Sequence[Workload] = WORKLOADS) -> dict[str, dict[str, float]]:
     """How many times faster than the dense model the converted one can be, by its weights alone.
 
-    Decoding reads every weight that any of the batch's tokens needs once: with B tokens that each take k of E experts,
-    E·(1 - (1 - k/E)^B) experts are read where routing is even. Reading a prompt multiplies instead: the ratio of the
-    multiply-adds on one token, attention over the prompt left out. Embedding rows are looked up, not read whole.
+    Workload -> ``ceiling``, the ratio of multiply-adds on a token (attention over the context left out), which nothing can
+    exceed on the same arithmetic; and ``ceiling_reading``, the ratio of weights read, which binds where reading is what
+    takes the time. At batch 1 they are the same. With B tokens that each take k of E experts, E·(1 - (1 - k/E)^B) experts
+    are read where routing is even. Embedding rows are looked up, not read whole.
     """
     body = sum(p.numel() for name, p in dense.named_parameters() if ".mlp." not in name)
     body -= dense.get_input_embeddings().weight.numel()
@@ -129,8 +130,12 @@ def ceilings(dense: Any, converted: Any, workloads: Sequence[Workload] = WORKLOA
     routed, rest, k, experts = _expert_parts(converted)
     found = {}
     for workload in workloads:
-        touched = experts * (1 - (1 - k / experts) ** workload.batch) if workload.steps else k
-        found[workload.name] = (body + mlp) / (body + rest + routed * touched / experts)
+        tokens = workload.batch * (1 if workload.steps else workload.prompt)
+        touched = 1 - (1 - k / experts) ** tokens
+        found[workload.name] = {
+            "ceiling": (body + mlp) / (body + rest + routed * k / experts),
+            "ceiling_reading": (body + mlp) / (body + rest + routed * touched),
+        }
     return found
 
 

@@ -111,7 +111,9 @@ def convert(
         if settings.speed:
             runners = [Runner("dense", loaded.module), *(Runner(name, converted, name) for name in IMPLEMENTATIONS)]
             speed = pd.DataFrame(measure(runners, fitting(target.max_positions), report=stage("tokens per second")))
-            speed["ceiling"] = speed["workload"].map(limits).where(speed["runner"] != "dense")
+            for bound in ("ceiling", "ceiling_reading"):
+                here = speed["workload"].map({name: limit[bound] for name, limit in limits.items()})
+                speed[bound] = here.where(speed["runner"] != "dense")
             tables["speed"] = speed
         if eval_tasks:
             tables["tasks"] = evaluate_tasks(

@@ -170,7 +170,9 @@ class RoutingTrace:
                 arrays = [np.pad(a, ((0, 0), (0, 0), (0, width - a.shape[2])), constant_values=fill) for a in arrays]
             return np.concatenate(arrays)
 
-        columns = {name: joined(name) for name in ("ids", "weights", "position", "generated", "tokens", "scores")}
+        columns: dict[str, Any] = {
+            name: joined(name) for name in ("ids", "weights", "position", "generated", "tokens", "scores")
+        }
         return replace(
             first,
             sequence=np.concatenate([t.sequence + s for t, s in zip(traces, starts[:-1], strict=True)]).astype(np.int32),

@@ -1,0 +1,274 @@
+"""Routing traces on disk: a folder of safetensors shards and a ``manifest.json``, written last.
+
+Each shard holds whole sequences in the order given. Until the manifest is there the store is unfinished: it can be resumed,
+but not read. A trace keeps token ids only if it was made with them; without them the text cannot be read from the store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from moescope.capture.activations import Progress
+from moescope.capture.atomic import write_atomic
+from moescope.capture.encode import encode
+from moescope.capture.manifest import FINISHED, UNFINISHED, Shard, chain, check_contents, check_shard
+from moescope.errors import InputError
+from moescope.routing.capture import PromptLike, trace_prompts
+from moescope.routing.trace import RoutingTrace, TracedSequence, check_same_model
+
+if TYPE_CHECKING:
+    from moescope.models import LoadedModel
+
+FORMAT = "moescope-routing-1"
+COLUMNS = ("ids", "weights", "sequence", "position", "generated", "tokens", "scores")
+
+
+@dataclass(frozen=True)
+class TraceManifest:
+    """The contents of ``manifest.json``. ``unfinished.json`` is the same while shards are being added."""
+
+    layers: tuple[int, ...] = ()
+    n_experts: tuple[int, ...] = ()
+    columns: tuple[str, ...] = ()
+    meta: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    """how the prompts were run, where the store was made from prompts: must be the same on resuming"""
+    prompts_sha256: str = ""
+    """chained over the shards: digest of the prompts' token ids, where the store was made from prompts"""
+    shards: tuple[Shard, ...] = ()
+    sequences: tuple[TracedSequence, ...] = ()
+    format: str = FORMAT
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.meta.get("fingerprint", ""))
+
+    def write(self, path: Path) -> None:
+        write_atomic(path, [json.dumps(asdict(self), indent=1).encode()])
+
+    @classmethod
+    def read(cls, path: Path) -> TraceManifest:
+        """Read a manifest.
+
+        Raises:
+            InputError: it is not there, not JSON, or of another format or version.
+        """
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if data.get("format") != FORMAT:
+                raise InputError(f"{path}: format {data.get('format')!r} is not {FORMAT}: not a routing trace of this version")
+            if unknown := set(data) - {f.name for f in fields(cls)}:
+                raise ValueError(f"unknown entry {sorted(unknown)[0]}")
+            shards = tuple(Shard(**shard) for shard in data.pop("shards"))
+            sequences = tuple(TracedSequence(**sequence) for sequence in data.pop("sequences"))
+            data |= {name: tuple(data[name]) for name in ("layers", "n_experts", "columns")}
+            return cls(shards=shards, sequences=sequences, **data)
+        except InputError:
+            raise
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"{path}: damaged manifest ({error}); delete the store and trace again") from error
+
+
+class TraceStore:
+    """A store that is being written; made by :meth:`create` or :meth:`resume`. As a context manager it finishes itself on
+    leaving without an error."""
+
+    def __init__(self, path: Path, manifest: TraceManifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def create(cls, path: str | Path, settings: dict[str, Any] | None = None) -> TraceStore:
+        """Begin a store.
+
+        Raises:
+            InputError: there is one already, finished or not.
+        """
+        folder = Path(path)
+        if any((folder / name).exists() for name in (FINISHED, UNFINISHED)) or list(folder.glob("shard-*.safetensors")):
+            raise InputError(f"{folder}: a store is there already; resume it, delete it or choose another folder")
+        store = cls(folder, TraceManifest(settings=settings or {}))
+        store.manifest.write(folder / UNFINISHED)
+        return store
+
+    @classmethod
+    def resume(cls, path: str | Path) -> TraceStore:
+        """Go on writing: an unfinished store after a kill, or a finished one to append to.
+
+        A shard that the kill cut short is not part of the store and is written anew.
+
+        Raises:
+            InputError: there is no store, or a shard of it is missing, truncated or of another trace.
+        """
+        folder = Path(path)
+        name = UNFINISHED if (folder / UNFINISHED).exists() else FINISHED
+        if not (folder / name).exists():
+            raise InputError(f"{folder}: there is no store to resume")
+        manifest = TraceManifest.read(folder / name)
+        for shard in manifest.shards:
+            check_shard(folder, shard, manifest.fingerprint)
+        # from here on the store is unfinished again: its manifest would not name what is being added
+        manifest.write(folder / UNFINISHED)
+        (folder / FINISHED).unlink(missing_ok=True)
+        return cls(folder, manifest)
+
+    def __len__(self) -> int:
+        """Sequences in whole shards."""
+        return len(self.manifest.sequences)
+
+    def append(self, trace: RoutingTrace, prompts_sha256: str = "") -> None:
+        """Add a trace as one shard.
+
+        Raises:
+            InputError: the trace is of another model, has other columns, or is not in order; the disk is full.
+        """
+        trace.validate(f"trace for {self.path}")
+        columns = tuple(name for name in COLUMNS if getattr(trace, name) is not None)
+        if self.manifest.shards:
+            head = replace(trace, layers=self.manifest.layers, n_experts=self.manifest.n_experts, meta=self.manifest.meta)
+            check_same_model(head, trace, f"trace for {self.path}")
+            if columns != self.manifest.columns:
+                raise InputError(f"{self.path}: holds {', '.join(self.manifest.columns)}, but the trace {', '.join(columns)}")
+        else:
+            facts = {"layers": trace.layers, "n_experts": trace.n_experts, "columns": columns, "meta": trace.meta}
+            self.manifest = replace(self.manifest, **facts)  # type: ignore[arg-type]
+        arrays = {name: np.ascontiguousarray(getattr(trace, name)) for name in columns}
+        number = len(self.manifest.shards)
+        note = {"fingerprint": self.manifest.fingerprint, "format": FORMAT, "number": str(number)}
+        data = save(arrays, {"moescope": json.dumps(note)})
+        name = f"shard-{number:05d}.safetensors"
+        size = write_atomic(self.path / name, [data])
+        shard = Shard(name, len(trace.sequences), len(trace), size, hashlib.sha256(data).hexdigest())
+        self.manifest = replace(
+            self.manifest,
+            shards=(*self.manifest.shards, shard),
+            sequences=(*self.manifest.sequences, *trace.sequences),
+            prompts_sha256=chain(self.manifest.prompts_sha256, prompts_sha256),
+        )
+        self.manifest.write(self.path / UNFINISHED)
+
+    def finish(self) -> None:
+        """Write the manifest; from now on the store can be read."""
+        self.manifest.write(self.path / FINISHED)
+        (self.path / UNFINISHED).unlink(missing_ok=True)
+
+    def __enter__(self) -> TraceStore:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        if kind is None:
+            self.finish()
+
+
+def save_trace(trace: RoutingTrace, path: str | Path, *, shard_tokens: int = 1 << 20) -> None:
+    """Write a trace as a store of shards of about ``shard_tokens`` tokens (whole sequences).
+
+    Raises:
+        InputError: there is a store already, the trace is not valid, or the disk is full.
+    """
+    trace.validate()
+    with TraceStore.create(path) as store:
+        for first, stop in _runs(trace.lengths, shard_tokens):
+            store.append(trace.select(range(first, stop)))
+
+
+def _runs(lengths: np.ndarray, budget: int) -> list[tuple[int, int]]:
+    """Consecutive sequences of together at most ``budget`` tokens, or one longer one."""
+    runs, first, tokens = [], 0, 0
+    for number, length in enumerate(lengths.tolist()):
+        if tokens and tokens + length > budget:
+            runs.append((first, number))
+            first, tokens = number, 0
+        tokens += length
+    return [*runs, (first, len(lengths))]
+
+
+def load_trace(path: str | Path, *, verify: bool = True) -> RoutingTrace:
+    """Read a store, checked: every shard's checksum (``verify``), shapes, and that every id is an expert of its layer.
+
+    Raises:
+        InputError: the store is missing, unfinished, truncated or damaged; names the file, or row, layer and id.
+    """
+    folder = Path(path)
+    if (folder / UNFINISHED).exists():
+        raise InputError(f"{folder}: the trace is unfinished, its writing was cut short; resume it with the same command")
+    if not (folder / FINISHED).exists():
+        raise InputError(f"{folder}: not a routing trace, it has no {FINISHED}")
+    manifest = TraceManifest.read(folder / FINISHED)
+    parts = []
+    start = 0
+    for shard in manifest.shards:
+        check_shard(folder, shard, manifest.fingerprint)
+        if verify:
+            check_contents(folder, shard)
+        names = manifest.sequences[start : start + shard.texts]
+        start += shard.texts
+        parts.append(_read_shard(folder / shard.file, manifest, names))
+    if not parts:
+        raise InputError(f"{folder}: the trace is empty")
+    return RoutingTrace.concat(parts)
+
+
+def _read_shard(path: Path, manifest: TraceManifest, sequences: Sequence[TracedSequence]) -> RoutingTrace:
+    try:
+        with safe_open(str(path), "numpy") as file:
+            arrays = {name: file.get_tensor(name) if name in manifest.columns else None for name in COLUMNS}
+    except (OSError, SafetensorError, ValueError) as error:
+        raise InputError(f"{path}: damaged shard ({error}); delete the store and trace again") from error
+    facts: dict[str, Any] = {"layers": manifest.layers, "n_experts": manifest.n_experts, "meta": manifest.meta}
+    return RoutingTrace(sequences=tuple(sequences), **facts, **arrays).validate(str(path))  # type: ignore[arg-type]
+
+
+def trace_to_store(
+    model: LoadedModel,
+    prompts: Sequence[PromptLike],
+    path: str | Path,
+    *,
+    shard_prompts: int = 64,
+    max_tokens: int | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> None:
+    """:func:`~moescope.routing.trace_prompts` to a store, ``shard_prompts`` prompts at a time; goes on where it was stopped.
+
+    Args:
+        options: those of :func:`~moescope.routing.trace_prompts`.
+
+    Raises:
+        InputError: a finished store is there, or an unfinished one of another model, other prompts or other options.
+    """
+    folder = Path(path)
+    settings = {"max_tokens": max_tokens, "shard_prompts": shard_prompts, **{k: _plain(v) for k, v in options.items()}}
+    store = TraceStore.resume(folder) if (folder / UNFINISHED).exists() else TraceStore.create(folder, settings)
+    if store.manifest.settings != settings:
+        raise InputError(f"{folder}: the unfinished trace was begun with other options; use the same, or another folder")
+    if store.manifest.shards and store.manifest.fingerprint != model.fingerprint:
+        raise InputError(f"{folder}: the unfinished trace is of another model; use the same, or another folder")
+    digest = ""
+    for start in range(0, len(prompts), shard_prompts):
+        part = prompts[start : start + shard_prompts]
+        sha256 = encode(model, [prompt.text for prompt in part], max_tokens=max_tokens).sha256
+        digest = chain(digest, sha256)
+        if start + len(part) <= len(store):
+            if start + len(part) == len(store) and digest != store.manifest.prompts_sha256:
+                raise InputError(f"{folder}: the unfinished trace is of other prompts; use the same, or another folder")
+            continue
+        store.append(trace_prompts(model, part, max_tokens=max_tokens, **options), sha256)
+        if progress is not None:
+            progress(start + len(part), len(prompts))
+    store.finish()
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if hasattr(value, "__dataclass_fields__") else value

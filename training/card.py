@@ -129,8 +129,9 @@ def main(name: str) -> None:
         command = f"python -m training.tokenizer src/moescope/models/zoo/{name} && {command}"
     if hasattr(c, "num_experts"):
         mlp = f"{c.num_experts} experts of width {c.intermediate_size}, {c.num_experts_per_tok} a token"
+    article = "An" if c.model_type[0] in "aeiou" else "A"
     body = (
-        f"A {c.model_type} language model of {parameters / 1e6:.2f} M parameters ({c.num_hidden_layers} layers, "
+        f"{article} {c.model_type} language model of {parameters / 1e6:.2f} M parameters ({c.num_hidden_layers} layers, "
         f"d {c.hidden_size}, {mlp},\n{c.num_attention_heads} heads, {c.num_key_value_heads} key-value heads, tied embeddings, "
         f"context {c.max_position_embeddings}), bf16, with a byte-level\nBPE tokenizer of {len(tokenizer):,} tokens."
     )

@@ -33,7 +33,7 @@ from training.corpus import CATEGORIES, MIXTURE, split
 ZOO = Path(__file__).parents[1] / "src/moescope/models/zoo"
 CACHE = Path(__file__).parents[1] / ".cache/training"
 SEQUENCE, BATCH, SEED = 256, 32, 20261124
-TOKENS = {"dense-tiny": 20e6, "moe-tiny": 8e6}
+TOKENS = {"dense-tiny": 20e6, "moe-tiny": 6.5e6}
 BALANCE = 0.02
 PEAK_LR, DECAY_SHARE, WARMUP_STEPS = 3e-3, 0.2, 60
 

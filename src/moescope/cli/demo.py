@@ -2,44 +2,72 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from moescope.cli.options import COMMON, Common, load_tasks
 from moescope.cli.output import finish, prepare, print_json, progress
 
+if TYPE_CHECKING:
+    from moescope.result import StudyResult
+
+Report = Callable[[str, int, int], None]
+
 
 def demo(*, common: Common = COMMON) -> None:
-    """The main jobs on the embedded models and shipped text, offline: two published studies with all their controls.
+    """The main jobs on the embedded models and shipped text, offline: the three published studies with their controls.
 
-    The task circuits of the dense model with an ablation, then the routing signatures of the mixture-of-experts model; the
-    second result is saved in the folder `signatures` of the first.
+    The task circuits of the dense model with an ablation, the routing signatures of the mixture-of-experts model, and one
+    layer distilled into tiny experts; each result in a folder of its own.
     """
+    folder = common.out or Path("moescope-out") / "demo"
+    overwrite = common.overwrite or common.out is None
+    parts = {"circuits": _circuits, "signatures": _signatures, "distill": _distill}
+    places = {name: replace(common, out=folder / name, overwrite=overwrite) for name in parts}
+    for name, place in places.items():
+        prepare(place, name)
+    shown = {}
+    for name, part in parts.items():
+        with progress() as report:
+            result = part(common, report)
+        if common.json:
+            shown[name] = {**result.json(), "folder": str(result.save(folder / name, overwrite=overwrite))}
+        else:
+            finish(result, folder / name, places[name])
+            print()
+    if common.json:
+        print_json(shown)
+        return
+    print("The demo's reports open in any browser, offline:")
+    for name in parts:
+        print(f"  {(folder / name / 'report.html').resolve()}")
+
+
+def _circuits(common: Common, report: Report) -> StudyResult:
     from moescope.circuits import AblationSettings, CircuitSettings
     from moescope.circuits import circuits as study
     from moescope.models import load
+
+    return study(
+        load("dense-tiny", head=True, **common.load_options()),
+        # the second as a question, so that the model has an answer of its own, which an ablation can change
+        load_tasks(["certainty=halueval", "sentiment=uci-sentiment?template=question"], None, common.seed),
+        settings=CircuitSettings(seed=common.seed, batch_tokens=common.batch_tokens),
+        ablate=AblationSettings(ks=(1, 10, 50), max_rows=160, text_tokens=512),
+        report=report,
+    )
+
+
+def _signatures(common: Common, report: Report) -> StudyResult:
     from moescope.routing.demo import run_demo_part
 
-    folder = prepare(common, "demo", overwrite=common.out is None)
-    routing = replace(common, out=folder / "signatures", overwrite=common.overwrite or common.out is None)
-    prepare(routing, "demo")
-    tasks = load_tasks(["certainty=halueval", "sentiment=uci-sentiment"], None, common.seed)
-    with progress() as report:
-        result = study(
-            load("dense-tiny", head=True, **common.load_options()),
-            tasks,
-            settings=CircuitSettings(seed=common.seed, batch_tokens=common.batch_tokens),
-            ablate=AblationSettings(ks=(1, 10, 50), max_rows=160, text_tokens=512),
-            report=report,
-        )
-    with progress() as report:
-        signatures = run_demo_part(
-            report, seed=common.seed, batch_tokens=common.batch_tokens, load_options=common.load_options()
-        )
-    if common.json:
-        saved = [r.save(f, overwrite=routing.overwrite) for r, f in ((result, folder), (signatures, folder / "signatures"))]
-        parts = zip((result, signatures), saved, strict=True)
-        print_json({r.kind: {**r.json(), "folder": str(f)} for r, f in parts})
-        return
-    finish(result, folder, common)
-    print()
-    finish(signatures, folder / "signatures", routing)
+    return run_demo_part(report, seed=common.seed, batch_tokens=common.batch_tokens, load_options=common.load_options())
+
+
+def _distill(common: Common, report: Report) -> StudyResult:
+    from moescope.distill.demo import demo_distill
+    from moescope.models import load
+
+    return demo_distill(load("dense-tiny", head=True, **common.load_options()), seed=common.seed, report=report)

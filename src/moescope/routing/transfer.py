@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import rankdata
 from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from moescope.errors import InputError
 from moescope.routing.similarity import similarity
@@ -166,11 +166,10 @@ def held_out(a: np.ndarray, b: np.ndarray, y: np.ndarray, folds: np.ndarray, *, 
 def _read(alignment: Alignment, paired: np.ndarray, b: np.ndarray, y: np.ndarray, a: np.ndarray) -> np.ndarray:
     """Log probabilities (n, C) of A's signatures ``a`` (n, D) by a classifier of B's ``b`` with categories ``y``."""
     train = alignment.place(b)
-    spread = train.std(0) + 1e-12
-    model = LogisticRegression(max_iter=500).fit(train / spread, y)
+    model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(train, y)
     # a rotation fitted by least squares shrinks what it carries; the classifier expects B's spread
     stretch = train.std() / max(float(alignment.carry(paired).std()), 1e-12)
-    return np.asarray(model.predict_log_proba(alignment.carry(a) * stretch / spread))
+    return np.asarray(np.log(model.predict_proba(alignment.carry(a) * stretch) + 1e-12))
 
 
 def _half(y: np.ndarray) -> np.ndarray:
@@ -179,6 +178,11 @@ def _half(y: np.ndarray) -> np.ndarray:
     for category in np.unique(y):
         half[np.flatnonzero(y == category)[::2]] = True
     return half
+
+
+def reduced(flat: np.ndarray, dimensions: int) -> np.ndarray:
+    """Signatures (N, D) in the leading ``dimensions`` principal components of all N (fewer where there are fewer)."""
+    return np.asarray(PCA(min(dimensions, *flat.shape), svd_solver="full").fit_transform(flat))
 
 
 def signature_similarity(flat: np.ndarray) -> np.ndarray:

@@ -116,13 +116,23 @@ def test_out_of_memory_or_interruption_leaves_nothing(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr("moescope.convert.study.measure_frontier", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        convert(source("llama"), tmp_path / "out", experts=8, speed=False, window=64)
+        convert(source("llama"), tmp_path / "out", experts=8, speed=False, window=64, calibration_tokens=2048)
     assert not list(tmp_path.iterdir())
 
 
 def test_weights_are_safetensors_only(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    convert(source("llama"), tmp_path / "out", experts=8, active=3, speed=False, controls=False, window=64, heldout_tokens=256)
+    convert(
+        source("llama"),
+        tmp_path / "out",
+        experts=8,
+        active=3,
+        speed=False,
+        controls=False,
+        window=64,
+        calibration_tokens=2048,
+        heldout_tokens=256,
+    )
     names = {p.name for p in (tmp_path / "out").rglob("*") if p.is_file()}
     assert "model.safetensors" in names
     assert not [n for n in names if n.endswith((".bin", ".pt", ".pth", ".pkl"))]

@@ -20,7 +20,10 @@ from moescope.convert.verdict import recommend
 from moescope.result import StudyResult
 from tests.made_conversions import converted, source, windows
 
-SMALL: dict[str, Any] = {"experts": 40, "active": 10, "calibration_tokens": 6000, "heldout_tokens": 1024, "speed": False}
+SMALL: dict[str, Any] = {"experts": 40, "active": 10, "calibration_tokens": 4096, "heldout_tokens": 512, "speed": False}
+
+TINY: dict[str, Any] = {"experts": 8, "active": 3, "speed": False, "controls": False, "window": 64}
+TINY |= {"calibration_tokens": 2048, "heldout_tokens": 256}
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +90,7 @@ def test_calibration_text_is_not_what_it_is_judged_on(tmp_path: Path) -> None:
     lines = [f"Line {i} says {i * i} and nothing else worth a note." for i in range(400)]
     text = tmp_path / "text.txt"
     text.write_text("\n".join(lines))
-    out = convert(
-        source("llama"), tmp_path / "out", calibration=text, experts=8, active=3, speed=False, controls=False, window=64
-    )
+    out = convert(source("llama"), tmp_path / "out", calibration=text, **TINY)
     described = out.meta["text"]
     assert described["calibration"]["source"] == "text.txt, first three quarters"
     assert described["held-out"]["source"] == "text.txt, last quarter"
@@ -99,7 +100,7 @@ def test_bfloat16_is_written_as_it_came(tmp_path: Path) -> None:
     model = source("llama")
     model.module.to(torch.bfloat16)
     model.dtype = torch.bfloat16
-    convert(model, tmp_path / "out", experts=8, active=3, speed=False, controls=False, window=64, heldout_tokens=256)
+    convert(model, tmp_path / "out", **TINY)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert loaded.dtype == torch.bfloat16
     gate = loaded.model.layers[0].mlp.gate

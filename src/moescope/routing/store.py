@@ -23,6 +23,7 @@ from moescope.capture.encode import encode
 from moescope.capture.manifest import FINISHED, UNFINISHED, Shard, chain, check_contents, check_shard
 from moescope.errors import InputError
 from moescope.routing.capture import PromptLike, trace_prompts
+from moescope.routing.dispatch import expert_layers
 from moescope.routing.trace import RoutingTrace, TracedSequence, check_same_model
 
 if TYPE_CHECKING:
@@ -183,6 +184,19 @@ def save_trace(trace: RoutingTrace, path: str | Path, *, shard_tokens: int = 1 <
             store.append(trace.select(range(first, stop)))
 
 
+def remove_trace(path: str | Path) -> None:
+    """Delete a store's files, the manifest first, and nothing else in its folder.
+
+    Raises:
+        InputError: no routing trace is there.
+    """
+    folder = Path(path)
+    manifest = TraceManifest.read(folder / FINISHED)
+    (folder / FINISHED).unlink()
+    for shard in manifest.shards:
+        (folder / shard.file).unlink(missing_ok=True)
+
+
 def _runs(lengths: np.ndarray, budget: int) -> list[tuple[int, int]]:
     """Consecutive sequences of together at most ``budget`` tokens, or one longer one."""
     runs, first, tokens = [], 0, 0
@@ -249,6 +263,7 @@ def trace_to_store(
         InputError: a finished store is there, or an unfinished one of another model, other prompts or other options.
     """
     folder = Path(path)
+    expert_layers(model)  # a dense model is refused before anything is written
     settings = {"max_tokens": max_tokens, "shard_prompts": shard_prompts, **{k: _plain(v) for k, v in options.items()}}
     store = TraceStore.resume(folder) if (folder / UNFINISHED).exists() else TraceStore.create(folder, settings)
     if store.manifest.settings != settings:

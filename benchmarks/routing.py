@@ -1,0 +1,175 @@
+"""What tracing a model's routing costs: time over plain generation, bytes, and reading in what an engine recorded.
+
+    python benchmarks/routing.py            # about three minutes on two cores
+    python benchmarks/routing.py --small    # half a minute
+
+Writes benchmarks/results/routing.json. The model has OLMoE's architecture and random weights; its shape is in the result.
+Plain generation and traced generation of the same batch alternate, and each ratio is that of one such pair.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from machine import describe
+from moescope.capture.encode import Encoded
+from moescope.models import from_model
+from moescope.routing import RoutingTrace, TracedSequence, recording
+from moescope.routing.capture import trace_encoded
+from moescope.routing.importers import EngineModel, import_vllm
+from moescope.routing.store import load_trace, save_trace
+
+RESULT = Path(__file__).parent / "results" / "routing.json"
+SHAPE = {"hidden_size": 768, "num_hidden_layers": 12, "num_experts": 16, "num_experts_per_tok": 4, "intermediate_size": 384}
+SMALL = SHAPE | {"num_hidden_layers": 4}
+
+
+def random_olmoe(shape: dict[str, int]) -> Any:
+    torch.manual_seed(0)
+    config = transformers.OlmoeConfig(
+        **shape, num_attention_heads=12, vocab_size=16384, pad_token_id=0, bos_token_id=1, eos_token_id=None
+    )
+    return transformers.OlmoeForCausalLM(config)
+
+
+def overhead(shape: dict[str, int], batch: int, prompt: int, new: int, repeats: int) -> dict[str, Any]:
+    """Seconds of plain generation, of generation inside the recorder alone, and of a whole trace."""
+    module = random_olmoe(shape)
+    model = from_model(module, None, name="random OLMoE")
+    rng = np.random.default_rng(0)
+    ids = rng.integers(2, 16384, (batch, prompt))
+    encoded = Encoded.from_ids(ids)
+    names = [TracedSequence(str(n)) for n in range(batch)]
+    inputs = torch.from_numpy(ids)
+    mask = torch.ones_like(inputs)
+
+    def plain() -> Any:
+        with torch.no_grad():
+            return module.generate(inputs, attention_mask=mask, max_new_tokens=new, do_sample=False, use_cache=True)
+
+    def recorded() -> Any:
+        with recording(model, weights=torch.float16):
+            return plain()
+
+    def traced() -> RoutingTrace:
+        return trace_encoded(model, encoded, names, max_new_tokens=new)
+
+    ways: dict[str, Callable[[], Any]] = {"plain generate": plain, "recorder alone": recorded, "whole trace": traced}
+    assert np.array_equal(traced().tokens.reshape(batch, -1), plain()[:, :-1].numpy())
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(repeats):
+        # the order turns, so that none always runs first
+        for name in [*ways][number % 3 :] + [*ways][: number % 3]:
+            start = time.perf_counter()
+            ways[name]()
+            seconds[name].append(time.perf_counter() - start)
+    bare = seconds["plain generate"]
+    rows = {
+        name: {
+            "seconds": median(times),
+            "over_plain": median(t / b for t, b in zip(times, bare, strict=True)),
+            "over_plain_best": min(times) / min(bare),
+            "over_plain_all": sorted(t / b for t, b in zip(times, bare, strict=True)),
+        }
+        for name, times in seconds.items()
+    }
+    parameters = sum(p.numel() for p in module.parameters())
+    return {
+        "shape": shape,
+        "parameters": parameters,
+        "batch": batch,
+        "prompt_tokens": prompt,
+        "new_tokens": new,
+        "repeats": repeats,
+        "seconds_per_step": rows["plain generate"]["seconds"] / new,
+        "rows": rows,
+    }
+
+
+def sizes(tokens: int, layers: int, k: int, experts: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Bytes per token, layer and slot on disk; and seconds to import, save, load and count."""
+    rng = np.random.default_rng(0)
+    length = 1000
+    ids = rng.random((length, layers, experts)).argsort(-1)[..., :k].astype(np.int16)
+    with tempfile.TemporaryDirectory() as folder:
+        dump = Path(folder) / "dump"
+        dump.mkdir()
+        for number in range(tokens // length):
+            np.save(dump / f"{number:05d}.npy", np.roll(ids, number, 0))
+        seconds: dict[str, float] = {}
+
+        def timed(name: str, call: Callable[[], Any]) -> Any:
+            start = time.perf_counter()
+            value = call()
+            seconds[name] = time.perf_counter() - start
+            return value
+
+        trace = timed("import from vLLM's .npy files", lambda: import_vllm(dump, EngineModel(experts)))
+        timed("save", lambda: save_trace(trace, Path(folder) / "ids"))
+        again = timed("load, checksums and ids checked", lambda: load_trace(Path(folder) / "ids"))
+        timed("counts per sequence, layer and expert", trace.counts)
+        assert np.array_equal(again.ids, trace.ids)
+        stored = sum(file.stat().st_size for file in (Path(folder) / "ids").iterdir())
+    slots = len(trace) * layers * k
+    facts = {"tokens": len(trace), "sequences": len(trace.sequences), "layers": layers, "k": k, "experts": experts}
+    size = {
+        **facts,
+        "ids_bytes_per_slot": trace.ids.nbytes / slots,
+        "stored_bytes_per_slot": stored / slots,
+        "stored_mib": stored / 2**20,
+    }
+    return size, {**facts, "seconds": seconds, "tokens_per_second": {k: len(trace) / v for k, v in seconds.items()}}
+
+
+def show(result: dict[str, Any]) -> None:
+    cost = result["overhead"]
+    print(f"{cost['parameters'] / 1e6:.0f} M parameters, {cost['seconds_per_step'] * 1e3:.1f} ms a step, batch {cost['batch']}")
+    for name, row in cost["rows"].items():
+        print(f"  {name:16} {row['seconds']:7.3f} s  {row['over_plain']:6.3f}  (best runs {row['over_plain_best']:6.3f})")
+    for size in result["sizes"]:
+        print(f"  {size['experts']} experts: {size['stored_bytes_per_slot']:.3f} bytes stored per token, layer and slot")
+    for name, seconds in result["import"]["seconds"].items():
+        print(f"  {name:40} {seconds:6.2f} s for {result['import']['tokens']} tokens")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What tracing a model's routing costs.")
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=None, help="pairs of runs (9; 5 if small)")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    small = arguments.small
+    repeats = arguments.repeats or (5 if small else 9)
+    # OLMoE's own layers, experts and k; and DeepSeek-V3's 256 experts, which need two bytes
+    million, speed = sizes(100_000 if small else 1_000_000, 16, 8, 64)
+    wide, _ = sizes(20_000, 8, 8, 256)
+    result = {
+        "machine": describe(),
+        "small": small,
+        "overhead": overhead(SMALL if small else SHAPE, 8, 32, 16 if small else 48, repeats),
+        "sizes": [million, wide],
+        "import": speed,
+    }
+    show(result)
+    if not small:
+        RESULT.parent.mkdir(parents=True, exist_ok=True)
+        temporary = RESULT.with_suffix(".tmp")
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
+        os.replace(temporary, RESULT)
+
+
+if __name__ == "__main__":
+    main()

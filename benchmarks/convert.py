@@ -177,7 +177,9 @@ def _materialised(config: Any, dtype: torch.dtype, given: dict[str, Any]) -> Any
     return made.eval().requires_grad_(False)
 
 
-def model(dtype: str, actives: list[int], single: bool, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def model(
+    dtype: str, actives: list[int], single: bool, rows: list[dict[str, Any]], save: Callable[[dict[str, Any]], None]
+) -> None:
     dense, plain, own = models(DTYPES[dtype])
     counts = {key: sum(p.numel() for p in m.parameters()) for key, m in (("dense", dense), ("converted", own))}
     rows = [row for row in rows if row["active"] not in actives]
@@ -185,7 +187,7 @@ def model(dtype: str, actives: list[int], single: bool, rows: list[dict[str, Any
         for made in (plain, own):
             set_active(made, active)
         runners = [Runner("dense", dense), Runner("moescope", own, "moescope"), *(Runner(o, plain, o) for o in OTHERS)]
-        cases = [([Workload("batch 1", 1, 4, 6)], runners if active < EXPERTS else runners[:2], 5)]
+        cases = [([Workload("batch 1", 1, 4, 6)], runners if active < EXPERTS else runners[:2], 4)]
         if active < EXPERTS and not single:
             kept = [r for r in runners if r.name in ("dense", "moescope", "grouped_mm")]
             cases.append(
@@ -197,9 +199,9 @@ def model(dtype: str, actives: list[int], single: bool, rows: list[dict[str, Any
                 limit = limits[row["workload"]]
                 rows.append({"active": active, "share": active_share(dense, own), **row, **limit})
                 rows[-1]["of_ceiling"] = row["speedup"] / limit["ceiling"]
-                print({key: round(v, 3) if isinstance(v, float) else v for key, v in rows[-1].items()})
-    found = crossover(own.model.layers[0].mlp.experts, 14)
-    return {"weights": counts, "rows": rows, "crossover_tokens": found}
+                print({key: round(v, 3) if isinstance(v, float) else v for key, v in rows[-1].items()}, flush=True)
+            # after every case: what has been measured stays if the next one is cut short
+            save({"weights": counts, "rows": rows, "crossover_tokens": crossover(own.model.layers[0].mlp.experts, 14)})
 
 
 def embedded() -> dict[str, Any]:
@@ -226,9 +228,14 @@ def main() -> None:
     elif arguments.part == "model":
         key = f"model_{arguments.dtype}"
         before = results.get(key, {}).get("rows", [])
-        results[key] = part | model(arguments.dtype, arguments.active, arguments.single, before)
+        model(arguments.dtype, arguments.active, arguments.single, before, lambda found: write(results | {key: part | found}))
+        return
     else:
         results["embedded"] = part | embedded()
+    write(results)
+
+
+def write(results: dict[str, Any]) -> None:
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -90,17 +91,21 @@ def _record(
     texts = load_prompts(prompts, limit=limit, seed=common.seed)
     decoding = Decoding(sample=sample, beams=beams, seed=common.seed)
     loaded = load(model, head=options["max_new_tokens"] > 0, **common.load_options())
-    with progress() as report:
-        trace_to_store(
-            loaded,
-            texts,
-            folder,
-            max_tokens=max_tokens,
-            decoding=decoding,
-            batch_tokens=common.batch_tokens,
-            progress=lambda done, total: report("prompts traced", done, total),
-            **options,
-        )
+    try:
+        with progress() as report:
+            trace_to_store(
+                loaded,
+                texts,
+                folder,
+                max_tokens=max_tokens,
+                decoding=decoding,
+                batch_tokens=common.batch_tokens,
+                progress=lambda done, total: report("prompts traced", done, total),
+                **options,
+            )
+    except KeyboardInterrupt:
+        print(f"interrupted; the same command goes on with what is in {folder}", file=sys.stderr)
+        sys.exit(130)
 
 
 def coverage(
@@ -140,10 +145,12 @@ def coverage(
 
 def _target(common: Common) -> Path:
     """The folder of the trace, cleared of an older one that may be replaced."""
-    from moescope.capture.manifest import FINISHED
+    from moescope.capture.manifest import FINISHED, UNFINISHED
     from moescope.routing.store import remove_trace
 
     folder = common.out or Path("moescope-out/trace")
+    if common.overwrite and (folder / UNFINISHED).exists():
+        remove_trace(folder)
     if (folder / FINISHED).exists():
         if common.out is not None and not common.overwrite:
             raise InputError(f"{folder}: a trace is there already; take another --out, or --overwrite")

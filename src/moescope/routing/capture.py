@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from moescope.models import LoadedModel
 
 WEIGHT_DTYPES = {"float16": torch.float16, "float32": torch.float32}
-_PROBE = 32  # tokens of the first prompt on which the layers' gating is measured
+_PROBE = 16  # tokens of the first prompt on which the layers' gating is measured
 
 
 class PromptLike(Protocol):

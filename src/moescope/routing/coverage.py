@@ -106,7 +106,7 @@ def check_model(model: LoadedModel) -> Coverage:
     names = [TracedSequence(str(n)) for n in range(len(encoded))]
     new = _NEW if can_generate(model) else 0
     error = 0.0
-    for tokens in {0, new}:
+    for tokens in sorted({0, new}):
         with _checked(model) as errors:
             batch = trace_encoded(model, encoded, names, max_new_tokens=tokens)
         error = max(error, *errors)

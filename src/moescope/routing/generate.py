@@ -182,7 +182,7 @@ def _stack(steps: Sequence[tuple[Dispatch, ...]], recorder: DispatchRecorder) ->
 def _layers(tensors: Sequence[torch.Tensor | None], name: str, dtype: np.dtype[Any], n_experts: int) -> np.ndarray:
     """One forward pass's tensors (N, ·) of the layers as (N, L, ·), the narrower ones filled up."""
     present = [tensor for tensor in tensors if tensor is not None]
-    if len(present) == len(tensors) and len({(t.shape, t.dtype) for t in present}) == 1 and name != "scores":
+    if len(present) == len(tensors) and len({(t.shape, t.dtype, t.device) for t in present}) == 1 and name != "scores":
         block = torch.stack(present, 1).cpu().numpy()
         return _ids(block, dtype) if name == "ids" else block
     width = n_experts if name == "scores" else max(tensor.shape[1] for tensor in present)

@@ -1,7 +1,8 @@
 """Routing traces on disk: a folder of safetensors shards and a ``manifest.json``, written last.
 
 Each shard holds whole sequences in the order given. Until the manifest is there the store is unfinished: it can be resumed,
-but not read. A trace keeps token ids only if it was made with them; without them the text cannot be read from the store.
+but not read. Token ids, from which the text can be read, are in it only if the trace was made with them. A digest of each
+shard's prompts is: it tells whether a guessed text was among them, and no more.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,62 +24,11 @@ from moescope.capture.encode import encode
 from moescope.capture.manifest import FINISHED, UNFINISHED, Shard, chain, check_contents, check_shard
 from moescope.errors import InputError
 from moescope.routing.capture import PromptLike, trace_prompts
-from moescope.routing.dispatch import expert_layers
+from moescope.routing.manifest import COLUMNS, FORMAT, TraceManifest
 from moescope.routing.trace import RoutingTrace, TracedSequence, check_same_model
 
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
-
-FORMAT = "moescope-routing-1"
-COLUMNS = ("ids", "weights", "sequence", "position", "generated", "tokens", "scores")
-
-
-@dataclass(frozen=True)
-class TraceManifest:
-    """The contents of ``manifest.json``. ``unfinished.json`` is the same while shards are being added."""
-
-    layers: tuple[int, ...] = ()
-    n_experts: tuple[int, ...] = ()
-    columns: tuple[str, ...] = ()
-    meta: dict[str, Any] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
-    """how the prompts were run, where the store was made from prompts: must be the same on resuming"""
-    prompts_sha256: str = ""
-    """chained over the shards: digest of the prompts' token ids, where the store was made from prompts"""
-    shards: tuple[Shard, ...] = ()
-    sequences: tuple[TracedSequence, ...] = ()
-    format: str = FORMAT
-
-    @property
-    def fingerprint(self) -> str:
-        return str(self.meta.get("fingerprint", ""))
-
-    def write(self, path: Path) -> None:
-        write_atomic(path, [json.dumps(asdict(self), indent=1).encode()])
-
-    @classmethod
-    def read(cls, path: Path) -> TraceManifest:
-        """Read a manifest.
-
-        Raises:
-            InputError: it is not there, not JSON, or of another format or version.
-        """
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            if data.get("format") != FORMAT:
-                raise InputError(f"{path}: format {data.get('format')!r} is not {FORMAT}: not a routing trace of this version")
-            if unknown := set(data) - {f.name for f in fields(cls)}:
-                raise ValueError(f"unknown entry {sorted(unknown)[0]}")
-            shards = tuple(Shard(**shard) for shard in data.pop("shards"))
-            sequences = tuple(TracedSequence(**sequence) for sequence in data.pop("sequences"))
-            data |= {name: tuple(data[name]) for name in ("layers", "n_experts", "columns")}
-            return cls(shards=shards, sequences=sequences, **data)
-        except InputError:
-            raise
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"{path}: damaged manifest ({error}); delete the store and trace again") from error
 
 
 class TraceStore:
@@ -97,8 +47,7 @@ class TraceStore:
             InputError: there is one already, finished or not.
         """
         folder = Path(path)
-        if any((folder / name).exists() for name in (FINISHED, UNFINISHED)) or list(folder.glob("shard-*.safetensors")):
-            raise InputError(f"{folder}: a store is there already; resume it, delete it or choose another folder")
+        _refuse_existing(folder)
         store = cls(folder, TraceManifest(settings=settings or {}))
         store.manifest.write(folder / UNFINISHED)
         return store
@@ -172,6 +121,11 @@ class TraceStore:
             self.finish()
 
 
+def _refuse_existing(folder: Path) -> None:
+    if any((folder / name).exists() for name in (FINISHED, UNFINISHED)) or list(folder.glob("shard-*.safetensors")):
+        raise InputError(f"{folder}: a store is there already; resume it, delete it or choose another folder")
+
+
 def save_trace(trace: RoutingTrace, path: str | Path, *, shard_tokens: int = 1 << 20) -> None:
     """Write a trace as a store of shards of about ``shard_tokens`` tokens (whole sequences).
 
@@ -185,14 +139,15 @@ def save_trace(trace: RoutingTrace, path: str | Path, *, shard_tokens: int = 1 <
 
 
 def remove_trace(path: str | Path) -> None:
-    """Delete a store's files, the manifest first, and nothing else in its folder.
+    """Delete a store's files, finished or not, the manifest first, and nothing else in its folder.
 
     Raises:
         InputError: no routing trace is there.
     """
     folder = Path(path)
-    manifest = TraceManifest.read(folder / FINISHED)
-    (folder / FINISHED).unlink()
+    name = UNFINISHED if (folder / UNFINISHED).exists() else FINISHED
+    manifest = TraceManifest.read(folder / name)
+    (folder / name).unlink()
     for shard in manifest.shards:
         (folder / shard.file).unlink(missing_ok=True)
 
@@ -263,26 +218,40 @@ def trace_to_store(
         InputError: a finished store is there, or an unfinished one of another model, other prompts or other options.
     """
     folder = Path(path)
-    expert_layers(model)  # a dense model is refused before anything is written
     settings = {"max_tokens": max_tokens, "shard_prompts": shard_prompts, **{k: _plain(v) for k, v in options.items()}}
-    store = TraceStore.resume(folder) if (folder / UNFINISHED).exists() else TraceStore.create(folder, settings)
-    if store.manifest.settings != settings:
-        raise InputError(f"{folder}: the unfinished trace was begun with other options; use the same, or another folder")
-    if store.manifest.shards and store.manifest.fingerprint != model.fingerprint:
-        raise InputError(f"{folder}: the unfinished trace is of another model; use the same, or another folder")
+    store = _begun(folder, model, settings)
+    if store is None:
+        _refuse_existing(folder)
     digest = ""
     for start in range(0, len(prompts), shard_prompts):
         part = prompts[start : start + shard_prompts]
         sha256 = encode(model, [prompt.text for prompt in part], max_tokens=max_tokens).sha256
         digest = chain(digest, sha256)
-        if start + len(part) <= len(store):
+        if store is not None and start + len(part) <= len(store):
             if start + len(part) == len(store) and digest != store.manifest.prompts_sha256:
                 raise InputError(f"{folder}: the unfinished trace is of other prompts; use the same, or another folder")
             continue
-        store.append(trace_prompts(model, part, max_tokens=max_tokens, **options), sha256)
+        trace = trace_prompts(model, part, max_tokens=max_tokens, **options)
+        if store is None:  # not before: what cannot be traced leaves nothing behind
+            store = TraceStore.create(folder, settings)
+        store.append(trace, sha256)
         if progress is not None:
             progress(start + len(part), len(prompts))
+    if store is None:
+        raise InputError("prompts: none were given")
     store.finish()
+
+
+def _begun(folder: Path, model: LoadedModel, settings: dict[str, Any]) -> TraceStore | None:
+    """The unfinished store in ``folder``, if it is of this model and these settings."""
+    if not (folder / UNFINISHED).exists():
+        return None
+    store = TraceStore.resume(folder)
+    if store.manifest.settings != settings:
+        raise InputError(f"{folder}: the unfinished trace was begun with other options; use the same, or another folder")
+    if store.manifest.shards and store.manifest.fingerprint != model.fingerprint:
+        raise InputError(f"{folder}: the unfinished trace is of another model; use the same, or another folder")
+    return store
 
 
 def _plain(value: Any) -> Any:

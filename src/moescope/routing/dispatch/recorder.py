@@ -51,6 +51,7 @@ class DispatchRecorder:
 
     def begin(self, *_: Any) -> None:
         self._seen = [None] * len(self.layers)
+        self._scores = [None] * len(self.layers)
 
     def record(self, index: int, hidden: Tensor, ids: Tensor, weights: Tensor) -> None:
         if self._seen[index] is not None:

@@ -1,0 +1,64 @@
+"""What a stored routing trace says about itself: the contents of its ``manifest.json``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from moescope.capture.atomic import write_atomic
+from moescope.capture.manifest import Shard
+from moescope.errors import InputError
+from moescope.routing.trace import TracedSequence
+
+FORMAT = "moescope-routing-1"
+COLUMNS = ("ids", "weights", "sequence", "position", "generated", "tokens", "scores")
+
+
+@dataclass(frozen=True)
+class TraceManifest:
+    """The contents of ``manifest.json``. ``unfinished.json`` is the same while shards are being added."""
+
+    layers: tuple[int, ...] = ()
+    n_experts: tuple[int, ...] = ()
+    columns: tuple[str, ...] = ()
+    meta: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    """how the prompts were run, where the store was made from prompts: must be the same on resuming"""
+    prompts_sha256: str = ""
+    """chained over the shards: digest of the prompts' token ids, where the store was made from prompts"""
+    shards: tuple[Shard, ...] = ()
+    sequences: tuple[TracedSequence, ...] = ()
+    format: str = FORMAT
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.meta.get("fingerprint", ""))
+
+    def write(self, path: Path) -> None:
+        write_atomic(path, [json.dumps(asdict(self), indent=1).encode()])
+
+    @classmethod
+    def read(cls, path: Path) -> TraceManifest:
+        """Read a manifest.
+
+        Raises:
+            InputError: it is not there, not JSON, or of another format or version.
+        """
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if data.get("format") != FORMAT:
+                raise InputError(f"{path}: format {data.get('format')!r} is not {FORMAT}: not a routing trace of this version")
+            if unknown := set(data) - {f.name for f in fields(cls)}:
+                raise ValueError(f"unknown entry {sorted(unknown)[0]}")
+            shards = tuple(Shard(**shard) for shard in data.pop("shards"))
+            sequences = tuple(TracedSequence(**sequence) for sequence in data.pop("sequences"))
+            data |= {name: tuple(data[name]) for name in ("layers", "n_experts", "columns")}
+            return cls(shards=shards, sequences=sequences, **data)
+        except InputError:
+            raise
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"{path}: damaged manifest ({error}); delete the store and trace again") from error

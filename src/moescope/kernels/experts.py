@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.moe import ExpertsInterface, _default_apply_gate, grouped_mm_experts_forward
 
-from moescope.kernels.cpu import weighted_sum
-from moescope.kernels.experts_cpu import ACTIVATIONS, as_words, run
+from moescope.kernels.experts_cpu import ACTIVATIONS, as_words, gather_sum, run
 
 NAME = "moescope"
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -97,11 +96,11 @@ def many_tokens(experts: Any, x: Tensor, index: Tensor, scale: Tensor) -> Tensor
         gate, up = torch.mm(rows[start:end], experts.gate_up_proj[e].T).split(width, 1)
         written[start:end] = torch.mm(experts.act_fn(gate) * up, experts.down_proj[e].T)
         start = end
-    # back to the tokens by reading; torch's index_add_ takes thirty times as long
+    # back to the tokens by reading; torch's index_add_ takes many times as long
     place = torch.zeros_like(flat)
     place[order] = torch.arange(len(order))
     factor = torch.where(index < n_experts, scale, 0).to(wide)
-    return weighted_sum(factor, written, place.view_as(index)).to(x.dtype)
+    return gather_sum(written, place.view_as(index), factor).to(x.dtype)
 
 
 def crossover(experts: Any, k: int) -> int:

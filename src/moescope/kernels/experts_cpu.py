@@ -79,6 +79,30 @@ def run(
     return out.to(x.dtype)
 
 
+def gather_sum(rows: Tensor, place: Tensor, scale: Tensor) -> Tensor:
+    """``out[t] = Σ_j scale[t, j] · rows[place[t, j]]``: (T, d) from rows (S, d) in float32 or float64, place and scale (T, k).
+
+    Where ``scale`` is nought no row is read.
+    """
+    out = torch.empty(len(place), rows.shape[1], dtype=rows.dtype)
+    with _LOCK:
+        set_num_threads(min(torch.get_num_threads(), _THREADS))
+        _gather_sum(rows.numpy(), place.numpy(), scale.numpy(), out.numpy())
+    return out
+
+
+@njit(parallel=True, cache=True, fastmath=FAST)
+def _gather_sum(rows: np.ndarray, place: np.ndarray, scale: np.ndarray, out: np.ndarray) -> None:
+    for t in prange(len(out)):
+        out[t] = 0
+        for j in range(place.shape[1]):
+            factor = scale[t, j]
+            if factor != 0:
+                row = rows[place[t, j]]
+                for i in range(len(row)):
+                    out[t, i] += factor * row[i]
+
+
 @njit(parallel=True, cache=True, fastmath=FAST)
 def _few_tokens(
     x: np.ndarray,

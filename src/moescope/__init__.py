@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from moescope.circuits import CircuitClassifier, CircuitSettings, DivergenceSelector, circuits, formation
     from moescope.convert import ConvertSettings, convert
+    from moescope.distill import distill
     from moescope.errors import InputError
     from moescope.models import load as load_model
     from moescope.result import StudyResult, load
@@ -31,6 +32,7 @@ _WHERE = {
     "StudyResult": "moescope.result",
     "circuits": "moescope.circuits",
     "convert": "moescope.convert",
+    "distill": "moescope.distill",
     "formation": "moescope.circuits",
     "load": "moescope.result",
     "load_model": "moescope.models",
@@ -47,6 +49,7 @@ __all__ = [
     "StudyResult",
     "circuits",
     "convert",
+    "distill",
     "formation",
     "load",
     "load_model",
@@ -60,6 +63,6 @@ def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'moescope' has no attribute {name!r}")
     module = import_module(_WHERE[name])
-    if name in ("circuits", "convert"):
+    if name in ("circuits", "convert", "distill"):
         return module  # it can be called: see there
     return getattr(module, "load" if name == "load_model" else name)

@@ -55,6 +55,10 @@ def distill(
         Path | None, Parameter(help="A text file; blank lines part its texts (default: shipped WikiText-2).")
     ] = None,
     store: Annotated[Path | None, Parameter(help="A store of mlp_in and mlp_out of the layer, instead of text.")] = None,
+    circuits: Annotated[Path | None, Parameter(help="A result of `moescope circuits` on this model, to compare with.")] = None,
+    dictionary: Annotated[
+        Path | None, Parameter(help="A safetensors file with W_dec of a sparse autoencoder, to compare experts with.")
+    ] = None,
     checkpoint: Annotated[Path | None, Parameter(help="Where to keep checkpoints; run again to go on from them.")] = None,
     common: Common = COMMON,
 ) -> None:
@@ -94,7 +98,16 @@ def distill(
     texts = None if text is None else read_texts(text)
     with progress() as report:
         loaded = load(model, head=True, **common.load_options())
-        result, students = study(loaded, settings=settings, texts=texts, store=store, checkpoint=checkpoint, report=report)
+        result, students = study(
+            loaded,
+            settings=settings,
+            texts=texts,
+            store=store,
+            circuits=circuits,
+            dictionary=dictionary,
+            checkpoint=checkpoint,
+            report=report,
+        )
     _finish(result, students, folder, common)
 
 

@@ -4,15 +4,20 @@ After "Secret mixtures of experts inside your LLM" (arXiv 2512.18452). :func:`di
 pairs, students, training) can be used alone.
 """
 
+import sys
+from types import ModuleType
+from typing import Any
+
 from moescope.distill.controls import CONTROLS, control_pairs
 from moescope.distill.data import ArrayPairs, Block, Pairs, scaling_of
 from moescope.distill.evaluate import Evaluation, evaluate, fvu
 from moescope.distill.layer_data import DataSettings, model_pairs, store_pairs
+from moescope.distill.neighbours import circuit_overlap, load_dictionary, nearest_directions, nearest_neurons
 from moescope.distill.reading import read_experts
 from moescope.distill.save import load_student, save_student
 from moescope.distill.settings import DistillSettings
 from moescope.distill.spec import StudentSpec
-from moescope.distill.splice import splice_table, spliced
+from moescope.distill.splice import generation_table, splice_table, spliced
 from moescope.distill.students import LayerShape, Scaling, Student
 from moescope.distill.study import distill
 from moescope.distill.synthetic import DictionarySettings, DictionaryTeacher, dictionary_pairs
@@ -36,13 +41,18 @@ __all__ = [
     "StudentSpec",
     "Teacher",
     "TrainSettings",
+    "circuit_overlap",
     "control_pairs",
     "dictionary_pairs",
     "distill",
     "evaluate",
     "fvu",
+    "generation_table",
+    "load_dictionary",
     "load_student",
     "model_pairs",
+    "nearest_directions",
+    "nearest_neurons",
     "read_experts",
     "save_student",
     "scaling_of",
@@ -51,3 +61,13 @@ __all__ = [
     "store_pairs",
     "train",
 ]
+
+
+class _Callable(ModuleType):
+    """`moescope.distill(model, layer)` is what a user types; this folder bears the same name, so it answers the call."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return distill(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -16,7 +16,9 @@ from moescope.capture.activations import padded_batches
 from moescope.distill.students import Student
 from moescope.distill.teacher import Teacher
 from moescope.errors import InputError
+from moescope.stats import permuted_label_matrix
 
+_SHUFFLES = 499
 _CONTEXT = 8  # tokens shown on the left of the one that the expert answers
 
 
@@ -26,7 +28,8 @@ def read_experts(
     student: Student,
     texts: Sequence[str],
     *,
-    categories: Sequence[str] | None = None,
+    categories: Sequence[str | None] | None = None,
+    groups: Sequence[str] | None = None,
     experts: Sequence[int] | None = None,
     top: int = 5,
     batch_tokens: int = 8192,
@@ -34,7 +37,10 @@ def read_experts(
     """One row per expert: how often it runs, the tokens that it prefers, and the contexts with its largest gates.
 
     Args:
-        categories: of each text; then ``category`` is the one that the expert prefers and ``category_lift`` by how much.
+        categories: of each text, None for a text of none, which enters everything but the lift; then ``category`` is the one
+            that the expert prefers, ``category_lift`` its rate there over its rate in all categories, and ``category_p`` the
+            chance of as large a lift in any category with the labels shuffled among documents.
+        groups: document of each text; None: each is its own.
         experts: which; None: the 50 that run most often, of those that run at least five times.
         top: tokens and contexts shown.
 
@@ -43,12 +49,14 @@ def read_experts(
         (exponential of the entropy over the tokens that it runs for: 1 is a single token), and the category columns.
 
     Raises:
-        InputError: the student has no experts, or there are not as many categories as texts.
+        InputError: the student has no experts, or there are not as many categories or groups as texts.
     """
     if student.spec.kind == "dense":
         raise InputError("a dense student has no experts to read")
     if categories is not None and len(categories) != len(texts):
         raise InputError(f"{len(categories)} categories for {len(texts)} texts; give one for each")
+    if groups is not None and len(groups) != len(texts):
+        raise InputError(f"{len(groups)} groups for {len(texts)} texts; give one for each")
     model = teacher.model
     encoded = encode(model, texts)
     chosen: list[np.ndarray] = []  # (n, k) per batch, and gate, token, place beside it
@@ -76,6 +84,7 @@ def read_experts(
     slot[wanted] = True
     for t, j in zip(*np.nonzero(slot[index] & (gate > 0)), strict=True):
         uses[int(index[t, j])].append((float(gate[t, j]), int(t)))
+    lift = None if categories is None else _Lift(categories, groups, np.bincount(place[:, 0], minlength=len(texts)))
     rows: list[dict[str, Any]] = []
     for expert in wanted:
         used = uses[int(expert)]
@@ -89,21 +98,40 @@ def read_experts(
             "contexts": [_context(model, encoded, *place[t]) for _, t in heapq.nlargest(top, used)],
             "effective_tokens": float(np.exp(-(share * np.log(share)).sum())),
         }
-        if categories is not None:
-            entry |= _category(np.asarray(categories), place[:, 0], [t for _, t in used])
+        if lift is not None:
+            entry |= lift.of(np.bincount(place[[t for _, t in used], 0], minlength=len(texts)))
         rows.append(entry)
     columns = ["expert", "load", "tokens", "contexts", "effective_tokens"]
-    return pd.DataFrame(rows, columns=columns + (["category", "category_lift"] if categories is not None else []))
+    return pd.DataFrame(rows, columns=columns + (["category", "category_lift", "category_p"] if lift else []))
 
 
-def _category(categories: np.ndarray, text: np.ndarray, used: list[int]) -> dict[str, Any]:
-    """The category with the largest share among the expert's tokens over its share among all."""
-    of_token = categories[text]
-    names, total = np.unique(of_token, return_counts=True)
-    here = np.array([(of_token[used] == name).sum() for name in names])
-    lift = here / max(len(used), 1) / (total / len(of_token))
-    best = int(lift.argmax())
-    return {"category": str(names[best]), "category_lift": float(lift[best])}
+class _Lift:
+    """The category with the largest share among an expert's tokens over its share among all, and the chance of it.
+
+    Labels are shuffled among documents, not tokens: an expert that answers one document is no expert of its category.
+    """
+
+    def __init__(self, categories: Sequence[str | None], groups: Sequence[str] | None, tokens: np.ndarray) -> None:
+        self.names = sorted({c for c in categories if c is not None})
+        self.kept = np.array([i for i, c in enumerate(categories) if c is not None], dtype=int)
+        own = np.array([self.names.index(c) for c in categories if c is not None], dtype=int)
+        group = None if groups is None else np.asarray(groups)[self.kept]
+        labels = [own[None], permuted_label_matrix(own, group, _SHUFFLES, np.random.default_rng(0))]
+        self.member = np.concatenate(labels)[:, :, None] == np.arange(len(self.names))  # (1 + shuffles, texts, categories)
+        self.share = np.einsum("t,stc->sc", tokens[self.kept], self.member) / max(tokens[self.kept].sum(), 1)
+
+    def of(self, used: np.ndarray) -> dict[str, Any]:
+        """``used``: the expert's tokens in each text."""
+        mine = used[self.kept]
+        if not mine.sum():
+            return {"category": None, "category_lift": float("nan"), "category_p": float("nan")}
+        lift = np.einsum("t,stc->sc", mine, self.member) / mine.sum() / np.maximum(self.share, 1e-12)
+        best = lift.max(1)
+        return {
+            "category": self.names[int(lift[0].argmax())],
+            "category_lift": float(best[0]),
+            "category_p": float((1 + (best[1:] >= best[0]).sum()) / (1 + _SHUFFLES)),
+        }
 
 
 def _context(model: Any, encoded: Any, row: int, column: int) -> str:

@@ -1,4 +1,4 @@
-"""The model with one MLP replaced by a student: its loss beside the original's."""
+"""The model with one MLP replaced by a student: its loss and its text beside the original's."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from moescope.capture.activations import padded_batches
 from moescope.distill.students import Student
 from moescope.distill.teacher import Teacher
 from moescope.errors import InputError
+from moescope.models import LoadedModel
 
 
 @contextmanager
@@ -51,8 +52,7 @@ def splice_table(
         InputError: the model was loaded without its head, or is an encoder.
     """
     model = teacher.model
-    if not model.has_head or model.is_encoder:
-        raise InputError(f"{model.name}: next-token loss needs a causal language model loaded with its head")
+    _needs_head(model)
     mean = next(iter(students.values())).scaling.y_mean if students else torch.zeros(teacher.exit.width)
     ways: dict[str, Callable[[Tensor], Tensor]] = {
         "mean output": lambda x: mean.expand(*x.shape[:-1], -1),
@@ -65,6 +65,64 @@ def splice_table(
             loss, tokens = _loss(teacher, texts, batch_tokens)
         rows.append({"layer_is": name, "loss": loss, "tokens": tokens})
     return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def generation_table(
+    teacher: Teacher,
+    students: Mapping[str, Student],
+    texts: Sequence[str],
+    *,
+    prompts: int = 2,
+    prompt_tokens: int = 16,
+    new_tokens: int = 20,
+) -> pd.DataFrame:
+    """Greedy continuations of the first ``prompts`` texts that are longer than ``prompt_tokens``, by the model as it is and
+    with each student in the layer's place.
+
+    Columns: prompt, layer_is, continuation, same_tokens (leading tokens equal to the original's). No row if no text is long
+    enough.
+
+    Raises:
+        InputError: as :func:`splice_table`.
+    """
+    model = teacher.model
+    _needs_head(model)
+    long = [ids for ids in encode(model, texts) if len(ids) > prompt_tokens][:prompts]
+    columns = ["prompt", "layer_is", "continuation", "same_tokens"]
+    if not long:
+        return pd.DataFrame(columns=columns)
+    start = torch.tensor([[int(i) for i in ids[:prompt_tokens]] for ids in long], device=model.device)
+    found = {"original": _greedy(model, start, new_tokens)}
+    for name, student in students.items():
+        with spliced(teacher, student):
+            found[name] = _greedy(model, start, new_tokens)
+    rows = []
+    for i, begun in enumerate(start):
+        for name, new in found.items():
+            same = (new[i] == found["original"][i]).long().cumprod(0).sum()
+            rows.append([_text(model, begun), name, _text(model, new[i]), int(same)])
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _greedy(model: LoadedModel, ids: Tensor, new_tokens: int) -> Tensor:
+    """(B, new_tokens) most likely tokens after prompts of one length (B, T); the end of a text ends nothing."""
+    out = model.module(input_ids=ids, use_cache=True)
+    new = [out.logits[:, -1].argmax(-1)]
+    while len(new) < new_tokens:
+        out = model.module(input_ids=new[-1][:, None], past_key_values=out.past_key_values, use_cache=True)
+        new.append(out.logits[:, -1].argmax(-1))
+    return torch.stack(new, dim=1).cpu()
+
+
+def _text(model: LoadedModel, ids: Tensor) -> str:
+    listed = ids.tolist()
+    return " ".join(map(str, listed)) if model.tokenizer is None else model.tokenizer.decode(listed).replace("\n", "↵")
+
+
+def _needs_head(model: LoadedModel) -> None:
+    if not model.has_head or model.is_encoder:
+        raise InputError(f"{model.name}: next-token loss needs a causal language model loaded with its head")
 
 
 @torch.no_grad()

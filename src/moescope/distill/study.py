@@ -17,12 +17,13 @@ from moescope.distill.baselines import baseline_fvu
 from moescope.distill.claims import ACTIVATIONS, distill_claims, ratio_table, summary_table
 from moescope.distill.controls import control_pairs
 from moescope.distill.data import SPLITS, Pairs, count
+from moescope.distill.expert_study import circuits_of, expert_study
 from moescope.distill.layer_data import DataSettings, model_pairs, pieces, store_pairs
-from moescope.distill.reading import read_experts
+from moescope.distill.neighbours import load_dictionary
 from moescope.distill.runs import Runs, run_students
 from moescope.distill.settings import DistillSettings
 from moescope.distill.spec import StudentSpec
-from moescope.distill.splice import splice_table
+from moescope.distill.splice import generation_table, splice_table
 from moescope.distill.students import LayerShape, Student
 from moescope.distill.teacher import Teacher
 from moescope.errors import InputError
@@ -30,6 +31,7 @@ from moescope.models import LoadedModel, load, random_twin
 from moescope.provenance import provenance
 from moescope.result import StudyResult
 from moescope.tasks import plain_text
+from moescope.types import Claim
 
 Report = Callable[[str, int, int], None]
 _HOLD, _HELD = 20, 100  # every 20th text, at most 100
@@ -42,6 +44,8 @@ def distill(
     texts: Sequence[str] | None = None,
     store: str | Path | None = None,
     settings: DistillSettings | None = None,
+    circuits: StudyResult | str | Path | None = None,
+    dictionary: str | Path | None = None,
     checkpoint: Path | None = None,
     report: Report | None = None,
     **options: Any,
@@ -57,6 +61,9 @@ def distill(
         texts: what to read activations on; None: the shipped excerpt of WikiText-2.
         store: an :class:`~moescope.capture.ActivationStore` of ``mlp_in`` and ``mlp_out`` of the layer, instead of texts.
         settings: see :class:`DistillSettings`; or give its fields as keyword options.
+        circuits: a result of :func:`moescope.circuits` on this model, or its folder: experts are compared with its neurons.
+        dictionary: a safetensors file with the decoder (``W_dec``) of a sparse autoencoder of the layer's output or of the
+            residual stream: experts are compared with its directions.
         checkpoint: file name for checkpoints; a run that was cut off goes on from there.
         report: called with (stage, done, total) for progress.
 
@@ -78,6 +85,8 @@ def distill(
     loaded = load(model) if isinstance(model, str) else model
     teacher = Teacher(loaded, settings.layer)
     shape = teacher.shape
+    known = circuits_of(circuits, loaded)
+    directions = None if dictionary is None else load_dictionary(dictionary, shape.d_out)
     context = model_limit(loaded) or 1024
     given = pieces(plain_text() if texts is None else texts, 2 * context)  # a token is seldom under two characters
     # for the spliced model's loss and for reading experts: texts that no student is trained on
@@ -118,10 +127,22 @@ def distill(
     frames["load"] = _loads(found[ACTIVATIONS])
     if loaded.has_head:
         frames["splice"] = splice_table(teacher, best, held, batch_tokens=settings.batch_tokens)
-    if store is None:
-        moe = next((s for n, s in best.items() if specs[n].kind != "dense"), None)
-        if moe is not None:
-            frames["experts"] = read_experts(teacher, moe, held, batch_tokens=settings.batch_tokens)
+        frames["generation"] = generation_table(teacher, best, held)
+    about_experts: list[Claim] = []
+    read_one = next((n for n in best if specs[n].kind != "dense"), None)
+    if read_one is not None:
+        found_experts, about_experts = expert_study(
+            teacher,
+            read_one,
+            best[read_one],
+            held,
+            circuits=known,
+            dictionary=directions,
+            characters=2 * context,
+            batch_tokens=settings.batch_tokens,
+            seed=settings.seed,
+        )
+        frames |= found_experts
     meta = provenance(loaded, [], seed=settings.seed, settings=dataclasses.asdict(settings))
     meta |= {
         "title": f"Layer {settings.layer} of {loaded.name} distilled",
@@ -129,7 +150,7 @@ def distill(
         "teacher": {**dataclasses.asdict(shape), "width": _width(teacher)},
         "seconds": round(time.time() - began, 1),
     }
-    claims = distill_claims(frames, settings, shape, _width(teacher), loaded.name)
+    claims = [*distill_claims(frames, settings, shape, _width(teacher), loaded.name), *about_experts]
     if report is not None:
         report("done", 1, 1)
     return StudyResult("distill", meta, tuple(claims), {}, frames), best

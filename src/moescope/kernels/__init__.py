@@ -1,9 +1,12 @@
 """Fast forms of what expert layers compute, each tested against :mod:`moescope.kernels.reference`.
 
-The functions here choose: compiled CPU loops for float32 and float64 on the CPU, plain torch elsewhere.
+The functions here choose: compiled CPU loops for float32 and float64 on the CPU, Triton on CUDA where it is installed, plain
+torch elsewhere.
 """
 
 from __future__ import annotations
+
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -11,16 +14,21 @@ from torch import Tensor
 from moescope.kernels import cpu, reference, topk
 from moescope.kernels.routed import Routed
 
+_HAS_TRITON = find_spec("triton") is not None
 __all__ = ["Routed", "gathered_dot", "gathered_sum", "top_rows"]
 
 
 def gathered_dot(x: Tensor, weight: Tensor, routed: Routed) -> Tensor:
     """``out[b, j] = x[b] · weight[index[b, j]]``: (B, k) from x (B, d) and weight (m, d), differentiable in both.
 
-    On the CPU the weight's gradient is row-sparse: a sparse tensor whose rows are distinct and ascending.
+    From compiled loops and Triton the weight's gradient is row-sparse: a sparse tensor whose rows are distinct and ascending.
     """
     if _compiled(x, weight):
         return cpu.GatheredDot.apply(x, weight, routed)
+    if _triton(x, weight):
+        from moescope.kernels import triton_routed
+
+        return triton_routed.GatheredDot.apply(x, weight, routed)
     return reference.gathered_dot(x, weight, routed.index)
 
 
@@ -29,6 +37,10 @@ def gathered_sum(scale: Tensor, weight: Tensor, routed: Routed) -> Tensor:
     both; gradient as in :func:`gathered_dot`."""
     if _compiled(scale, weight):
         return cpu.GatheredSum.apply(scale, weight, routed)
+    if _triton(scale, weight):
+        from moescope.kernels import triton_routed
+
+        return triton_routed.GatheredSum.apply(scale, weight, routed)
     return reference.gathered_sum(scale, weight, routed.index)
 
 
@@ -51,3 +63,7 @@ def top_rows(x: Tensor, weight: Tensor, k: int, bias: Tensor | None = None, *, h
 
 def _compiled(a: Tensor, b: Tensor) -> bool:
     return a.device.type == "cpu" == b.device.type and a.dtype == b.dtype and a.dtype in (torch.float32, torch.float64)
+
+
+def _triton(a: Tensor, b: Tensor) -> bool:
+    return a.device.type == "cuda" == b.device.type and a.dtype == b.dtype and _HAS_TRITON

@@ -23,6 +23,7 @@ class Routed:
     index: Tensor
     experts: int
     _groups: Groups | None = field(default=None, init=False, repr=False)
+    _sorted: tuple[Tensor, Tensor, Tensor] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.index = self.index.contiguous()
@@ -37,6 +38,15 @@ class Routed:
             rows, offsets, pairs = _group(self.index.numpy().reshape(-1), self.experts)
             self._groups = Groups(rows, offsets, pairs)
         return self._groups
+
+    def sorted(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The rows, offsets and pairs of :class:`Groups` as tensors on the index's device; computed once."""
+        if self._sorted is None:
+            flat = self.index.reshape(-1)
+            pairs = torch.argsort(flat, stable=True)
+            rows, counts = torch.unique_consecutive(flat[pairs], return_counts=True)
+            self._sorted = rows, torch.cat([counts.new_zeros(1), counts.cumsum(0)]), pairs
+        return self._sorted
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from moescope.result import StudyResult
 
 _ACTIVATIONS = "activations"
+_STYLES = ("-", ":", "-.", (0, (6, 1, 1, 1)))  # of expert families; dense is dashed
 _REFERENCE: dict[str, Any] = {"color": SOFT, "lw": 0.8, "ls": (0, (4, 2)), "zorder": 1}
 
 
@@ -98,6 +99,8 @@ def _fvu(summary: pd.DataFrame, ratio: pd.DataFrame, baselines: pd.DataFrame | N
     sizes = set(frame[frame["kind"] != "dense"]["active_neurons"])
     for i, name in enumerate(data):
         axes = grid[i]
+        if i:
+            axes.sharey(grid[0])  # the error on one scale
         here = frame[(frame["data"] == name) & (frame["active_neurons"].isin(sizes))]
         for j, family in enumerate(levels(here, "family")):
             part = here[here["family"] == family].sort_values("active_neurons")
@@ -110,7 +113,7 @@ def _fvu(summary: pd.DataFrame, ratio: pd.DataFrame, baselines: pd.DataFrame | N
         _axis(axes, sizes)
         axes.set_ylabel("FVU on test" if i == 0 else "")
         letter(axes, i, name)
-        legend(axes)
+    legend(grid[0])  # once all panels are drawn, since they share its scale
     if len(ratio):
         axes = grid[len(data)]
         axes.axhline(1.0, **_REFERENCE, label="no gain")
@@ -166,21 +169,29 @@ def _cost(summary: pd.DataFrame, teacher: dict[str, Any]) -> Figure:
 
 
 def _curves(curves: pd.DataFrame, students: pd.DataFrame) -> Figure:
-    chosen = students[students["chosen"] & (students["seed"] == 0)][["data", "student", "lr", "seed"]]
-    frame = curves.merge(chosen, on=["data", "student", "lr", "seed"])
+    """One colour for each number of active neurons, so that the pairs that are compared stand together."""
+    chosen = students[students["chosen"] & (students["seed"] == 0)]
+    frame = curves.merge(
+        chosen[["data", "student", "lr", "seed", "kind", "router", "active_neurons"]], on=["data", "student", "lr", "seed"]
+    )
     data = levels(frame, "data")
+    sizes = sorted(set(frame[frame["kind"] != "dense"]["active_neurons"]))
+    families = levels(_families(frame[frame["kind"] != "dense"]), "family") if sizes else []
     figure = new_figure(2.5)
     grid = figure.subplots(1, len(data), squeeze=False, sharey=True)[0]
     for i, name in enumerate(data):
-        here = frame[frame["data"] == name]
-        for j, student in enumerate(levels(here, "student")):
-            part = here[here["student"] == student]
-            style = "--" if student.startswith("dense") else "-"
-            grid[i].plot(part["step"], part["validation"], color=color(j), ls=style, label=shorten(student, 34))
+        here = _families(frame[frame["data"] == name])
+        for _, part in here.groupby("student", sort=False):
+            family, size = part["family"].iloc[0], part["active_neurons"].iloc[0]
+            ink = color(sizes.index(size)) if size in sizes else SOFT
+            style = "--" if family == "dense" else _STYLES[families.index(family) % len(_STYLES)]
+            label = f"{family}, {size} active" if size in sizes else "dense at equal cost"
+            seen = grid[i].get_legend_handles_labels()[1]
+            grid[i].plot(part["step"], part["validation"], color=ink, ls=style, label=None if label in seen else label)
         grid[i].set_xlabel("step")
         letter(grid[i], i, name)
     grid[0].set_ylabel("FVU on validation")
-    legend(grid[-1])
+    grid[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
     return figure
 
 

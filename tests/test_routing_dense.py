@@ -14,6 +14,7 @@ from moescope.models import load
 from moescope.routing.dense import any_trace, balanced_groups, dense_trace, fit_dense_experts, is_dense
 from moescope.routing.robustness import RobustnessSettings, robustness_study
 from moescope.routing.signatures import signatures_of
+from moescope.routing.study import signatures
 from moescope.tasks.prompts import load_prompts
 from moescope.types import Site
 from tests.architectures import tiny_model
@@ -26,7 +27,9 @@ def test_neurons_that_fire_together_share_an_expert() -> None:
     rng = np.random.default_rng(0)
     group = rng.permutation(np.repeat(np.arange(5), 8))
     drive = rng.gamma(0.5, size=(400, 5))
-    x = drive[:, group] * rng.choice([-1, 1], size=(400, 40)) * rng.uniform(0.5, 20, size=40) + 0.05 * rng.normal(size=(400, 40))
+    x = drive[:, group] * rng.choice([-1, 1], size=(400, 40)) * rng.uniform(0.5, 20, size=40) + 0.05 * rng.normal(
+        size=(400, 40)
+    )
     found = balanced_groups(x, 5)
     assert np.bincount(found).tolist() == [8] * 5
     assert len({(a, b) for a, b in zip(group, found, strict=True)}) == 5  # the same partition under other names
@@ -99,6 +102,16 @@ def test_kinds_are_told_apart() -> None:
         fit_dense_experts(dense, ["text"], n_experts=64)
     with pytest.raises(InputError, match="6 of 6 experts a token"):
         fit_dense_experts(dense, ["text"], n_experts=6, k=6)
+
+
+def test_the_signatures_study_reads_a_dense_model_where_it_is_told_to() -> None:
+    model = tiny_model("llama")
+    options = {"new_tokens": 0, "n_permutations": 19, "n_label_permutations": 0, "n_null": 2, "n_boot": 100, "cards": 1}
+    result = signatures(model, load_prompts("routing-80"), dense_experts=8, **options)
+    assert result.kind == "signatures"
+    assert result.to_frame("routing_layers")["layer"].nunique() == model.n_layers
+    with pytest.raises(InputError, match=r"tiny-llama is dense.*--dense-experts 16.*moescope circuits"):
+        signatures(model, load_prompts("routing-80"), **options)
 
 
 def test_one_monitor_serves_both_kinds() -> None:

@@ -120,7 +120,7 @@ def test_the_search_finds_the_weak_spot_and_luck_finds_less() -> None:
 
 
 def test_what_the_search_reports_is_what_its_suffix_does() -> None:
-    ids, y, monitors = table_prompts()
+    ids, _, monitors = table_prompts()
     rows, own, found = attack(AttackSettings(length=5, queries=48, start=16), Table())
     texts = [np.concatenate([ids[i], found.suffixes[i]]) for i in rows]
     scores = monitors.log_odds(flat_signatures(Table()(Encoded.from_ids(texts))), rows)

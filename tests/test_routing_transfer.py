@@ -142,7 +142,7 @@ SMALL = TransferSettings(n_permutations=49, n_alignments=39, dimensions=8)
 
 def test_two_models_that_route_by_category_share_a_classifier() -> None:
     result = transfer_study(made_trace(0), made_trace(1, experts=12, layers=(0, 2)), settings=SMALL)
-    alike, carried, read = result.claims[:3]
+    alike, _, read = result.claims[:3]
     assert alike.measured > 0.5
     assert alike.p == 0.02
     assert read.measured > 0.9

@@ -76,8 +76,8 @@ def test_the_planted_expert_is_found_and_its_loss_is_felt_there_alone() -> None:
     assert row["effect"] > 0.1
     assert row["excess_low"] > 0.1
     assert row["p_harm"] == pytest.approx(1 / 24)  # 23 other experts, none as harmful
-    for other in ("small", "digits"):
-        assert abs(frame.query("match == 'overall' and category == @other").iloc[0]["effect"]) < 0.02
+    overall = frame.query("match == 'overall'").set_index("category")
+    assert (overall.loc[["small", "digits"], "effect"].abs() < 0.02).all()
     selectivity = frame.query("match == 'overall' and category == 'selectivity'").iloc[0]
     assert selectivity["excess_low"] > 0.1
 
@@ -122,9 +122,9 @@ def test_effects_are_those_of_the_steered_model_text_by_text() -> None:
             clean = model.module(ids, labels=ids).loss.item()
             with steer_experts(model, BAN):
                 losses[passage.category].append(model.module(ids, labels=ids).loss.item() - clean)
+    found = frame.set_index("category")["effect"]
     for category, effects in losses.items():
-        row = frame.query("category == @category").iloc[0]
-        assert row["effect"] == pytest.approx(np.mean(effects), abs=1e-5)
+        assert found[category] == pytest.approx(np.mean(effects), abs=1e-5)
 
 
 def test_matched_sets_match_layer_and_usage() -> None:

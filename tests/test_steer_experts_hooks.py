@@ -12,6 +12,7 @@ from moescope.errors import InputError
 from moescope.models import LoadedModel
 from moescope.routing import recording, trace_prompts
 from moescope.steer import Expert, ExpertEdits, steer_experts
+from moescope.types import Site
 from tests.architectures import EXPERT_LAYERS, tiny_model
 
 FAMILIES = tuple(EXPERT_LAYERS)
@@ -168,17 +169,18 @@ def test_no_edit_changes_no_bit(model: LoadedModel) -> None:
 def test_the_model_is_as_before_even_after_an_error(model: LoadedModel) -> None:
     plain, count = run(model)[0], hooks(model)
     layer = first_layer(model)
-    with pytest.raises(RuntimeError, match="on purpose"), steer_experts(model, ExpertEdits(ban={(layer, 0)})):
-        assert hooks(model) > count
 
-        def fail(*_: object) -> None:
-            raise RuntimeError("on purpose")
+    def fail(*_: object) -> None:
+        assert hooks(model) > count + 1
+        raise RuntimeError("on purpose")
 
-        handle = model.structure.layers[layer].register_forward_hook(fail)
-        try:
-            model.module(IDS)
-        finally:
-            handle.remove()
+    # inside the block, where the torch function mode is on
+    handle = model.tap_point(Site("router", layer)).module.register_forward_hook(fail)
+    try:
+        with pytest.raises(RuntimeError, match="on purpose"):
+            run(model, ExpertEdits(ban={(layer, 0)}))
+    finally:
+        handle.remove()
     assert hooks(model) == count
     assert torch.equal(run(model)[0], plain)
     # nor is a torch function mode left on
@@ -225,9 +227,9 @@ def test_a_dense_model_and_a_dense_layer_are_refused() -> None:
     with pytest.raises(InputError, match="dense"), steer_experts(tiny_model("llama"), ExpertEdits(ban={(0, 0)})):
         pass
     mixed = tiny_model("qwen3_moe")
-    with pytest.raises(InputError, match="layer 0 has no experts; those with are 1, 3"):
-        with steer_experts(mixed, ExpertEdits(ban={(0, 0)})):
-            pass
+    refused = pytest.raises(InputError, match="layer 0 has no experts; those with are 1, 3")
+    with refused, steer_experts(mixed, ExpertEdits(ban={(0, 0)})):
+        pass
 
 
 def test_routing_that_does_not_obey_is_an_error_and_not_a_silent_no_op(olmoe: LoadedModel) -> None:

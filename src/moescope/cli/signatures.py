@@ -31,6 +31,7 @@ class Compare:
     nulls: Annotated[int, Parameter(help="Random routings per load-balance baseline.")] = 50
     cards: Annotated[int, Parameter(help="Expert cards per category.")] = 2
     expert: Annotated[list[str] | None, Parameter(negative="", help="A further expert's card, as LAYER:EXPERT; repeat.")] = None
+    dense_experts: Annotated[int, Parameter(help="Read a dense model as so many groups of neurons per layer.")] = 0
     twin: Annotated[bool, Parameter(help="Also trace a randomly initialised model.")] = True
     limit: Annotated[int | None, Parameter(help="Use at most this many prompts.")] = None
     max_tokens: Annotated[int | None, Parameter(help="Cut longer prompts, from the left.")] = None
@@ -47,6 +48,7 @@ class Compare:
             "n_null": self.nulls,
             "cards": self.cards,
             "experts": tuple(_expert(text) for text in self.expert or ()),
+            "dense_experts": self.dense_experts,
             "twin": self.twin,
             "max_tokens": self.max_tokens,
             "batch_tokens": common.batch_tokens,

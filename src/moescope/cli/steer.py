@@ -274,5 +274,5 @@ def transfer(
             )
             for name, model in zip("AB", models, strict=True)
         ]
-        result = transfer_study(*traces, asked, models=models, settings=settings, report=report)
+        result = transfer_study(traces[0], traces[1], asked, models=models, settings=settings, report=report)
     finish(result, folder, common)

@@ -154,6 +154,7 @@ def dense_trace(
     n_experts: int = 16,
     k: int = 4,
     experts: DenseExperts | None = None,
+    max_tokens: int | None = None,
     batch_tokens: int = 8192,
     seed: int = 0,
     progress: Progress | None = None,
@@ -162,10 +163,13 @@ def dense_trace(
 
     The grouping is fitted on these prompts' texts, without their categories, unless ``experts`` are given.
 
+    Args:
+        max_tokens: keep at most this many tokens of a prompt, its last.
+
     Raises:
         InputError: see :func:`fit_dense_experts`.
     """
-    encoded = encode(model, [p.text for p in prompts])
+    encoded = encode(model, [p.text for p in prompts], max_tokens=max_tokens)
     if experts is None:
         experts = fit_dense_experts(model, encoded, n_experts=n_experts, k=k, seed=seed, batch_tokens=batch_tokens)
     sites = list(experts.group)
@@ -221,8 +225,7 @@ def any_trace(
 ) -> RoutingTrace:
     """The prompts' routing, of a mixture of experts by its own router, of a dense model by :func:`dense_trace`."""
     if is_dense(model):
-        options = {"n_experts": n_experts, "k": k, "seed": seed}
-        return dense_trace(model, prompts, batch_tokens=batch_tokens, progress=progress, **options)
+        return dense_trace(model, prompts, n_experts=n_experts, k=k, seed=seed, batch_tokens=batch_tokens, progress=progress)
     return trace_prompts(model, prompts, batch_tokens=batch_tokens, progress=progress)
 
 

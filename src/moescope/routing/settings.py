@@ -21,6 +21,8 @@ class SignatureSettings:
         n_boot: resamples of prompts behind each bootstrap interval.
         cards: expert cards per category.
         experts: (layer, expert) of further cards.
+        dense_experts: a dense model is read as so many groups of neurons per layer, a quarter of them active
+            (:func:`moescope.routing.dense.dense_trace`; prompt tokens only); 0 refuses it.
         twin: also trace a randomly initialised model of the same architecture (prompt tokens only).
     """
 
@@ -33,6 +35,7 @@ class SignatureSettings:
     n_boot: int = 1000
     cards: int = 2
     experts: tuple[tuple[int, int], ...] = ()
+    dense_experts: int = 0
     twin: bool = True
     max_tokens: int | None = None
     batch_tokens: int = 8192

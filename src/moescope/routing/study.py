@@ -17,6 +17,7 @@ from moescope.result import StudyResult
 from moescope.routing.capture import trace_prompts
 from moescope.routing.cards import card_tables
 from moescope.routing.classifications import classification_tables
+from moescope.routing.dense import dense_trace, is_dense
 from moescope.routing.experts import expert_table, layer_table
 from moescope.routing.maps import map_table, matrix_tables
 from moescope.routing.separations import layer_nulls, null_table, random_curve, similarity_table, twin_row
@@ -122,6 +123,22 @@ def study_tables(
 def _trace(
     model: LoadedModel, prompts: Sequence[Prompt], settings: SignatureSettings, tell: Report, stage: str, new_tokens: int
 ) -> RoutingTrace:
+    if is_dense(model):
+        if not settings.dense_experts:
+            raise InputError(
+                f"model {model.name} is dense: it has no experts to trace; give --dense-experts 16 to read groups of its "
+                "neurons as experts, or study it with `moescope circuits`"
+            )
+        return dense_trace(
+            model,
+            prompts,
+            n_experts=settings.dense_experts,
+            k=max(1, settings.dense_experts // 4),
+            max_tokens=settings.max_tokens,
+            batch_tokens=settings.batch_tokens,
+            seed=settings.seed,
+            progress=lambda done, total: tell("reading", done, total),
+        )
     return trace_prompts(
         model,
         prompts,

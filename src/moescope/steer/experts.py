@@ -111,7 +111,7 @@ def steer_experts(model: LoadedModel, edits: ExpertEdits) -> Iterator[None]:
         InputError: an expert or layer that is not there, so many bans that fewer than top-k experts are left, more
             forced experts than top-k; on running, an architecture whose routing does not obey.
     """
-    layers = _by_layer(model, edits)
+    layers = edits_by_layer(model, edits)
     with ExitStack() as stack:
         for layer, edit in layers.items():
             stack.enter_context(attach(model, layer, edit))
@@ -131,7 +131,12 @@ def _experts(experts: Iterable[tuple[int, int]]) -> frozenset[Expert]:
     return frozenset(Expert(*e) for e in experts)
 
 
-def _by_layer(model: LoadedModel, edits: ExpertEdits) -> dict[int, LayerEdit]:
+def edits_by_layer(model: LoadedModel, edits: ExpertEdits) -> dict[int, LayerEdit]:
+    """The edits of each layer that has any, ascending.
+
+    Raises:
+        InputError: the model is dense, or lacks an edited layer or expert.
+    """
     counts = expert_counts(model)
     for expert in edits.experts:
         if expert.layer not in counts:

@@ -15,7 +15,7 @@ from moescope.errors import InputError
 from moescope.provenance import provenance
 from moescope.result import StudyResult
 from moescope.steer.effects import EffectSettings, Texts, prepare_texts
-from moescope.steer.experts import ExpertEdits, steer_experts
+from moescope.steer.experts import ExpertEdits, edits_by_layer, steer_experts
 from moescope.steer.experts_effect import Usage, steering_effects, text_usage
 from moescope.steer.neurons_effect import AblateMode, ablated, ablation_effects, neuron_moments
 from moescope.steer.text_loss import Applied
@@ -80,6 +80,9 @@ def steer_study(
     settings = settings or EffectSettings()
     if not steerings:
         raise InputError("nothing to steer: give --ban-expert, --ban-top, --like, --ablate or another edit")
+    for steering in steerings:  # before the model runs for minutes
+        if isinstance(steering.edits, ExpertEdits):
+            edits_by_layer(model, steering.edits)
     began = time.time()
     if all(p.category != WIKITEXT for p in passages):
         passages = [*passages, *_wikitext()]

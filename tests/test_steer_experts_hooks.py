@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from moescope.capture.encode import Encoded
 from moescope.errors import InputError
-from moescope.models import LoadedModel
-from moescope.routing import recording, trace_prompts
+from moescope.models import LoadedModel, from_model
+from moescope.routing import expert_layers, recording, trace_prompts
+from moescope.routing.counts import routing_counts
+from moescope.routing.tiny import tiny_moe
 from moescope.steer import Expert, ExpertEdits, steer_experts
 from moescope.types import Site
 from tests.architectures import EXPERT_LAYERS, tiny_model
@@ -247,3 +251,54 @@ def test_routing_that_does_not_obey_is_an_error_and_not_a_silent_no_op(olmoe: Lo
     for edits in (ExpertEdits(ban={(0, favourite)}), ExpertEdits(boost={Expert(0, 1): 1.0})):
         with pytest.raises(InputError, match="layer 0: this model's routing cannot be steered"):
             run(olmoe, edits)
+
+
+# routing in the block rather than the router, top-k on axis 1, selection bias with groups, a sparse mixer, skipped experts …
+OBEYS = (
+    "aria_text",
+    "dbrx",
+    "deepseek_v3",
+    "ernie4_5_moe",
+    "gemma4_text",
+    "granitemoe",
+    "lfm2_moe",
+    "longcat_flash",
+    "nemotron_h",
+)
+PARTLY = {"jetmoe": {"scale"}, "llama4_text": {"scale"}, "phimoe": {"force"}}
+REFUSES = {"doge": {"ban", "force", "boost", "scale"}, "zaya": {"ban", "force", "boost", "scale"}}
+
+
+@pytest.mark.parametrize("kind", [*OBEYS, *PARTLY, *REFUSES])
+def test_every_kind_of_routing_obeys_or_says_that_it_does_not(kind: str) -> None:
+    model = from_model(tiny_moe(kind), None, name=kind)
+    layer = expert_layers(model)[-1]
+    rng = np.random.default_rng(0)
+    texts = Encoded.from_ids([rng.integers(5, 60, size=9) for _ in range(3)])
+
+    def used(edits: ExpertEdits) -> np.ndarray:
+        with steer_experts(model, edits):
+            return routing_counts(model, texts)[:, -1].sum(0)
+
+    clean = used(ExpertEdits())
+    most, least = int(clean.argmax()), int(clean.argmin())
+    edits = {
+        "ban": ExpertEdits(ban={(layer.layer, most)}),
+        "force": ExpertEdits(force={(layer.layer, least)}),
+        "boost": ExpertEdits(boost={Expert(layer.layer, least): 30.0}),
+        "scale": ExpertEdits(scale={Expert(layer.layer, most): 0.5}),
+    }
+    refused = PARTLY.get(kind) or REFUSES.get(kind) or set()
+    for name in refused:
+        with pytest.raises(InputError, match=f"layer {layer.layer}: this model's routing cannot be steered"):
+            used(edits[name])
+    found = {name: used(edit) for name, edit in edits.items() if name not in refused}
+    if "ban" in found:
+        assert found["ban"][most] == 0
+        assert found["ban"].sum() == clean.sum()
+    if "force" in found:
+        assert found["force"][least] == texts.lengths.sum()
+    if "boost" in found:
+        assert found["boost"][least] > clean[least]
+    if "scale" in found:
+        assert np.array_equal(found["scale"], clean)

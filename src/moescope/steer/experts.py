@@ -11,6 +11,9 @@ normalised as this architecture normalises them:
 ``scale`` the expert's output weight is multiplied         after every normalisation; the others' weights stay
 ========  ==============================================  ===========================================================
 
+Where scores are sigmoids with a bias for the choice (DeepSeek-V3's family), a boost can add no more than a sigmoid's 1, so
+even a large one may not outweigh a low bias; ``force`` does.
+
 SteerMoE (Fayyaz et al. 2025, arXiv 2509.09660) activates an expert by giving it the largest score of the token; here
 that is ``force`` together with ``boost``.
 """

@@ -34,7 +34,11 @@ MODULES = {
     "convert": "moescope.report.convert",
     "dynamics": "moescope.report.circuits",
     "distill": "moescope.report.distill",
+    "prune": "moescope.report.steering",
+    "robustness": "moescope.report.steering",
     "signatures": "moescope.report.signatures",
+    "steer": "moescope.report.steering",
+    "transfer": "moescope.report.steering",
 }
 PNG_DPI = 200
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import transformers
@@ -16,6 +17,7 @@ from moescope.steer.effects import prepare_texts
 from moescope.steer.experts_choose import category_usage, parse_experts, parse_values, route_like, top_experts
 from moescope.steer.experts_effect import steering_effects, text_usage
 from moescope.steer.experts_match import matched_edits, usage_ratio
+from moescope.steer.verdicts import steering_claims
 from moescope.tasks.passages import Passage, load_passages
 from moescope.types import Neuron, Site
 from tests.architectures import BOS, COMMON, tiny_model, tiny_tokenizer
@@ -107,6 +109,20 @@ def test_the_study_says_so_in_its_claims() -> None:
         sample = result.to_frame("samples").iloc[0]
         assert sample["prompt"] == "ABC"
         assert (sample["before"] != sample["after"]) == (strength > 0)
+
+
+def test_hurting_less_than_random_experts_is_not_called_help() -> None:
+    row = {
+        **{"steering": "s", "match": "overall", "category": "a", "target": True, "baseline": 3.0, "effect": 0.03},
+        **{"low": -0.01, "high": 0.06, "random_mean": 0.1, "random_low": 0.05, "random_high": 0.15, "excess": -0.07},
+        **{"excess_low": -0.11, "excess_high": -0.03, "p_harm": 1.0, "p_help": 0.01, "n_random": 100, "usage_ratio": 1.0},
+    }
+    (claim,) = steering_claims(Steering("s", BAN, "a", "help"), pd.DataFrame([row]))
+    assert claim.note.startswith("only against random ones, in itself it helps not:")
+    (claim,) = steering_claims(
+        Steering("s", BAN, "a", "help"), pd.DataFrame([row | {"effect": -0.3, "low": -0.4, "high": -0.2}])
+    )
+    assert claim.note.startswith("it does:")
 
 
 def test_effects_are_those_of_the_steered_model_text_by_text() -> None:

@@ -37,7 +37,12 @@ def _target_claim(steering: Steering, row: dict[str, Any]) -> Claim:
     else:
         what = f"{steering.name}: {verb} {steering.target} more than {matched} do"
     verdict: Verdict = "measured" if clear else "explained by chance"
-    answer = "it does" if clear else "it does not" if p >= 0.05 else "not beyond the interval"
+    if not clear:
+        answer = "it does not" if p >= 0.05 else "not beyond the interval"
+    elif min(sign * row["low"], sign * row["high"]) > 0:
+        answer = "it does"
+    else:  # random sets do the opposite: that alone makes an excess
+        answer = f"only against random ones, in itself it {verb} not"
     effect = f"effect {row['effect']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] nats a token"
     note = f"{answer}: {effect}; {_random(row)}; measured is the excess over their mean; usage ratio {row['usage_ratio']:.2f}"
     return Claim(

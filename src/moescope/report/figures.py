@@ -34,6 +34,7 @@ MODULES = {
     "convert": "moescope.report.convert",
     "dynamics": "moescope.report.circuits",
     "distill": "moescope.report.distill",
+    "exit": "moescope.report.exits",
     "prune": "moescope.report.steering",
     "robustness": "moescope.report.steering",
     "signatures": "moescope.report.signatures",

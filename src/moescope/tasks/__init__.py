@@ -6,7 +6,7 @@ from moescope.tasks.load import load_task
 from moescope.tasks.presets import PRESETS, Preset
 from moescope.tasks.prompts import PROMPT_SETS, Prompt, load_prompts
 from moescope.tasks.spec import TaskSpec, parse_spec
-from moescope.tasks.surface import fixed_wrap, matched_subset, surface_baselines, surface_features
+from moescope.tasks.surface import fixed_wrap, matched_subset, surface_baselines, surface_features, surface_predictions
 from moescope.tasks.wikitext import plain_text
 
 __all__ = [
@@ -28,4 +28,5 @@ __all__ = [
     "subset",
     "surface_baselines",
     "surface_features",
+    "surface_predictions",
 ]

@@ -207,6 +207,15 @@ def surface_baselines(
     return pd.DataFrame(rows, columns=["control", "accuracy", "low", "high", "n"])
 
 
+def surface_predictions(task: Task, train: np.ndarray, held: np.ndarray, tokenizer: Any = None) -> dict[str, np.ndarray]:
+    """What each trivial cue, learnt on the rows ``train``, says of the rows ``held``: control -> int array (len(held),).
+
+    The controls are those of :func:`surface_baselines`.
+    """
+    y = np.array([e.label for e in task.examples])
+    return {control: predict(train, held, y) for control, predict in _predictors(task, tokenizer)}
+
+
 def matched_subset(task: Task, seed: int = 0, *, length_bins: int = 8) -> np.ndarray:
     """Indices (sorted, int64) of a subset in which ending and length say nothing about the class.
 

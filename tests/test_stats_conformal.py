@@ -29,7 +29,7 @@ def draw(rng: np.random.Generator, n: int) -> np.ndarray:
 
 def test_learn_then_test_keeps_its_promise_over_resplits() -> None:
     rng = np.random.default_rng(0)
-    reached = [LEVELS[learn_then_test(draw(rng, 300), ALPHA, DELTA).index] for _ in range(400)]
+    reached = [LEVELS[learn_then_test(draw(rng, 300), ALPHA, DELTA).candidate] for _ in range(400)]
     # 400 draws: three standard errors below 1 - delta
     assert np.mean(np.array(reached) <= ALPHA) >= 1 - DELTA - 3 * np.sqrt(DELTA * (1 - DELTA) / 400)
     assert np.median(reached) > 0.05  # and it is not the empty promise of never leaving the safest
@@ -44,12 +44,12 @@ def test_learn_then_test_needs_no_order_among_losses() -> None:
     levels = np.array([0.02, 0.3, 0.02])
     for _ in range(50):
         chosen = learn_then_test((rng.random((300, 3)) < levels).astype(float), ALPHA, DELTA)
-        assert chosen.index == 0  # the sequence ends at the failure and never comes to the third
+        assert chosen.candidate == 0  # the sequence ends at the failure and never comes to the third
 
 
 def test_conformal_risk_control_holds_in_expectation() -> None:
     rng = np.random.default_rng(2)
-    reached = [LEVELS[conformal_risk_control(draw(rng, 60), ALPHA).index] for _ in range(2000)]
+    reached = [LEVELS[conformal_risk_control(draw(rng, 60), ALPHA).candidate] for _ in range(2000)]
     assert np.mean(reached) <= ALPHA + 3 * np.std(reached) / np.sqrt(2000)
     assert np.mean(reached) > ALPHA - 1 / 61 - 0.01  # tight up to 1 / (n + 1) and the grid
 
@@ -57,7 +57,7 @@ def test_conformal_risk_control_holds_in_expectation() -> None:
 def test_conformal_risk_control_makes_losses_grow() -> None:
     table = np.zeros((60, 3))
     table[:30, 1] = 1.0  # the middle candidate fails, the last does not
-    assert conformal_risk_control(table, ALPHA).index == 0
+    assert conformal_risk_control(table, ALPHA).candidate == 0
 
 
 def test_p_values_are_valid_at_the_boundary() -> None:
@@ -74,7 +74,7 @@ def test_p_values_are_valid_at_the_boundary() -> None:
 @pytest.mark.parametrize(("alpha", "delta"), [(0.02, 0.1), (0.05, 0.1), (0.1, 0.01), (0.2, 0.2)])
 def test_sizes_are_exactly_where_a_promise_becomes_possible(alpha: float, delta: float) -> None:
     n = ltt_size(alpha, delta)
-    assert learn_then_test(np.zeros((n, 1)), alpha, delta).index == 0
+    assert learn_then_test(np.zeros((n, 1)), alpha, delta).candidate == 0
     with pytest.raises(InputError, match=f"at least {n} calibration groups, there are {n - 1}"):
         learn_then_test(np.zeros((n - 1, 1)), alpha, delta)
     m = crc_size(alpha)

@@ -28,7 +28,8 @@ def exit_(
         Literal["ltt", "crc"], Parameter(help="Learn-then-Test (with high probability) or conformal risk control (on average).")
     ] = "ltt",
     head: Annotated[
-        Literal["auto", "circuit", "linear", "pooled"], Parameter(help="What decides at each depth; auto takes the best in training.")
+        Literal["auto", "circuit", "linear", "pooled"],
+        Parameter(help="What decides at each depth; auto takes the best in training."),
     ] = "auto",
     k: Annotated[int, Parameter(help="Neurons of a circuit head.")] = 10,
     layers: Annotated[str | None, Parameter(help="Layers after which a row may leave, as 3,7,11 (default: all).")] = None,
@@ -65,3 +66,41 @@ def exit_(
     finish(study.result, folder, common)
     for name, classifier in study.classifiers.items():
         save_exit(classifier, folder / "exit" / slug(name))
+
+
+def route(
+    model: str,
+    /,
+    *,
+    task: Tasks,
+    unknown: Annotated[float, Parameter(help="Share of prompts of known tasks that may be called unknown.")] = 0.05,
+    layer: Annotated[int | None, Parameter(help="Last layer that is read (default: a quarter of the way up).")] = None,
+    features: Annotated[
+        Literal["auto", "residual", "routing"], Parameter(help="auto: routing in a mixture of experts, else residual.")
+    ] = "auto",
+    limit: Limit = None,
+    max_tokens: MaxTokens = None,
+    common: Common = COMMON,
+) -> None:
+    """Name the task of a prompt from the model's first layers, or call it unknown, at a calibrated rate.
+
+    MODEL is a Hub id, a local folder or an embedded name. The router is saved in OUT/route.
+    """
+    from moescope.exits import RouteSettings, save_router
+    from moescope.exits import route as study_route
+    from moescope.models import load
+
+    folder = prepare(common, "route")
+    settings = RouteSettings(
+        unknown=unknown,
+        layer=layer,
+        features=features,
+        max_tokens=max_tokens,
+        batch_tokens=common.batch_tokens,
+        seed=common.seed,
+    )
+    tasks = load_tasks(task, limit, common.seed)
+    with progress() as report:
+        study = study_route(load(model, **common.load_options()), tasks, settings=settings, report=report)
+    finish(study.result, folder, common, tables=("named", "unknown"))
+    save_router(study.router, study.model, folder / "route")

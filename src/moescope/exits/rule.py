@@ -81,7 +81,7 @@ def calibrate(
     else:
         found = conformal_risk_control(table, settings.risk)
     return Guarantee(
-        threshold=float(candidates[found.index]),
+        threshold=float(candidates[found.candidate]),
         risk=settings.risk,
         delta=settings.delta if settings.method == "ltt" else None,
         loss=settings.loss,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pandas as pd
 from moescope.capture.encode import encode
 from moescope.errors import InputError
 from moescope.exits.classifier import ExitClassifier, check_layers
-from moescope.exits.features import ExitFeatures, Split, read_features, split_rows
+from moescope.exits.features import Split, read_features, split_rows
 from moescope.exits.heads import Heads, fit_heads
 from moescope.exits.rule import Guarantee, calibrate, exit_layers, losses, thresholds
 from moescope.exits.settings import KINDS, ExitSettings, Kind
@@ -88,7 +89,7 @@ def exit_task(model: LoadedModel, task: Task, settings: ExitSettings, tell: Stag
         texts,
         max_tokens=settings.max_tokens,
         batch_tokens=settings.batch_tokens,
-        progress=lambda done, total: tell(f"{task.name}: reading activations", done, total),
+        progress=partial(tell, f"{task.name}: reading activations"),
     )
     fitted, stage = {}, f"{task.name}: heads"
     for step, kind in enumerate(KINDS):
@@ -154,9 +155,7 @@ def _check_size(task: Task, groups: int, settings: ExitSettings) -> None:
         )
 
 
-def _surface(
-    task: Task, split: Split, y: np.ndarray, groups: np.ndarray, tokenizer: Any, seed: int
-) -> tuple[str, np.ndarray]:
+def _surface(task: Task, split: Split, y: np.ndarray, groups: np.ndarray, tokenizer: Any, seed: int) -> tuple[str, np.ndarray]:
     """The cue that does best on training rows left out in turn, and where it is right on the test rows."""
     folds = group_folds(y[split.train], groups[split.train], n_folds=3, seed=seed)
     score: dict[str, int] = {}
@@ -180,7 +179,7 @@ def _speed(
     rows = []
     for batch in _BATCHES:
         stage = f"{classifier.task}: on the clock, batch {batch}"
-        rows += measure(main, encoded, batch, progress=lambda done, total, s=stage: tell(s, done, total))
+        rows += measure(main, encoded, batch, progress=partial(tell, stage))
     keys: dict[str, _Place] = {}
     contenders = {"full depth": classifier.full}
     for threshold in _few(thresholds(len(classifier.classes))):
@@ -190,7 +189,7 @@ def _speed(
         keys[f"layer {layer}"] = ("fixed depth", float(layer))
         contenders[f"layer {layer}"] = classifier.fixed(int(layer))
     stage = f"{classifier.task}: frontier on the clock"
-    found = measure(contenders, encoded, 1, repeats=2, progress=lambda done, total: tell(stage, done, total))
+    found = measure(contenders, encoded, 1, repeats=2, progress=partial(tell, stage))
     return pd.DataFrame(rows), {keys[r["contender"]]: 1 / r["speedup"] for r in found if r["contender"] in keys}
 
 

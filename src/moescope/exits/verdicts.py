@@ -24,10 +24,13 @@ def recommend(found: TaskExit) -> tuple[str, str]:
     if beside.low <= 0:
         return (
             "no layer needed: a surface cue does it",
-            f"{found.surface!r} alone is right on {cue:.1%} of the test rows and all layers on {full:.1%}: no gain beyond chance",
+            f"{found.surface!r} alone is right on {cue:.1%} of the test rows, all layers on {full:.1%}: no gain beyond chance",
         )
     if full <= majority:
-        return "no: the model does not know the task", f"at full depth it is right on {full:.1%}, the commoner class on {majority:.1%}"
+        return (
+            "no: the model does not know the task",
+            f"at full depth it is right on {full:.1%}, the commoner class on {majority:.1%}",
+        )
     worth = [f"{gain:.2f}× at batch {batch}" for batch, gain in gains.items() if gain >= LEAST]
     if not worth:
         return "keep full depth", f"leaving early is not faster ({gains[1]:.2f}× at batch 1, {gains[64]:.2f}× at batch 64)"
@@ -76,7 +79,7 @@ def exit_claims(found: TaskExit, settings: ExitSettings) -> list[Claim]:
     ]
     for batch in (1, 64):
         row = _speed(found, "early exit", batch)
-        note = f"its share of layers would give {row['layer_speedup']:.2f}×: {row['of_layers']:.0%} of that; wall clock, this machine"
+        note = f"its share of layers would give {row['layer_speedup']:.2f}×: {row['of_layers']:.0%} of that; on this machine's clock"
         claims.append(Claim(f"{name}: speed-up at batch {batch}", row["speedup"], note=note))
     return [*claims, _published_example(found, settings, trivial)]
 
@@ -113,8 +116,8 @@ def _published_example(found: TaskExit, settings: ExitSettings, trivial: bool) -
         null=float(found.surface_right.mean()),
         p=lost.p,
         verdict=verdict,
-        note=f"{settings.k} neurons chosen from layers 0 to {layer} of {n_layers}; {right[n_layers - 1].mean():.1%} from all layers, "
-        f"lost {lost.value:+.1%} ({lost.low:+.1%} to {lost.high:+.1%}, p is of this difference); on the clock {times}; "
+        note=f"{settings.k} neurons chosen from layers 0 to {layer} of {n_layers}; "
+        f"{right[n_layers - 1].mean():.1%} from all, lost {lost.value:+.1%} ({lost.low:+.1%} to {lost.high:+.1%}, p is of this difference); on the clock {times}; "
         f"null is {found.surface!r}",
     )
 

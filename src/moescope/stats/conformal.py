@@ -19,7 +19,7 @@ from moescope.errors import InputError
 class Chosen(NamedTuple):
     """Which candidate the calibration data allow."""
 
-    index: int
+    candidate: int
     """Position of the riskiest candidate that is allowed."""
     n: int
     """Calibration units."""
@@ -55,13 +55,15 @@ def conformal_risk_control(losses: ArrayLike, alpha: float) -> Chosen:
     table = _losses(losses)
     n = len(table)
     if n < crc_size(alpha):
-        raise InputError(f"risk {alpha:g} needs at least {crc_size(alpha)} calibration groups, there are {n}; ask for more risk")
+        raise InputError(
+            f"risk {alpha:g} needs at least {crc_size(alpha)} calibration groups, there are {n}; ask for more risk"
+        )
     worst = np.maximum.accumulate(table, axis=1).mean(axis=0)
     allowed = np.flatnonzero((n * worst + 1) / (n + 1) <= alpha + 1e-12)
     if not len(allowed):
         raise InputError(f"no candidate keeps the risk at {alpha:g}: the safest has {worst[0]:.3g} on {n} calibration groups")
-    index = int(allowed[-1])
-    return Chosen(index, n, float(table[:, index].mean()))
+    last = int(allowed[-1])
+    return Chosen(last, n, float(table[:, last].mean()))
 
 
 def hoeffding_bentkus_p(risk: ArrayLike, n: int, alpha: float) -> NDArray[np.float64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,9 @@ def route(
     limit = int(np.quantile(encode(loaded, [texts[i] for i in split.train]).lengths, 0.9))
     foreign_texts = plain_text()[:200]
     # as long as the tasks' own prompts: strangeness must not be length alone
-    foreign = prompt_features(loaded, foreign_texts, source, layer, **(reading | {"max_tokens": limit}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that they are cut
+        foreign = prompt_features(loaded, foreign_texts, source, layer, **(reading | {"max_tokens": limit}))
 
     def fitted(kept: Sequence[int]) -> TaskRouter:
         def of(rows: np.ndarray) -> Rows:

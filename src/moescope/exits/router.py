@@ -45,11 +45,11 @@ class TaskRouter:
     A prompt's features x (F,) are the mean over its tokens but the first, which often carries massive activations. They are
     standardised and projected, a = (x - mean) / scale @ basis (R,). The nearest task is that of linear discriminant
     analysis on a. Strangeness to a task is the Mahalanobis distance (Lee et al. 2018, "A simple unified framework for
-    detecting out-of-distribution samples and adversarial attacks") under a covariance of the task's own, plus what the
-    basis leaves of x over its usual size in the task, as in probabilistic PCA. A mean over n tokens spreads less the larger
-    n is, so along each axis the variance is base + per_token / n: a long text in the middle of a cloud of short ones is
-    strange. Each task's strangeness has its own conformal p-value, and a prompt is unknown where the largest is at most
-    ``rate``: of every known task, no more than that share of prompts is lost, on average over calibration sets.
+    detecting out-of-distribution samples and adversarial attacks") under a covariance of the task's own, with one more axis
+    for the size of what the basis leaves of x. A mean over n tokens spreads less the larger n is, so along each axis the
+    variance is base + per_token / n: a long text in the middle of a cloud of short ones is strange. Each task's strangeness
+    has its own conformal p-value, and a prompt is unknown where the largest is at most ``rate``: of every known task, no
+    more than that share of prompts is lost, on average over calibration sets.
     """
 
     tasks: tuple[str, ...]
@@ -70,9 +70,11 @@ class TaskRouter:
     axes: np.ndarray
     """(T, R, R) orthonormal: the principal axes of each task's spread"""
     base: np.ndarray
-    """(T, R + 1) variance between prompts along each axis, and outside the basis as a whole"""
+    """(T, R + 1) variance between prompts along each axis, and of all that lies outside the basis"""
     per_token: np.ndarray
     """(T, R + 1) variance between tokens, likewise"""
+    outside: np.ndarray
+    """(T, 2) mean and standard deviation of the logarithm of size outside the basis over variance there"""
     strangeness: np.ndarray
     """(n,) float64: of each calibration prompt to its own task, one prompt of each group"""
     owner: np.ndarray
@@ -90,8 +92,9 @@ class TaskRouter:
 
     def _strange(self, inside: np.ndarray, left: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         along = np.einsum("ntr,trs->nts", inside[:, None, :] - self.centres, self.axes)
-        squared = np.concatenate([along**2, np.broadcast_to(left[:, None, None], (*along.shape[:2], 1))], axis=2)
-        return (squared / (self.base + self.per_token / np.asarray(tokens)[:, None, None])).sum(-1)
+        variance = self.base + self.per_token / np.asarray(tokens)[:, None, None]  # (N, T, R + 1)
+        inner = (along**2 / variance[:, :, :-1]).sum(-1)
+        return inner + ((_log_ratio(left[:, None], variance[:, :, -1]) - self.outside[:, 0]) / self.outside[:, 1]) ** 2
 
     def name(self, features: np.ndarray, tokens: np.ndarray) -> list[Named]:
         """The task of each row of features (N, F), each a mean over so many tokens (N,)."""
@@ -134,28 +137,45 @@ def fit_router(train: Rows, calibration: Rows, names: Sequence[str], *, source: 
     mean, scale = x.mean(0), x.std(0)
     scale[scale < 1e-12] = 1.0
     x = (x - mean) / scale
-    basis = np.linalg.svd(x, full_matrices=False)[2][:RANK].T
+    basis = _basis(x, train.task, len(names))
     inside = x @ basis
     left = (x**2).sum(1) - (inside**2).sum(1)
     discriminant = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(inside, train.task)
     weight, bias = discriminant.coef_.T, discriminant.intercept_
     if len(names) == 2:  # one column of log-odds: task 0 gets none
         weight, bias = np.column_stack([np.zeros(len(weight)), weight[:, 0]]), np.array([0.0, bias[0]])
-    centres, axes, variances = [], [], []
+    centres, axes, variances, outside = [], [], [], []
     for t in range(len(names)):
         mine = train.task == t
         centre = inside[mine].mean(0)
         axes.append(np.linalg.eigh(ledoit_wolf(inside[mine])[0])[1])
         squared = np.column_stack([((inside[mine] - centre) @ axes[-1]) ** 2, left[mine]])
         variances.append(_variances(squared, train.tokens[mine]))
+        base, per_token = variances[-1]
+        ratio = _log_ratio(left[mine], base[-1] + per_token[-1] / train.tokens[mine])
+        outside.append((ratio.mean(), max(float(ratio.std()), 1e-3)))
         centres.append(centre)
     parts = {"mean": mean, "scale": scale, "basis": basis, "weight": weight, "bias": bias}
-    parts |= {"centres": np.stack(centres), "axes": np.stack(axes)}
+    parts |= {"centres": np.stack(centres), "axes": np.stack(axes), "outside": np.array(outside)}
     parts |= {"base": np.stack([v[0] for v in variances]), "per_token": np.stack([v[1] for v in variances])}
     options: dict[str, Any] = {"tasks": tuple(names), "source": source, "layer": layer, "rate": rate, **parts}
     blank = TaskRouter(**options, strangeness=np.zeros(0), owner=np.zeros(0, np.int64))
     strangeness = blank.strange(held, tokens)[np.arange(len(held)), owner]
     return TaskRouter(**options, strangeness=strangeness, owner=owner.astype(np.int64))
+
+
+def _basis(x: np.ndarray, task: np.ndarray, n_tasks: int) -> np.ndarray:
+    """(F, R) orthonormal: the directions between the tasks' means, then those in which prompts spread most."""
+    means = np.stack([x[task == t].mean(0) for t in range(n_tasks)])
+    between = np.linalg.svd(means - means.mean(0), full_matrices=False)[2][: n_tasks - 1].T
+    rest = x - (x @ between) @ between.T
+    spread = np.linalg.svd(rest, full_matrices=False)[2][: max(0, min(RANK, *x.shape) - (n_tasks - 1))].T
+    return np.linalg.qr(np.column_stack([between, spread]))[0]
+
+
+def _log_ratio(left: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    """Where the basis holds all there is, nothing is left and the ratio is one."""
+    return np.log((left + 1e-8) / (variance + 1e-8))
 
 
 def _variances(squared: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -27,7 +27,20 @@ FORMAT = "moescope exit"
 WEIGHTS, MANIFEST = "exit.safetensors", "exit.json"
 ROUTER_FORMAT = "moescope route"
 ROUTER_WEIGHTS, ROUTER_MANIFEST = "route.safetensors", "route.json"
-_ARRAYS = ("mean", "scale", "basis", "weight", "bias", "centres", "axes", "base", "per_token", "strangeness", "owner")
+_ARRAYS = (
+    "mean",
+    "scale",
+    "basis",
+    "weight",
+    "bias",
+    "centres",
+    "axes",
+    "base",
+    "per_token",
+    "outside",
+    "strangeness",
+    "owner",
+)
 
 
 def save_exit(classifier: ExitClassifier, folder: str | Path) -> Path:

@@ -83,6 +83,8 @@ def exit_task(model: LoadedModel, task: Task, settings: ExitSettings, tell: Stag
     _check_size(task, len(np.unique(groups[split.calibration])), settings)
     checks = settings.layers if settings.layers is not None else tuple(range(model.n_layers))
     check_layers(checks, model.n_layers)
+    if settings.k > model.d_model:
+        raise InputError(f"--k: K = {settings.k} is larger than the {model.d_model} residual coordinates of a layer")
     texts = [e.text for e in task.examples]
     features = read_features(
         model,
@@ -109,7 +111,9 @@ def exit_task(model: LoadedModel, task: Task, settings: ExitSettings, tell: Stag
     at = exit_layers(said[chosen], guarantee.threshold, checks)
     cue, cue_right = _surface(task, split, y, groups, model.tokenizer, settings.seed)
     published = max(0, round(PUBLISHED_DEPTH * model.n_layers) - 1)
-    speed, timed = _speed(classifier, heads["circuit"], published, [texts[i] for i in split.test], settings, tell)
+    shares = {float(t): float(exit_layers(said[chosen], t, checks).mean()) for t in thresholds(len(task.classes))}
+    on_clock = [texts[i] for i in split.test]
+    speed, timed = _speed(classifier, heads["circuit"], published, shares, on_clock, settings, tell)
     rows = [
         {
             "kind": kind,
@@ -168,7 +172,13 @@ def _surface(task: Task, split: Split, y: np.ndarray, groups: np.ndarray, tokeni
 
 
 def _speed(
-    classifier: ExitClassifier, circuit: Heads, published: int, texts: list[str], settings: ExitSettings, tell: Stage
+    classifier: ExitClassifier,
+    circuit: Heads,
+    published: int,
+    shares: dict[float, float],
+    texts: list[str],
+    settings: ExitSettings,
+    tell: Stage,
 ) -> tuple[pd.DataFrame, dict[_Place, float]]:
     """The speed table, and the time at batch 1, over full depth, of some of the frontier's places."""
     model = classifier.model
@@ -182,7 +192,7 @@ def _speed(
         rows += measure(main, encoded, batch, progress=partial(tell, stage))
     keys: dict[str, _Place] = {}
     contenders = {"full depth": classifier.full}
-    for threshold in _few(thresholds(len(classifier.classes))):
+    for threshold in [*_spread(shares), classifier.threshold]:
         keys[f"threshold {threshold:.6g}"] = ("threshold", float(threshold))
         contenders[f"threshold {threshold:.6g}"] = dataclasses.replace(classifier, threshold=float(threshold), guarantee=None)
     for layer in _few(np.arange(model.n_layers)):
@@ -191,6 +201,12 @@ def _speed(
     stage = f"{classifier.task}: frontier on the clock"
     found = measure(contenders, encoded, 1, repeats=2, progress=partial(tell, stage))
     return pd.DataFrame(rows), {keys[r["contender"]]: 1 / r["speedup"] for r in found if r["contender"] in keys}
+
+
+def _spread(shares: dict[float, float]) -> list[float]:
+    """Thresholds that spread evenly over the layers they run."""
+    goals = np.linspace(min(shares.values()), max(shares.values()), _SHOWN)
+    return sorted({min(shares, key=lambda t, goal=goal: abs(shares[t] - goal)) for goal in goals})  # type: ignore[misc]
 
 
 def _few(values: np.ndarray) -> np.ndarray:

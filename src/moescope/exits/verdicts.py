@@ -79,7 +79,9 @@ def exit_claims(found: TaskExit, settings: ExitSettings) -> list[Claim]:
     ]
     for batch in (1, 64):
         row = _speed(found, "early exit", batch)
-        note = f"its share of layers would give {row['layer_speedup']:.2f}×: {row['of_layers']:.0%} of that; on this machine's clock"
+        note = (
+            f"its share of layers would give {row['layer_speedup']:.2f}× ({row['of_layers']:.0%} of that reached); wall clock"
+        )
         claims.append(Claim(f"{name}: speed-up at batch {batch}", row["speedup"], note=note))
     return [*claims, _published_example(found, settings, trivial)]
 
@@ -117,7 +119,8 @@ def _published_example(found: TaskExit, settings: ExitSettings, trivial: bool) -
         p=lost.p,
         verdict=verdict,
         note=f"{settings.k} neurons chosen from layers 0 to {layer} of {n_layers}; "
-        f"{right[n_layers - 1].mean():.1%} from all, lost {lost.value:+.1%} ({lost.low:+.1%} to {lost.high:+.1%}, p is of this difference); on the clock {times}; "
+        f"{right[n_layers - 1].mean():.1%} from all, lost {lost.value:+.1%} ({lost.low:+.1%} to {lost.high:+.1%}), "
+        f"which p is of; on the clock {times}; "
         f"null is {found.surface!r}",
     )
 

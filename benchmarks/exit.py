@@ -1,6 +1,6 @@
 """Is a share of the layers that share of the time? Early exit on a Llama shape, on the clock.
 
-    python benchmarks/exit.py                    # 24 layers, width 512, random weights, float32: about two minutes
+    python benchmarks/exit.py                    # 24 layers, width 512, random weights, float32: about three minutes
 
 Writes benchmarks/results/exit.json. Heads are random and only decide who leaves: confidences asked for are set so that rows
 leave at many depths and a given share of the layers is run on average. Every run is compared with the same classifier at full

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from capture_contenders import SITE_KIND, contenders, random_gpt2, wrap
-from machine import describe
+from machine import describe, interleaved
 from moescope.capture import Encoded, batches, moments
 from moescope.capture.activations import vector_reducer
 from moescope.capture.encode import pad
@@ -46,17 +46,10 @@ def overhead(small: bool, repeats: int) -> dict[str, Any]:
     head_model = random_gpt2(*shape)
     ids = torch.randint(1, 50257, (8, 64 if small else 256), generator=torch.Generator().manual_seed(0))
     calls, missing = contenders(head_model, ids)
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
     with torch.no_grad():
         for call in calls.values():
             call()  # warm up
-        for repeat in range(repeats):
-            names = list(calls)
-            turn = repeat % len(names)
-            for name in names[turn:] + names[:turn]:  # none is always first, or always after the most costly
-                start = time.perf_counter()
-                calls[name]()
-                seconds[name].append(time.perf_counter() - start)
+        seconds = interleaved(calls, repeats)
     bare = seconds["bare body"]
     table = {
         name: {

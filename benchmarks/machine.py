@@ -1,10 +1,15 @@
-"""What a measurement was made with: processor, cores, memory, versions, day. No names of hosts, users or folders."""
+"""What a measurement is made with, and how contenders take turns.
+
+The description has processor, cores, memory, versions and day; no names of hosts, users or folders.
+"""
 
 from __future__ import annotations
 
 import datetime
 import os
 import platform
+import time
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -29,6 +34,19 @@ def describe(*packages: str) -> dict[str, Any]:
         "versions": versions,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
+
+
+def interleaved(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each call in each of ``repeats`` turns; none is always first, or always after the most costly."""
+    names = list(calls)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for repeat in range(repeats):
+        turn = repeat % len(names)
+        for name in names[turn:] + names[:turn]:
+            start = time.perf_counter()
+            calls[name]()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
 
 
 def _processor() -> str:

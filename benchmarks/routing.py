@@ -24,7 +24,7 @@ import numpy as np
 import torch
 import transformers
 
-from machine import describe
+from machine import describe, interleaved
 from moescope.capture.encode import Encoded
 from moescope.models import from_model
 from moescope.routing import RoutingTrace, TracedSequence, recording
@@ -69,13 +69,7 @@ def overhead(shape: dict[str, int], prompts: int, batch: int, prompt: int, new: 
 
     ways: dict[str, Callable[[], Any]] = {"plain generate": plain, "recorder alone": recorded, "whole trace": traced}
     assert np.array_equal(traced().tokens.reshape(prompts, -1), plain()[:, :-1].numpy())
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(repeats):
-        # the order turns, so that none always runs first
-        for name in [*ways][number % 3 :] + [*ways][: number % 3]:
-            start = time.perf_counter()
-            ways[name]()
-            seconds[name].append(time.perf_counter() - start)
+    seconds = interleaved(ways, repeats)
     bare = seconds["plain generate"]
     rows = {
         name: {

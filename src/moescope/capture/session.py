@@ -31,7 +31,7 @@ class CaptureSession:
     def __init__(self, model: LoadedModel, sites: Sequence[Site], stop: bool) -> None:
         self.model = model
         self.sites = tuple(sites)
-        self._stop = stop and not _offloaded(model)
+        self._stop = stop and not is_offloaded(model)
         self._seen: dict[Site, Any] = {}
         self._reduce: Reduce | None = None
         self._active = False
@@ -113,6 +113,7 @@ def capture(model: LoadedModel, sites: Sequence[Site], *, stop: bool = True) -> 
             module.training = True
 
 
-def _offloaded(model: LoadedModel) -> bool:
+def is_offloaded(model: LoadedModel) -> bool:
+    """Whether some weights wait on the CPU or the disk and are brought in by a layer's own hooks (``device_map``)."""
     placed = set(map(str, (getattr(model.module, "hf_device_map", None) or {}).values()))
     return (bool(placed & {"cpu", "disk"}) and len(placed) > 1) or "disk" in placed

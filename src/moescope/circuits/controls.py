@@ -21,7 +21,6 @@ from moescope.errors import InputError
 from moescope.models import LoadedModel
 from moescope.stats import group_bootstrap, paired_bootstrap_difference, permutation_p, permute_labels
 from moescope.tasks import fixed_wrap, matched_subset
-from moescope.types import Task
 
 SURFACE = "surface: "
 MAJORITY = "majority class"
@@ -106,26 +105,14 @@ def control_table(
     ).correct[0]
     add("without_massive", kept, f"{n_massive} massive neurons left out" if n_massive else "no neuron is massive here")
 
-    def recapture(with_model: LoadedModel, task: Task) -> Features:
-        return capture_features(
-            with_model,
-            task,
-            columns,
-            position=settings.position,
-            batch_tokens=settings.batch_tokens,
-            max_tokens=settings.max_tokens,
-            n_folds=settings.n_folds,
-            seed=settings.seed,
-        )
-
     step("surface-matched subset")
     rows.append(_matched(found, settings))
     step("fixed template")
-    wrapped = recapture(model, fixed_wrap(features.task))
+    wrapped = capture_features(model, fixed_wrap(features.task), columns, settings)
     add("fixed_template", _nested(wrapped, wrapped.x, settings), "same closing words after every text")
     step("randomly initialised twin")
     if twin is not None:
-        untrained = recapture(twin, features.task)
+        untrained = capture_features(twin, features.task, columns, settings)
         note = "same architecture and tokenizer, random weights"
         add("random_twin_circuit", _nested(untrained, untrained.x, settings), note)
         add("random_twin_probe", best_layer_correct(layer_probes(untrained), untrained.folds)[0], note)

@@ -96,16 +96,7 @@ def _series(checkpoints: Sequence[str | Path], revisions: Sequence[str] | None) 
 
 
 def _at_checkpoint(model: LoadedModel, task: Task, settings: CircuitSettings) -> tuple[dict[str, Any], np.ndarray]:
-    features = capture_features(
-        model,
-        task,
-        columns_of(model, settings.site),
-        position=settings.position,
-        batch_tokens=settings.batch_tokens,
-        max_tokens=settings.max_tokens,
-        n_folds=settings.n_folds,
-        seed=settings.seed,
-    )
+    features = capture_features(model, task, columns_of(model, settings.site), settings)
     sums = fold_class_sums(features.x, features.y, features.folds)
     scores = divergence(*sums.total(), sigma=settings.sigma)
     correct = nested_cv(

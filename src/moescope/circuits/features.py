@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from moescope.capture import activations
+from moescope.circuits.settings import CircuitSettings
 from moescope.errors import InputError
 from moescope.models import LoadedModel, parse_sites
 from moescope.tasks import group_folds
@@ -103,26 +104,25 @@ def capture_features(
     model: LoadedModel,
     task: Task,
     columns: Columns,
+    settings: CircuitSettings | None = None,
     *,
-    position: Any = "final",
-    batch_tokens: int = 8192,
-    max_tokens: int | None = None,
-    n_folds: int = 5,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> Features:
-    """Read a task's activations at all sites of ``columns`` in one pass over its texts.
+    """Read a task's activations at all sites of ``columns`` in one pass over its texts, and form its folds.
+
+    Of ``settings`` count the position, the cutting and batching of texts, the number of folds and the seed.
 
     Raises:
         InputError: when folds cannot be formed, a text is empty, or an activation is not finite.
     """
+    settings = settings or CircuitSettings()
     y = np.asarray([example.label for example in task.examples])
     groups = np.asarray([example.group for example in task.examples])
     # Before the costly part, so that a task that cannot be split fails at once.
-    folds = group_folds(y, groups, n_folds=n_folds, seed=seed)
+    folds = group_folds(y, groups, n_folds=settings.n_folds, seed=settings.seed)
     texts = [example.text for example in task.examples]
     embed = Site("embed", 0)
-    options: dict[str, Any] = {"position": position, "batch_tokens": batch_tokens, "max_tokens": max_tokens}
+    options: dict[str, Any] = {name: getattr(settings, name) for name in ("position", "batch_tokens", "max_tokens")}
     x = np.empty((len(texts), columns.n), dtype=np.float32)
     embedding: np.ndarray | None = None
     # Sites of one width go through the model together; a study of one kind of site is a single pass.

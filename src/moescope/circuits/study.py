@@ -89,15 +89,7 @@ def circuits(
     features: dict[str, Features] = {}
     for task in loaded_tasks:
         features[task.name] = capture_features(
-            loaded,
-            task,
-            columns,
-            position=settings.position,
-            batch_tokens=settings.batch_tokens,
-            max_tokens=settings.max_tokens,
-            n_folds=settings.n_folds,
-            seed=settings.seed,
-            progress=tell.counter(f"{task.name}: reading activations"),
+            loaded, task, columns, settings, progress=tell.counter(f"{task.name}: reading activations")
         )
     twin = random_twin(loaded, settings.seed) if settings.twin else None
     found: dict[str, TaskFindings] = {}

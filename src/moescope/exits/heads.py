@@ -38,11 +38,6 @@ class Heads:
     def n_layers(self) -> int:
         return len(self.weight)
 
-    @property
-    def multiply_adds(self) -> int:
-        """Of all heads together, for one row."""
-        return sum(w.size for w in self.weight)
-
     def probabilities(self, features: ExitFeatures) -> np.ndarray:
         """(N, L, C) float64: what every head says of every row."""
         out = [softmax(x @ w.T + b, axis=1) for x, w, b in zip(self._inputs(features), self.weight, self.bias, strict=True)]

@@ -129,11 +129,11 @@ def stepping(model: LoadedModel) -> Iterator[Stepper]:
 
 
 def _layers(model: LoadedModel) -> list[Any]:
-    from moescope.capture.session import _offloaded
+    from moescope.capture.session import is_offloaded
     from moescope.routing.dispatch import mixes_tokens
     from moescope.routing.dispatch.layers import find_layers
 
-    if _offloaded(model):
+    if is_offloaded(model):
         raise InputError(
             f"{model.name}: some weights are offloaded, so stopping early saves nothing; load it without device_map"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from moescope.routing import coverage
 from moescope.routing.coverage import TOLERANCE, check_type, moe_types
 
 REFUSED = {
@@ -44,3 +45,11 @@ def test_the_types_are_those_of_the_installed_transformers() -> None:
         "switch_transformers",
     } <= set(types)
     assert not {"llama", "gpt2", "bert"} & set(types)
+
+
+def test_a_type_that_cannot_be_sized_is_a_row_and_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one of a later transformers may be."""
+    monkeypatch.setitem(coverage.tiny_moe.__globals__["OWN"], "mixtral", {"num_attention_heads": 5})
+    found = check_type("mixtral")
+    assert not found.supported
+    assert "no tiny model of it runs" in found.reason

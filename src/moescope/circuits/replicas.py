@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from moescope.models.past import past_argument, past_of
 from moescope.steer.edits import Edit, editing
 from moescope.steer.resume import can_resume, resumed
 from moescope.types import Site
@@ -178,7 +179,7 @@ class Replicas:
         found: list[Tensor] = []
         arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **self._keep}
         if cache is not None:
-            arguments.update(input_ids=ids[:, -1:], past_key_values=cache.fresh(), use_cache=True)
+            arguments.update(input_ids=ids[:, -1:], use_cache=True, **past_argument(self._runner, cache.fresh()))
         elif self._has_cache:
             arguments["use_cache"] = False
         handle = self.model.tap_point(self._last).attach(lambda x: found.append(x[:, -1].clone()))
@@ -196,7 +197,7 @@ class Replicas:
         head = ids[:, :-1]
         output = self.model.body(input_ids=head, attention_mask=torch.ones_like(head), use_cache=True)
         self.forwards += 1
-        return _Cache(output.past_key_values)
+        return _Cache(past_of(output))
 
     def _known(self, ids: Tensor, cache: _Cache | None, layers: Sequence[int]) -> dict[int, Tensor]:
         """The untouched residual stream after each of ``layers``: (E, T, D), or (E, 1, D) with a cache."""

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import moescope.kernels.experts  # noqa: F401  (registers the implementation "moescope")
+from moescope.models.past import past_argument, past_of
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def seconds(runner: Runner, workload: Workload) -> float:
         began = time.perf_counter()
         for _ in range(workload.steps):
             token = out.logits[:, -1:].argmax(-1)
-            out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True, logits_to_keep=1)
+            out = model(input_ids=token, **past_argument(model, past_of(out)), use_cache=True, logits_to_keep=1)
         return time.perf_counter() - began
 
 

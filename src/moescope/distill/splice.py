@@ -16,6 +16,7 @@ from moescope.distill.students import Student
 from moescope.distill.teacher import Teacher
 from moescope.errors import InputError
 from moescope.models import LoadedModel
+from moescope.models.past import past_argument, past_of
 
 
 @contextmanager
@@ -110,7 +111,7 @@ def _greedy(model: LoadedModel, ids: Tensor, new_tokens: int) -> Tensor:
     out = model.module(input_ids=ids, use_cache=True)
     new = [out.logits[:, -1].argmax(-1)]
     while len(new) < new_tokens:
-        out = model.module(input_ids=new[-1][:, None], past_key_values=out.past_key_values, use_cache=True)
+        out = model.module(input_ids=new[-1][:, None], **past_argument(model.module, past_of(out)), use_cache=True)
         new.append(out.logits[:, -1].argmax(-1))
     return torch.stack(new, dim=1).cpu()
 

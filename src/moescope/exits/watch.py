@@ -16,6 +16,7 @@ from moescope.capture.activations import padded_batches
 from moescope.capture.encode import Encoded, encode
 from moescope.errors import InputError
 from moescope.exits.router import Named, Source, TaskRouter, source_sites, weighted_sum
+from moescope.models.past import past_argument, past_of
 from moescope.types import Site
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class Watch:
         if given is None:
             raise InputError("a watched model must be given input_ids or inputs_embeds")
         rows, length = given.shape[:2]
-        past = kwargs.get("past_key_values")
+        past = past_of(kwargs)
         seen = int(past.get_seq_length()) if past is not None else 0
         mask = kwargs.get("attention_mask")
         if mask is not None and getattr(mask, "dim", lambda: 0)() != 2:
@@ -153,9 +154,9 @@ def stream(router: TaskRouter, model: LoadedModel, text: str, max_new_tokens: in
     piece, past = text, None
     with watching(router, model) as watch:
         for _ in range(max_new_tokens + 1):
-            out = model.module(input_ids=ids, past_key_values=past, use_cache=True)
+            out = model.module(input_ids=ids, **past_argument(model.module, past), use_cache=True)
             yield piece, watch.now()[0]
-            past, ids = out.past_key_values, out.logits[:, -1:].argmax(-1)
+            past, ids = past_of(out), out.logits[:, -1:].argmax(-1)
             piece = model.tokenizer.decode(ids[0])
 
 

@@ -20,6 +20,7 @@ EXPERTS, TOP_K = 8, 2
 # By attribute name. Experts and heads are powers of two so that groups divide them.
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
+    "unpadded_vocab_size": VOCABULARY,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -117,6 +118,7 @@ OWN: dict[str, dict[str, Any]] = {
     "ernie4_5_vl_moe_text": {"moe_intermediate_size": [16, 16], "rope_parameters": _ROPE | {"mrope_section": [1, 1, 2]}},
     "gemma4_text": {"enable_moe_block": True, "global_head_dim": 8, "vocab_size_per_layer_input": VOCABULARY},
     "glm5_next_text": {"qk_rope_head_dim": 0},
+    "hy_v4_vl_text": {"rope_parameters": _ROPE | {"mrope_section": [1, 1, 2]}},
     "granitemoehybrid": {"layer_types": _MIXED},
     "glm4v_moe_text": {"rope_parameters": _ROPE | {"partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0]}},
     "jamba": {"attn_layer_offset": 1, "attn_layer_period": 2},

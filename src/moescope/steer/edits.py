@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from moescope.errors import InputError
+from moescope.models.past import past_of
 from moescope.models.sites import describe_sites
 from moescope.types import Site
 
@@ -44,7 +45,7 @@ class Intervention:
 
     def begin(self, arguments: Mapping[str, Any]) -> None:
         """Note the attention mask and the length of the cache of the forward pass that starts."""
-        cache = arguments.get("past_key_values")
+        cache = past_of(arguments)
         # read now: the cache grows while the layers run
         self._past = 0 if cache is None else int(cache.get_seq_length())
         mask = arguments.get("attention_mask")

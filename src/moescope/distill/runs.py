@@ -31,7 +31,7 @@ class Runs:
     curves: pd.DataFrame
     """student, lr, seed, step, train, validation"""
     best: dict[str, Student]
-    """by student name, the first seed at the chosen learning rate; absent where all diverged"""
+    """by student name, the first seed at the chosen learning rate, on the CPU; absent where all diverged"""
     loads: dict[str, Evaluation]
     """of those students, on the test split"""
 
@@ -51,7 +51,7 @@ def run_students(
     All runs of a stage share each pass over the data. A student whose every learning rate diverged has no further seed.
 
     Args:
-        teacher: needed by students that start from the teacher's neurons.
+        teacher: students train on its device; needed by those that start from its neurons.
         checkpoint: file name to keep two checkpoints at, one for each stage.
     """
     scaling = scaling_of(pairs)
@@ -61,7 +61,7 @@ def run_students(
         student = Student(spec, shape, scaling, seed=1000 * settings.seed + seed)
         if spec.start == "teacher" and teacher is not None and sample is not None:
             start_from_teacher(student, teacher.neurons, sample, seed=seed)
-        return Job(student, lr)
+        return Job(student if teacher is None else student.to(teacher.model.device), lr)
 
     plan = TrainSettings(
         steps=settings.steps,
@@ -124,7 +124,7 @@ def _collect(
                 **asdict(cost(job.student, found)),
             }
             if seed == 0:
-                best[name], loads[name] = job.student, found
+                best[name], loads[name] = job.student.cpu(), found
         rows.append(row)
     frame = pd.DataFrame(rows)
     for column in ("fvu", "dead", "load_entropy"):

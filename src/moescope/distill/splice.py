@@ -56,7 +56,7 @@ def splice_table(
     _needs_head(model)
     mean = next(iter(students.values())).scaling.y_mean if students else torch.zeros(teacher.exit.width)
     ways: dict[str, Callable[[Tensor], Tensor]] = {
-        "mean output": lambda x: mean.expand(*x.shape[:-1], -1),
+        "mean output": lambda x: mean.to(x.device).expand(*x.shape[:-1], -1),
         **students,
     }
     loss, tokens = _loss(teacher, texts, batch_tokens)

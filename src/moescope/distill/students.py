@@ -63,7 +63,7 @@ class Output(NamedTuple):
 class Student(nn.Module):
     """A student by its :class:`StudentSpec`; calling it maps raw inputs (..., d_in) to raw outputs (..., d_out).
 
-    Weights are drawn from ``seed`` alone. ``rough_routing`` lets the router score in bfloat16.
+    Weights are drawn from ``seed`` alone, on the CPU; raw inputs may lie on another device than the weights. ``rough_routing`` lets the router score in bfloat16.
     """
 
     def __init__(self, spec: StudentSpec, shape: LayerShape, scaling: Scaling | None = None, *, seed: int = 0) -> None:
@@ -87,9 +87,9 @@ class Student(nn.Module):
             self.bias = nn.Parameter(torch.zeros(shape.d_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        y = self.run(self.scaling.inputs(flat.to(self.bias.dtype))).y * self.scaling.y_scale + self.scaling.y_mean.to(x.device)
-        return y.to(x.dtype).reshape(*x.shape[:-1], -1)
+        flat = x.reshape(-1, x.shape[-1]).to(self.bias)
+        y = self.run(self.scaling.inputs(flat)).y * self.scaling.y_scale + self.scaling.y_mean.to(flat.device)
+        return y.to(x).reshape(*x.shape[:-1], -1)
 
     def run(self, x: Tensor) -> Output:
         """Scaled inputs (B, d_in) to scaled outputs, with what was chosen on the way.

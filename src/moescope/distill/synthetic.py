@@ -19,13 +19,17 @@ from moescope.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class DictionarySettings:
-    """``active`` of ``atoms`` random unit vectors in ``width`` dimensions, each with a coefficient in [1, 2]."""
+    """``active`` of ``atoms`` random unit vectors in ``width`` dimensions, each with a coefficient in [1, 2].
+
+    The vectors are orthogonal where ``width`` has room for that; where there are more of them, they are as drawn.
+    """
 
     atoms: int = 256
     active: int = 4
     width: int = 128
     threshold: float = 0.75
-    """of the teacher's neurons: above what other atoms leak into a neuron, below the least coefficient"""
+    """of the teacher's neurons: above what other atoms leak into a neuron (nothing where they are orthogonal), below the
+    least coefficient"""
     tokens: int = 40_000
     seed: int = 0
 
@@ -40,11 +44,21 @@ class DictionaryTeacher:
     def __init__(self, settings: DictionarySettings) -> None:
         draw = torch.Generator().manual_seed(settings.seed)
         self.settings = settings
-        self.atoms = F.normalize(torch.randn(settings.atoms, settings.width, generator=draw), dim=1)
+        atoms = torch.randn(settings.atoms, settings.width, generator=draw)
+        fits = settings.atoms <= settings.width
+        self.atoms = torch.linalg.qr(atoms.T).Q.T.contiguous() if fits else F.normalize(atoms, dim=1)
         self.outputs = F.normalize(torch.randn(settings.atoms, settings.width, generator=draw), dim=1)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return torch.relu(x @ self.atoms.T - self.settings.threshold) @ self.outputs
+    def __call__(self, x: Tensor, largest: int | None = None) -> Tensor:
+        """Outputs (n, width), of every neuron or of the ``largest`` most active ones of each input.
+
+        The latter is what a student with that many features could do that knew the teacher.
+        """
+        hidden = torch.relu(x @ self.atoms.T - self.settings.threshold)
+        if largest is not None:
+            kept = hidden.topk(largest, dim=1)
+            hidden = torch.zeros_like(hidden).scatter(1, kept.indices, kept.values)
+        return hidden @ self.outputs
 
     def firing(self, x: Tensor) -> float:
         """Mean number of neurons that fire."""

@@ -35,6 +35,7 @@ _COMMANDS = {
     "convert": ("convert:convert", "A dense model as a mixture-of-experts checkpoint, and whether that pays."),
     "exit": ("exit:exit_", "A classifier that leaves the model early, with a bound on what that costs."),
     "route": ("exit:route", "Name a prompt's task from the first layers, or call it unknown."),
+    "serve": ("serve:serve", "A live page and an API: classify, name tasks, watch experts and circuits fire."),
     "show": ("look:show", "Print a saved result again, or one of its tables."),
     "compare": ("look:compare", "Draw several saved circuit studies side by side."),
     "models": ("look:models", "List the embedded models, with their cards."),

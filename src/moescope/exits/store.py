@@ -163,7 +163,9 @@ def _model(folder: Path, data: dict[str, Any], model: LoadedModel | None, option
     loaded = load(data["model"], revision=data["revision"], **options) if model is None else model
     if loaded.fingerprint != data["fingerprint"]:
         made = f"{data['model']} ({data['fingerprint']})"
-        raise InputError(f"{folder} was made for {made}, not for {loaded.name} ({loaded.fingerprint})")
+        raise InputError(
+            f"{folder} was made for {made}, not for {loaded.name} ({loaded.fingerprint}): another model, checkpoint or --dtype"
+        )
     return loaded
 
 

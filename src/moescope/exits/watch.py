@@ -120,16 +120,23 @@ class Watch:
 
 
 @contextmanager
-def watching(router: TaskRouter, model: LoadedModel, on_update: Callable[[list[Named]], None] | None = None) -> Iterator[Watch]:
+def watching(
+    router: TaskRouter,
+    model: LoadedModel,
+    on_update: Callable[[list[Named]], None] | None = None,
+    *,
+    resume: Watch | None = None,
+) -> Iterator[Watch]:
     """``with watching(router, model) as watch: model.module.generate(...)``; then ``watch.now()``, one entry a row.
 
     ``on_update`` is called after the router's last layer at every forward pass, while the rest of the model still runs. Beam
-    search reorders rows and is not followed.
+    search reorders rows and is not followed. ``resume`` goes on with the sums of an earlier context of the same router, for
+    callers between whose steps the model does other work.
 
     Raises:
         InputError: the model has no such layer or router.
     """
-    watch = Watch(router, on_update)
+    watch = Watch(router, on_update) if resume is None else resume
     sites = source_sites(model, router.source, router.layer)
     handles = [model.body.register_forward_pre_hook(lambda _, args, kwargs: watch.begin(args, kwargs), with_kwargs=True)]
     try:

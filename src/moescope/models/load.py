@@ -31,6 +31,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
 
 
+class HeadMissing(InputError):
+    """A checkpoint of a body only was asked for its language-model head."""
+
+
 @dataclass
 class LoadedModel:
     """A model in evaluation mode, without gradients, with its tokenizer and its sites.
@@ -270,7 +274,7 @@ def _module(source: Source, config: Any, dtype: torch.dtype, device_map: Any, he
             "the checkpoint is not of this architecture, or not whole"
         )
     if head and (absent := [key for key in missing if key not in body_keys]):
-        raise InputError(
+        raise HeadMissing(
             f"model {source.name!r} has no language-model head (its weights lack {absent[0]}): load it without one"
         )
     return module

@@ -1,0 +1,60 @@
+"""The command that serves a model with what its studies have left behind."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from moescope.errors import InputError
+
+
+def serve(
+    model: str,
+    /,
+    *,
+    exit_: Annotated[
+        list[Path] | None,
+        Parameter(name="--exit", negative="", help="Result of moescope exit, or one classifier in it; repeat for more."),
+    ] = None,
+    route: Annotated[Path | None, Parameter(help="Result of moescope route.")] = None,
+    circuits: Annotated[Path | None, Parameter(help="Result of moescope circuits, whose neurons are traced.")] = None,
+    host: Annotated[str, Parameter(help="Address to serve on; 0.0.0.0 opens it to the network, without a password.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, Parameter(help="Port; 0 takes any that is free.")] = 8000,
+    max_texts: Annotated[int, Parameter(help="Texts of one request, and of one batch.")] = 64,
+    max_characters: Annotated[int, Parameter(help="Characters of one text.")] = 20_000,
+    max_new_tokens: Annotated[int, Parameter(help="Tokens of one generation.")] = 256,
+    dtype: Annotated[Literal["fp32", "bf16", "fp16"], Parameter(help="Precision of the model's weights.")] = "fp32",
+    device: Annotated[str | None, Parameter(help="cpu, cuda, cuda:1 … (default: cuda where there is one).")] = None,
+    device_map: Annotated[str | None, Parameter(help="Passed to transformers, e.g. auto.")] = None,
+) -> None:
+    """A live page and a JSON API: classify with early exit, name a text's task, watch which experts or neurons fire.
+
+    MODEL is a Hub id, a local folder or an embedded name. Ctrl-C ends it.
+    """
+    if any(find_spec(name) is None for name in ("fastapi", "uvicorn")):
+        raise InputError("moescope serve needs FastAPI and uvicorn: pip install 'moescope[serve]'")
+    from moescope.serve import Limits, gather
+    from moescope.serve.app import create_app
+    from moescope.serve.guard import LOOPBACK
+    from moescope.serve.run import address, bind, run
+
+    limits = Limits(texts=max_texts, characters=max_characters, new_tokens=max_new_tokens)
+    opened = bind(host, port)
+    with opened:
+        served = gather(
+            model, exits=exit_ or (), route=route, circuits=circuits, dtype=dtype, device=device, device_map=device_map
+        )
+        loopback = host in LOOPBACK
+        print(f"{served.model.name}: {address(opened)} (Ctrl-C ends it)", flush=True)
+        if not loopback:
+            print("warning: anyone who can reach this address can use the model", file=sys.stderr)
+        try:
+            run(create_app(served, limits, anywhere=not loopback), opened)
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)

@@ -1,0 +1,54 @@
+"""How much one request may ask for, and how it is refused when it asks for more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from moescope.errors import InputError
+
+
+class Refused(InputError):
+    """A request that is not carried out; ``status`` is HTTP's code for the reason."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Raises InputError on a value out of range."""
+
+    texts: int = 64
+    """texts of one request"""
+    characters: int = 20_000
+    """of one text"""
+    new_tokens: int = 256
+    """of one generation"""
+    streams: int = 4
+    """generations at the same time"""
+    waiting: int = 256
+    """requests that may wait for the same classifier, or for the router"""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value < 1:
+                raise InputError(f"--max-{field.name.replace('_', '-')}: {value} is not a positive number")
+
+    @property
+    def body(self) -> int:
+        """bytes of a request: JSON takes up to six for a UTF-16 unit, of which a character has up to two"""
+        return 12 * self.texts * self.characters + 4096
+
+    def check(self, texts: Sequence[str], what: str = "texts") -> None:
+        """Raises Refused where there are too many, none, or one is too long."""
+        if not texts:
+            raise Refused(f"{what}: none was given")
+        if len(texts) > self.texts:
+            raise Refused(f"{what}: {len(texts)} in one request, but the limit is {self.texts}; send them in parts", 413)
+        for number, text in enumerate(texts):
+            if len(text) > self.characters:
+                where = what if len(texts) == 1 and what != "texts" else f"{what}, number {number}"
+                raise Refused(f"{where}: {len(text)} characters, but the limit is {self.characters}; shorten it", 413)

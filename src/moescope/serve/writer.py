@@ -1,0 +1,161 @@
+"""A text continued one forward pass at a time, and what fired in each: experts, circuit neurons, and the task it looks like."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from moescope.capture.encode import encode, model_limit
+from moescope.exits import Named, watching
+from moescope.exits.watch import Watch
+from moescope.models.past import past_argument, past_of
+from moescope.routing.dispatch import Dispatch, recording
+from moescope.serve.circuits import CircuitReader
+from moescope.serve.limits import Refused
+from moescope.serve.served import Served
+
+SHOWN = 128
+"""tokens of a prompt, its last, whose readings are sent"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen. Temperature 0 is greedy."""
+
+    new_tokens: int
+    temperature: float = 0.0
+    seed: int = 0
+
+
+class Writer:
+    """Continues one text. Between two :meth:`step` the model may do other work, other writers' among it.
+
+    A token's readings are of the pass in which the model reads that token, so a token is shown when it has been read, not when
+    it has been chosen, and its routing is its own and not its predecessor's.
+
+    Raises:
+        Refused: the text is empty, or does not fit into the model's positions together with what is to be written.
+    """
+
+    def __init__(self, served: Served, prompt: str, sampling: Sampling) -> None:
+        self._served, self._sampling = served, sampling
+        model = served.model
+        limit = model_limit(model)
+        encoded = encode(model, [prompt])
+        if limit is not None and len(encoded.ids) + sampling.new_tokens > limit:
+            most = f"the prompt and {sampling.new_tokens} new tokens do not fit into the model's {limit} positions"
+            raise Refused(f"prompt: {most}; shorten it or ask for fewer", 413)
+        self._feed = [int(i) for i in encoded.ids]
+        self._ids: list[int] = []  # all that has been read
+        self._shown = ""
+        self._past: Any = None
+        self._watch: Watch | None = None
+        self._circuits = CircuitReader(model, served.circuits)
+        self._moe = bool(served.experts)
+        self._draw = torch.Generator().manual_seed(sampling.seed)
+        ends = getattr(getattr(model.module, "generation_config", None), "eos_token_id", None)
+        self._ends = frozenset([ends] if isinstance(ends, int) else ends or ())
+        self._extra: dict[str, Any] = {"use_cache": True}
+        if "logits_to_keep" in inspect.signature(model.module.forward).parameters:
+            self._extra["logits_to_keep"] = 1  # of a prompt only the last token's are needed
+        self.written = 0
+        self.over: Literal["length", "end"] | None = None
+        """why there is nothing more to write"""
+
+    @torch.no_grad()
+    def step(self) -> dict[str, Any]:
+        """Run the model on the prompt, or on the token chosen last, and choose the next.
+
+        Returns:
+            ``tokens``, the tokens read (of a prompt the last 128), each with ``id``, ``text``, and where there are such
+            ``experts`` and ``circuits``; ``read``, how many in all; ``text``, what has become readable by them; ``task``.
+        """
+        model, first = self._served.model, not self._ids
+        ids = torch.tensor([self._feed], device=model.device)
+        with ExitStack() as stack:
+            recorder = stack.enter_context(recording(model)) if self._moe else None
+            stack.enter_context(self._circuits.attached())
+            if self._served.router is not None:
+                router = self._served.router.router
+                self._watch = stack.enter_context(watching(router, model, resume=self._watch))
+            out = model.module(input_ids=ids, **past_argument(model.module, self._past), **self._extra)
+        self._past = past_of(out)
+        read, self._feed = self._feed, []
+        self._ids += read
+        if not first:
+            self.written += 1
+        if self.written >= self._sampling.new_tokens:
+            self.over = "length"
+        else:
+            chosen = self._choose(out.logits[0, -1])
+            self.over = "end" if chosen in self._ends else None
+            self._feed = [chosen]
+        said = self._new_text(read, first)
+        tokens: list[dict[str, Any]] = [{"id": i, "text": text} for i, text in zip(read, self._texts(read, said), strict=True)]
+        for token, experts in zip(tokens, _experts(recorder.steps[-1]) if recorder else [], strict=recorder is not None):
+            token["experts"] = experts
+        for trace in self._served.circuits:
+            for token, values in zip(tokens, trace.scaled(self._circuits.values(trace)), strict=True):
+                token.setdefault("circuits", {})[trace.task] = values
+        return {"tokens": tokens[-SHOWN:], "read": len(self._ids), "text": said, "task": self._named()}
+
+    def _choose(self, logits: Tensor) -> int:
+        logits = logits.float().cpu()
+        if self._sampling.temperature == 0:
+            return int(logits.argmax())
+        # the largest first taken away, so that a small temperature does not overflow
+        chances = ((logits - logits.max()) / self._sampling.temperature).softmax(-1)
+        return int(torch.multinomial(chances, 1, generator=self._draw))
+
+    def _new_text(self, read: Sequence[int], first: bool) -> str:
+        """What the tokens add to the text. A character whose bytes are not all there yet waits for the rest."""
+        if first:
+            self._shown = self._decode(read)
+            return self._shown
+        whole = self._decode(self._ids)
+        if whole.endswith("\ufffd") and self.over is None:
+            return ""
+        new, self._shown = whole[len(self._shown) :], whole
+        return new
+
+    def _texts(self, read: Sequence[int], said: str) -> list[str]:
+        """Each token's own text."""
+        return [said] if len(read) == 1 else [self._decode([i]) or str(self._piece(i)) for i in read]
+
+    def _piece(self, token: int) -> Any:
+        return self._served.model.tokenizer.convert_ids_to_tokens(token)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self._served.model.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def _named(self) -> dict[str, Any] | None:
+        if self._watch is None or len(self._ids) < 2:
+            return None
+        named: Named = self._watch.now()[0]
+        return {"task": named.task, "nearest": named.nearest, "p": round(named.p, 4)}
+
+
+def _experts(step: Sequence[Dispatch]) -> list[dict[str, Any]]:
+    """Of each token, for each layer, the experts chosen and their weights, the heaviest first."""
+    layers = [_heaviest_first(dispatch) for dispatch in step]
+    return [
+        {"ids": [[e for e, _ in pairs] for pairs in token], "weights": [[w for _, w in pairs] for pairs in token]}
+        for token in zip(*layers, strict=True)
+    ]
+
+
+def _heaviest_first(dispatch: Dispatch) -> list[list[tuple[int, float]]]:
+    """(expert, weight) of each token, without slots that hold none."""
+    assert dispatch.weights is not None
+    none = 255 if dispatch.ids.dtype == torch.uint8 else -1
+    order = dispatch.weights.float().argsort(dim=1, descending=True, stable=True)
+    ids = dispatch.ids.to(torch.int64).gather(1, order).tolist()
+    weights = dispatch.weights.float().gather(1, order).tolist()
+    rows = zip(ids, weights, strict=True)
+    return [[(e, round(w, 4)) for e, w in zip(*row, strict=True) if e != none] for row in rows]

@@ -1,16 +1,18 @@
 """The error's knee on data whose sparsity is known: at k = s for sparse inputs, nowhere for Gaussian ones.
 
-    python benchmarks/knee.py        # a minute on one core
+    python benchmarks/knee.py        # five minutes on one core
 
-Inputs are sums of s of 64 random unit vectors in 64 dimensions, and the teacher has one neuron for each; top-k transcoders of
-128 features with k from 1 to 16 are trained alike on them and on Gaussian inputs of the same mean and covariance that the same
-teacher labels. Writes benchmarks/results/knee.json and knee.png.
+Inputs are sums of s of 128 orthogonal unit vectors, and the teacher has one neuron for each; top-k transcoders of 256
+features are trained alike on them and on Gaussian inputs of the same mean and covariance that the same teacher labels. A
+last case has twice as many vectors as dimensions. Beside each, what the teacher's own k most active neurons leave
+unexplained. Writes benchmarks/results/knee.json and knee.png.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -28,53 +30,77 @@ from moescope.distill import (
     control_pairs,
     dictionary_pairs,
     evaluate,
+    fvu,
     scaling_of,
     train,
 )
 from moescope.report.style import BLUE, VERMILLION, letter, look, new_figure
 
 RESULTS = Path(__file__).parent / "results"
-ACTIVE, SIZES, SEEDS = (2, 4, 8), (1, 2, 3, 4, 6, 8, 12, 16), 1
-ATOMS, FEATURES, STEPS, BATCH, RATE = 64, 128, 350, 256, 2e-2
+WIDTH, SEEDS, STEPS, BATCH, RATE = 128, 3, 1000, 256, 2e-2
+CASES = (  # atoms, active, the teacher's threshold
+    (128, 2, 0.2),
+    (128, 4, 0.2),
+    (128, 8, 0.2),
+    (256, 4, 0.7),  # not orthogonal: a neuron hears other atoms, up to about 0.6
+)
+SHARES = (0.5, 0.75, 1, 1.25, 1.5, 2, 4)  # of s
 
 
 def measure() -> pd.DataFrame:
     rows = []
-    for s in ACTIVE:
-        teacher = DictionaryTeacher(DictionarySettings(atoms=ATOMS, active=s, width=ATOMS, threshold=0.7, tokens=12_500))
+    shape = LayerShape(WIDTH, WIDTH)
+    for atoms, s, threshold in CASES:
+        settings = DictionarySettings(atoms=atoms, active=s, width=WIDTH, threshold=threshold, tokens=40_000)
+        teacher = DictionaryTeacher(settings)
+        sizes = sorted({max(1, round(share * s)) for share in SHARES})
         sparse = dictionary_pairs(teacher)
         for data, pairs in (("sparse", sparse), ("gaussian", control_pairs("gaussian", sparse, teacher))):
-            scaling, shape = scaling_of(pairs), LayerShape(ATOMS, ATOMS)
+            scaling = scaling_of(pairs)
             jobs = {
                 (k, seed): Job(
-                    Student(StudentSpec(kind="transcoder", experts=FEATURES, active=k), shape, scaling, seed=seed), RATE
+                    Student(StudentSpec(kind="transcoder", experts=2 * atoms, active=k), shape, scaling, seed=seed), RATE
                 )
-                for k in SIZES
+                for k in sizes
                 for seed in range(SEEDS)
             }
             train(pairs, {str(key): job for key, job in jobs.items()}, TrainSettings(steps=STEPS, batch=BATCH, every=STEPS))
+            least = {k: fvu(partial(teacher, largest=k), pairs) for k in sizes}
             rows += [
-                {"s": s, "data": data, "k": k, "seed": seed, "fvu": evaluate(job.student, pairs).fvu}
+                {
+                    "atoms": atoms,
+                    "s": s,
+                    "data": data,
+                    "k": k,
+                    "seed": seed,
+                    "fvu": evaluate(job.student, pairs).fvu,
+                    "least": least[k],
+                }
                 for (k, seed), job in jobs.items()
             ]
+            print(f"{s} of {atoms}, {data}: done", flush=True)
     return pd.DataFrame(rows)
 
 
 def draw(table: pd.DataFrame) -> bytes:
     with look():
-        figure = new_figure(2.4)
-        panels = figure.subplots(1, len(ACTIVE), sharey=True)
-        for i, (axes, s) in enumerate(zip(panels, ACTIVE, strict=True)):
+        figure = new_figure(2.3)
+        panels = figure.subplots(1, len(CASES), sharey=True)
+        for i, (axes, (atoms, s, _)) in enumerate(zip(panels, CASES, strict=True)):
+            here = table[(table["s"] == s) & (table["atoms"] == atoms)]
             for data, ink, marker in (("sparse", BLUE, "o"), ("gaussian", VERMILLION, "s")):
-                part = table[(table["s"] == s) & (table["data"] == data)].groupby("k")["fvu"]
-                axes.plot(part.mean().index, part.mean(), color=ink, marker=marker, label=f"{data} inputs")
-                axes.fill_between(part.mean().index, part.min(), part.max(), color=ink, alpha=0.2, lw=0)
-            axes.axvline(s, color="0.5", lw=0.8, ls=(0, (4, 2)))
+                part = here[here["data"] == data].groupby("k")
+                mean = part["fvu"].mean()
+                axes.plot(mean.index, mean, color=ink, marker=marker, label=f"{data} inputs")
+                axes.fill_between(mean.index, part["fvu"].min(), part["fvu"].max(), color=ink, alpha=0.2, lw=0)
+                axes.plot(mean.index, part["least"].mean(), color=ink, lw=0.9, ls=(0, (2, 2)))
+            axes.axvline(s, color="0.5", lw=0.8)
             axes.set_xscale("log", base=2)
-            axes.set_xticks(SIZES, [str(k) for k in SIZES])
+            axes.set_xticks(sorted(set(here["k"])), [str(k) for k in sorted(set(here["k"]))])
+            axes.set_xticks([], minor=True)
             axes.set_ylim(0, 1)
             axes.set_xlabel("active features k")
-            letter(axes, i, f"s = {s} atoms an input")
+            letter(axes, i, f"s = {s} of {atoms} atoms")
         panels[0].set_ylabel("FVU on test")
         panels[0].legend()
         out = BytesIO()
@@ -84,9 +110,12 @@ def draw(table: pd.DataFrame) -> bytes:
 
 def main() -> None:
     table = measure()
-    means = table.groupby(["s", "data", "k"], sort=False)["fvu"].mean().reset_index()
-    print(means.pivot_table(index=["s", "data"], columns="k", values="fvu").round(3).to_string())
-    settings = {"atoms": ATOMS, "features": FEATURES, "steps": STEPS, "batch": BATCH, "lr": RATE, "seeds": SEEDS}
+    means = table.groupby(["atoms", "s", "data", "k"], sort=False)[["fvu", "least"]].mean().reset_index()
+    for column in ("fvu", "least"):
+        print(
+            column, means.pivot_table(index=["atoms", "s", "data"], columns="k", values=column).round(3).to_string(), sep="\n"
+        )
+    settings = {"width": WIDTH, "steps": STEPS, "batch": BATCH, "lr": RATE, "seeds": SEEDS}
     result = {"machine": describe(), **settings, "rows": json.loads(means.to_json(orient="records", double_precision=5))}
     for name, content in (("knee.json", (json.dumps(result, indent=1) + "\n").encode()), ("knee.png", draw(table))):
         temporary = RESULTS / f".{name}.tmp"

@@ -5,6 +5,7 @@ running Python's own standard library. A document is held out when the SHA-256 o
 hash range, so the split never depends on order.
 
     python -m training.corpus            # print sizes per category
+    python -m training.corpus FILE       # and write every training document into one text file, for other studies
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hashlib
 import json
 import lzma
 import re
+import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,7 +128,15 @@ def split(category: str) -> tuple[list[str], list[str]]:
     return train, held
 
 
+def one_text() -> str:
+    """Every training document, mixed in an order that depends on their content alone; a blank line parts them."""
+    every = [re.sub(r"\n\s*\n", "\n", document) for category in CATEGORIES for document in split(category)[0]]
+    return "\n\n".join(sorted(every, key=lambda document: hashlib.sha256(document.encode()).digest())) + "\n"
+
+
 def main() -> None:
+    if len(sys.argv) > 1:
+        Path(sys.argv[1]).write_text(one_text(), encoding="utf-8")
     for category in CATEGORIES:
         train, held = split(category)
         print(f"{category:14} train {len(train):6} docs {sum(map(len, train)):9} chars   held out {len(held):5} docs")

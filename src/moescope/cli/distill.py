@@ -51,6 +51,7 @@ def distill(
         bool, Parameter(negative="", help="Give dead experts a new start (not in the published protocol).")
     ] = False,
     tokens: Annotated[int | None, Parameter(help="Vectors to read (default: all of the text).")] = None,
+    memory: Annotated[float, Parameter(help="GiB of vectors to keep; more are read again in every epoch.")] = 2.0,
     text: Annotated[
         Path | None, Parameter(help="A text file; blank lines part its texts (default: shipped WikiText-2).")
     ] = None,
@@ -92,6 +93,7 @@ def distill(
         precision=precision,
         revive=revive,
         tokens=tokens,
+        memory=memory,
         batch_tokens=common.batch_tokens,
         seed=common.seed,
     )

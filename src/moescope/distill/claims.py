@@ -112,11 +112,27 @@ def distill_claims(
     claims += _cost_claims(summary, settings, shape, width)
     if "splice" in tables:
         claims += _splice_claims(tables["splice"])
+    claims += _edge_claims(tables["students"])
     diverged = tables["students"][tables["students"]["status"].str.startswith("diverged")]
     if len(diverged):
         where = ", ".join(f"{r.student} at lr {r.lr:g} on {r.data}" for r in diverged.head(3).itertuples())
         claims.append(Claim("training runs that diverged", len(diverged), note=f"stopped and left out: {where}"))
     return claims
+
+
+def _edge_claims(students: pd.DataFrame) -> list[Claim]:
+    """Students whose learning rate is the least or the largest that was tried: a better one may lie beyond."""
+    tried = students.groupby(["data", "student"])["lr"].agg(["min", "max", "nunique"])
+    edge = []
+    for (data, name), part in students[students["chosen"]].groupby(["data", "student"], sort=False):
+        low, high, n = tried.loc[(data, name)]
+        if n > 1 and part["lr"].iloc[0] in (low, high):
+            edge.append(f"{name} on {data} (--lr {part['lr'].iloc[0]:g})")
+    if not edge:
+        return []
+    more = f" and {len(edge) - 3} more" if len(edge) > 3 else ""
+    note = f"{', '.join(edge[:3])}{more}; try rates beyond"
+    return [Claim("students whose learning rate lies at the edge of those tried", len(edge), note=note)]
 
 
 def _ratio_claim(row: pd.Series, ratio: pd.DataFrame, model: str) -> Claim:

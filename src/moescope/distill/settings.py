@@ -32,6 +32,7 @@ class DistillSettings:
         seeds: of the students' start and the order of the data; at least 3 for intervals.
         steps: updates; None: ``epochs`` passes (published: 100).
         tokens: vectors read from the text; None: all of it.
+        memory: GiB of vectors that are kept; more are read from the model again in every epoch.
     """
 
     layer: int
@@ -54,7 +55,7 @@ class DistillSettings:
     precision: Literal["fp32", "bf16"] = "fp32"
     revive: bool = False
     tokens: int | None = None
-    memory: int = 2 << 30
+    memory: float = 2.0
     buffer: int = 65536
     batch_tokens: int = 8192
     seed: int = 0
@@ -66,6 +67,8 @@ class DistillSettings:
             raise InputError(f"--seeds: {self.seeds}; give at least 1 (3 for intervals)")
         if not self.lrs or not all(lr > 0 for lr in self.lrs):
             raise InputError(f"--lr: learning rates must be positive, got {self.lrs}")
+        if not self.memory > 0:
+            raise InputError(f"--memory: {self.memory} GiB; give a positive number")
         if not self.routers:
             raise InputError("--router: give at least one router")
         for name in self.controls:

@@ -179,7 +179,7 @@ def _read(
     data = DataSettings(
         tokens=settings.tokens,
         buffer=settings.buffer,
-        memory=settings.memory,
+        memory=int(settings.memory * 2**30),
         batch_tokens=settings.batch_tokens,
         seed=settings.seed,
     )

@@ -36,6 +36,12 @@ def convert(
     calibration_tokens: Annotated[int, Parameter(help="Tokens of the calibration text to read, at most.")] = 32768,
     heldout_tokens: Annotated[int, Parameter(help="Tokens of the held-out text to read, at most.")] = 8192,
     window: Annotated[int, Parameter(help="Tokens of one sequence, at most.")] = 512,
+    finetune: Annotated[
+        int | None, Parameter(help="Steps of training against MODEL (LoRA; needs the extra `finetune`).")
+    ] = None,
+    finetune_rank: Annotated[int, Parameter(help="Rank of the LoRA adapters, which are merged.")] = 32,
+    finetune_lr: Annotated[float | None, Parameter(help="Learning rate (default: the better of two).")] = None,
+    finetune_text: Annotated[Path | None, Parameter(help="Text to train on (default: the calibration text).")] = None,
     tolerance: Annotated[float, Parameter(help="Relative rise in perplexity that may be recommended.")] = 0.05,
     speed: Annotated[bool, Parameter(help="Measure tokens per second.")] = True,
     controls: Annotated[bool, Parameter(help="Compare with a random split and with static pruning.")] = True,
@@ -65,6 +71,9 @@ def convert(
         tolerance=tolerance,
         speed=speed,
         controls=controls,
+        finetune=finetune,
+        finetune_rank=finetune_rank,
+        finetune_lr=finetune_lr,
         seed=common.seed,
     )
     # The default folder is ours to replace; one that the user names is theirs.
@@ -76,6 +85,7 @@ def convert(
             load(model, head=True, **common.load_options()),
             out,
             calibration=calibration,
+            finetune_text=finetune_text,
             heldout=heldout,
             circuits=_circuits(circuits),
             eval_tasks=eval_task or (),

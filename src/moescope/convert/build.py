@@ -15,13 +15,16 @@ from moescope.convert.target import SPREAD, Target, layer_tensors, target_config
 from moescope.models import LoadedModel
 
 
-def build_model(model: LoadedModel, target: Target, counts: Counts, layers: list[tuple[Split, LinearRouter]]) -> Any:
+def build_model(
+    model: LoadedModel, target: Target, counts: Counts, layers: list[tuple[Split, LinearRouter]], module: Any | None = None
+) -> Any:
     """The converted model in memory, on the CPU, in the source's dtype; everything but the MLPs is the source's own.
 
     Args:
         layers: for every layer, in order, its split and the router fitted for it.
+        module: the same model with other weights, to be converted in its place.
     """
-    source: Any = model.module
+    source: Any = model.module if module is None else module
     config = target_config(target, model.config, counts)
     with torch.device("meta"):
         built = transformers.AutoModelForCausalLM.from_config(config, dtype=model.dtype)

@@ -52,8 +52,13 @@ def card_text(result: StudyResult) -> str:
         f"**{result.claims[0].note}**",
         "",
         f"The dense model `{meta['model']}` ({target['source']}), each of its MLPs cut into {counts['experts']} experts of "
-        f"which {counts['active']} work on a token ({counts['shared']} of these on every token). No weight was trained: "
-        "with every expert active it is the dense model. The licence of the source applies.",
+        f"which {counts['active']} work on a token ({counts['shared']} of these on every token). "
+        + (
+            "Attention, experts and routers were then fine-tuned against the dense model (LoRA, merged). "
+            if meta["tuned"]
+            else "No weight was trained: with every expert active it is the dense model. "
+        )
+        + "The licence of the source applies.",
         "",
         "```python",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
@@ -87,6 +92,7 @@ def card_text(result: StudyResult) -> str:
         "## Recipe",
         "",
         f"- split: {meta['settings']['method']}; router: {meta['settings']['router']}; seed {meta['seed']}",
+        *_tuning(meta["settings"], meta["tuned"]),
         *(
             f"- {part} text: {text['source']}, {text['tokens']:,} tokens, sha256 {text['sha256']}…"
             for part, text in meta["text"].items()
@@ -104,6 +110,13 @@ def _change(model_type: str) -> str:
         "The number of active experts can be changed in config.json: `num_experts_per_tok` and `routed_scaling_factor`, which "
         "must be equal, or the gates are not one."
     )
+
+
+def _tuning(settings: dict[str, Any], tuned: bool) -> list[str]:
+    if settings["finetune"] is None:
+        return []
+    kept = "" if tuned else ", which did not improve and is not in the weights"
+    return [f"- fine-tuning: {settings['finetune']} steps, LoRA of rank {settings['finetune_rank']}{kept}"]
 
 
 def _cell(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -22,8 +22,8 @@ _SHARES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)
 
 def measure_frontier(
     model: LoadedModel,
-    converted: Any,
-    random: Any | None,
+    made: Mapping[str, Any],
+    pruned: Mapping[str, Any],
     found: Converted,
     counts: Counts,
     windows: Windows,
@@ -34,25 +34,28 @@ def measure_frontier(
     """[kind, active, share, contender, loss, perplexity, kl, agreement, rise, low, high] and the qualities they come from.
 
     ``kind`` is ``converted``, ``random`` (a random split, its router fitted alike) or ``static`` (the neurons that
-    contribute most on average kept for every token, no router): what clustering adds, and what routing adds.
+    contribute most on average kept for every token, no router): what clustering adds, and what routing adds; each with
+    `` tuned`` behind it (the conversion: ``tuned``) where it was fine-tuned, the controls at the chosen number only.
+
+    Args:
+        made: kind -> mixture of experts. pruned: kind -> dense model whose neurons are switched off.
     """
-    for made in (converted, random):
-        if made is not None:
-            made.set_experts_implementation(NAME)  # grouped_mm holds (tokens, k, d), which is most of its time here
+    for mixture in made.values():
+        mixture.set_experts_implementation(NAME)  # grouped_mm holds (tokens, k, d), which is most of its time here
     steps = {max(counts.shared + 1, round(share * counts.experts)) for share in _SHARES} | {counts.active}
     contenders: list[Contender] = []
     places: list[tuple[str, int, float]] = []
     for active in sorted(steps, reverse=True):
-        with _active(converted, active, counts):
-            share = active_share(model.module, converted)
-        for kind, made in (("converted", converted), ("random", random)):
-            if made is not None:
-                contenders.append(Contender(f"{kind} {active}", made, _entering(made, active, counts)))
+        with _active(made["converted"], active, counts):
+            share = active_share(model.module, made["converted"])
+        for kind, mixture in made.items():
+            if kind != "random tuned" or active == counts.active:
+                contenders.append(Contender(f"{kind} {active}", mixture, _entering(mixture, active, counts)))
                 places.append((kind, active, share))
-        if random is not None and active < counts.experts:
-            enter = _pruning(model, found, active / counts.experts)
-            contenders.append(Contender(f"static {active}", model.module, enter))
-            places.append(("static", active, active / counts.experts))
+        for kind, dense in pruned.items():
+            if active < counts.experts and (kind == "static" or active == counts.active):
+                contenders.append(Contender(f"{kind} {active}", dense, _pruning(dense, found, active / counts.experts)))
+                places.append((kind, active, active / counts.experts))
     qualities = compare(model.module, contenders, windows, seed=seed, report=report)
     rows = [
         {
@@ -77,8 +80,7 @@ def _entering(made: Any, active: int, counts: Counts) -> Callable[[], AbstractCo
     return lambda: _active(made, active, counts)
 
 
-def _pruning(model: LoadedModel, found: Converted, share: float) -> Callable[[], AbstractContextManager[None]]:
-    module: Any = model.module
+def _pruning(module: Any, found: Converted, share: float) -> Callable[[], AbstractContextManager[None]]:
     keep = kept_neurons(found.importance, share)
     return lambda: neurons_off(list(module.model.layers), keep)
 

@@ -19,13 +19,15 @@ import transformers
 from moescope.capture.atomic import cannot_write
 from moescope.convert.build import build_model
 from moescope.convert.card import RECIPE, write_card, write_recipe
+from moescope.convert.finetune import WINDOWS, require_peft
 from moescope.convert.frontier import measure_frontier
 from moescope.convert.layers import circuit_neurons, convert_layers
 from moescope.convert.settings import ConvertSettings, Counts, counts_of
 from moescope.convert.speed import WORKLOADS, Runner, active_share, ceilings, measure
 from moescope.convert.target import set_active, target_of
 from moescope.convert.tasks import evaluate_tasks
-from moescope.convert.text import Windows, read_windows
+from moescope.convert.text import Windows, read_tuning_windows, read_windows
+from moescope.convert.tuning import STATIC, TUNED, Tuning, tune_all
 from moescope.convert.verdict import convert_claims, recommend
 from moescope.errors import InputError
 from moescope.models import LoadedModel, load
@@ -42,6 +44,7 @@ def convert(
     out: str | Path,
     *,
     calibration: str | Path | None = None,
+    finetune_text: str | Path | None = None,
     heldout: str | Path | None = None,
     circuits: Sequence[Circuit] = (),
     eval_tasks: Sequence[str] = (),
@@ -58,6 +61,7 @@ def convert(
         model: Hub id, local folder, embedded name, or a model loaded with its head.
         out: the checkpoint's folder. It appears whole, at the end, or not at all.
         calibration: UTF-8 text that decides which neurons go together; the shipped WikiText excerpt by default.
+        finetune_text: UTF-8 text to fine-tune on, where ``finetune`` says how long; the calibration text by default.
         heldout: UTF-8 text on which quality is measured; the last quarter of the calibration text by default, which then
             does not calibrate.
         circuits: whose neurons stay together under ``method="circuits"``.
@@ -68,7 +72,7 @@ def convert(
 
     Returns:
         A :class:`moescope.result.StudyResult` of kind ``"convert"``, also saved in ``out/report``; its first claim is the
-        recommendation. Tables: ``layers``, ``frontier``, and, where measured, ``speed`` and ``tasks``.
+        recommendation. Tables: ``layers``, ``frontier``, and, where measured, ``finetuning``, ``speed`` and ``tasks``.
 
     Raises:
         InputError: the model cannot be converted, a text is too short, the folder is taken; one line with the mend.
@@ -82,30 +86,39 @@ def convert(
     if settings.method == "circuits":
         circuit_neurons(circuits, loaded)
     calibrating, testing = read_windows(loaded, calibration, heldout, settings, target.max_positions)
+    text = _tuning_text(loaded, finetune_text, calibration, heldout, settings, target.max_positions)
     began = time.time()
 
     def stage(name: str) -> Callable[[int, int], None]:
         return lambda done, total: report(name, done, total) if report is not None else None
 
     found = convert_layers(loaded, target, counts, calibrating, settings, circuits, stage("splitting the MLPs"))
-    built = build_model(loaded, target, counts, found.chosen)
-    random = build_model(loaded, target, counts, found.random) if found.random else None
+    made = {"converted": build_model(loaded, target, counts, found.chosen)}
+    pruned: dict[str, Any] = {}
+    if found.random:
+        made["random"] = build_model(loaded, target, counts, found.random)
+        pruned["static"] = loaded.module
+    tuning = tune_all(loaded, target, counts, found, *text, settings, stage) if text else None
+    for kind, tuned in tuning.models.items() if tuning else ():
+        (pruned if kind == STATIC else made)[kind] = tuned
+    chosen = TUNED if TUNED in made else "converted"
     minutes = (time.time() - began) / 60
     try:
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=_made(folder.parent)))
     except OSError as error:
         raise cannot_write(folder, error) from error
     try:
-        built.save_pretrained(draft)
+        made[chosen].save_pretrained(draft)
         loaded.tokenizer.save_pretrained(draft)
         # What is measured is what was written.
         converted = transformers.AutoModelForCausalLM.from_pretrained(draft, dtype=loaded.dtype).eval().requires_grad_(False)
-        del built
-        equality = relative_difference(loaded.module, converted, counts, testing)
+        made[chosen] = converted
+        # of what was split: a model that was tuned is another one, however many experts are active
+        equality = relative_difference(loaded.module, made["converted"], counts, testing)
         frontier, qualities = measure_frontier(
-            loaded, converted, random, found, counts, testing, seed=settings.seed, report=stage("held-out text")
+            loaded, made, pruned, found, counts, testing, seed=settings.seed, report=stage("held-out text")
         )
-        tables = {"layers": found.table, "frontier": frontier}
+        tables = {"layers": found.table, "frontier": frontier} | ({"finetuning": tuning.table} if tuning else {})
         limits = ceilings(loaded.module, converted)
         speed = None
         if settings.speed:
@@ -124,16 +137,17 @@ def convert(
                 limit=eval_limit,
                 seed=settings.seed,
             )
-        here = frontier[(frontier["kind"] == "converted") & (frontier["active"] == counts.active)].iloc[0]
+        here = frontier[(frontier["kind"] == chosen) & (frontier["active"] == counts.active)].iloc[0]
         advice = recommend(float(here["rise"]), speed, settings.tolerance)
         share = active_share(loaded.module, converted)
-        claims = convert_claims(counts, share, equality, qualities, frontier, speed, limits, advice)
+        claims = convert_claims(counts, share, equality, qualities, frontier, speed, limits, advice, tuning)
         meta = provenance(loaded, [], seed=settings.seed, settings=dataclasses.asdict(settings))
         meta |= {
             "title": f"{loaded.name} as a mixture of experts, {counts.active} of {counts.experts} active",
             "counts": dataclasses.asdict(counts),
             "target": dataclasses.asdict(target),
-            "text": {"calibration": _described(calibrating), "held-out": _described(testing)},
+            "text": {"calibration": _described(calibrating), "held-out": _described(testing)} | _tuning_described(tuning),
+            "tuned": chosen == TUNED,
             "circuits": {c.task: [str(n) for n in c.neurons] for c in circuits},
             "minutes_to_convert": round(minutes, 2),
             "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
@@ -194,6 +208,27 @@ def _put_in_place(draft: Path, folder: Path) -> None:
     os.rename(folder, old)
     os.rename(draft, folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _tuning_text(
+    model: LoadedModel,
+    text: str | Path | None,
+    calibration: str | Path | None,
+    heldout: str | Path | None,
+    settings: ConvertSettings,
+    positions: int,
+) -> tuple[Windows, Windows] | None:
+    if settings.finetune is None:
+        if text is not None:
+            raise InputError("--finetune-text: nothing is fine-tuned without --finetune STEPS")
+        return None
+    require_peft()
+    most = settings.finetune * WINDOWS
+    return read_tuning_windows(model, text, calibration, heldout, settings, positions, most)
+
+
+def _tuning_described(tuning: Tuning | None) -> dict[str, Any]:
+    return {} if tuning is None else {"fine-tuning": _described(tuning.training), "validation": _described(tuning.validation)}
 
 
 def _described(windows: Windows) -> dict[str, Any]:

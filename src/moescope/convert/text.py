@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from moescope.models import LoadedModel
 from moescope.tasks import plain_text
 
 _SHARE = 0.75  # of one text's paragraphs that go to calibration where no held-out text is given
+_LONG = 80  # characters of a paragraph that two texts do not share by chance
+_LEAST = 16  # windows to tune on
+_MOST_VALIDATION = 32  # windows
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,15 +51,7 @@ def read_windows(
         InputError: a file cannot be read, the two are the same file, or a text is too short.
     """
     length = min(settings.window, positions)
-    paragraphs, name = _paragraphs(calibration)
-    if heldout is not None:
-        if calibration is not None and Path(heldout).resolve() == Path(calibration).resolve():
-            raise InputError(f"--heldout: {heldout} is the calibration text; give another, or leave it out to split one")
-        judged, other = _paragraphs(heldout)
-    else:
-        cut = int(len(paragraphs) * _SHARE)
-        paragraphs, judged = paragraphs[:cut], paragraphs[cut:]
-        name, other = f"{name}, first three quarters", f"{name}, last quarter"
+    (paragraphs, name), (judged, other) = _sides(calibration, heldout)
     least = max(1024, 2 * model.d_model)
     calibrating = _cut(model, paragraphs, length, settings.calibration_tokens, name)
     if calibrating.tokens < least:
@@ -69,6 +65,55 @@ def read_windows(
             f"held-out text ({other}) is shorter than one window of {length} tokens: give a longer one with --heldout"
         )
     return calibrating, testing
+
+
+def read_tuning_windows(
+    model: LoadedModel,
+    text: str | Path | None,
+    calibration: str | Path | None,
+    heldout: str | Path | None,
+    settings: ConvertSettings,
+    positions: int,
+    most: int,
+) -> tuple[Windows, Windows]:
+    """Windows to train on, ``most`` of them at most, and windows to validate on: an eighth of all, drawn by the seed.
+
+    They come from ``text`` or, without it, from the whole of the calibration text, beyond the tokens that calibrate too.
+    A paragraph that is also in the held-out text is left out.
+
+    Raises:
+        InputError: the text cannot be read or is too short.
+    """
+    length = min(settings.window, positions)
+    (paragraphs, name), (judged, _) = _sides(calibration, heldout)
+    if text is not None:
+        paragraphs, name = _paragraphs(text)
+    common = {p for p in judged if len(p) >= _LONG}.intersection(paragraphs)
+    if common:
+        paragraphs = [p for p in paragraphs if p not in common]
+        name = f"{name}, less {len(common)} paragraphs that are held out"
+    found = _cut(model, paragraphs, length, (most + _MOST_VALIDATION) * length, name)
+    count = len(found.ids)
+    if count < _LEAST:
+        raise InputError(
+            f"fine-tuning text ({name}) gives {count} windows of {length} tokens; at least {_LEAST} are needed: "
+            "give a longer one with --finetune-text, or a shorter --window"
+        )
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(settings.seed))
+    held = min(_MOST_VALIDATION, count // 8)
+    validating, training = order[:held].sort().values, order[held:].sort().values
+    return dataclasses.replace(found, ids=found.ids[training]), dataclasses.replace(found, ids=found.ids[validating])
+
+
+def _sides(calibration: str | Path | None, heldout: str | Path | None) -> tuple[tuple[list[str], str], tuple[list[str], str]]:
+    """Paragraphs and name of the text that calibrates, and of the one that is held out."""
+    paragraphs, name = _paragraphs(calibration)
+    if heldout is not None:
+        if calibration is not None and Path(heldout).resolve() == Path(calibration).resolve():
+            raise InputError(f"--heldout: {heldout} is the calibration text; give another, or leave it out to split one")
+        return (paragraphs, name), _paragraphs(heldout)
+    cut = int(len(paragraphs) * _SHARE)
+    return (paragraphs[:cut], f"{name}, first three quarters"), (paragraphs[cut:], f"{name}, last quarter")
 
 
 def _paragraphs(source: str | Path | None) -> tuple[list[str], str]:

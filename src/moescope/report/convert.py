@@ -24,11 +24,13 @@ _KINDS = (  # kind in the table, label, colour, marker
     ("random", "random split", ORANGE, "s"),
     ("static", "static pruning, no router", VERMILLION, "^"),
 )
+_TUNED = {"converted": "tuned", "random": "random tuned", "static": "static tuned"}  # hollow, of the same colour
 _RUNNERS = (("moescope", BLUE), ("grouped_mm", SKY))
 CAPTION = (
     "What the conversion costs and gains. Left: perplexity on held-out text over the share of the MLPs' weights that work on a "
-    "token, router included; the dense model as a line. Middle: KL divergence from the original. Right: speed-up over the "
-    "dense model end to end for each kind of work, a tick where the weights alone set the ceiling."
+    "token, router included; the dense model as a line; hollow and dashed, what was fine-tuned for one share, at this share "
+    "and others. Middle: KL divergence from the original. Right: speed-up over the dense model end to end for each kind of "
+    "work, a tick where the weights alone set the ceiling."
 )
 
 
@@ -62,6 +64,9 @@ def _curves(axes: Axes, table: pd.DataFrame, column: str, label: str) -> None:
         rows = table[table["kind"] == kind].sort_values("share")
         if len(rows):
             axes.plot(rows["share"], rows[column], color=color, marker=marker, label=name)
+        rows = table[table["kind"] == _TUNED[kind]].sort_values("share")
+        if len(rows):
+            axes.plot(rows["share"], rows[column], color=color, marker=marker, mfc="white", ls="--", label=f"{name}, tuned")
     axes.set_xlabel("active share of MLP weights")
     axes.set_ylabel(label)
     axes.set_xlim(0, None)

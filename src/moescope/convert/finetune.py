@@ -1,0 +1,218 @@
+"""Fine-tuning a converted model against the original, with LoRA, before it is cut into experts.
+
+Adapters sit on every linear layer of every block (attention and MLP; Schulman et al. 2025, "LoRA without regret", find the
+MLPs' to matter most), the routers are trained with them, and all is merged: nothing of it is left in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moescope.convert.distillation import distance
+from moescope.convert.settings import ConvertSettings
+from moescope.convert.student import Fixed, measure_spread, route, twin_of, unroute
+from moescope.convert.target import Target
+from moescope.convert.text import Windows
+from moescope.errors import InputError
+from moescope.models import LoadedModel
+
+RATES = (1e-3, 3e-3)  # tried, where none is given
+WINDOWS = 4  # sequences of one step
+_TRY = 0.1  # of the steps, for each rate
+_WARM = 0.05  # of the steps
+_CHECKS = 10  # looks at the validation text
+_CLIP = 1.0  # norm of the gradient
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """What came of it.
+
+    ``module`` is the dense form with its weights tuned and merged, None where validation did not improve; ``choices`` hold
+    the routers trained with it. ``before`` and ``after`` are KL(original ‖ student) in nats per token on validation text.
+    ``history`` holds [step, train, validation] for each look at the validation text, ``train`` the mean loss since the last.
+    """
+
+    module: Any | None
+    choices: Sequence[nn.Module]
+    rate: float
+    before: float
+    after: float
+    best_step: int
+    history: list[dict[str, float]]
+
+
+class _Diverged(Exception):
+    """The loss or the validation is no finite number; carries the step."""
+
+
+def finetune(
+    model: LoadedModel,
+    target: Target,
+    choices: Callable[[], Sequence[nn.Module]],
+    training: Windows,
+    validation: Windows,
+    settings: ConvertSettings,
+    report: Callable[[int, int], None] | None = None,
+) -> Tuned:
+    """Train for ``settings.finetune`` steps; the state that validates best is kept, the untuned one included.
+
+    Args:
+        choices: makes the choice of neurons of every layer (:class:`moescope.convert.student.TopK`, or ``Fixed``), anew
+            for every rate that is tried.
+        training, validation: windows of calibration text, apart from each other.
+
+    Raises:
+        InputError: peft is not installed, or the loss is no finite number at the rate given, or at every rate tried.
+    """
+    steps = settings.finetune or 0
+    rates = RATES if settings.finetune_lr is None else (settings.finetune_lr,)
+    tried = max(1, round(_TRY * steps)) if len(rates) > 1 else 0
+    total = tried * len(rates) + steps
+
+    def run(rate: float, length: int, before: int) -> Tuned:
+        made = _Run(model, target, choices(), rate, settings)
+        return made.train(training, validation, length, lambda step: report(before + step, total) if report else None)
+
+    outcomes: dict[float, float] = {}
+    try:
+        for number, rate in enumerate(rates if tried else ()):
+            try:
+                outcomes[rate] = run(rate, tried, number * tried).after
+            except _Diverged:
+                outcomes[rate] = math.inf
+        best = min(outcomes, key=lambda rate: outcomes[rate]) if outcomes else rates[0]
+        return run(best, steps, total - steps)
+    except _Diverged as error:
+        raise InputError(
+            f"--finetune: the loss is no finite number at step {error} with a learning rate of {best:g}; "
+            f"give a smaller one with --finetune-lr (try {best / 10:g})"
+        ) from error
+
+
+def untouched(model: LoadedModel, target: Target, validation: Windows, settings: ConvertSettings) -> float:
+    """Validation KL of the original with adapters on it and every neuron working, before a step."""
+    choices = [Fixed(torch.ones(model.config.intermediate_size)) for _ in range(model.n_layers)]
+    return _Run(model, target, choices, RATES[0], settings).validate(validation)
+
+
+class _Run:
+    """One training from the untuned state at one rate."""
+
+    def __init__(
+        self, model: LoadedModel, target: Target, choices: Sequence[nn.Module], rate: float, settings: ConvertSettings
+    ) -> None:
+        peft = require_peft()
+        self.teacher: Any = model.module
+        self.device = model.device
+        self.choices = choices
+        self.rate = rate
+        self.seed = settings.seed
+        twin = twin_of(model.module)
+        route(twin, target, choices)
+        config = peft.LoraConfig(
+            r=settings.finetune_rank, lora_alpha=settings.finetune_rank, lora_dropout=0.0, target_modules="all-linear"
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(settings.seed)
+            self.student = peft.get_peft_model(twin, config).eval()
+        for choice in choices:
+            for name, parameter in choice.named_parameters():
+                parameter.requires_grad_(name != "bias" or target.has_shared)  # FlexOlmo has no place for a bias
+        self.trained = [p for p in self.student.parameters() if p.requires_grad]
+
+    @torch.enable_grad()
+    def train(self, training: Windows, validation: Windows, steps: int, report: Callable[[int], None]) -> Tuned:
+        optimizer = torch.optim.AdamW(self.trained, lr=self.rate, weight_decay=0.0)
+        draw = torch.Generator().manual_seed(self.seed)
+        looks = {round(steps * i / _CHECKS) for i in range(1, _CHECKS + 1)}
+        before = self.validate(validation)
+        best, best_step, kept = before, 0, self._state()
+        history = [{"step": 0, "train": math.nan, "validation": before}]
+        order: list[int] = []
+        losses: list[float] = []
+        for step in range(1, steps + 1):
+            for group in optimizer.param_groups:
+                group["lr"] = self.rate * _schedule(step, steps)
+            while len(order) < WINDOWS:
+                order += torch.randperm(len(training.ids), generator=draw).tolist()
+            rows, order = order[:WINDOWS], order[WINDOWS:]
+            loss = self._loss(training.ids[rows].to(self.device))
+            optimizer.zero_grad()
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(self.trained, _CLIP)
+            if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+                raise _Diverged(step)
+            optimizer.step()
+            losses.append(loss.item())
+            if step in looks:
+                found = self.validate(validation)
+                if not math.isfinite(found):
+                    raise _Diverged(step)
+                history.append({"step": step, "train": sum(losses) / len(losses), "validation": found})
+                losses = []
+                if found < best:
+                    best, best_step, kept = found, step, self._state()
+            report(step)
+        self._restore(kept)
+        measure_spread(self.student, self.choices, validation, self.device)
+        module = self._merged() if best_step else None
+        return Tuned(module, self.choices, self.rate, before, best, best_step, history)
+
+    def _loss(self, ids: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = self.teacher(input_ids=ids, use_cache=False, output_hidden_states=True)
+        found = self.student(input_ids=ids, use_cache=False, output_hidden_states=True)
+        # the first hidden state is the embedding, which is the same
+        parts = distance(found.logits, wanted.logits, found.hidden_states[1:], wanted.hidden_states[1:])
+        return parts.logits + parts.hidden
+
+    @torch.no_grad()
+    def validate(self, windows: Windows) -> float:
+        """KL(original ‖ student), nats per token."""
+        total = 0.0
+        for ids in windows.ids.split(WINDOWS):
+            ids = ids.to(self.device)
+            wanted = self.teacher(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
+            found = self.student(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
+            total += float((wanted.exp() * (wanted - found)).sum())
+        return total / windows.tokens
+
+    def _state(self) -> list[Tensor]:
+        return [p.detach().clone() for p in self.trained]
+
+    @torch.no_grad()
+    def _restore(self, state: Sequence[Tensor]) -> None:
+        for parameter, value in zip(self.trained, state, strict=True):
+            parameter.copy_(value)
+
+    def _merged(self) -> Any:
+        """Adapters added to the weights, out of place, for the original holds the same memory; the MLPs as they were."""
+        twin: Any = self.student.merge_and_unload(safe_merge=True)
+        unroute(twin)
+        return twin.eval().requires_grad_(False)
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Linear warm-up, then half a cosine to nought."""
+    warm = max(1, round(_WARM * steps))
+    return step / warm if step <= warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm + 1)))
+
+
+def require_peft() -> Any:
+    """The module peft, which adapters come from.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise InputError(f"--finetune needs peft ({error}): install it with pip install 'moescope[finetune]'") from error
+    return peft

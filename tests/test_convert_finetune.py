@@ -35,11 +35,11 @@ TINY: dict[str, Any] = {"experts": 8, "active": 3, "speed": False, "controls": F
 TINY |= {"calibration_tokens": 1024, "heldout_tokens": 128, "finetune_rank": 4}
 
 
-def tune(model: Any, steps: int = 4, rate: float | None = 3e-3, seed: int = 0, **options: Any) -> tuple[Any, Any]:
+def tune(model: Any, steps: int = 4, rate: float | None = 3e-3, seed: int = 0, rank: Any = 4) -> tuple[Any, Any]:
     """The tuned result of a tiny source model on random windows, and the conversion it began from."""
     made = converted(model)
     _, counts, target, found = made
-    settings = ConvertSettings(finetune=steps, finetune_lr=rate, finetune_rank=4, seed=seed, **options)
+    settings = ConvertSettings(finetune=steps, finetune_lr=rate, finetune_rank=rank, seed=seed)
 
     def choices() -> list[TopK]:
         return [TopK(split, router, counts.active - counts.shared) for split, router in found.chosen]
@@ -141,6 +141,23 @@ def test_what_was_trained_is_what_is_written(name: str, tmp_path: Path) -> None:
 def _relative(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     """(B, L): of every token's logits."""
     return (found - expected).norm(dim=-1) / expected.norm(dim=-1)
+
+
+def test_every_weight_of_the_blocks_can_be_trained(tmp_path: Path) -> None:
+    model = source("qwen2")
+    before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
+    tuned, _ = tune(model, rank="full")
+    changed = {name for name, tensor in tuned.module.state_dict().items() if not torch.equal(tensor, before[name])}
+    linear = {name for name in before if name.endswith("_proj.weight")}
+    assert changed == linear
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.module.state_dict().items())
+    model.module.to(torch.bfloat16)
+    model.dtype = torch.bfloat16
+    with pytest.raises(InputError, match="give --dtype fp32, or a rank"):
+        convert(model, tmp_path / "full", **(TINY | {"finetune_rank": "full"}), finetune=2)
+    convert(model, tmp_path / "lora", **TINY, finetune=2, finetune_lr=3e-3)
+    written = load_file(tmp_path / "lora" / "model.safetensors")
+    assert {t.dtype for name, t in written.items() if "e_score" not in name} == {torch.bfloat16}
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:

@@ -39,7 +39,9 @@ def convert(
     finetune: Annotated[
         int | None, Parameter(help="Steps of training against MODEL (LoRA; needs the extra `finetune`).")
     ] = None,
-    finetune_rank: Annotated[int, Parameter(help="Rank of the LoRA adapters, which are merged.")] = 32,
+    finetune_rank: Annotated[
+        int | Literal["full"], Parameter(help="Rank of the LoRA adapters, which are merged; full: the weights themselves.")
+    ] = 32,
     finetune_lr: Annotated[float | None, Parameter(help="Learning rate (default: the better of two).")] = None,
     finetune_text: Annotated[Path | None, Parameter(help="Text to train on (default: the calibration text).")] = None,
     tolerance: Annotated[float, Parameter(help="Relative rise in perplexity that may be recommended.")] = 0.05,

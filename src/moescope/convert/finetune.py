@@ -1,7 +1,9 @@
-"""Fine-tuning a converted model against the original, with LoRA, before it is cut into experts.
+"""Fine-tuning a converted model against the original, before it is cut into experts.
 
-Adapters sit on every linear layer of every block (attention and MLP; Schulman et al. 2025, "LoRA without regret", find the
-MLPs' to matter most), the routers are trained with them, and all is merged: nothing of it is left in the checkpoint.
+LoRA adapters (Hu et al. 2021, arXiv:2106.09685) sit on every linear layer of every block, attention and MLP, the routers are
+trained with them, and all is merged: nothing of it is left in the checkpoint. peft can adapt a checkpoint's own stacks of
+experts too (``target_parameters``); on the dense form an update of rank r is shared by all experts of a layer, each of which
+takes the rows of it that are its neurons', and no small matrices are multiplied one by one.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from moescope.convert.text import Windows
 from moescope.errors import InputError
 from moescope.models import LoadedModel
 
-RATES = (1e-3, 3e-3)  # tried, where none is given
+RATES = (3e-4, 1e-3)  # tried, where none is given
 WINDOWS = 4  # sequences of one step
 _TRY = 0.1  # of the steps, for each rate
 _WARM = 0.05  # of the steps
@@ -108,7 +110,6 @@ class _Run:
     def __init__(
         self, model: LoadedModel, target: Target, choices: Sequence[nn.Module], rate: float, settings: ConvertSettings
     ) -> None:
-        peft = require_peft()
         self.teacher: Any = model.module
         self.device = model.device
         self.choices = choices
@@ -116,12 +117,7 @@ class _Run:
         self.seed = settings.seed
         twin = twin_of(model.module)
         route(twin, target, choices)
-        config = peft.LoraConfig(
-            r=settings.finetune_rank, lora_alpha=settings.finetune_rank, lora_dropout=0.0, target_modules="all-linear"
-        )
-        with torch.random.fork_rng():
-            torch.manual_seed(settings.seed)
-            self.student = peft.get_peft_model(twin, config).eval()
+        self.student = adapted(twin, settings)
         for choice in choices:
             for name, parameter in choice.named_parameters():
                 parameter.requires_grad_(name != "bias" or target.has_shared)  # FlexOlmo has no place for a bias
@@ -194,9 +190,24 @@ class _Run:
 
     def _merged(self) -> Any:
         """Adapters added to the weights, out of place, for the original holds the same memory; the MLPs as they were."""
-        twin: Any = self.student.merge_and_unload(safe_merge=True)
+        twin = self.student.merge_and_unload(safe_merge=True) if hasattr(self.student, "merge_and_unload") else self.student
         unroute(twin)
         return twin.eval().requires_grad_(False)
+
+
+def adapted(twin: Any, settings: ConvertSettings) -> Any:
+    """``twin`` with adapters, which alone are trained, or with trained copies of the linear layers' own weights."""
+    rank = settings.finetune_rank
+    if rank == "full":
+        for layer in twin.model.layers:
+            for linear in (m for m in layer.modules() if isinstance(m, nn.Linear)):
+                linear.weight = nn.Parameter(linear.weight.detach().clone())
+        return twin.eval()
+    peft = require_peft()
+    config = peft.LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules="all-linear")
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        return peft.get_peft_model(twin, config).eval()
 
 
 def _schedule(step: int, steps: int) -> float:

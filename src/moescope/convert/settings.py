@@ -34,7 +34,8 @@ class ConvertSettings:
         controls: also convert at random and prune statically, at the same active share; where the conversion is fine-tuned,
             both are fine-tuned alike.
         finetune: steps of training against the original before the experts are cut; None trains nothing.
-        finetune_rank: rank of the LoRA adapters on every linear layer of the blocks.
+        finetune_rank: rank of the LoRA adapters on every linear layer of the blocks; ``full`` trains these layers' weights
+            themselves, for which they are held once more, with gradients and Adam's two moments.
         finetune_lr: largest learning rate; None tries two rates for a tenth of the steps each, and takes what validates
             better.
     """
@@ -51,7 +52,7 @@ class ConvertSettings:
     speed: bool = True
     controls: bool = True
     finetune: int | None = None
-    finetune_rank: int = 32
+    finetune_rank: int | Literal["full"] = 32
     finetune_lr: float | None = None
     seed: int = 0
 
@@ -61,7 +62,7 @@ class ConvertSettings:
             ("--heldout-tokens", self.heldout_tokens, 2),
             ("--window", self.window, 2),
             ("--finetune", self.finetune, 1),
-            ("--finetune-rank", self.finetune_rank, 1),
+            ("--finetune-rank", self.finetune_rank if self.finetune_rank != "full" else None, 1),
         ):
             if value is not None and value < least:
                 raise InputError(f"{option}: {value} is too few; take at least {least}")

@@ -222,7 +222,10 @@ def _tuning_text(
         if text is not None:
             raise InputError("--finetune-text: nothing is fine-tuned without --finetune STEPS")
         return None
-    require_peft()
+    if settings.finetune_rank != "full":
+        require_peft()
+    elif model.dtype != torch.float32:
+        raise InputError("--finetune-rank full trains the weights in their own precision: give --dtype fp32, or a rank")
     most = settings.finetune * WINDOWS
     return read_tuning_windows(model, text, calibration, heldout, settings, positions, most)
 

@@ -29,7 +29,7 @@ from tests.made_conversions import SOURCES, converted, source, windows
 pytest.importorskip("peft")
 
 SMALL: dict[str, Any] = {"experts": 20, "active": 5, "method": "random", "window": 64, "calibration_tokens": 2048}
-SMALL |= {"heldout_tokens": 1024, "speed": False, "controls": False, "finetune": 12, "finetune_rank": 8, "finetune_lr": 3e-3}
+SMALL |= {"heldout_tokens": 512, "speed": False, "controls": False, "finetune": 10, "finetune_rank": 8, "finetune_lr": 3e-3}
 
 TINY: dict[str, Any] = {"experts": 8, "active": 3, "speed": False, "controls": False, "window": 32}
 TINY |= {"calibration_tokens": 1024, "heldout_tokens": 128, "finetune_rank": 4}
@@ -86,7 +86,7 @@ def test_what_is_claimed_is_of_the_tuned_model(result: StudyResult, folder: Path
     card = (folder / "README.md").read_text()
     assert "fine-tuned against the dense model" in card
     assert "No weight was trained" not in card
-    assert "fine-tuning: 12 steps, LoRA of rank 8" in card
+    assert "fine-tuning: 10 steps, LoRA of rank 8" in card
     recipe = json.loads((folder / "conversion.json").read_text())["recipe"]
     assert len({recipe["text"][part]["source"] for part in ("fine-tuning", "held-out")}) == 2
     history = result.to_frame("finetuning")

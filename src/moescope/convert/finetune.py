@@ -9,6 +9,7 @@ takes the rows of it that are its neurons', and no small matrices are multiplied
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,19 +79,20 @@ def finetune(
     tried = max(1, round(_TRY * steps)) if len(rates) > 1 else 0
     total = tried * len(rates) + steps
 
-    def run(rate: float, length: int, before: int) -> Tuned:
+    def run(rate: float, length: int, before: int) -> _Run:
         made = _Run(model, target, choices(), rate, settings)
-        return made.train(training, validation, length, lambda step: report(before + step, total) if report else None)
+        made.train(training, validation, length, lambda step: report(before + step, total) if report else None)
+        return made
 
     outcomes: dict[float, float] = {}
     try:
         for number, rate in enumerate(rates if tried else ()):
             try:
-                outcomes[rate] = run(rate, tried, number * tried).after
+                outcomes[rate] = run(rate, tried, number * tried).best
             except _Diverged:
                 outcomes[rate] = math.inf
         best = min(outcomes, key=lambda rate: outcomes[rate]) if outcomes else rates[0]
-        return run(best, steps, total - steps)
+        return run(best, steps, total - steps).result(validation)
     except _Diverged as error:
         raise InputError(
             f"--finetune: the loss is no finite number at step {error} with a learning rate of {best:g}; "
@@ -124,13 +126,14 @@ class _Run:
         self.trained = [p for p in self.student.parameters() if p.requires_grad]
 
     @torch.enable_grad()
-    def train(self, training: Windows, validation: Windows, steps: int, report: Callable[[int], None]) -> Tuned:
+    def train(self, training: Windows, validation: Windows, steps: int, report: Callable[[int], None]) -> None:
+        """Leaves the student in the state that validated best."""
         optimizer = torch.optim.AdamW(self.trained, lr=self.rate, weight_decay=0.0)
         draw = torch.Generator().manual_seed(self.seed)
         looks = {round(steps * i / _CHECKS) for i in range(1, _CHECKS + 1)}
-        before = self.validate(validation)
-        best, best_step, kept = before, 0, self._state()
-        history = [{"step": 0, "train": math.nan, "validation": before}]
+        self.before = self.best = self.validate(validation)
+        self.best_step, kept = 0, self._state()
+        self.history = [{"step": 0, "train": math.nan, "validation": self.before}]
         order: list[int] = []
         losses: list[float] = []
         for step in range(1, steps + 1):
@@ -151,15 +154,26 @@ class _Run:
                 found = self.validate(validation)
                 if not math.isfinite(found):
                     raise _Diverged(step)
-                history.append({"step": step, "train": sum(losses) / len(losses), "validation": found})
+                self.history.append({"step": step, "train": sum(losses) / len(losses), "validation": found})
                 losses = []
-                if found < best:
-                    best, best_step, kept = found, step, self._state()
+                if found < self.best:
+                    self.best, self.best_step, kept = found, step, self._state()
             report(step)
-        self._restore(kept)
-        measure_spread(self.student, self.choices, validation, self.device)
-        module = self._merged() if best_step else None
-        return Tuned(module, self.choices, self.rate, before, best, best_step, history)
+        with torch.no_grad():
+            for parameter, value in zip(self.trained, kept, strict=True):
+                parameter.copy_(value)
+
+    def result(self, validation: Windows) -> Tuned:
+        """Adapters added to the weights, out of place, for the original holds the same memory; the MLPs as they were."""
+        module: Any = None
+        if self.best_step:
+            measure_spread(self.student, self.choices, validation, self.device)
+            module = (
+                self.student.merge_and_unload(safe_merge=True) if hasattr(self.student, "merge_and_unload") else self.student
+            )
+            unroute(module)
+            module.requires_grad_(False)
+        return Tuned(module, self.choices, self.rate, self.before, self.best, self.best_step, self.history)
 
     def _loss(self, ids: Tensor) -> Tensor:
         with torch.no_grad():
@@ -183,17 +197,6 @@ class _Run:
     def _state(self) -> list[Tensor]:
         return [p.detach().clone() for p in self.trained]
 
-    @torch.no_grad()
-    def _restore(self, state: Sequence[Tensor]) -> None:
-        for parameter, value in zip(self.trained, state, strict=True):
-            parameter.copy_(value)
-
-    def _merged(self) -> Any:
-        """Adapters added to the weights, out of place, for the original holds the same memory; the MLPs as they were."""
-        twin = self.student.merge_and_unload(safe_merge=True) if hasattr(self.student, "merge_and_unload") else self.student
-        unroute(twin)
-        return twin.eval().requires_grad_(False)
-
 
 def adapted(twin: Any, settings: ConvertSettings) -> Any:
     """``twin`` with adapters, which alone are trained, or with trained copies of the linear layers' own weights."""
@@ -205,7 +208,8 @@ def adapted(twin: Any, settings: ConvertSettings) -> Any:
         return twin.eval()
     peft = require_peft()
     config = peft.LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules="all-linear")
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for something by its older name
         torch.manual_seed(settings.seed)
         return peft.get_peft_model(twin, config).eval()
 

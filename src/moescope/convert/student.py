@@ -2,7 +2,8 @@
 
 A token's mixture of experts is the dense MLP with the neurons of the other experts left out. So the model is tuned in that
 form, where every source type keeps its modelling code and adapters sit on ordinary linear layers, and is cut into experts
-afterwards. It costs the multiply-adds of the dense MLP, which many small experts run one by one would exceed in time.
+afterwards. It costs the multiply-adds of the dense MLP, and with many small experts still less time than they do (forwards
+and backwards on one core, 1,024 tokens, 20 of 80 experts of 8 neurons: 0.2 s; grouped_mm 0.56 s, batched_mm 3.9 s).
 """
 
 from __future__ import annotations

@@ -103,8 +103,19 @@ def _tables(activations: tuple[float, ...], gaussian: tuple[float, ...], linear:
         for data, logs in (("activations", activations), ("gaussian", gaussian))
     ]
     summary = [
-        {"data": "activations", "student": s, "kind": kind, "active_neurons": 64, "fvu": fvu, "multiply_adds": cost}
-        for s, kind, fvu, cost in ((name, "moe", 0.3, 70_000), ("dense 64", "dense", 0.6, 49_152))
+        {
+            "data": "activations",
+            "student": s,
+            "kind": kind,
+            "active_neurons": 64,
+            "fvu": fvu,
+            "multiply_adds": cost,
+            "dead": dead,
+        }
+        for s, kind, fvu, cost, dead in (
+            (name, "moe", 0.3, 70_000, 0.6),
+            ("dense 64", "dense", 0.6, 49_152, float("nan")),
+        )
     ]
     return {
         "ratio": pd.DataFrame(ratio),
@@ -137,6 +148,7 @@ def test_verdicts(activations, gaussian, linear, verdict, trivial) -> None:
     assert first.verdict == verdict
     assert first.published == pytest.approx(mean_ratio("activations"))
     assert first.null == pytest.approx(np.exp(np.mean(gaussian)))
+    assert "60% of the experts are dead" in first.note
     assert next(c for c in claims if "trivial" in c.name).verdict == trivial
 
 

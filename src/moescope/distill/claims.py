@@ -15,6 +15,7 @@ from moescope.distill.students import LayerShape
 from moescope.types import Claim, Verdict
 
 ACTIVATIONS = "activations"
+_MANY_DEAD = 0.3  # of all experts
 
 
 def summary_table(students: pd.DataFrame) -> pd.DataFrame:
@@ -95,7 +96,9 @@ def distill_claims(
     claims: list[Claim] = []
     ratio, summary = tables["ratio"], tables["summary"]
     for _, found in ratio[ratio["data"] == ACTIVATIONS].iterrows():
-        claims.append(_ratio_claim(found, ratio, model))
+        here = summary[(summary["data"] == ACTIVATIONS) & (summary["student"] == found["student"])]
+        dead = float(here["dead"].iloc[0]) if "dead" in here and len(here) else 0.0
+        claims.append(_ratio_claim(found, ratio, model, dead))
     for row in ratio[ratio["data"] == "gaussian"].itertuples():
         expected = published.mean_ratio("gaussian") if row.active_neurons == published.RATIO_ACTIVE else None
         claims.append(
@@ -135,7 +138,7 @@ def _edge_claims(students: pd.DataFrame) -> list[Claim]:
     return [Claim("students whose learning rate lies at the edge of those tried", len(edge), note=note)]
 
 
-def _ratio_claim(row: pd.Series, ratio: pd.DataFrame, model: str) -> Claim:
+def _ratio_claim(row: pd.Series, ratio: pd.DataFrame, model: str, dead: float) -> Claim:
     name, neurons = row["student"], row["active_neurons"]
     own = np.asarray(row["logs"])
     control = ratio[(ratio["data"] == "gaussian") & (ratio["student"] == name)]
@@ -156,6 +159,8 @@ def _ratio_claim(row: pd.Series, ratio: pd.DataFrame, model: str) -> Claim:
                 note += "; the contrast is there, its size is not: the published runs train far longer"
         else:
             note = "one seed: no interval and no test"
+    if dead > _MANY_DEAD:
+        note += f"; {dead:.0%} of the experts are dead, which a lower --lr or --revive may mend"
     return Claim(
         f"FVU of dense / {name}, on activations",
         float(row["ratio"]),

@@ -63,7 +63,8 @@ class Output(NamedTuple):
 class Student(nn.Module):
     """A student by its :class:`StudentSpec`; calling it maps raw inputs (..., d_in) to raw outputs (..., d_out).
 
-    Weights are drawn from ``seed`` alone, on the CPU; raw inputs may lie on another device than the weights. ``rough_routing`` lets the router score in bfloat16.
+    Weights are drawn from ``seed`` alone, on the CPU; raw inputs may lie on another device than the weights.
+    ``rough_routing`` lets the router score in bfloat16.
     """
 
     def __init__(self, spec: StudentSpec, shape: LayerShape, scaling: Scaling | None = None, *, seed: int = 0) -> None:

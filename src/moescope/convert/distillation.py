@@ -10,32 +10,25 @@ from torch import Tensor
 
 
 class Distance(NamedTuple):
-    """``logits``: KL(teacher ‖ student) in nats per token at the temperature, times its square; ``hidden``: relative squared
-    error of the hidden states, mean over tokens and blocks."""
+    """``logits``: KL(teacher ‖ student) in nats per token; ``hidden``: relative squared error of the hidden states, mean over
+    tokens and blocks."""
 
     logits: Tensor
     hidden: Tensor
 
 
 def distance(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    student_hidden: Sequence[Tensor],
-    teacher_hidden: Sequence[Tensor],
-    *,
-    temperature: float = 1.0,
+    student_logits: Tensor, teacher_logits: Tensor, student_hidden: Sequence[Tensor], teacher_hidden: Sequence[Tensor]
 ) -> Distance:
     """Logits (B, L, V) and, for each block, hidden states (B, L, d) after it.
 
-    KL between the softened distributions, T² in front so that its gradient does not shrink with T (Hinton, Vinyals & Dean
-    2015, arXiv:1503.02531, section 2.1), and the error of the hidden states of every block (Jiao et al. 2020, TinyBERT,
-    arXiv:1909.10351, equation 8, without the map between widths, which are the same here; Muralidharan et al. 2024, Minitron,
-    arXiv:2407.14679, find the two together best after pruning). The error is divided by the squared norm of the teacher's
-    state token by token: so each block counts alike, and the massive activations of a first token drown no other.
+    KL between the two distributions (Hinton, Vinyals & Dean 2015, arXiv:1503.02531, at temperature one, as the result is
+    judged), and the error of the hidden states of every block (Jiao et al. 2020, TinyBERT, arXiv:1909.10351, equation 8,
+    without the map between widths, which are the same here). The error is divided by the squared norm of the teacher's state
+    token by token: so each block counts alike, and the massive activations of a first token drown no other.
     """
-    found = (student_logits.float() / temperature).log_softmax(-1)
-    wanted = (teacher_logits.float() / temperature).log_softmax(-1)
-    kl = (wanted.exp() * (wanted - found)).sum(-1).mean() * temperature**2
+    found, wanted = student_logits.float().log_softmax(-1), teacher_logits.float().log_softmax(-1)
+    kl = (wanted.exp() * (wanted - found)).sum(-1).mean()
     errors = [
         ((s.float() - t.float()).square().sum(-1) / t.float().square().sum(-1).clamp_min(1e-12)).mean()
         for s, t in zip(student_hidden, teacher_hidden, strict=True)

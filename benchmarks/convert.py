@@ -33,13 +33,14 @@ from moescope.convert import convert
 from moescope.convert.settings import Counts
 from moescope.convert.speed import Runner, Workload, active_share, ceilings, measure
 from moescope.convert.target import Target, set_active, target_config
-from moescope.kernels.experts import crossover, pack
+from moescope.kernels.experts import pack, path
 
 RESULT = Path(__file__).parent / "results" / "convert.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 OTHERS = ("eager", "grouped_mm", "batched_mm")
 D, WIDTH, EXPERTS = 2048, 8192, 64
 LAYERS = 16  # of the model
+BUCKETS = (2, 8, 64, 256)  # tokens at once, of which the results name the path taken
 COLD = 8  # layers of experts that the kernel's calls go through in turn: 1.6 GB in float32
 
 
@@ -186,10 +187,15 @@ def model(
     for active in actives:
         for made in (plain, own):
             set_active(made, active)
-        runners = [Runner("dense", dense), Runner("moescope", own, "moescope"), *(Runner(o, plain, o) for o in OTHERS)]
-        cases = [([Workload("batch 1", 1, 4, 6)], runners if active < EXPERTS else runners[:2], 4)]
+        runners = [
+            Runner("dense", dense),
+            Runner("moescope", own, "moescope"),
+            Runner("moescope, fused", own, "moescope", True),
+        ]
+        runners += [Runner(other, plain, other) for other in OTHERS]
+        cases = [([Workload("batch 1", 1, 4, 6)], runners if active < EXPERTS else runners[:3], 4)]
         if active < EXPERTS and not single:
-            kept = [r for r in runners if r.name in ("dense", "moescope", "grouped_mm")]
+            kept = [r for r in runners if r.name in ("dense", "moescope", "moescope, fused", "grouped_mm")]
             cases.append(
                 ([Workload("batch 8", 8, 2, 3), Workload("batch 64", 64, 2, 2), Workload("prefill", 1, 256, 0)], kept, 2)
             )
@@ -201,7 +207,13 @@ def model(
                 rows[-1]["of_ceiling"] = row["speedup"] / limit["ceiling"]
                 print({key: round(v, 3) if isinstance(v, float) else v for key, v in rows[-1].items()}, flush=True)
             # after every case: what has been measured stays if the next one is cut short
-            save({"weights": counts, "rows": rows, "crossover_tokens": crossover(own.model.layers[0].mlp.experts, 14)})
+            save(
+                {
+                    "weights": counts,
+                    "rows": rows,
+                    "paths": {b: path(own.model.layers[0].mlp.experts, b, own.config.num_experts_per_tok) for b in BUCKETS},
+                }
+            )
 
 
 def embedded() -> dict[str, Any]:

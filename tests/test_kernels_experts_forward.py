@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import transformers
 from torch import Tensor
 from torch.nn import functional as F
 
-from moescope.kernels import experts
+from moescope.kernels import choice, experts, openmp
 from moescope.kernels.experts_cpu import few_tokens
 from tests.architectures import build
 
@@ -70,14 +71,31 @@ def test_any_number_of_threads_covers_every_neuron() -> None:
         assert (found.double() - expected).norm() <= 1e-6 * expected.norm()
 
 
+def test_without_torchs_openmp_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, index, scale, gate_up, down = problem(torch.float32, 5, 3, 6, 7, 12)
+    usual = few_tokens(x, index, scale, gate_up, down, "silu", threads=3)
+    monkeypatch.setattr(openmp, "_gomp_parallel", lambda: None)
+    assert torch.equal(few_tokens(x, index, scale, gate_up, down, "silu", threads=3), usual)
+
+
+def test_shared_experts_are_added() -> None:
+    x, index, scale, gate_up, down = problem(torch.float32, 4, 2, 5, 6, 10)
+    more = problem(torch.float32, 4, 1, 1, 13, 10)
+    shared = more[3][0, :13].contiguous(), more[3][0, 13:].contiguous(), more[4][0]
+    expected = defined(x, index, scale, gate_up, down, "silu")
+    expected += defined(x, torch.zeros(4, 1, dtype=torch.int64), torch.ones(4, 1), *more[3:], "silu")
+    found = few_tokens(x, index, scale, gate_up, down, "silu", shared=shared)
+    assert (found.double() - expected).norm() <= 1e-6 * expected.norm()
+
+
 @pytest.fixture
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every call goes the one way or the other."""
-    monkeypatch.setattr(experts, "crossover", lambda _experts, _k: 10**6 if request.param == "few" else 1)
+    monkeypatch.setattr(experts, "fastest", lambda *_: request.param)
     return str(request.param)
 
 
-@pytest.mark.parametrize("path", ["few", "many"], indirect=True)
+@pytest.mark.parametrize("path", list(experts.PATHS), indirect=True)
 @pytest.mark.parametrize("name", ["olmoe", "mixtral", "qwen2_moe", "qwen3_moe", "glm4_moe"])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-6), (torch.float64, 1e-13)])
 def test_models_predict_the_same(name: str, dtype: torch.dtype, bound: float, path: str) -> None:
@@ -89,7 +107,7 @@ def test_models_predict_the_same(name: str, dtype: torch.dtype, bound: float, pa
     assert (model(ids).logits - expected).norm() <= bound * expected.norm()
 
 
-@pytest.mark.parametrize("path", ["few", "many"], indirect=True)
+@pytest.mark.parametrize("path", list(experts.PATHS), indirect=True)
 def test_bfloat16_is_as_close_to_the_truth_as_eager(path: str) -> None:
     model = build("olmoe", head=True).requires_grad_(False).to(torch.bfloat16)
     layer: Any = model.model.layers[0].mlp.experts
@@ -143,21 +161,52 @@ def test_what_it_does_not_cover_goes_to_grouped_mm() -> None:
     assert gradient.abs().sum() > 0
 
 
-def test_crossover_is_measured_once_for_each_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_choice_is_measured_once_for_each_power_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
     module: Any = build("olmoe", head=True).requires_grad_(False).model.layers[0].mlp.experts
+    seen: list[int] = []
 
-    monkeypatch.setattr(experts, "_crossovers", {})
-    monkeypatch.setattr(experts, "_seconds", lambda f, *a: 1.0 if f is experts.many_tokens else 0.1 * len(a[1]))
-    assert experts.crossover(module, 2) == 8  # 0.1 s a token: 8 tokens 0.8 s, 16 tokens 1.6 s
-    monkeypatch.setattr(experts, "_seconds", None)
-    assert experts.crossover(module, 2) == 8
+    def steady(_experts: Any, x: Tensor, *_: Tensor) -> Tensor:  # as long for one token as for 512
+        seen.append(len(x))
+        time.sleep(0.002)
+        return x
+
+    def growing(_experts: Any, x: Tensor, *_: Tensor) -> Tensor:
+        time.sleep(1e-4 * len(x))
+        return x
+
+    monkeypatch.setattr(choice, "_found", {})
+    paths = {"growing": growing, "steady": steady}
+    chosen = [choice.fastest(paths, module, tokens, 2) for tokens in (2, 4, 33, 64, 5000, 600, 3)]
+    assert chosen == ["growing", "growing", "steady", "steady", "steady", "steady", "growing"]
+    assert sorted(set(seen)) == [2, 4, 64, 512]
+    assert len(seen) <= 5 * 4
 
 
-def test_empty_slots_of_many_tokens_add_nothing() -> None:
+def test_a_hopeless_path_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     module: Any = build("olmoe", head=True).requires_grad_(False).model.layers[0].mlp.experts
-    x, index, scale, *_ = problem(torch.float32, 9, 2, 6, 24, 32)
+    calls: list[str] = []
+
+    def quick(_experts: Any, x: Tensor, *_: Tensor) -> Tensor:
+        return x
+
+    def slow(_experts: Any, x: Tensor, *_: Tensor) -> Tensor:
+        calls.append("slow")
+        time.sleep(0.02)
+        return x
+
+    monkeypatch.setattr(choice, "_found", {})
+    assert choice.fastest({"quick": quick, "slow": slow}, module, 8, 2) == "quick"
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("name", list(experts.PATHS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_path_leaves_out_empty_slots(name: str, dtype: torch.dtype) -> None:
+    module: Any = build("olmoe", head=True).requires_grad_(False).model.layers[0].mlp.experts.to(dtype)
+    x, index, scale, *_ = problem(dtype, 9, 2, 6, 24, 32)
     index[::2, 1] = len(module.gate_up_proj)
     expected = defined(x, index, scale, module.gate_up_proj, module.down_proj.transpose(1, 2), "silu")
-    assert (experts.many_tokens(module, x, index, scale).double() - expected).norm() <= 1e-6 * expected.norm()
+    found = experts.PATHS[name](module, x, index, scale)
+    assert (found.double() - expected).norm() <= 1e-6 * expected.norm()
     nowhere = torch.full_like(index, len(module.gate_up_proj))
-    assert not experts.many_tokens(module, x, nowhere, scale).any()
+    assert not experts.PATHS[name](module, x, nowhere, scale).any()

@@ -13,8 +13,6 @@ from moescope.kernels import reference
 from moescope.kernels.routed import Routed
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined
 pytest.importorskip("triton")
 
 

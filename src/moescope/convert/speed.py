@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-import moescope.kernels.experts  # noqa: F401  (registers the implementation "moescope")
+from moescope.kernels.block_cpu import fuse, unfuse  # which registers the implementation "moescope"
 from moescope.models.past import past_argument, past_of
 
 
@@ -41,11 +41,12 @@ WORKLOADS = (
 
 @dataclass(frozen=True)
 class Runner:
-    """A model under one experts implementation (None: a dense model)."""
+    """A model under one experts implementation (None: a dense model), its blocks fused or not."""
 
     name: str
     model: Any
     implementation: str | None = None
+    fused: bool = False
 
 
 @torch.no_grad()
@@ -54,7 +55,7 @@ def seconds(runner: Runner, workload: Workload) -> float:
     model = runner.model
     vocabulary = model.config.vocab_size
     ids = torch.randint(0, vocabulary, (workload.batch, workload.prompt), generator=torch.Generator().manual_seed(0))
-    with _implementation(model, runner.implementation):
+    with _implementation(model, runner.implementation, runner.fused):
         if workload.steps == 0:
             began = time.perf_counter()
             model(input_ids=ids, use_cache=True, logits_to_keep=1)
@@ -103,15 +104,19 @@ def measure(
 
 
 @contextmanager
-def _implementation(model: Any, name: str | None) -> Iterator[None]:
+def _implementation(model: Any, name: str | None, fused: bool) -> Iterator[None]:
     if name is None:
         yield
         return
     before = model.config._experts_implementation
     model.set_experts_implementation(name)
+    if fused:
+        fuse(model)
     try:
         yield
     finally:
+        if fused:
+            unfuse(model)
         model.set_experts_implementation(before)
 
 

@@ -82,7 +82,7 @@ def test_what_is_claimed_is_of_the_tuned_model(result: StudyResult, folder: Path
     equality = claims["all experts active: relative difference of the logits"]
     assert equality.measured <= 1e-4
     assert "before fine-tuning" in equality.note
-    assert frontier["tuned", 20] > 0.01  # the tuned model is not the original, however many experts are active
+    assert frontier["tuned", 20] > 1e-4  # the tuned model is not the original, however many experts are active
     card = (folder / "README.md").read_text()
     assert "fine-tuned against the dense model" in card
     assert "No weight was trained" not in card
@@ -108,8 +108,11 @@ def test_the_original_is_untouched(dense: Any, weights: dict[str, torch.Tensor],
     assert result.meta["tuned"]
 
 
-def test_the_checkpoint_is_a_plain_one(result: StudyResult, folder: Path) -> None:
-    assert not [name for name in load_file(folder / "model.safetensors") if "lora" in name or "choice" in name]
+def test_the_checkpoint_is_a_plain_one(dense: Any, result: StudyResult, folder: Path) -> None:
+    written = load_file(folder / "model.safetensors")
+    assert not [name for name in written if "lora" in name or "choice" in name]
+    for name, tensor in dense.module.state_dict().items():
+        assert ".mlp." in name or torch.equal(written[name], tensor)  # attention, norms and embeddings are the source's own
     assert not [p for p in folder.rglob("*") if "adapter" in p.name]
     model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     config = model.config
@@ -143,13 +146,12 @@ def _relative(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     return (found - expected).norm(dim=-1) / expected.norm(dim=-1)
 
 
-def test_every_weight_of_the_blocks_can_be_trained(tmp_path: Path) -> None:
+def test_every_weight_of_the_mlps_can_be_trained(tmp_path: Path) -> None:
     model = source("qwen2")
     before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
     tuned, _ = tune(model, rank="full")
     changed = {name for name, tensor in tuned.module.state_dict().items() if not torch.equal(tensor, before[name])}
-    linear = {name for name in before if name.endswith("_proj.weight")}
-    assert changed == linear
+    assert changed == {name for name in before if ".mlp." in name}
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.module.state_dict().items())
     model.module.to(torch.bfloat16)
     model.dtype = torch.bfloat16

@@ -54,7 +54,7 @@ def card_text(result: StudyResult) -> str:
         f"The dense model `{meta['model']}` ({target['source']}), each of its MLPs cut into {counts['experts']} experts of "
         f"which {counts['active']} work on a token ({counts['shared']} of these on every token). "
         + (
-            "Attention, experts and routers were then fine-tuned against the dense model. "
+            "Experts and routers were then fine-tuned against the dense model. "
             if meta["tuned"]
             else "No weight was trained: with every expert active it is the dense model. "
         )
@@ -117,7 +117,7 @@ def _tuning(settings: dict[str, Any], tuned: bool) -> list[str]:
         return []
     kept = "" if tuned else ", which did not improve and is not in the weights"
     rank = settings["finetune_rank"]
-    how = "all weights of the blocks' linear layers" if rank == "full" else f"LoRA of rank {rank}, merged"
+    how = "all weights of the MLPs" if rank == "full" else f"LoRA of rank {rank}, merged"
     return [f"- fine-tuning: {settings['finetune']} steps, {how}{kept}"]
 
 

@@ -1,9 +1,10 @@
 """Fine-tuning a converted model against the original, before it is cut into experts.
 
-LoRA adapters (Hu et al. 2021, arXiv:2106.09685) sit on every linear layer of every block, attention and MLP, the routers are
-trained with them, and all is merged: nothing of it is left in the checkpoint. peft can adapt a checkpoint's own stacks of
-experts too (``target_parameters``); on the dense form an update of rank r is shared by all experts of a layer, each of which
-takes the rows of it that are its neurons', and no small matrices are multiplied one by one.
+LoRA adapters (Hu et al. 2021, arXiv:2106.09685) sit on the projections of every MLP, the routers are trained with them, and
+all is merged: nothing of it is left in the checkpoint. Adapters on attention did not measure better (docs/convert.md).
+
+peft can adapt a checkpoint's own stacks of experts too (``target_parameters``). On the dense form an update of rank r is
+shared by all experts of a layer, each of which takes the rows that are its neurons', and no stack of small matrices is made.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from moescope.convert.distillation import distance
 from moescope.convert.settings import ConvertSettings
-from moescope.convert.student import Fixed, measure_spread, route, twin_of, unroute
+from moescope.convert.student import Fixed, RoutedMLP, measure_spread, route, twin_of, unroute
 from moescope.convert.target import Target
 from moescope.convert.text import Windows
 from moescope.errors import InputError
@@ -199,19 +200,23 @@ class _Run:
 
 
 def adapted(twin: Any, settings: ConvertSettings) -> Any:
-    """``twin`` with adapters, which alone are trained, or with trained copies of the linear layers' own weights."""
+    """``twin`` with adapters on its MLPs, which alone are trained, or with trained copies of the MLPs' own weights."""
     rank = settings.finetune_rank
+    linear = {f"{a}.{b}": m for a, mlp in _mlps(twin) for b, m in mlp.named_modules() if isinstance(m, nn.Linear)}
     if rank == "full":
-        for layer in twin.model.layers:
-            for linear in (m for m in layer.modules() if isinstance(m, nn.Linear)):
-                linear.weight = nn.Parameter(linear.weight.detach().clone())
+        for module in linear.values():
+            module.weight = nn.Parameter(module.weight.detach().clone())
         return twin.eval()
     peft = require_peft()
-    config = peft.LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules="all-linear")
+    config = peft.LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=list(linear))
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for something by its older name
         torch.manual_seed(settings.seed)
         return peft.get_peft_model(twin, config).eval()
+
+
+def _mlps(twin: Any) -> list[tuple[str, nn.Module]]:
+    return [(name, module) for name, module in twin.named_modules() if isinstance(module, RoutedMLP)]
 
 
 def _schedule(step: int, steps: int) -> float:

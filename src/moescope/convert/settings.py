@@ -34,7 +34,7 @@ class ConvertSettings:
         controls: also convert at random and prune statically, at the same active share; where the conversion is fine-tuned,
             both are fine-tuned alike.
         finetune: steps of training against the original before the experts are cut; None trains nothing.
-        finetune_rank: rank of the LoRA adapters on every linear layer of the blocks; ``full`` trains these layers' weights
+        finetune_rank: rank of the LoRA adapters on the MLPs' projections; ``full`` trains the projections' weights
             themselves, for which they are held once more, with gradients and Adam's two moments.
         finetune_lr: largest learning rate; None tries two rates for a tenth of the steps each, and takes what validates
             better.

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from moescope.report.figures import Entry
 from moescope.report.style import (
@@ -157,7 +158,7 @@ def _cost(summary: pd.DataFrame, teacher: dict[str, Any]) -> Figure:
             axes.plot(
                 part[column], part["fvu"], color=color(j), marker=marker(j), ls="-" if family == "dense" else "", label=family
             )
-        axes.set_xscale("log")
+        _decades(axes, frame[column])
         if i == 0 and teacher.get("width"):
             own = teacher["width"] * (teacher["d_in"] * (2 if teacher["glu"] else 1) + teacher["d_out"])
             axes.axvline(own, **_REFERENCE, label="the layer itself")
@@ -166,6 +167,15 @@ def _cost(summary: pd.DataFrame, teacher: dict[str, Any]) -> Figure:
         letter(axes, i, "Multiply-adds" if i == 0 else "Bytes")
         legend(axes)
     return figure
+
+
+def _decades(axes: Axes, values: pd.Series) -> None:
+    """A logarithmic axis whose labels do not run into each other where all values lie within a decade or two."""
+    axes.set_xscale("log")
+    narrow = values.max() < 100 * values.min()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _curves(curves: pd.DataFrame, students: pd.DataFrame) -> Figure:

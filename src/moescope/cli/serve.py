@@ -42,19 +42,19 @@ def serve(
     from moescope.serve import Limits, gather
     from moescope.serve.app import create_app
     from moescope.serve.guard import LOOPBACK
+    from moescope.serve.lane import ModelThread
     from moescope.serve.run import address, bind, run
 
     limits = Limits(texts=max_texts, characters=max_characters, new_tokens=max_new_tokens)
     opened = bind(host, port)
     with opened:
-        served = gather(
-            model, exits=exit_ or (), route=route, circuits=circuits, dtype=dtype, device=device, device_map=device_map
-        )
+        thread, options = ModelThread(), {"dtype": dtype, "device": device, "device_map": device_map}
+        served = thread.run(lambda: gather(model, exits=exit_ or (), route=route, circuits=circuits, **options))
         loopback = host in LOOPBACK
         print(f"{served.model.name}: {address(opened)} (Ctrl-C ends it)", flush=True)
         if not loopback:
             print("warning: anyone who can reach this address can use the model", file=sys.stderr)
         try:
-            run(create_app(served, limits, anywhere=not loopback), opened)
+            run(create_app(served, limits, thread=thread, anywhere=not loopback), opened)
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)

@@ -54,13 +54,16 @@ class StreamBody(_Body):
     seed: int = Field(0, ge=0, lt=2**63)
 
 
-def create_app(served: Served, limits: Limits | None = None, *, anywhere: bool = False) -> FastAPI:
+def create_app(
+    served: Served, limits: Limits | None = None, *, thread: ModelThread | None = None, anywhere: bool = False
+) -> FastAPI:
     """An ASGI app. The model is used by one thread of it, so an app serves from one process.
 
     Args:
+        thread: the thread on which the model was loaded, which makes passes of small models faster; it is closed with the app.
         anywhere: answer whatever name the server is addressed by; by default only those of this machine.
     """
-    service = Service(served, limits or Limits())
+    service = Service(served, limits or Limits(), thread or ModelThread())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -107,10 +110,10 @@ def create_app(served: Served, limits: Limits | None = None, *, anywhere: bool =
 class Service:
     """What the routes call."""
 
-    def __init__(self, served: Served, limits: Limits) -> None:
+    def __init__(self, served: Served, limits: Limits, thread: ModelThread) -> None:
         self.served, self.limits = served, limits
         self.stopping = False
-        self._thread = ModelThread()
+        self._thread = thread
         room = {"texts": limits.texts, "waiting": limits.waiting}
         self._classify = {
             task: Lane(self._thread, partial(self._read, one.exit), partial(_classified, one.exit), **room)
@@ -172,7 +175,7 @@ class Service:
         if len(self._writers) >= self.limits.streams:
             raise Refused(f"{len(self._writers)} texts are being generated already; try again in a moment", 503)
         sampling = Sampling(new_tokens=body.max_new_tokens, temperature=body.temperature, seed=body.seed)
-        writer: Writer = await self._thread.do(lambda: Writer(self.served, body.prompt, sampling))
+        writer = await self._thread.do(lambda: Writer(self.served, body.prompt, sampling))
         self._writers.add(writer)
         return writer
 

@@ -194,6 +194,7 @@ def _study(folder: Path, kind: str, model: LoadedModel) -> StudyResult | None:
 def _verdict(result: StudyResult | None, beginning: str) -> Verdict | None:
     for claim in result.claims if result is not None else ():
         if claim.name.startswith(beginning):
-            said = claim.measured if isinstance(claim.measured, str) else f"{claim.name}: {claim.measured:.1%}"
+            null = f", null {claim.null:.1%}" if isinstance(claim.null, float) else ""
+            said = claim.measured if isinstance(claim.measured, str) else f"{claim.name}: {claim.measured:.1%}{null}"
             return {"claim": said, "verdict": claim.verdict, "note": claim.note}
     return None

@@ -52,8 +52,8 @@ class Writer:
             most = f"the prompt and {sampling.new_tokens} new tokens do not fit into the model's {limit} positions"
             raise Refused(f"prompt: {most}; shorten it or ask for fewer", 413)
         self._feed = [int(i) for i in encoded.ids]
-        self._ids: list[int] = []  # all that has been read
-        self._shown = ""
+        self._read = 0
+        self._readable = Readable(model.tokenizer)
         self._past: Any = None
         self._watch: Watch | None = None
         self._circuits = CircuitReader(model, served.circuits)
@@ -73,10 +73,11 @@ class Writer:
         """Run the model on the prompt, or on the token chosen last, and choose the next.
 
         Returns:
-            ``tokens``, the tokens read (of a prompt the last 128), each with ``id``, ``text``, and where there are such
-            ``experts`` and ``circuits``; ``read``, how many in all; ``text``, what has become readable by them; ``task``.
+            ``tokens``, the tokens read (of a prompt the last 128), each with ``id``, ``text`` (:class:`Readable`) and, where
+            there are such, ``experts`` and ``circuits``; ``read``, how many have been read so far; ``task``, what they look
+            like.
         """
-        model, first = self._served.model, not self._ids
+        model, first = self._served.model, self._read == 0
         ids = torch.tensor([self._feed], device=model.device)
         with ExitStack() as stack:
             recorder = stack.enter_context(recording(model)) if self._moe else None
@@ -87,7 +88,7 @@ class Writer:
             out = model.module(input_ids=ids, **past_argument(model.module, self._past), **self._extra)
         self._past = past_of(out)
         read, self._feed = self._feed, []
-        self._ids += read
+        self._read += len(read)
         if not first:
             self.written += 1
         if self.written >= self._sampling.new_tokens:
@@ -96,14 +97,15 @@ class Writer:
             chosen = self._choose(out.logits[0, -1])
             self.over = "end" if chosen in self._ends else None
             self._feed = [chosen]
-        said = self._new_text(read, first)
-        tokens: list[dict[str, Any]] = [{"id": i, "text": text} for i, text in zip(read, self._texts(read, said), strict=True)]
+        texts = [self._readable.add(i) for i in read[:-1]]
+        texts.append(self._readable.add(read[-1], last=self.over is not None))
+        tokens: list[dict[str, Any]] = [{"id": i, "text": t} for i, t in zip(read, texts, strict=True)]
         for token, experts in zip(tokens, _experts(recorder.steps[-1]) if recorder else [], strict=recorder is not None):
             token["experts"] = experts
         for trace in self._served.circuits:
             for token, values in zip(tokens, trace.scaled(self._circuits.values(trace)), strict=True):
                 token.setdefault("circuits", {})[trace.task] = values
-        return {"tokens": tokens[-SHOWN:], "read": len(self._ids), "text": said, "task": self._named()}
+        return {"tokens": tokens[-SHOWN:], "read": self._read, "task": self._named()}
 
     def _choose(self, logits: Tensor) -> int:
         logits = logits.float().cpu()
@@ -113,32 +115,40 @@ class Writer:
         chances = ((logits - logits.max()) / self._sampling.temperature).softmax(-1)
         return int(torch.multinomial(chances, 1, generator=self._draw))
 
-    def _new_text(self, read: Sequence[int], first: bool) -> str:
-        """What the tokens add to the text. A character whose bytes are not all there yet waits for the rest."""
-        if first:
-            self._shown = self._decode(read)
-            return self._shown
-        whole = self._decode(self._ids)
-        if whole.endswith("\ufffd") and self.over is None:
-            return ""
-        new, self._shown = whole[len(self._shown) :], whole
-        return new
-
-    def _texts(self, read: Sequence[int], said: str) -> list[str]:
-        """Each token's own text."""
-        return [said] if len(read) == 1 else [self._decode([i]) or str(self._piece(i)) for i in read]
-
-    def _piece(self, token: int) -> Any:
-        return self._served.model.tokenizer.convert_ids_to_tokens(token)
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        return str(self._served.model.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
     def _named(self) -> dict[str, Any] | None:
-        if self._watch is None or len(self._ids) < 2:
+        if self._watch is None or self._read < 2:
             return None
         named: Named = self._watch.now()[0]
         return {"task": named.task, "nearest": named.nearest, "p": round(named.p, 4)}
+
+
+class Readable:
+    """Token ids to text, one at a time: together the texts are the whole. A character whose bytes come in several tokens is
+    with the last of them; a special token stands as it is written.
+    """
+
+    _LONGEST = 8  # tokens without a whole character: it is not going to become one
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._special = frozenset(tokenizer.all_special_ids)
+        self._before: list[int] = []  # the tokens of the last text: some tokenizers drop the space that begins a text
+        self._held: list[int] = []
+
+    def add(self, token: int, *, last: bool = False) -> str:
+        if token in self._special:
+            self._before, self._held = [token], []
+            return str(self._tokenizer.convert_ids_to_tokens(token))
+        self._held.append(token)
+        whole = self._decode(self._before + self._held)
+        if whole.endswith("\ufffd") and not last and len(self._held) < self._LONGEST:
+            return ""
+        new = whole[len(self._decode(self._before)) :]
+        self._before, self._held = self._held, []
+        return new
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def _experts(step: Sequence[Dispatch]) -> list[dict[str, Any]]:

@@ -1,0 +1,50 @@
+"""A small model, and a folder with every kind of study of it, as a server is started with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import moescope
+from moescope.exits import ExitClassifier, early_exit, route, save_exit, save_router
+from moescope.exits.heads import Heads
+from moescope.models import LoadedModel
+from moescope.serve import Served, gather
+from moescope.types import Example, Task
+from tests.planted_llama import planted_llama, planted_task
+
+QUICK: dict[str, Any] = {"n_permutations": 19, "n_label_permutations": 0, "n_random": 20, "twin": False, "ks": (2,), "k": 3}
+
+
+def few_words(rows: int = 200) -> Task:
+    """Texts of w0 to w4 only, so that a router can tell them from those of all words."""
+    texts = [" ".join(f"w{(i * j) % 5}" for j in range(3, 9 + i % 3)) for i in range(rows)]
+    return Task("few", tuple(Example(t, i % 2, str(i)) for i, t in enumerate(texts)), ("a", "b"), "made here")
+
+
+def wandering(model: LoadedModel) -> ExitClassifier:
+    """Random heads, so that texts leave at every depth: at each about a third of those that are left."""
+    rng, n = np.random.default_rng(0), model.n_layers
+    weight = tuple(rng.standard_normal((3, model.d_model)).astype(np.float32) for _ in range(n))
+    heads = Heads("pooled", weight, tuple(np.zeros(3, np.float32) for _ in range(n)), None)
+    return ExitClassifier(model, heads, ("x", "y", "z"), 0.93, tuple(range(n)), task="wandering")
+
+
+def save_studies(folder: Path) -> Path:
+    """``folder/exit``, ``folder/route`` and ``folder/circuits`` of ``planted_llama()``, as the commands save them."""
+    model, planted = planted_llama(), planted_task(rows=600)
+    exits = early_exit(model, [planted], risk=0.05, k=3, timed_texts=4)
+    exits.result.save(folder / "exit", figures=False)
+    save_exit(exits.classifiers["planted"], folder / "exit" / "exit" / "planted")
+    save_exit(wandering(model), folder / "exit" / "exit" / "wandering")
+    routed = route(model, [planted, few_words()], unknown=0.1)
+    routed.result.save(folder / "route", figures=False)
+    save_router(routed.router, model, folder / "route" / "route")
+    moescope.circuits(model, [planted], **QUICK).save(folder / "circuits", figures=False)
+    return folder
+
+
+def serve_studies(folder: Path) -> Served:
+    return gather(planted_llama(), exits=[folder / "exit"], route=folder / "route", circuits=folder / "circuits")

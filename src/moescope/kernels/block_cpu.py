@@ -25,8 +25,10 @@ from torch import Tensor, nn
 from moescope.errors import InputError
 from moescope.kernels.experts import NAME, covers, pack, path
 from moescope.kernels.experts_cpu import few_tokens
-from moescope.kernels.openmp import Task, call, compiled, fork, take
+from moescope.kernels.openmp import PerThread, Task, call, compiled, fork, mark_of, take
 from moescope.kernels.threads import FAST
+
+_MARK = mark_of(__file__)
 
 _BLOCKS = ("Glm4MoeMoE",)
 
@@ -50,41 +52,62 @@ def fuse(model: nn.Module) -> int:
 def unfuse(model: nn.Module) -> None:
     """The model's own blocks again."""
     for module in model.modules():
+        module.__dict__.pop("_moescope_plan", None)
         if getattr(module.__dict__.get("forward"), "__func__", None) is _forward:
             del module.forward
 
 
 def _forward(self: Any, hidden_states: Tensor) -> Tensor:
     x = hidden_states.view(-1, hidden_states.shape[-1])
-    if not _covers(self, x):
+    plan = self.__dict__.get("_moescope_plan")
+    if plan is None or not plan.holds():
+        plan = self.__dict__["_moescope_plan"] = _Plan(self)
+    if not plan.covers(x):
         return type(self).forward(self, hidden_states)
-    experts, shared = self.experts, self.shared_experts
-    pack(experts)
-    if not shared.down_proj.weight.T.is_contiguous():  # by neuron, as pack does it
-        shared.down_proj.weight.data = shared.down_proj.weight.data.T.contiguous().T
-    index, scale = choose(x, self.gate)
-    out = few_tokens(
-        x, index, scale, experts.gate_up_proj, experts.down_proj.transpose(1, 2), experts.config.hidden_act,
-        shared=(shared.gate_proj.weight, shared.up_proj.weight, shared.down_proj.weight.T),
-    )  # fmt: skip
-    return out.view_as(hidden_states)
+    index, scale = choose(x, plan.gate)
+    gate_up, down = plan.weights
+    return few_tokens(x, index, scale, gate_up, down, plan.activation, shared=plan.shared).view_as(hidden_states)
 
 
-def _covers(block: Any, x: Tensor) -> bool:
-    experts, gate, shared = block.experts, block.gate, block.shared_experts
-    if experts.config._experts_implementation != NAME or not covers(experts, x) or not x.is_contiguous():
-        return False
-    if x.dtype == torch.float64 or gate.num_group != 1 or gate.weight.dtype != torch.float32:
-        return False
-    weights = [projection.weight for projection in (shared.gate_proj, shared.up_proj, shared.down_proj)]
-    if any(w.dtype != x.dtype for w in weights) or not all(w.is_contiguous() for w in weights[:2]):
-        return False
-    if torch.is_grad_enabled() and any(w.requires_grad for w in (*weights, gate.weight)):
-        return False
-    parts = (experts, gate, shared, shared.gate_proj, shared.up_proj, shared.down_proj)
-    if any(part._forward_hooks or part._forward_pre_hooks for part in parts):
-        return False
-    return path(experts, len(x), gate.top_k) == "few"
+class _Plan:
+    """What a block's forward would ask its modules for, asked once: with cold caches that takes as long as an expert."""
+
+    def __init__(self, block: Any) -> None:
+        experts, shared, self.gate = block.experts, block.shared_experts, block.gate
+        projections = shared.gate_proj, shared.up_proj, shared.down_proj
+        parameters = [experts.gate_up_proj, experts.down_proj, *[p.weight for p in projections]]
+        self.sound = (
+            self.gate.num_group == 1
+            and self.gate.weight.dtype == self.gate.e_score_correction_bias.dtype == torch.float32
+            and parameters[0].dtype in (torch.float32, torch.bfloat16)
+            and all(p.dtype == parameters[0].dtype for p in parameters)
+            and covers(experts, parameters[0].new_empty(1, parameters[0].shape[2]).detach())
+        )
+        if self.sound:
+            pack(experts)
+            for projection in projections[:2]:
+                projection.weight.data = projection.weight.data.contiguous()
+            projections[2].weight.data = projections[2].weight.data.T.contiguous().T  # by neuron, as pack does it
+        self._experts, self.activation = experts, experts.config.hidden_act
+        self._places = [(p, p.data_ptr()) for p in (*parameters, self.gate.weight, self.gate.e_score_correction_bias)]
+        modules = (experts, self.gate, shared, *projections)
+        self._hooks = [hooks for module in modules for hooks in (module._forward_hooks, module._forward_pre_hooks)]
+        gate_up, down, gate, up, shared_down = (p.detach() for p in parameters)
+        self.weights, self.shared = (gate_up, down.transpose(1, 2)), (gate, up, shared_down.T)
+
+    def holds(self) -> bool:
+        """Whether the weights are still where they were."""
+        return all(parameter.data_ptr() == place for parameter, place in self._places)
+
+    def covers(self, x: Tensor) -> bool:
+        """Whether the fused way may serve these tokens."""
+        if not self.sound or any(self._hooks) or self._experts.config._experts_implementation != NAME:
+            return False
+        if x.dtype != self.weights[0].dtype or x.device.type != "cpu" or not x.is_contiguous() or torch.compiler.is_compiling():
+            return False
+        if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p, _ in self._places)):
+            return False
+        return len(x) == 1 or path(self._experts, len(x), self.gate.top_k) == "few"
 
 
 def choose(x: Tensor, gate: Any) -> tuple[Tensor, Tensor]:
@@ -93,18 +116,23 @@ def choose(x: Tensor, gate: Any) -> tuple[Tensor, Tensor]:
     Of equal scores the lower id is taken.
     """
     (tokens, d), n_experts, k = x.shape, len(gate.weight), gate.top_k
-    logits = torch.empty(tokens, n_experts)
+    key = tokens, n_experts, d, k, bool(gate.norm_topk_prob), float(gate.routed_scaling_factor), torch.get_num_threads()
+    work = _tasks.get(_task, *key)
     index, scale = torch.empty(tokens, k, dtype=torch.int64), torch.empty(tokens, k)
-    threads = torch.get_num_threads()
-    factor = torch.tensor(float(gate.routed_scaling_factor))
-    work = Task(
-        (x.float(), gate.weight, gate.e_score_correction_bias, logits, index, scale, factor),
-        (tokens, n_experts, d, k, int(gate.norm_topk_prob), threads),
-    )
+    x = x.float()
+    work.give(x, gate.weight, gate.e_score_correction_bias, index, scale)
     score, take_best = _functions()
-    fork(score, work, threads)
+    fork(score, work, key[-1])
     call(take_best, work)
     return index, scale
+
+
+def _task(tokens: int, n_experts: int, d: int, k: int, normalise: bool, factor: float, threads: int) -> Task:
+    own = torch.empty(tokens, n_experts), torch.tensor([factor])
+    return Task((tokens, n_experts, d, k, int(normalise), threads), (*[None] * 5, *own))
+
+
+_tasks = PerThread()
 
 
 @cache
@@ -113,7 +141,7 @@ def _functions() -> tuple[Any, Any]:
         numbers = carray(at[0], (7,), np.int64)
         _, tokens, n_experts, d, _, _, parts = numbers
         x, weight = carray(at[1], (tokens, d), np.float32), carray(at[2], (n_experts, d), np.float32)
-        logits = carray(at[4], (tokens, n_experts), np.float32)
+        logits = carray(at[6], (tokens, n_experts), np.float32)
         while True:
             part = take(numbers)
             if part >= parts:
@@ -124,8 +152,8 @@ def _functions() -> tuple[Any, Any]:
 
     def take_best(at: Any) -> None:
         _, tokens, n_experts, _, k, normalise, _ = carray(at[0], (7,), np.int64)
-        bias, logits = carray(at[3], (n_experts,), np.float32), carray(at[4], (tokens, n_experts), np.float32)
-        index, scale = carray(at[5], (tokens, k), np.int64), carray(at[6], (tokens, k), np.float32)
+        bias, logits = carray(at[3], (n_experts,), np.float32), carray(at[6], (tokens, n_experts), np.float32)
+        index, scale = carray(at[4], (tokens, k), np.int64), carray(at[5], (tokens, k), np.float32)
         factor = carray(at[7], (1,), np.float32)[0]
         for t in range(tokens):
             for e in range(n_experts):
@@ -142,7 +170,7 @@ def _functions() -> tuple[Any, Any]:
             for j in range(k):
                 scale[t, j] = (scale[t, j] / total if normalise else scale[t, j]) * factor
 
-    return compiled(score), compiled(take_best)
+    return compiled(score, _MARK), compiled(take_best, _MARK)
 
 
 @njit(fastmath=FAST)

@@ -6,12 +6,16 @@ One token needs 3·w·d weights of an expert of width w and does two flops with 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from moescope.kernels.activations import ACTIVATIONS
 from moescope.kernels.experts_loop import TOGETHER, functions, room
-from moescope.kernels.openmp import Task, call, fork
+from moescope.kernels.openmp import PerThread, Task, call, fork
+
+_REMEMBERED = 16  # tokens up to which a thread keeps the memory of a call for the next one
 
 
 def few_tokens(
@@ -45,22 +49,31 @@ def few_tokens(
     wide = torch.float32 if x.dtype == torch.bfloat16 else x.dtype
     threads = threads or torch.get_num_threads()
     shared = shared or (gate_up[:0], gate_up[:0], down[:0])
-    width_shared = len(shared[0])
-    out = torch.empty(tokens, d, dtype=wide)
-    work = Task(
-        (
-            x, index, scale.to(wide), gate_up, down, *shared,
-            torch.empty(room(n_experts, tokens, k), dtype=torch.int64),
-            torch.empty(tokens * (k + 1), dtype=wide),
-            torch.empty(tokens, d, dtype=wide) if x.dtype == torch.bfloat16 else x,
-            torch.empty(threads, tokens, max(width, width_shared) + TOGETHER, dtype=wide),
-            torch.empty(threads, tokens, d, dtype=wide),
-            out,
-        ),
-        (tokens, k, n_experts, width, width_shared, d, threads, ACTIVATIONS[activation]),
-    )  # fmt: skip
+    scale, out = scale.to(wide), torch.empty(tokens, d, dtype=wide)
+    kind = ACTIVATIONS[activation]
+    key = x.dtype, tokens, k, n_experts, width, len(shared[0]), d, threads, kind
+    work, apart = _tasks.get(_task, *key) if tokens <= _REMEMBERED else _task(*key)
+    work.give(x, index, scale, gate_up, down, *shared, out, x if apart is None else apart)
     prepare, loop, finish = functions(x.dtype)
     call(prepare, work)
     fork(loop, work, threads)
     call(finish, work)
     return out.to(x.dtype)
+
+
+def _task(
+    dtype: torch.dtype, tokens: int, k: int, n_experts: int, width: int, shared: int, d: int, threads: int, kind: int
+) -> Any:
+    """The task with its own memory, and what of that holds bfloat16 tokens as they are computed with."""
+    wide = torch.float32 if dtype == torch.bfloat16 else dtype
+    apart = torch.empty(tokens, d, dtype=wide) if dtype == torch.bfloat16 else None
+    own = (
+        torch.empty(room(n_experts, tokens, k), dtype=torch.int64),
+        torch.empty(tokens * (k + 1), dtype=wide),
+        torch.empty(threads, tokens, max(width, shared) + TOGETHER, dtype=wide),
+        torch.empty(threads, tokens, d, dtype=wide),
+    )
+    return Task((tokens, k, n_experts, width, shared, d, threads, kind), (*[None] * 10, *own)), apart
+
+
+_tasks = PerThread()

@@ -19,8 +19,10 @@ import torch
 from numba import carray, njit, types
 from numba.extending import overload
 
-from moescope.kernels.openmp import compiled, prefetch, take
+from moescope.kernels.openmp import compiled, mark_of, prefetch, take
 from moescope.kernels.threads import FAST
+
+_MARK = mark_of(__file__)
 
 TOGETHER = 8  # rows of weights that are read at a time
 _AHEAD = 8  # cache lines of each row that are fetched before it is read
@@ -40,9 +42,9 @@ def functions(dtype: torch.dtype) -> Functions:
     """Compiled for weights of this dtype.
 
     The task's numbers: tokens T, k, E, w, width of the shared experts, d, parts, activation. Its memory: x (T, d); index and
-    scale (T, k); gate_up (E, 2w, d); down (E, w, d); gate, up and down of the shared experts (their width, d); int64 room
-    for :func:`_groups`; factors (T·k + T,); tokens (T, halves, n); hidden (parts, T, w + 8) with the larger of the two
-    widths; sums (parts, T, halves, n); out (T, d).
+    scale (T, k); gate_up (E, 2w, d); down (E, w, d); gate, up and down of the shared experts (their width, d); out (T, d);
+    tokens (T, halves, n), which is x unless x is bfloat16; int64 room for :func:`_groups`; factors (T·k + T,); hidden
+    (parts, T, w + 8) with the larger of the two widths; sums (parts, T, halves, n).
     """
     element, wide = {
         torch.float32: (np.float32, np.float32),
@@ -54,24 +56,24 @@ def functions(dtype: torch.dtype) -> Functions:
     def prepare(at: Any) -> None:
         _, tokens, k, n_experts, _, _, d, _, _ = carray(at[0], (9,), np.int64)
         index, scale = carray(at[2], (tokens * k,), np.int64), carray(at[3], (tokens * k,), wide)
-        experts, offsets, owners, place = _groups(at[9], n_experts, tokens, k)
-        factors = carray(at[10], (tokens * k + tokens,), wide)
+        experts, offsets, owners, place = _groups(at[11], n_experts, tokens, k)
+        factors = carray(at[12], (tokens * k + tokens,), wide)
         _group(index, scale, k, experts, offsets, owners, place, factors)
         if halves == 2:
-            _unpack(carray(at[1], (tokens, d // 2), np.uint32), carray(at[11], (tokens, 2, d // 2), np.float32))
+            _unpack(carray(at[1], (tokens, d // 2), np.uint32), carray(at[10], (tokens, 2, d // 2), np.float32))
 
     def loop(at: Any) -> None:
         numbers = carray(at[0], (9,), np.int64)
         _, tokens, k, n_experts, width, shared, d, parts, activation = numbers
         n = d // halves
-        experts, offsets, owners, _ = _groups(at[9], n_experts, tokens, k)
-        factors = carray(at[10], (tokens * k + tokens,), wide)
+        experts, offsets, owners, _ = _groups(at[11], n_experts, tokens, k)
+        factors = carray(at[12], (tokens * k + tokens,), wide)
         gate_up, down = carray(at[4], (n_experts, 2 * width, n), element), carray(at[5], (n_experts, width, n), element)
         shared_gate, shared_up = carray(at[6], (shared, n), element), carray(at[7], (shared, n), element)
         shared_down = carray(at[8], (shared, n), element)
-        x = carray(at[11], (tokens, halves, n), wide)
-        hidden = carray(at[12], (parts, tokens, max(width, shared) + TOGETHER), wide)
-        sums = carray(at[13], (parts, tokens, halves, n), wide)
+        x = carray(at[10], (tokens, halves, n), wide)
+        hidden = carray(at[13], (parts, tokens, max(width, shared) + TOGETHER), wide)
+        sums = carray(at[14], (parts, tokens, halves, n), wide)
         while True:
             part = take(numbers)
             if part >= parts:
@@ -85,7 +87,7 @@ def functions(dtype: torch.dtype) -> Functions:
     def finish(at: Any) -> None:
         _, tokens, _, _, _, _, d, parts, _ = carray(at[0], (9,), np.int64)
         n = d // halves
-        sums, out = carray(at[13], (parts, tokens, halves, n), wide), carray(at[14], (tokens, d), wide)
+        sums, out = carray(at[14], (parts, tokens, halves, n), wide), carray(at[9], (tokens, d), wide)
         for part in range(1, parts):
             sums[0] += sums[part]
         for t in range(tokens):
@@ -93,7 +95,7 @@ def functions(dtype: torch.dtype) -> Functions:
                 for i in range(n):
                     out[t, halves * i + p] = sums[0, t, p, i]
 
-    return Functions(compiled(prepare), compiled(loop), compiled(finish))
+    return Functions(compiled(prepare, _MARK), compiled(loop, _MARK), compiled(finish, _MARK))
 
 
 def room(n_experts: int, tokens: int, k: int) -> int:

@@ -10,8 +10,10 @@ import torch
 from numba import carray, njit
 from torch import Tensor
 
-from moescope.kernels.openmp import Task, compiled, fork, take
+from moescope.kernels.openmp import Task, compiled, fork, mark_of, take
 from moescope.kernels.threads import FAST
+
+_MARK = mark_of(__file__)
 
 
 def gather_sum(rows: Tensor, place: Tensor, scale: Tensor) -> Tensor:
@@ -22,7 +24,7 @@ def gather_sum(rows: Tensor, place: Tensor, scale: Tensor) -> Tensor:
     (tokens, k), (n_rows, d) = place.shape, rows.shape
     out = torch.empty(tokens, d, dtype=rows.dtype)
     threads = torch.get_num_threads()
-    fork(_function(rows.dtype), Task((rows, place, scale, out), (tokens, k, n_rows, d, min(tokens, 4 * threads))), threads)
+    fork(_function(rows.dtype), Task((tokens, k, n_rows, d, min(tokens, 4 * threads)), (rows, place, scale, out)), threads)
     return out
 
 
@@ -42,7 +44,7 @@ def _function(dtype: torch.dtype) -> Any:
             for t in range(tokens * part // parts, tokens * (part + 1) // parts):
                 _sum(rows, place[t], scale[t], out[t])
 
-    return compiled(loop)
+    return compiled(loop, _MARK)
 
 
 @njit(fastmath=FAST)

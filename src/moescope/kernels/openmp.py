@@ -9,6 +9,8 @@ for ``#pragma omp parallel``; looked up through torch's own library it belongs t
 from __future__ import annotations
 
 import ctypes
+import threading
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -25,19 +27,36 @@ class Task:
     """What a compiled loop works on: addresses, and whole numbers, of which the first counts the parts that are taken.
 
     Args:
-        tensors: memory that the loop reads or writes, kept alive as long as the task.
         numbers: seen by the loop as an int64 array behind ``address[0]``, with a nought put before them.
+        tensors: memory that the loop reads or writes; None for what :meth:`give` will name.
     """
 
-    def __init__(self, tensors: tuple[torch.Tensor, ...], numbers: tuple[int, ...]) -> None:
-        self._kept = tensors, (ctypes.c_int64 * (1 + len(numbers)))(0, *numbers)
-        numbers_at = ctypes.addressof(self._kept[1])
-        self._addresses = (ctypes.c_void_p * (1 + len(tensors)))(numbers_at, *[t.data_ptr() for t in tensors])
+    def __init__(self, numbers: tuple[int, ...], tensors: tuple[torch.Tensor | None, ...]) -> None:
+        self._numbers = (ctypes.c_int64 * (1 + len(numbers)))(0, *numbers)
+        self._kept = tensors
+        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+        self._addresses = (ctypes.c_void_p * (1 + len(tensors)))(ctypes.addressof(self._numbers), *addresses)
         self.address = ctypes.addressof(self._addresses)
 
+    def give(self, *tensors: torch.Tensor) -> None:
+        """The first tensors, for the calls that follow; the caller keeps them alive."""
+        for place, tensor in enumerate(tensors, 1):
+            self._addresses[place] = tensor.data_ptr()
 
-def compiled(function: Callable[[Any], None]) -> Any:
-    """A C function ``void (void **addresses)`` from Python code, kept on disk between processes; called without the GIL."""
+
+def mark_of(file: str) -> str:
+    """A few letters that change with what a source file says."""
+    return f"{zlib.crc32(Path(file).read_bytes()):08x}"
+
+
+def compiled(function: Callable[[Any], None], mark: str) -> Any:
+    """A C function ``void (void **addresses)`` from Python code, kept on disk between processes; called without the GIL.
+
+    Args:
+        mark: :func:`mark_of` the file, asked while it is imported. Numba goes by the file's time when it stores, which can be
+            that of a newer file; old machine code on new addresses would write anywhere.
+    """
+    function.__qualname__ += f"_{mark}"
     return cfunc(types.void(types.CPointer(types.voidptr)), cache=True)(function)
 
 
@@ -51,6 +70,7 @@ def fork(function: Any, task: Task, threads: int) -> None:
 
     Where torch's runtime has no ``GOMP_parallel``, threads of Python's do it: correct, but they compete with torch's.
     """
+    task._numbers[0] = 0
     start = _gomp_parallel()
     if start is not None:
         start(function.address, task.address, threads, 0)
@@ -59,6 +79,23 @@ def fork(function: Any, task: Task, threads: int) -> None:
     call(function, task)
     for job in jobs:
         job.result()
+
+
+class PerThread(threading.local):
+    """Things that are costly to make and must not be shared by threads: the last few, by a key."""
+
+    _MOST = 16
+
+    def __init__(self) -> None:
+        self._made: dict[Any, Any] = {}
+
+    def get(self, make: Callable[..., Any], *key: Any) -> Any:
+        found = self._made.get(key)
+        if found is None:
+            if len(self._made) >= self._MOST:
+                self._made.clear()
+            found = self._made[key] = make(*key)
+        return found
 
 
 @cache

@@ -1,6 +1,6 @@
 """Does cutting an MLP into experts make a model faster? Kernels with cold caches, a 1.1 B model, and the embedded one.
 
-    python benchmarks/convert.py --part kernel            # one layer of experts, float32 and bfloat16: a minute, 3 GB
+    python benchmarks/convert.py --part kernel            # one layer of experts, a minute, 3 GB; on a GPU where there is one
     python benchmarks/convert.py --part model             # Llama shape, 1.1 B, random weights, float32: five minutes, 9 GB
     python benchmarks/convert.py --part model --active 6  # a part of it, beside what the results hold of the others
     python benchmarks/convert.py --part model --dtype bf16
@@ -44,51 +44,58 @@ BUCKETS = (2, 8, 64, 256)  # tokens at once, of which the results name the path 
 COLD = 8  # layers of experts that the kernel's calls go through in turn: 1.6 GB in float32
 
 
-def filled(shape: torch.Size | tuple[int, ...], dtype: torch.dtype, scale: float = 0.02) -> torch.Tensor:
+def filled(shape: torch.Size | tuple[int, ...], dtype: torch.dtype, scale: float = 0.02, device: str = "cpu") -> torch.Tensor:
     """Random numbers that repeat after 4 M: drawing billions would take longer than the benchmark."""
-    block = scale * torch.randn(2**22, generator=torch.Generator().manual_seed(0))
-    flat = torch.empty(torch.Size(shape).numel(), dtype=dtype)
+    block = scale * torch.randn(2**22, generator=torch.Generator().manual_seed(0)).to(device)
+    flat = torch.empty(torch.Size(shape).numel(), dtype=dtype, device=device)
     for start in range(0, len(flat), len(block)):
         part = flat[start : start + len(block)]
         part.copy_(block[: len(part)])
     return flat.view(shape)
 
 
-def reading_rate() -> float:
+def reading_rate(device: str) -> float:
     """Bytes per second: the best of torch's sum and matrix-vector product over 1 GiB, five times each."""
-    big = filled((2**16, 2**12), torch.float32)
-    x = torch.ones(2**12)
+    big = filled((2**16, 2**12), torch.float32, device=device)
+    x = torch.ones(2**12, device=device)
     best = 0.0
     for call in (lambda: big.sum(), lambda: big @ x):
         for _ in range(5):
-            began = time.perf_counter()
+            began = now(device)
             call()
-            best = max(best, 4 * big.numel() / (time.perf_counter() - began))
+            best = max(best, 4 * big.numel() / (now(device) - began))
     return best
+
+
+def now(device: str) -> float:
+    """Seconds, when all that was asked of the device is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 # --- one layer ------------------------------------------------------------------------------------------------------------
 
 
-def experts_module(dtype: torch.dtype) -> Any:
+def experts_module(dtype: torch.dtype, device: str) -> Any:
     config: Any = transformers.Glm4MoeConfig(hidden_size=D, moe_intermediate_size=WIDTH // EXPERTS, n_routed_experts=EXPERTS)
     config._experts_implementation = "eager"
     with torch.device("meta"):
         made = Glm4MoeExperts(config)
-    made.gate_up_proj = torch.nn.Parameter(filled(made.gate_up_proj.shape, dtype), requires_grad=False)
-    made.down_proj = torch.nn.Parameter(filled(made.down_proj.shape, dtype), requires_grad=False)
+    made.gate_up_proj = torch.nn.Parameter(filled(made.gate_up_proj.shape, dtype, device=device), requires_grad=False)
+    made.down_proj = torch.nn.Parameter(filled(made.down_proj.shape, dtype, device=device), requires_grad=False)
     return made
 
 
-def kernel(rate: float) -> list[dict[str, Any]]:
+def kernel(rate: float, device: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for name, dtype in DTYPES.items():
-        packed, plain = ([experts_module(dtype) for _ in range(COLD // 2)] for _ in range(2))
-        for module in packed:
+        packed, plain = ([experts_module(dtype, device) for _ in range(COLD // 2)] for _ in range(2))
+        for module in packed if device == "cpu" else ():  # on a GPU its kernel takes them as they are
             pack(module)
-        dense = [[filled(s, dtype) for s in ((WIDTH, D), (WIDTH, D), (D, WIDTH))] for _ in range(COLD // 2)]
+        dense = [[filled(s, dtype, device=device) for s in ((WIDTH, D), (WIDTH, D), (D, WIDTH))] for _ in range(COLD // 2)]
         for tokens, active in ((1, EXPERTS), (1, 16), (1, 6), (8, 16), (64, 16), (512, 16)):
-            rows += kernel_case(name, dtype, tokens, active, packed, plain, dense, rate)
+            rows += kernel_case(name, dtype, tokens, active, packed, plain, dense, rate, device)
             print(
                 *(
                     f"{r['contender']} {r['speedup']:.2f}x"
@@ -100,12 +107,20 @@ def kernel(rate: float) -> list[dict[str, Any]]:
 
 
 def kernel_case(
-    name: str, dtype: torch.dtype, tokens: int, active: int, packed: list[Any], plain: list[Any], dense: list[Any], rate: float
+    name: str,
+    dtype: torch.dtype,
+    tokens: int,
+    active: int,
+    packed: list[Any],
+    plain: list[Any],
+    dense: list[Any],
+    rate: float,
+    device: str,
 ) -> list[dict[str, Any]]:
     draw = torch.Generator().manual_seed(tokens)
-    x = torch.randn(tokens, D, generator=draw).to(dtype)
-    scale = torch.ones(tokens, active, dtype=dtype)
-    routes = [torch.rand(tokens, EXPERTS, generator=draw).topk(active).indices for _ in range(8)]
+    x = torch.randn(tokens, D, generator=draw).to(device, dtype)
+    scale = torch.ones(tokens, active, dtype=dtype, device=device)
+    routes = [torch.rand(tokens, EXPERTS, generator=draw).topk(active).indices.to(device) for _ in range(8)]
 
     def run_dense(i: int) -> None:
         gate, up, down = dense[i % len(dense)]
@@ -128,10 +143,10 @@ def kernel_case(
         for turn in range(-2, turns):
             keys = list(calls)
             for key in keys[turn % len(keys) :] + keys[: turn % len(keys)]:
-                began = time.perf_counter()
+                began = now(device)
                 calls[key](turn)
                 if turn >= 0:
-                    times[key].append(time.perf_counter() - began)
+                    times[key].append(now(device) - began)
     touched = float(np.mean([len(torch.unique(r)) for r in routes]))
     size = dtype.itemsize * 3 * D * WIDTH
     return [
@@ -183,7 +198,6 @@ def model(
 ) -> None:
     dense, plain, own = models(DTYPES[dtype])
     counts = {key: sum(p.numel() for p in m.parameters()) for key, m in (("dense", dense), ("converted", own))}
-    rows = [row for row in rows if row["active"] not in actives]
     for active in actives:
         for made in (plain, own):
             set_active(made, active)
@@ -200,6 +214,8 @@ def model(
                 ([Workload("batch 8", 8, 2, 3), Workload("batch 64", 64, 2, 2), Workload("prefill", 1, 256, 0)], kept, 2)
             )
         for workloads, chosen, repeats in cases:
+            again = {(active, workload.name) for workload in workloads}
+            rows = [row for row in rows if (row["active"], row["workload"]) not in again]
             limits = ceilings(dense, own, workloads)
             for row in measure(chosen, workloads, repeats=repeats):
                 limit = limits[row["workload"]]
@@ -232,11 +248,14 @@ def main() -> None:
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="of the model")
     arguments = parser.parse_args()
     results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    rate = reading_rate()
+    # the model's part is about the CPU kernel
+    device = "cuda" if arguments.part == "kernel" and torch.cuda.is_available() else "cpu"
+    rate = reading_rate(device)
     print(f"reads {rate / 1e9:.1f} GB/s")
     part: dict[str, Any] = {"machine": describe("numba"), "gigabytes_per_second": rate / 1e9}
     if arguments.part == "kernel":
-        results["kernel"] = part | {"rows": kernel(rate)}
+        part |= {"gpu": torch.cuda.get_device_name()} if device == "cuda" else {}
+        results["kernel" if device == "cpu" else "kernel_gpu"] = part | {"rows": kernel(rate, device)}
     elif arguments.part == "model":
         key = f"model_{arguments.dtype}"
         before = results.get(key, {}).get("rows", [])

@@ -104,6 +104,19 @@ def test_what_is_not_covered_goes_to_the_blocks_own_forward(model: Any, why: str
     assert len(seen) == (2 if why == "hook" else 0)
 
 
+def test_a_first_call_with_gradients_does_not_keep_later_ones_from_it(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = torch.randint(0, 250, (1, 5), generator=torch.Generator().manual_seed(0))
+    model.set_experts_implementation("moescope")
+    model.requires_grad_(True)
+    block_cpu.fuse(model)
+    calls = counted(monkeypatch)
+    model(ids).logits.sum().backward()
+    assert calls == []
+    with torch.no_grad():
+        model(ids)
+    assert len(calls) == len(blocks(model))
+
+
 def test_a_model_without_such_blocks_is_refused() -> None:
     with pytest.raises(InputError, match="OlmoeForCausalLM has no block of a kind that can be fused"):
         block_cpu.fuse(build("olmoe", head=True))

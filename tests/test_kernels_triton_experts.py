@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from tests.architectures import build
 from tests.test_kernels_experts_forward import defined, problem
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -57,6 +58,21 @@ def test_an_expert_that_a_token_has_twice_counts_twice() -> None:
     assert (y.double() - expected).norm() <= 2e-6 * expected.norm()
 
 
+def test_a_module_on_a_gpu_takes_it_for_few_tokens_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    from moescope.kernels import experts, triton_experts
+
+    module = build("olmoe", head=True).requires_grad_(False).to(DEVICE).model.layers[0].mlp.experts
+    calls = []
+    kernel = triton_experts.few_tokens
+    monkeypatch.setattr(triton_experts, "few_tokens", lambda x, *rest: (calls.append(len(x)), kernel(x, *rest))[1])
+    for tokens in (1, 16, 17):
+        x, index, scale, *_ = problem(torch.float32, tokens, 2, 6, 24, 32)
+        expected = defined(x, index, scale, module.gate_up_proj.cpu(), module.down_proj.cpu().transpose(1, 2), "silu")
+        y = experts._on_gpu(module, *[t.to(DEVICE) for t in (x, index, scale)]).cpu()
+        assert (y.double() - expected).norm() <= 2e-6 * expected.norm()
+    assert calls == [1, 16]
+
+
 _COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
@@ -73,7 +89,7 @@ for element, activation in (("fp32", 0), ("bf16", 2), ("fp16", 3)):
     p, kind = "*" + element, getattr(kernels.tl, {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[element])
     build(kernels.experts_kernel, (p, "*i64", "*fp32", p, p, "*fp32"), 7, (activation, kind, 1, 16, 16, 256))
     if element != "fp16":
-        build(kernels.experts_kernel, (p, "*i64", p, p, p, "*fp32"), 7, (activation, kind, 16, 16, 16, 64))
+        build(kernels.experts_kernel, (p, "*i64", p, p, p, "*fp32"), 7, (activation, kind, 16, 16, 32, 64))
 build(kernels.add_kernel, ("*fp32", "*i64", "*bf16"), 4, (16, 16, 128))
 print("compiled")
 """

@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import carray, njit
+from numba import njit
 from torch import Tensor, nn
 
 from moescope.errors import InputError
 from moescope.kernels.experts import NAME, covers, pack, path
 from moescope.kernels.experts_cpu import few_tokens
-from moescope.kernels.openmp import PerThread, Task, call, compiled, fork, mark_of, take
+from moescope.kernels.openmp import PerThread, Task, array_at, call, compiled, fork, mark_of, take
 from moescope.kernels.threads import FAST
 
 _MARK = mark_of(__file__)
@@ -45,7 +45,7 @@ def fuse(model: nn.Module) -> int:
     if not blocks:
         raise InputError(f"{type(model).__name__} has no block of a kind that can be fused: {', '.join(_BLOCKS)}")
     for block in blocks:
-        block.forward = MethodType(_forward, block)  # type: ignore[method-assign]
+        block.forward = MethodType(_forward, block)
     return len(blocks)
 
 
@@ -58,6 +58,8 @@ def unfuse(model: nn.Module) -> None:
 
 
 def _forward(self: Any, hidden_states: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():
+        return type(self).forward(self, hidden_states)
     x = hidden_states.view(-1, hidden_states.shape[-1])
     plan = self.__dict__.get("_moescope_plan")
     if plan is None or not plan.holds():
@@ -72,6 +74,7 @@ def _forward(self: Any, hidden_states: Tensor) -> Tensor:
 class _Plan:
     """What a block's forward would ask its modules for, asked once: with cold caches that takes as long as an expert."""
 
+    @torch.no_grad()
     def __init__(self, block: Any) -> None:
         experts, shared, self.gate = block.experts, block.shared_experts, block.gate
         projections = shared.gate_proj, shared.up_proj, shared.down_proj
@@ -80,6 +83,7 @@ class _Plan:
             self.gate.num_group == 1
             and self.gate.weight.dtype == self.gate.e_score_correction_bias.dtype == torch.float32
             and parameters[0].dtype in (torch.float32, torch.bfloat16)
+            and parameters[0].device.type == "cpu"
             and all(p.dtype == parameters[0].dtype for p in parameters)
             and covers(experts, parameters[0].new_empty(1, parameters[0].shape[2]).detach())
         )
@@ -103,7 +107,7 @@ class _Plan:
         """Whether the fused way may serve these tokens."""
         if not self.sound or any(self._hooks) or self._experts.config._experts_implementation != NAME:
             return False
-        if x.dtype != self.weights[0].dtype or x.device.type != "cpu" or not x.is_contiguous() or torch.compiler.is_compiling():
+        if x.dtype != self.weights[0].dtype or x.device.type != "cpu" or not x.is_contiguous():
             return False
         if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p, _ in self._places)):
             return False
@@ -138,10 +142,10 @@ _tasks = PerThread()
 @cache
 def _functions() -> tuple[Any, Any]:
     def score(at: Any) -> None:
-        numbers = carray(at[0], (7,), np.int64)
+        numbers = array_at(at[0], (7,), np.int64)
         _, tokens, n_experts, d, _, _, parts = numbers
-        x, weight = carray(at[1], (tokens, d), np.float32), carray(at[2], (n_experts, d), np.float32)
-        logits = carray(at[6], (tokens, n_experts), np.float32)
+        x, weight = array_at(at[1], (tokens, d), np.float32), array_at(at[2], (n_experts, d), np.float32)
+        logits = array_at(at[6], (tokens, n_experts), np.float32)
         while True:
             part = take(numbers)
             if part >= parts:
@@ -151,10 +155,10 @@ def _functions() -> tuple[Any, Any]:
                     logits[t, e] = _dot(weight[e], x[t])
 
     def take_best(at: Any) -> None:
-        _, tokens, n_experts, _, k, normalise, _ = carray(at[0], (7,), np.int64)
-        bias, logits = carray(at[3], (n_experts,), np.float32), carray(at[6], (tokens, n_experts), np.float32)
-        index, scale = carray(at[4], (tokens, k), np.int64), carray(at[5], (tokens, k), np.float32)
-        factor = carray(at[7], (1,), np.float32)[0]
+        _, tokens, n_experts, _, k, normalise, _ = array_at(at[0], (7,), np.int64)
+        bias, logits = array_at(at[3], (n_experts,), np.float32), array_at(at[6], (tokens, n_experts), np.float32)
+        index, scale = array_at(at[4], (tokens, k), np.int64), array_at(at[5], (tokens, k), np.float32)
+        factor = array_at(at[7], (1,), np.float32)[0]
         for t in range(tokens):
             for e in range(n_experts):
                 logits[t, e] = np.float32(1) / (np.float32(1) + np.exp(-logits[t, e]))

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numba import carray, njit, types
+from numba import njit, types
 from numba.extending import overload
 
-from moescope.kernels.openmp import compiled, mark_of, prefetch, take
+from moescope.kernels.openmp import array_at, compiled, mark_of, prefetch, take
 from moescope.kernels.threads import FAST
 
 _MARK = mark_of(__file__)
@@ -54,26 +54,26 @@ def functions(dtype: torch.dtype) -> Functions:
     halves = 2 if dtype == torch.bfloat16 else 1  # of a word; tokens are held as (halves, words)
 
     def prepare(at: Any) -> None:
-        _, tokens, k, n_experts, _, _, d, _, _ = carray(at[0], (9,), np.int64)
-        index, scale = carray(at[2], (tokens * k,), np.int64), carray(at[3], (tokens * k,), wide)
+        _, tokens, k, n_experts, _, _, d, _, _ = array_at(at[0], (9,), np.int64)
+        index, scale = array_at(at[2], (tokens * k,), np.int64), array_at(at[3], (tokens * k,), wide)
         experts, offsets, owners, place = _groups(at[11], n_experts, tokens, k)
-        factors = carray(at[12], (tokens * k + tokens,), wide)
+        factors = array_at(at[12], (tokens * k + tokens,), wide)
         _group(index, scale, k, experts, offsets, owners, place, factors)
         if halves == 2:
-            _unpack(carray(at[1], (tokens, d // 2), np.uint32), carray(at[10], (tokens, 2, d // 2), np.float32))
+            _unpack(array_at(at[1], (tokens, d // 2), np.uint32), array_at(at[10], (tokens, 2, d // 2), np.float32))
 
     def loop(at: Any) -> None:
-        numbers = carray(at[0], (9,), np.int64)
+        numbers = array_at(at[0], (9,), np.int64)
         _, tokens, k, n_experts, width, shared, d, parts, activation = numbers
         n = d // halves
         experts, offsets, owners, _ = _groups(at[11], n_experts, tokens, k)
-        factors = carray(at[12], (tokens * k + tokens,), wide)
-        gate_up, down = carray(at[4], (n_experts, 2 * width, n), element), carray(at[5], (n_experts, width, n), element)
-        shared_gate, shared_up = carray(at[6], (shared, n), element), carray(at[7], (shared, n), element)
-        shared_down = carray(at[8], (shared, n), element)
-        x = carray(at[10], (tokens, halves, n), wide)
-        hidden = carray(at[13], (parts, tokens, max(width, shared) + TOGETHER), wide)
-        sums = carray(at[14], (parts, tokens, halves, n), wide)
+        factors = array_at(at[12], (tokens * k + tokens,), wide)
+        gate_up, down = array_at(at[4], (n_experts, 2 * width, n), element), array_at(at[5], (n_experts, width, n), element)
+        shared_gate, shared_up = array_at(at[6], (shared, n), element), array_at(at[7], (shared, n), element)
+        shared_down = array_at(at[8], (shared, n), element)
+        x = array_at(at[10], (tokens, halves, n), wide)
+        hidden = array_at(at[13], (parts, tokens, max(width, shared) + TOGETHER), wide)
+        sums = array_at(at[14], (parts, tokens, halves, n), wide)
         while True:
             part = take(numbers)
             if part >= parts:
@@ -85,9 +85,9 @@ def functions(dtype: torch.dtype) -> Functions:
             )  # fmt: skip
 
     def finish(at: Any) -> None:
-        _, tokens, _, _, _, _, d, parts, _ = carray(at[0], (9,), np.int64)
+        _, tokens, _, _, _, _, d, parts, _ = array_at(at[0], (9,), np.int64)
         n = d // halves
-        sums, out = carray(at[14], (parts, tokens, halves, n), wide), carray(at[9], (tokens, d), wide)
+        sums, out = array_at(at[14], (parts, tokens, halves, n), wide), array_at(at[9], (tokens, d), wide)
         for part in range(1, parts):
             sums[0] += sums[part]
         for t in range(tokens):
@@ -107,7 +107,7 @@ def room(n_experts: int, tokens: int, k: int) -> int:
 def _groups(memory: Any, n_experts: int, tokens: int, k: int) -> Any:
     """The hit experts; where each one's slots begin and end; the tokens of the slots, after them all tokens; room to count."""
     slots = tokens * k + tokens
-    whole = carray(memory, (3 * n_experts + 2 + slots,), np.int64)
+    whole = array_at(memory, (3 * n_experts + 2 + slots,), np.int64)
     a, b = n_experts, 2 * n_experts + 1
     return whole[:a], whole[a:b], whole[b : b + slots], whole[b + slots :]
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import carray, njit
+from numba import njit
 from torch import Tensor
 
-from moescope.kernels.openmp import Task, compiled, fork, mark_of, take
+from moescope.kernels.openmp import Task, array_at, compiled, fork, mark_of, take
 from moescope.kernels.threads import FAST
 
 _MARK = mark_of(__file__)
@@ -33,10 +33,10 @@ def _function(dtype: torch.dtype) -> Any:
     kind = {torch.float32: np.float32, torch.float64: np.float64}[dtype]
 
     def loop(at: Any) -> None:
-        numbers = carray(at[0], (6,), np.int64)
+        numbers = array_at(at[0], (6,), np.int64)
         _, tokens, k, n_rows, d, parts = numbers
-        rows, out = carray(at[1], (n_rows, d), kind), carray(at[4], (tokens, d), kind)
-        place, scale = carray(at[2], (tokens, k), np.int64), carray(at[3], (tokens, k), kind)
+        rows, out = array_at(at[1], (n_rows, d), kind), array_at(at[4], (tokens, d), kind)
+        place, scale = array_at(at[2], (tokens, k), np.int64), array_at(at[3], (tokens, k), kind)
         while True:
             part = take(numbers)
             if part >= parts:

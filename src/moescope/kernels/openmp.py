@@ -1,9 +1,9 @@
 """Compiled loops on the very threads that torch uses.
 
 A process can hold several OpenMP runtimes (torch brings one, scikit-learn another, numba takes the system's), each with
-threads of its own. Those of torch spin for a while after every operation, so that a loop on other threads gets half of the
-cores' time: inside a model that cost a layer of experts a fifth. ``GOMP_parallel`` is the entry point that compilers call
-for ``#pragma omp parallel``; looked up through torch's own library it belongs to the runtime that torch runs on.
+threads of its own. Those of torch spin for a while after every operation, and a loop on other threads competes with them.
+``GOMP_parallel`` is the entry point that compilers call for ``#pragma omp parallel``; looked up through torch's own library
+it belongs to the runtime that torch runs on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from llvmlite import ir
-from numba import cfunc, types
+from numba import carray, cfunc, types
 from numba.extending import intrinsic
 
 
@@ -121,7 +121,7 @@ def _pool() -> ThreadPoolExecutor:
 
 
 @intrinsic
-def take(typing: Any, numbers: Any) -> Any:
+def _take(typing: Any, numbers: Any) -> Any:
     """The next part that nobody has taken: ``numbers[0]++``, atomically."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -132,7 +132,7 @@ def take(typing: Any, numbers: Any) -> Any:
 
 
 @intrinsic
-def prefetch(typing: Any, row: Any, place: Any) -> Any:
+def _prefetch(typing: Any, row: Any, place: Any) -> Any:
     """Begin to fetch the cache line of ``row[place]``; the place may lie outside."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -148,3 +148,9 @@ def prefetch(typing: Any, row: Any, place: Any) -> Any:
 
 def _start(context: Any, builder: Any, kind: Any, array: Any) -> Any:
     return context.make_array(kind)(context, builder, array).data
+
+
+# For compiled code, in which a type checker cannot follow numba's types.
+take: Any = _take
+prefetch: Any = _prefetch
+array_at: Any = carray

@@ -41,16 +41,17 @@ def few_tokens(x: Tensor, index: Tensor, scale: Tensor, gate_up: Tensor, down: T
     """
     (tokens, d), k, (n_experts, _, width) = x.shape, index.shape[1], down.shape
     rows = 1 if tokens == 1 else LARGEST
-    neurons, columns = 16, 256 if rows == 1 else 64
+    neurons, columns = (16, 256) if rows == 1 else (32, 64)
     blocks = triton.cdiv(width, neurons)
     sums = torch.empty(tokens * k, blocks, d, dtype=torch.float32, device=x.device)
-    out = torch.empty_like(x)
+    out = x.new_empty(tokens, d)
     index, slots = index.contiguous(), triton.next_power_of_2(k)
-    experts_kernel[(tokens * k, blocks)](
-        x.contiguous(), index, scale.contiguous(), gate_up, down, sums, tokens, k, n_experts, width, d, down.stride(2),
-        down.stride(1), ACT=ACTIVATIONS[activation], DOT=_DOT[x.dtype], TB=rows, KB=slots, NB=neurons, DB=columns,
-    )  # fmt: skip
-    add_kernel[(tokens, triton.cdiv(d, 128))](sums, index, out, k, n_experts, blocks, d, KB=slots, BB=16, DB=128)
+    with torch.cuda.device_of(x):  # the current device need not be the one that this layer is on
+        experts_kernel[(tokens * k, blocks)](
+            x.contiguous(), index, scale.contiguous(), gate_up, down, sums, tokens, k, n_experts, width, d, down.stride(2),
+            down.stride(1), ACT=ACTIVATIONS[activation], DOT=_DOT[x.dtype], TB=rows, KB=slots, NB=neurons, DB=columns,
+        )  # fmt: skip
+        add_kernel[(tokens, triton.cdiv(d, 128))](sums, index, out, k, n_experts, blocks, d, KB=slots, BB=16, DB=128)
     return out
 
 

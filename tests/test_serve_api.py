@@ -173,6 +173,9 @@ def test_refused_in_one_line(client: TestClient, path: str, body: dict[str, Any]
 def test_not_json_and_not_from_here(client: TestClient) -> None:
     head = {"content-type": "application/json"}
     assert "not JSON" in client.post("/v1/classify", content=b'{"texts": [', headers=head).json()["error"]
+    half = client.post("/v1/classify", content=b'{"texts": ["\\ud800"]}', headers=head)
+    assert half.status_code == 422
+    assert "half of a character" in half.json()["error"]
     plain = client.post("/v1/classify", content=b'{"texts": ["w1"]}', headers={"content-type": "text/plain"})
     assert plain.status_code == 422  # what a page elsewhere may send without asking first
     elsewhere = client.get("/v1/info", headers={"host": "evil.example:8000"})

@@ -49,6 +49,10 @@ class Limits:
         if len(texts) > self.texts:
             raise Refused(f"{what}: {len(texts)} in one request, but the limit is {self.texts}; send them in parts", 413)
         for number, text in enumerate(texts):
+            where = what if len(texts) == 1 and what != "texts" else f"{what}, number {number}"
+            try:
+                text.encode()
+            except UnicodeEncodeError:  # JSON can write half of a surrogate pair
+                raise Refused(f"{where}: it holds half of a character (a lone surrogate); send whole ones", 422) from None
             if len(text) > self.characters:
-                where = what if len(texts) == 1 and what != "texts" else f"{what}, number {number}"
                 raise Refused(f"{where}: {len(text)} characters, but the limit is {self.characters}; shorten it", 413)

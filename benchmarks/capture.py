@@ -31,6 +31,7 @@ from capture_contenders import SITE_KIND, contenders, random_gpt2, wrap
 from machine import describe, interleaved
 from moescope.capture import Encoded, batches, moments
 from moescope.capture.activations import vector_reducer
+from moescope.capture.atomic import write_atomic
 from moescope.capture.encode import pad
 from moescope.capture.session import capture
 
@@ -221,9 +222,7 @@ def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     if "memory" in result:
         plot_memory(result["memory"], file.stem)
-    temporary = RESULTS / ".capture.json.tmp"
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(temporary, file)
+    write_atomic(file, [(json.dumps(result, indent=1) + "\n").encode()])
     show(result)
 
 

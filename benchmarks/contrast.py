@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from io import BytesIO
@@ -26,6 +25,7 @@ import pandas as pd
 import torch
 
 from machine import describe
+from moescope.capture.atomic import write_atomic
 from moescope.distill import DataSettings, DistillSettings, Pairs, Teacher, control_pairs, model_pairs
 from moescope.distill.baselines import baseline_fvu
 from moescope.distill.claims import ratio_table, summary_table
@@ -120,13 +120,6 @@ def draw(results: dict[str, dict[str, Any]]) -> bytes:
     return out.getvalue()
 
 
-def _write(name: str, content: bytes) -> None:
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    temporary = RESULTS / f".{name}.tmp"
-    temporary.write_bytes(content)
-    os.replace(temporary, RESULTS / name)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Dense against mixture students, on activations and on Gaussian inputs.")
     parser.add_argument("model", choices=[*MODELS])
@@ -139,11 +132,11 @@ def main() -> None:
         scratch.mkdir(parents=True, exist_ok=True)
         result = measure(arguments.model, scratch)
         print(json.dumps(result, indent=1))
-        _write(f"contrast-{arguments.model}.json", (json.dumps(result, indent=1) + "\n").encode())
+        write_atomic(RESULTS / f"contrast-{arguments.model}.json", [(json.dumps(result, indent=1) + "\n").encode()])
         for left in scratch.glob(f"{arguments.model}-*"):
             left.unlink()
     files = {name: RESULTS / f"contrast-{name}.json" for name in MODELS}
-    _write("contrast.png", draw({name: json.loads(f.read_text()) for name, f in files.items() if f.exists()}))
+    write_atomic(RESULTS / "contrast.png", [draw({name: json.loads(f.read_text()) for name, f in files.items() if f.exists()})])
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from machine import describe
+from moescope.capture.atomic import write_atomic
 from moescope.distill.optimizer import RowAdam
 from moescope.distill.spec import StudentSpec
 from moescope.distill.students import LayerShape, Student
@@ -246,7 +247,7 @@ def main() -> None:
     if arguments.million:
         result = {"machine": describe("numba"), **million()}
         print(json.dumps(result, indent=1))
-        _write("distill_million.json", result)
+        write_atomic(RESULTS / "distill_million.json", [(json.dumps(result, indent=1) + "\n").encode()])
         return
     result = {
         "machine": describe("numba"),
@@ -261,14 +262,7 @@ def main() -> None:
     }
     print(json.dumps(result, indent=1))
     if not arguments.small:
-        _write("distill.json", result)
-
-
-def _write(name: str, result: dict[str, Any]) -> None:
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    temporary = RESULTS / f".{name}.tmp"
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(temporary, RESULTS / name)
+        write_atomic(RESULTS / "distill.json", [(json.dumps(result, indent=1) + "\n").encode()])
 
 
 if __name__ == "__main__":

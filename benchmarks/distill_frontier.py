@@ -10,10 +10,10 @@ it), beside dense students of the same cost. Two seeds, one learning rate. Write
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from machine import describe
+from moescope.capture.atomic import write_atomic
 from moescope.distill import DataSettings, DistillSettings, StudentSpec, Teacher, model_pairs
 from moescope.distill.claims import summary_table
 from moescope.distill.layer_data import pieces
@@ -42,9 +42,7 @@ def main() -> None:
     table = summary_table(runs.rows.assign(data="activations"))
     columns = ["student", "fvu", "low", "high", "multiply_adds", "router_multiply_adds", "bytes_large_batch", "dead"]
     result = {"machine": describe(), "steps": STEPS, "lr": RATE, "rows": json.loads(table[columns].to_json(orient="records"))}
-    temporary = RESULT.with_name(".distill_frontier.json.tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(temporary, RESULT)
+    write_atomic(RESULT, [(json.dumps(result, indent=1) + "\n").encode()])
     print(table[columns].to_string(index=False))
 
 

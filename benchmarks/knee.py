@@ -11,7 +11,6 @@ unexplained. Writes benchmarks/results/knee.json and knee.png.
 from __future__ import annotations
 
 import json
-import os
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from machine import describe
+from moescope.capture.atomic import write_atomic
 from moescope.distill import (
     DictionarySettings,
     DictionaryTeacher,
@@ -118,9 +118,7 @@ def main() -> None:
     settings = {"width": WIDTH, "steps": STEPS, "batch": BATCH, "lr": RATE, "seeds": SEEDS}
     result = {"machine": describe(), **settings, "rows": json.loads(means.to_json(orient="records", double_precision=5))}
     for name, content in (("knee.json", (json.dumps(result, indent=1) + "\n").encode()), ("knee.png", draw(table))):
-        temporary = RESULTS / f".{name}.tmp"
-        temporary.write_bytes(content)
-        os.replace(temporary, RESULTS / name)
+        write_atomic(RESULTS / name, [content])
 
 
 if __name__ == "__main__":

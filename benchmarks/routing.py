@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ import torch
 import transformers
 
 from machine import describe, interleaved
+from moescope.capture.atomic import write_atomic
 from moescope.capture.encode import Encoded
 from moescope.models import from_model
 from moescope.routing import RoutingTrace, TracedSequence, recording
@@ -161,10 +161,7 @@ def main() -> None:
     }
     show(result)
     if not small:
-        RESULT.parent.mkdir(parents=True, exist_ok=True)
-        temporary = RESULT.with_suffix(".tmp")
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
-        os.replace(temporary, RESULT)
+        write_atomic(RESULT, [(json.dumps(result, indent=1) + "\n").encode()])
 
 
 if __name__ == "__main__":

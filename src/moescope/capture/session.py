@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from moescope.capture.encode import first_position
+from moescope.capture.inputs import BodyInputs
 from moescope.errors import InputError
 from moescope.types import Site
 
@@ -35,8 +34,7 @@ class CaptureSession:
         self._seen: dict[Site, Any] = {}
         self._reduce: Reduce | None = None
         self._active = False
-        self._accepts = frozenset(inspect.signature(model.body.forward).parameters)
-        self._first_position = first_position(model)
+        self._inputs = BodyInputs(model)
 
     def run(self, ids: torch.Tensor, mask: torch.Tensor | None = None, *, reduce: Reduce | None = None) -> dict[Site, Any]:
         """Run the body without gradients on token ids (B, T) and return each site's tensor (B, T, D), in the model's
@@ -49,16 +47,7 @@ class CaptureSession:
 
         Values at padded places mean nothing.
         """
-        device = self.model.device
-        ids = ids.to(device)
-        mask = torch.ones_like(ids) if mask is None else mask.to(device, ids.dtype)
-        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-        # Learned and rotary positions alike must count tokens, not columns; left padding would shift them. The RoBERTa
-        # family counts by itself, from the ids.
-        if "position_ids" in self._accepts and not self._first_position:
-            inputs["position_ids"] = (mask.cumsum(1) - 1).clamp_(min=0)
-        if "use_cache" in self._accepts:
-            inputs["use_cache"] = False
+        inputs = self._inputs(ids, mask)
         self._seen, self._reduce, self._active = {}, reduce, True
         try:
             with torch.no_grad():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from moescope.capture.encode import first_position
+from moescope.capture.inputs import BodyInputs
 from moescope.errors import InputError
 from moescope.types import Site
 
@@ -37,8 +36,7 @@ class Stepper:
 
     def __init__(self, model: LoadedModel) -> None:
         self.model = model
-        self._accepts = frozenset(inspect.signature(model.body.forward).parameters)
-        self._first_position = first_position(model)
+        self._inputs = BodyInputs(model)
         self._decide: Decide | None = None
         self._rows = 0
         self._left: Tensor | None = None  # of the batch, the rows still there; None: all
@@ -49,13 +47,7 @@ class Stepper:
 
         Padding must be on the right. The last layer's ``decide`` need not empty the batch.
         """
-        device = self.model.device
-        ids, mask = ids.to(device), mask.to(device, torch.int64)
-        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-        if "position_ids" in self._accepts and not self._first_position:
-            inputs["position_ids"] = (mask.cumsum(1) - 1).clamp_(min=0)
-        if "use_cache" in self._accepts:
-            inputs["use_cache"] = False
+        inputs = self._inputs(ids, mask)
         self._decide, self._rows, self._left = decide, len(ids), None
         try:
             with torch.no_grad():

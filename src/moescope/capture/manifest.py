@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from moescope.capture.atomic import write_atomic
 from moescope.capture.position import Position, check_position, skips_special
 from moescope.errors import InputError
+from moescope.files.names import plain_name
 from moescope.types import Site
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ class Shard:
     size: int
     """bytes"""
     sha256: str
+
+    def __post_init__(self) -> None:
+        plain_name(self.file)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 from safetensors import SafetensorError, safe_open
 
 from moescope.errors import InputError
+from moescope.files.names import plain_name
 from moescope.models.zoo import EXTRAS, embedded, extra
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -157,9 +158,10 @@ def _weight_files(folder: Path, names: set[str]) -> list[Path]:
             raise InputError(f"{index} has no weight_map: the download or save was cut short, fetch the model again")
         files = sorted({str(name) for name in weight_map.values()})
         for name in files:
-            # an index may only name its neighbours: anything else would read outside the model's folder
-            if Path(name).name != name:
-                raise InputError(f"{index} names the shard {name!r} outside its folder: fetch the model again")
+            try:
+                plain_name(name)
+            except ValueError as error:
+                raise InputError(f"{index} names a shard outside its folder ({error}): fetch the model again") from error
             if name not in names:
                 raise InputError(f"model folder {str(folder)!r} lacks the shard {name}: fetch the model again")
         return [folder / name for name in files]

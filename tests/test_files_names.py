@@ -1,0 +1,77 @@
+"""A file name that data gives is never a way out of its folder: nothing is read or deleted beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moescope.capture.manifest import Manifest
+from moescope.cli import main
+from moescope.errors import InputError
+from moescope.files.names import plain_name
+from moescope.routing.store import TraceStore, load_trace, remove_trace, save_trace
+from tests.test_routing_trace_store import make
+
+ESCAPES = ["../../victim.txt", "/etc/passwd", "..", "", "a/b", "a\\b", "C:x", ".hidden", "a\nb", None, 3, "x" * 999]
+
+
+@pytest.mark.parametrize("name", ["shard-00000.safetensors", "model-00001-of-00002.safetensors", "a.b_c", "x"])
+def test_plain(name: str) -> None:
+    assert plain_name(name) == name
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+def test_not_plain(name: object) -> None:
+    with pytest.raises(ValueError, match="not a plain file name"):
+        plain_name(name)
+
+
+def hostile(folder: Path, manifest: str, name: object) -> None:
+    save_trace(make(), folder)
+    data = json.loads((folder / "manifest.json").read_text())
+    data["shards"][0]["file"] = name
+    (folder / "manifest.json").rename(folder / manifest)
+    (folder / manifest).write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+@pytest.mark.parametrize("manifest", ["manifest.json", "unfinished.json"])
+def test_a_trace_cannot_name_another_file(tmp_path: Path, manifest: str, name: object) -> None:
+    victim = tmp_path / "victim.txt"
+    victim.write_text("mine")
+    folder = tmp_path / "a" / "trace"
+    hostile(folder, manifest, name)
+    for attempt in (load_trace, remove_trace, TraceStore.resume):
+        with pytest.raises(InputError):
+            attempt(folder)
+    assert victim.read_text() == "mine"
+    assert (folder / manifest).exists()
+
+
+@pytest.mark.parametrize("options", [[], ["--overwrite"]])
+@pytest.mark.parametrize("manifest", ["manifest.json", "unfinished.json"])
+def test_tracing_into_a_hostile_folder_deletes_nothing(
+    tmp_path: Path, manifest: str, options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    victim = tmp_path / "victim.txt"
+    victim.write_text("mine")
+    hostile(tmp_path / "moescope-out" / "trace", manifest, "../../victim.txt")
+    for place in ([], ["--out", "moescope-out/trace"]):
+        with pytest.raises(SystemExit) as exit_:
+            main(["trace", "moe-tiny", "--tokens", "0", "--limit", "2", *place, *options])
+        assert exit_.value.code == 2
+        assert len(capsys.readouterr().err.strip().splitlines()[-1]) > 0
+    assert victim.read_text() == "mine"
+
+
+def test_a_store_of_activations_cannot_either(tmp_path: Path) -> None:
+    shard = {"file": "../victim.txt", "texts": 1, "vectors": 1, "size": 4, "sha256": ""}
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps({"format": "moescope-activations-1", "shards": [shard]}))
+    with pytest.raises(InputError, match="damaged manifest"):
+        Manifest.read(path)
+    assert np.size(list(tmp_path.iterdir())) == 1

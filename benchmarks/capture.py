@@ -31,9 +31,9 @@ from capture_contenders import SITE_KIND, contenders, random_gpt2, wrap
 from machine import describe, interleaved
 from moescope.capture import Encoded, batches, moments
 from moescope.capture.activations import vector_reducer
-from moescope.capture.atomic import write_atomic
 from moescope.capture.encode import pad
 from moescope.capture.session import capture
+from moescope.files.atomic import write_atomic
 
 RESULTS = Path(__file__).parent / "results"
 MEMORY_SHAPE = (4, 256, 4)  # layers, width, heads: small, since 20,000 texts have to pass through it

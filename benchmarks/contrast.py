@@ -25,14 +25,14 @@ import pandas as pd
 import torch
 
 from machine import describe
-from moescope.capture.atomic import write_atomic
-from moescope.distill import DataSettings, DistillSettings, Pairs, Teacher, control_pairs, model_pairs
-from moescope.distill.baselines import baseline_fvu
-from moescope.distill.claims import ratio_table, summary_table
-from moescope.distill.layer_data import pieces
-from moescope.distill.runs import run_students
+from moescope.files.atomic import write_atomic
 from moescope.models import load
 from moescope.report.style import BLUE, VERMILLION, letter, look, new_figure
+from moescope.studies.distill import DataSettings, DistillSettings, Pairs, Teacher, control_pairs, model_pairs
+from moescope.studies.distill.baselines import baseline_fvu
+from moescope.studies.distill.claims import ratio_table, summary_table
+from moescope.studies.distill.layer_data import pieces
+from moescope.studies.distill.runs import run_students
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from training.corpus import one_text

@@ -29,11 +29,11 @@ from torch.nn import functional as F
 from transformers.models.glm4_moe.modeling_glm4_moe import Glm4MoeExperts
 
 from machine import describe
-from moescope.convert import convert
-from moescope.convert.settings import Counts
-from moescope.convert.speed import Runner, Workload, active_share, ceilings, measure
-from moescope.convert.target import Target, set_active, target_config
 from moescope.kernels.experts import pack, path
+from moescope.studies.convert import convert
+from moescope.studies.convert.settings import Counts
+from moescope.studies.convert.speed import Runner, Workload, active_share, ceilings, measure
+from moescope.studies.convert.target import Target, set_active, target_config
 
 RESULT = Path(__file__).parent / "results" / "convert.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

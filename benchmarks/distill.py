@@ -29,11 +29,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from machine import describe
-from moescope.capture.atomic import write_atomic
-from moescope.distill.optimizer import RowAdam
-from moescope.distill.spec import StudentSpec
-from moescope.distill.students import LayerShape, Student
+from moescope.files.atomic import write_atomic
 from moescope.kernels import Routed, cpu, reference, topk
+from moescope.studies.distill.optimizer import RowAdam
+from moescope.studies.distill.spec import StudentSpec
+from moescope.studies.distill.students import LayerShape, Student
 
 RESULTS = Path(__file__).parent / "results"
 SHAPE = LayerShape(512, 512, "gelu", False)  # Pythia-70M
@@ -175,9 +175,9 @@ def kernel_times(experts: int, repeats: int) -> dict[str, float]:
 
 def million(steps: int = 60) -> dict[str, Any]:
     """A student of a million experts of the embedded model's layer 3, trained for a minute or two."""
-    from moescope.distill import DataSettings, Job, Teacher, TrainSettings, evaluate, model_pairs, scaling_of, train
-    from moescope.distill.layer_data import pieces
     from moescope.models import load
+    from moescope.studies.distill import DataSettings, Job, Teacher, TrainSettings, evaluate, model_pairs, scaling_of, train
+    from moescope.studies.distill.layer_data import pieces
     from moescope.tasks import plain_text
 
     teacher = Teacher(load("dense-tiny"), 3)

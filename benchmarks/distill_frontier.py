@@ -13,13 +13,13 @@ import json
 from pathlib import Path
 
 from machine import describe
-from moescope.capture.atomic import write_atomic
-from moescope.distill import DataSettings, DistillSettings, StudentSpec, Teacher, model_pairs
-from moescope.distill.claims import summary_table
-from moescope.distill.layer_data import pieces
-from moescope.distill.runs import run_students
-from moescope.distill.study import equal_cost_students
+from moescope.files.atomic import write_atomic
 from moescope.models import load
+from moescope.studies.distill import DataSettings, DistillSettings, StudentSpec, Teacher, model_pairs
+from moescope.studies.distill.claims import summary_table
+from moescope.studies.distill.layer_data import pieces
+from moescope.studies.distill.runs import run_students
+from moescope.studies.distill.study import equal_cost_students
 from moescope.tasks import plain_text
 
 RESULT = Path(__file__).parent / "results" / "distill_frontier.json"

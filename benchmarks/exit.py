@@ -22,11 +22,10 @@ import transformers
 
 from machine import describe
 from moescope.capture.encode import Encoded
-from moescope.exits import ExitClassifier
-from moescope.exits.heads import Heads
-from moescope.exits.settings import KINDS, Kind
-from moescope.exits.speed import measure
 from moescope.models import LoadedModel, from_model
+from moescope.runtime.exit import ExitClassifier
+from moescope.runtime.exit.heads import KINDS, Heads, Kind
+from moescope.studies.exit.speed import measure
 
 RESULT = Path(__file__).parent / "results" / "exit.json"
 SHARES = (0.28, 0.5, 0.75)

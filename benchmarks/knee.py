@@ -18,8 +18,9 @@ from pathlib import Path
 import pandas as pd
 
 from machine import describe
-from moescope.capture.atomic import write_atomic
-from moescope.distill import (
+from moescope.files.atomic import write_atomic
+from moescope.report.style import BLUE, VERMILLION, letter, look, new_figure
+from moescope.studies.distill import (
     DictionarySettings,
     DictionaryTeacher,
     Job,
@@ -34,7 +35,6 @@ from moescope.distill import (
     scaling_of,
     train,
 )
-from moescope.report.style import BLUE, VERMILLION, letter, look, new_figure
 
 RESULTS = Path(__file__).parent / "results"
 WIDTH, SEEDS, STEPS, BATCH, RATE = 128, 3, 1000, 256, 2e-2

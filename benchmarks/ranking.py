@@ -28,8 +28,8 @@ from sklearn.model_selection import PredefinedSplit, cross_validate
 from sklearn.pipeline import make_pipeline
 
 from machine import describe
-from moescope.circuits.nested import nested_cv
-from moescope.circuits.null import permutation_max
+from moescope.select.nested import nested_cv
+from moescope.select.null import permutation_max
 from moescope.tasks import group_folds
 
 RESULT = Path(__file__).parent / "results" / "ranking.json"

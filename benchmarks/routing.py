@@ -24,8 +24,8 @@ import torch
 import transformers
 
 from machine import describe, interleaved
-from moescope.capture.atomic import write_atomic
 from moescope.capture.encode import Encoded
+from moescope.files.atomic import write_atomic
 from moescope.models import from_model
 from moescope.routing import RoutingTrace, TracedSequence, recording
 from moescope.routing.capture import trace_encoded

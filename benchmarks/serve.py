@@ -25,9 +25,10 @@ from threading import local
 from urllib.parse import urlsplit
 
 from machine import describe, interleaved
-from moescope.exits import ExitClassifier, early_exit, save_exit
-from moescope.exits.features import split_rows
+from moescope.runtime.exit import ExitClassifier, save_exit
+from moescope.studies.exit import early_exit
 from moescope.tasks import load_task
+from moescope.tasks.folds import split_rows
 
 Row = dict[str, float | str]
 RESULT = Path(__file__).parent / "results" / "serve.json"

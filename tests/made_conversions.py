@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from moescope.convert.build import build_model
-from moescope.convert.layers import Converted, convert_layers
-from moescope.convert.settings import ConvertSettings, Counts, counts_of
-from moescope.convert.target import Target, target_of
-from moescope.convert.text import Windows
 from moescope.models import LoadedModel, from_model
+from moescope.studies.convert.build import build_model
+from moescope.studies.convert.layers import Converted, convert_layers
+from moescope.studies.convert.settings import ConvertSettings, Counts, counts_of
+from moescope.studies.convert.target import Target, target_of
+from moescope.studies.convert.text import Windows
 from tests.architectures import build, tiny_tokenizer
 
 # Widths that cut into 8 experts of 8 neurons; no sliding window, which the targets lack.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from moescope.circuits.features import Columns, Features
-from moescope.circuits.settings import CircuitSettings
-from moescope.circuits.single import TaskFindings, analyse
+from moescope.studies.circuits.features import Columns, Features
+from moescope.studies.circuits.settings import CircuitSettings
+from moescope.studies.circuits.single import TaskFindings, analyse
 from moescope.tasks import group_folds
 from moescope.types import Example, Site, Task
 

@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 
 import moescope
-from moescope.exits import ExitClassifier, early_exit, route, save_exit, save_router
-from moescope.exits.heads import Heads
 from moescope.models import LoadedModel
-from moescope.serve import Served, gather
+from moescope.runtime.exit import ExitClassifier, save_exit
+from moescope.runtime.exit.heads import Heads
+from moescope.runtime.route import save_router
+from moescope.server import Served, gather
+from moescope.studies.exit import early_exit
+from moescope.studies.route import route
 from moescope.types import Example, Task
 from tests.planted_llama import planted_llama, planted_task
 

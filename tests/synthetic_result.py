@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from moescope.result import StudyResult
+from moescope.study.result import StudyResult
 from moescope.types import Circuit, Claim, Neuron, Site
 
 KS = (1, 2, 3, 5, 10, 20, 50, 100)

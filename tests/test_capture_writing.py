@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from moescope.capture import ActivationStore, Moments, activations, moments
-from moescope.capture.atomic import write_atomic
 from moescope.errors import InputError
+from moescope.files.atomic import write_atomic
 from moescope.models import LoadedModel
 from moescope.types import Site
 from tests.architectures import tiny_model

@@ -10,14 +10,13 @@ import pandas as pd
 import pytest
 import torch
 
-from moescope.circuits import replicas
-from moescope.circuits.causal import ablation_study
-from moescope.circuits.causal_targets import NeuronSets, Probe, answer_tokens, loss_readout, plain_windows, task_readout
-from moescope.circuits.erasure import erasure_study
-from moescope.circuits.replicas import Replicas
 from moescope.errors import InputError
+from moescope.intervene import intervene, replicas
+from moescope.intervene.replicas import Replicas
 from moescope.models import LoadedModel
-from moescope.steer import intervene
+from moescope.studies.circuits.causal import ablation_study
+from moescope.studies.circuits.causal_targets import NeuronSets, Probe, answer_tokens, loss_readout, plain_windows, task_readout
+from moescope.studies.circuits.erasure import erasure_study
 from moescope.types import Example, Neuron, Site, Task
 from tests.architectures import SETTINGS, tiny_model
 from tests.planted_llama import CARRIER, COORDINATE, planted_llama, planted_task

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from moescope.circuits.causal import summary
-from moescope.circuits.causal_targets import Probe
-from moescope.circuits.leace import leace
-from moescope.circuits.matched import matched_sets, norm_ratio
 from moescope.errors import InputError
+from moescope.intervene.leace import leace
+from moescope.intervene.matched import matched_sets, norm_ratio
+from moescope.studies.circuits.causal import summary
+from moescope.studies.circuits.causal_targets import Probe
 from moescope.types import Neuron, Site
 
 

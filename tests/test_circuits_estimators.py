@@ -12,9 +12,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from moescope.circuits import CircuitClassifier, DivergenceSelector
-from moescope.circuits.nested import nested_cv
 from moescope.errors import InputError
+from moescope.select.nested import nested_cv
+from moescope.studies.circuits import CircuitClassifier, DivergenceSelector
 
 
 @parametrize_with_checks(

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from moescope.circuits.features import Columns, Features
-from moescope.circuits.geometry import functional_columns, principal_component, rotated
+from moescope.studies.circuits.features import Columns, Features
+from moescope.studies.circuits.geometry import functional_columns, principal_component, rotated
 from moescope.types import Example, Site, Task
 
 

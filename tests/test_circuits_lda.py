@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from moescope.circuits.lda import fit_lda, softmax, within_moments
 from moescope.errors import InputError
+from moescope.select.lda import fit_lda, softmax, within_moments
 
 
 def data(n_classes: int, width: int, seed: int = 0, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -10,9 +10,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from moescope.circuits.nested import fit_classifier, fixed_cv, nested_cv
-from moescope.circuits.ranking import SIGMAS, fold_class_sums
 from moescope.errors import InputError
+from moescope.select.nested import fit_classifier, fixed_cv, nested_cv
+from moescope.select.ranking import SIGMAS, fold_class_sums
 from moescope.tasks import group_folds
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from moescope.circuits.ranking import SIGMAS, divergence, fold_class_sums, permutation_max
 from moescope.errors import InputError
+from moescope.select.ranking import SIGMAS, divergence, fold_class_sums, permutation_max
 from moescope.stats import permuted_label_matrix
 
 

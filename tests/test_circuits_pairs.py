@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from moescope.circuits.features import Features
-from moescope.circuits.language import language_rows
-from moescope.circuits.pair_verdicts import language_claims, pair_claims
-from moescope.circuits.pairs import cross_task_rows, native_row, overlap_rows, task_map_rows
-from moescope.circuits.single import TaskFindings, overlap_ks
 from moescope.errors import InputError
+from moescope.studies.circuits.features import Features
+from moescope.studies.circuits.language import language_rows
+from moescope.studies.circuits.pair_verdicts import language_claims, pair_claims
+from moescope.studies.circuits.pairs import cross_task_rows, native_row, overlap_rows, task_map_rows
+from moescope.studies.circuits.single import TaskFindings, overlap_ks
 from moescope.types import Claim
 from tests.made_features import QUICK, made_features, made_findings
 

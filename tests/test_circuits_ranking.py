@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moescope.circuits.ranking import (
+from moescope.errors import InputError
+from moescope.select.ranking import (
     fold_class_sums,
     layer_matched_sets,
     massive_dimensions,
@@ -14,7 +15,6 @@ from moescope.circuits.ranking import (
     top_k,
     top_variance,
 )
-from moescope.errors import InputError
 
 LAYER = np.repeat([0, 1, 2], 10)
 

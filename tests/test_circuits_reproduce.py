@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import datasets
 import pytest
 
-from moescope.circuits import CircuitSettings, published
-from moescope.circuits.reproduce import reproduce_circuits
-from moescope.result import StudyResult
+from moescope.studies.circuits import CircuitSettings, published
+from moescope.studies.circuits.reproduce import reproduce_circuits
+from moescope.study.result import StudyResult
 
 PUBLISHED = CircuitSettings(
     ks=(1, 2, 3, 5, 10), sigma="total", selection="global", n_permutations=19, n_label_permutations=0, n_random=20, twin=False

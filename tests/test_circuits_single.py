@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from moescope.circuits.nested import nested_cv
-from moescope.circuits.single import TaskFindings, overlap_ks, rank_columns
 from moescope.errors import InputError
+from moescope.select.nested import nested_cv
+from moescope.studies.circuits.single import TaskFindings, overlap_ks, rank_columns
 from moescope.types import Neuron, Site
 from tests.made_features import QUICK, made_features, made_findings
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import moescope
-from moescope.circuits import AblationSettings, CircuitSettings, circuits, formation
-from moescope.circuits.control_task import control_labels
-from moescope.circuits.features import capture_features, columns_of
 from moescope.errors import InputError
 from moescope.models import LoadedModel, load, random_twin
-from moescope.result import StudyResult
+from moescope.studies.circuits import AblationSettings, CircuitSettings, circuits, formation
+from moescope.studies.circuits.control_task import control_labels
+from moescope.studies.circuits.features import capture_features, columns_of
+from moescope.study.result import StudyResult
 from moescope.tasks import load_task
 from moescope.types import Neuron, Site, Task
 from tests.planted_llama import WORDS, planted_llama, planted_task

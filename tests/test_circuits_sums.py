@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moescope.circuits.ranking import SIGMAS, FoldSums, divergence, fold_class_sums
 from moescope.errors import InputError
+from moescope.select.ranking import SIGMAS, FoldSums, divergence, fold_class_sums
 
 
 def data(dtype: type = np.float32, offset: float = 0.0, n_classes: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

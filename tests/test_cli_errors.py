@@ -17,7 +17,7 @@ import torch
 
 from moescope.cli import main
 from moescope.models import embedded
-from moescope.report import store
+from moescope.study import store
 
 ROWS = [{"text": f"row number {i} is {'good' if i % 2 else 'bad'}", "label": i % 2} for i in range(40)]
 QUICK = {"--permutations": "19", "--label-permutations": "0", "--random": "20", "--ks": "1,2", "--k": "2", "--folds": "2"}

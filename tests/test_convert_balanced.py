@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from moescope.convert.balanced import FREE, balanced_assignment, balanced_kmeans
+from moescope.studies.convert.balanced import FREE, balanced_assignment, balanced_kmeans
 
 
 def nearest_with_room(similarity: np.ndarray, capacity: np.ndarray) -> np.ndarray:

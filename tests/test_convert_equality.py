@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from moescope.convert.target import layer_tensors, set_active
 from moescope.models import load
+from moescope.studies.convert.target import layer_tensors, set_active
 from tests.made_conversions import SOURCES, converted, source, windows
 
 IDS = windows(3, 48, seed=1).ids

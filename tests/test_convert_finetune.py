@@ -12,17 +12,17 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-import moescope.convert.finetune as finetuning
+import moescope.studies.convert.finetune as finetuning
 from moescope.cli import main
-from moescope.convert import ConvertSettings, convert
-from moescope.convert.build import build_model
-from moescope.convert.distillation import distance
-from moescope.convert.finetune import finetune, untouched
-from moescope.convert.student import Fixed, TopK, route
-from moescope.convert.text import read_tuning_windows
 from moescope.errors import InputError
 from moescope.models import load
-from moescope.result import StudyResult
+from moescope.studies.convert import ConvertSettings, convert
+from moescope.studies.convert.build import build_model
+from moescope.studies.convert.distillation import distance
+from moescope.studies.convert.finetune import finetune, untouched
+from moescope.studies.convert.student import Fixed, TopK, route
+from moescope.studies.convert.text import read_tuning_windows
+from moescope.study.result import StudyResult
 from moescope.tasks import plain_text
 from tests.made_conversions import SOURCES, converted, source, windows
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from moescope.convert import ConvertSettings, convert
-from moescope.convert.settings import counts_of
-from moescope.convert.target import target_config, target_of
 from moescope.errors import InputError
 from moescope.models import from_model
+from moescope.studies.convert import ConvertSettings, convert
+from moescope.studies.convert.settings import counts_of
+from moescope.studies.convert.target import target_config, target_of
 from moescope.types import Circuit, Neuron, Site
 from tests.architectures import TINY, build, tiny_model, tiny_tokenizer
 from tests.made_conversions import source
@@ -114,7 +114,7 @@ def test_out_of_memory_or_interruption_leaves_nothing(tmp_path: Path, monkeypatc
     def interrupted(*_arguments: Any, **_options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("moescope.convert.study.measure_frontier", interrupted)
+    monkeypatch.setattr("moescope.studies.convert.study.measure_frontier", interrupted)
     with pytest.raises(KeyboardInterrupt):
         convert(source("llama"), tmp_path / "out", experts=8, speed=False, window=64, calibration_tokens=2048)
     assert not list(tmp_path.iterdir())

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from moescope.convert.calibration import activations, expert_masses
-from moescope.convert.layers import kept_neurons
-from moescope.convert.quality import Contender, compare, neurons_off
-from moescope.convert.router import LinearRouter, captured_share, fit_router
-from moescope.convert.split import Coactivation, split_neurons
 from moescope.errors import InputError
+from moescope.studies.convert.calibration import activations, expert_masses
+from moescope.studies.convert.layers import kept_neurons
+from moescope.studies.convert.quality import Contender, compare, neurons_off
+from moescope.studies.convert.router import LinearRouter, captured_share, fit_router
+from moescope.studies.convert.split import Coactivation, split_neurons
 from tests.made_conversions import source, windows
 
 GROUPS, WIDTH, D, TOKENS = 8, 4, 24, 3000

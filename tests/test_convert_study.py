@@ -11,13 +11,13 @@ import pytest
 import torch
 import transformers
 
-import moescope.result
+import moescope.study.result
 from moescope.cli import main
-from moescope.convert import convert
-from moescope.convert.speed import Runner, Workload, active_share, ceilings, measure
-from moescope.convert.study import relative_difference
-from moescope.convert.verdict import recommend
-from moescope.result import StudyResult
+from moescope.studies.convert import convert
+from moescope.studies.convert.speed import Runner, Workload, active_share, ceilings, measure
+from moescope.studies.convert.study import relative_difference
+from moescope.studies.convert.verdict import recommend
+from moescope.study.result import StudyResult
 from tests.made_conversions import converted, source, windows
 
 SMALL: dict[str, Any] = {"experts": 40, "active": 10, "calibration_tokens": 4096, "heldout_tokens": 512, "speed": False}
@@ -61,7 +61,7 @@ def test_claims(result: StudyResult) -> None:
 
 
 def test_what_lies_in_the_folder(result: StudyResult, folder: Path) -> None:
-    assert moescope.result.load(folder / "report") == result
+    assert moescope.study.result.load(folder / "report") == result
     assert "frontier" in result.figures()
     recipe = json.loads((folder / "conversion.json").read_text())
     assert recipe["recipe"]["counts"] == {"experts": 40, "active": 10, "shared": 2}

@@ -8,7 +8,8 @@ import torch
 from scipy import stats
 
 from moescope.capture import ActivationStore, capture, encode
-from moescope.distill import (
+from moescope.errors import InputError
+from moescope.studies.distill import (
     ArrayPairs,
     Block,
     DataSettings,
@@ -22,11 +23,10 @@ from moescope.distill import (
     scaling_of,
     store_pairs,
 )
-from moescope.distill.baselines import baseline_fvu
-from moescope.distill.controls import moments
-from moescope.distill.data import SPLITS, batches, batches_per_epoch, count, split_units, whole
-from moescope.distill.layer_data import pieces
-from moescope.errors import InputError
+from moescope.studies.distill.baselines import baseline_fvu
+from moescope.studies.distill.controls import moments
+from moescope.studies.distill.data import SPLITS, batches, batches_per_epoch, count, split_units, whole
+from moescope.studies.distill.layer_data import pieces
 from tests.architectures import tiny_model
 
 TEXTS = [f"{'word ' * (i % 7 + 1)}number {i}" for i in range(60)]

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from moescope.distill import (
+from moescope.errors import InputError
+from moescope.studies.distill import (
     DistillSettings,
     Student,
     StudentSpec,
@@ -24,11 +25,10 @@ from moescope.distill import (
     read_experts,
     splice_table,
 )
-from moescope.distill.expert_study import expert_study
-from moescope.distill.neighbours import pairing_null
-from moescope.distill.students import Scaling
-from moescope.errors import InputError
-from moescope.result import StudyResult
+from moescope.studies.distill.expert_study import expert_study
+from moescope.studies.distill.neighbours import pairing_null
+from moescope.studies.distill.students import Scaling
+from moescope.study.result import StudyResult
 from moescope.types import Circuit, Neuron, Site
 from tests.architectures import tiny_model
 
@@ -155,8 +155,8 @@ def test_bad_dictionaries_and_circuits_are_one_line(teacher, tmp_path: Path) -> 
 
 def test_lift_is_of_documents_not_of_tokens() -> None:
     """A feature of the letter x: in one story of many tokens it proves nothing, in every story it does."""
-    from moescope.distill import DataSettings, model_pairs
-    from moescope.distill.data import whole
+    from moescope.studies.distill import DataSettings, model_pairs
+    from moescope.studies.distill.data import whole
 
     teacher = Teacher(tiny_model("llama"), 0)
     filler = [f"{'mnop' * 6}{i}" for i in range(24)]

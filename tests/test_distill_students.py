@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moescope.distill import LayerShape, Scaling, Student, StudentSpec, Teacher, load_student, save_student
-from moescope.distill.accounting import per_neuron, spec_cost
-from moescope.distill.routers import ProductKeyRouter, build_router
-from moescope.distill.settings import DistillSettings
-from moescope.distill.start import start_from_teacher
-from moescope.distill.study import equal_cost_students
 from moescope.errors import InputError
+from moescope.studies.distill import LayerShape, Scaling, Student, StudentSpec, Teacher, load_student, save_student
+from moescope.studies.distill.accounting import per_neuron, spec_cost
+from moescope.studies.distill.routers import ProductKeyRouter, build_router
+from moescope.studies.distill.settings import DistillSettings
+from moescope.studies.distill.start import start_from_teacher
+from moescope.studies.distill.study import equal_cost_students
 from tests.architectures import SETTINGS, tiny_model
 
 GLU = LayerShape(12, 10, "silu", True)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from moescope import load as load_result
-from moescope.distill import (
+from moescope.errors import InputError
+from moescope.studies.distill import (
     DictionarySettings,
     DictionaryTeacher,
     DistillSettings,
@@ -32,10 +33,9 @@ from moescope.distill import (
     spliced,
     train,
 )
-from moescope.distill.claims import distill_claims
-from moescope.distill.published import RECORD, mean_ratio, table_ratio
-from moescope.distill.reproduce import published_table, reproduce_secret_moe
-from moescope.errors import InputError
+from moescope.studies.distill.claims import distill_claims
+from moescope.studies.distill.published import RECORD, mean_ratio, table_ratio
+from moescope.studies.distill.reproduce import published_table, reproduce_secret_moe
 from tests.architectures import tiny_model
 
 TEXTS = [f"{'some words ' * (i % 5 + 2)}and number {i}" for i in range(80)]
@@ -227,8 +227,8 @@ def test_splice_table_is_the_models_own_loss() -> None:
 
 def test_reading_names_the_token_that_an_expert_answers() -> None:
     """A transcoder whose features 0 and 1 are the mean inputs of two tokens: the reading must say so."""
-    from moescope.distill import DataSettings, model_pairs
-    from moescope.distill.data import whole
+    from moescope.studies.distill import DataSettings, model_pairs
+    from moescope.studies.distill.data import whole
 
     model = tiny_model("llama")
     teacher = Teacher(model, 0)  # at the first layer the input is mostly the token's own embedding
@@ -252,7 +252,7 @@ def test_reading_names_the_token_that_an_expert_answers() -> None:
 
 
 def _as_pairs(block):
-    from moescope.distill import ArrayPairs
+    from moescope.studies.distill import ArrayPairs
 
     return ArrayPairs("block", dict.fromkeys(("train", "validation", "test"), block))
 

@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 import torch
 
-from moescope.distill import (
+from moescope.errors import InputError
+from moescope.studies.distill import (
     ArrayPairs,
     Block,
     Job,
@@ -26,13 +27,12 @@ from moescope.distill import (
     scaling_of,
     train,
 )
-from moescope.distill.claims import log_interval, ratio_table
-from moescope.distill.evaluate import Evaluation
-from moescope.distill.optimizer import RowAdam
-from moescope.distill.revive import revive
-from moescope.distill.runs import run_students
-from moescope.distill.settings import DistillSettings
-from moescope.errors import InputError
+from moescope.studies.distill.claims import log_interval, ratio_table
+from moescope.studies.distill.evaluate import Evaluation
+from moescope.studies.distill.optimizer import RowAdam
+from moescope.studies.distill.revive import revive
+from moescope.studies.distill.runs import run_students
+from moescope.studies.distill.settings import DistillSettings
 
 SHAPE = LayerShape(8, 5, "relu", False)
 SPECS = {
@@ -121,7 +121,7 @@ def test_a_killed_process_resumes_to_the_same_curve(tmp_path: Path) -> None:
     code = f"""
 import time, torch
 from pathlib import Path
-from moescope.distill import TrainSettings, train
+from moescope.studies.distill import TrainSettings, train
 from tests.test_distill_training import jobs, pairs
 settings = TrainSettings(steps=90, batch=128, every=20, checkpoint=Path({str(file)!r}))
 train(pairs(), jobs(), settings, lambda step, total: time.sleep(0.02 if step < 45 else 60))

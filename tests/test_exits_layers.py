@@ -12,12 +12,12 @@ import torch
 from moescope.capture import activations
 from moescope.capture.encode import encode, pad
 from moescope.errors import InputError
-from moescope.exits import ExitClassifier, load_exit, save_exit
-from moescope.exits.features import read_features
-from moescope.exits.heads import Heads
-from moescope.exits.layers import Stepper, check_leaving
-from moescope.exits.rule import Guarantee
 from moescope.models import LoadedModel
+from moescope.runtime.exit import ExitClassifier, load_exit, save_exit
+from moescope.runtime.exit.features import read_features
+from moescope.runtime.exit.heads import Heads
+from moescope.runtime.exit.layers import Stepper, check_leaving
+from moescope.runtime.exit.rule import Guarantee
 from moescope.types import Site
 from tests.architectures import SETTINGS, tiny_model
 
@@ -133,7 +133,7 @@ def test_a_check_that_other_rows_change_the_answer(monkeypatch: pytest.MonkeyPat
 
 
 def test_routing_that_mixes_rows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moescope.routing.dispatch.mixes_tokens", lambda model, layers: True)
+    monkeypatch.setattr("moescope.models.experts.mixes_tokens", lambda model, layers: True)
     with pytest.raises(InputError, match="what else is in the batch"):
         check_leaving(tiny_model("olmoe"))
 

@@ -11,10 +11,11 @@ import torch
 
 from moescope.cli import main
 from moescope.errors import InputError
-from moescope.exits import Named, TaskRouter, load_router, name_tasks, route, save_router, stream, watching
-from moescope.exits.router import Rows, fit_router, source_sites
-from moescope.exits.watch import prompt_features
 from moescope.models import LoadedModel, load
+from moescope.runtime.route import Named, TaskRouter, load_router, name_tasks, save_router, stream, watching
+from moescope.runtime.route.router import Rows, fit_router, source_sites
+from moescope.runtime.route.watch import prompt_features
+from moescope.studies.route import route
 from moescope.types import Example, Site, Task
 from tests.architectures import tiny_model
 

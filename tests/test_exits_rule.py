@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from moescope.errors import InputError
-from moescope.exits.features import ExitFeatures, split_rows
-from moescope.exits.heads import fit_heads
-from moescope.exits.rule import calibrate, exit_layers, losses, thresholds
-from moescope.exits.settings import KINDS, ExitSettings
+from moescope.runtime.exit.features import ExitFeatures
+from moescope.runtime.exit.heads import KINDS, fit_heads
+from moescope.runtime.exit.rule import exit_layers, losses, thresholds
+from moescope.studies.exit.calibration import calibrate
+from moescope.studies.exit.settings import ExitSettings
+from moescope.tasks.folds import split_rows
 from moescope.types import Example, Task
 
 CHECKS = (0, 1, 2, 3)

@@ -10,8 +10,9 @@ import pytest
 
 import moescope
 from moescope.cli import main
-from moescope.exits import ExitStudy, early_exit, load_exit
-from moescope.exits.verdicts import recommend
+from moescope.runtime.exit import load_exit
+from moescope.studies.exit import ExitStudy, early_exit
+from moescope.studies.exit.verdicts import recommend
 from moescope.types import Example, Task
 from tests.planted_llama import planted_llama, planted_task
 
@@ -68,8 +69,8 @@ def test_noise_gets_a_no(planted: ExitStudy) -> None:
 
 def test_a_task_that_the_model_alone_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     """With every cue blinded the same task is worth an exit if it is faster, and is refused one if it is not."""
-    import moescope.exits.task as module
-    import moescope.exits.verdicts as verdicts
+    import moescope.studies.exit.task as module
+    import moescope.studies.exit.verdicts as verdicts
 
     def blind(task: Task, train: np.ndarray, held: np.ndarray, tokenizer: object) -> dict[str, np.ndarray]:
         return {"nothing": np.zeros(len(held), dtype=int)}

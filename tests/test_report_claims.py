@@ -6,8 +6,9 @@ import math
 
 import pytest
 
-from moescope.report.claims import COLUMNS, claims_frame, claims_text
+from moescope.report.claims import claims_text
 from moescope.report.format import headline, interval, number, p_value, verdict_style
+from moescope.study.claims import COLUMNS, claims_frame
 from moescope.types import Claim
 from tests.synthetic_result import synthetic_result
 

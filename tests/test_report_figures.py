@@ -15,12 +15,14 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 from PIL import Image as Pixels
 
-from moescope.circuits import controls
+from moescope import studies
 from moescope.errors import InputError
-from moescope.report import comparison, figures
-from moescope.report.extras import FIGURES
+from moescope.report import registry as figures
 from moescope.report.style import SERIES, look
-from moescope.result import StudyResult
+from moescope.studies.circuits import controls
+from moescope.studies.circuits.figures import compare, comparison
+from moescope.studies.circuits.figures.extras import FIGURES
+from moescope.study.result import StudyResult
 from tests.synthetic_result import synthetic_result
 
 LONG = "a task whose name $is {far_too} long\\for any axis " * 2
@@ -135,7 +137,7 @@ def test_kinds_without_figures_have_none() -> None:
 
 
 def test_a_kind_is_added_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(figures.MODULES, "elsewhere", "moescope.report.circuits")
+    monkeypatch.setitem(studies.FIGURES, "elsewhere", "moescope.studies.circuits.figures")
     result = synthetic_result()
     assert StudyResult("elsewhere", result.meta, (), {}, result.tables).figures() == result.figures()
 
@@ -167,12 +169,12 @@ def test_styles_leave_no_trace() -> None:
 
 def test_compare_has_one_row_per_model() -> None:
     results = [synthetic_result(model=f"model {i}", seed=i) for i in range(3)]
-    figure = figures.compare(results)
+    figure = compare(results)
     texts = [t.get_text() for t in figure.findobj(matplotlib.text.Text)]
     assert len(figure.axes) == 12
     assert {f"model {i}" for i in range(3)} <= set(texts)
     with pytest.raises(InputError, match="no result to compare"):
-        figures.compare([StudyResult("circuits")])
+        compare([StudyResult("circuits")])
 
 
 def test_save_figure_writes_both_or_one_line(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,10 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 
-from moescope.report.figures import Image, available
 from moescope.report.format import VERDICTS, headline
 from moescope.report.html import ROWS_SHOWN
-from moescope.result import StudyResult
+from moescope.report.registry import Image, available
+from moescope.study.result import StudyResult
 from moescope.types import Circuit, Claim, Neuron, Site
 from tests.synthetic_result import synthetic_result
 

@@ -13,8 +13,9 @@ import pytest
 
 import moescope
 from moescope.errors import InputError
-from moescope.report import figures, store
-from moescope.result import StudyResult
+from moescope.report import registry as figures
+from moescope.study import store
+from moescope.study.result import StudyResult
 from moescope.types import Circuit, Claim, Neuron, Site
 from tests.synthetic_result import synthetic_result
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from moescope.capture.encode import Encoded
 from moescope.errors import InputError
 from moescope.models import LoadedModel, from_model
+from moescope.models.experts import Dispatch, describe_gating, routed_output
 from moescope.routing import RoutingTrace, TracedSequence, recording, trace_prompts
 from moescope.routing.capture import trace_encoded
-from moescope.routing.dispatch import Dispatch, describe_gating, routed_output
 from moescope.routing.tiny import VOCABULARY, tiny_moe
 from tests.architectures import build, tiny_model
 

@@ -12,9 +12,9 @@ from moescope.capture.encode import encode
 from moescope.errors import InputError
 from moescope.models import load
 from moescope.routing.dense import any_trace, balanced_groups, dense_trace, fit_dense_experts, is_dense
-from moescope.routing.robustness import RobustnessSettings, robustness_study
 from moescope.routing.signatures import signatures_of
-from moescope.routing.study import signatures
+from moescope.studies.robustness.study import RobustnessSettings, robustness_study
+from moescope.studies.signatures.study import signatures
 from moescope.tasks.prompts import load_prompts
 from moescope.types import Site
 from tests.architectures import tiny_model

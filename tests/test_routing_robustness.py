@@ -10,10 +10,10 @@ import pytest
 from moescope.capture.encode import Encoded
 from moescope.errors import InputError
 from moescope.models import from_model
-from moescope.routing.attack import AttackSettings, find_suffixes, margin
-from moescope.routing.monitor import Monitors, flat_signatures
-from moescope.routing.perturb import PERTURBATIONS, perturbed, typo
-from moescope.routing.robustness import RobustnessSettings, robustness_study, suffix_vocabulary
+from moescope.studies.robustness.attack import AttackSettings, find_suffixes, margin
+from moescope.studies.robustness.monitor import Monitors, flat_signatures
+from moescope.studies.robustness.perturb import PERTURBATIONS, perturbed, typo
+from moescope.studies.robustness.study import RobustnessSettings, robustness_study, suffix_vocabulary
 from moescope.tasks.prompts import Prompt, load_prompts
 from tests.architectures import PAD, build, tiny_model, tiny_tokenizer
 

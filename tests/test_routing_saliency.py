@@ -12,9 +12,9 @@ import torch
 from moescope.capture.encode import Encoded
 from moescope.errors import InputError
 from moescope.routing.counts import routing_counts
-from moescope.routing.prune import PruneMask, prune_mask
-from moescope.routing.prune_study import PruneSettings, prune_study
-from moescope.routing.saliency import expert_saliency
+from moescope.runtime.mask import PruneMask, prune_mask
+from moescope.studies.prune.saliency import expert_saliency
+from moescope.studies.prune.study import PruneSettings, prune_study
 from moescope.tasks.passages import Passage
 from tests.architectures import EXPERT_LAYERS, tiny_model
 

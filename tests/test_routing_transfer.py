@@ -10,9 +10,9 @@ from scipy.stats import kstest, ortho_group
 
 from moescope.errors import InputError
 from moescope.routing import RoutingTrace, TracedSequence
-from moescope.routing.counterparts import counterparts, same_shape
-from moescope.routing.transfer import Alignment, held_out, rsa, signature_similarity
-from moescope.routing.transfer_study import TransferSettings, transfer_study
+from moescope.studies.transfer.alignment import Alignment, held_out, rsa, signature_similarity
+from moescope.studies.transfer.counterparts import counterparts, same_shape
+from moescope.studies.transfer.study import TransferSettings, transfer_study
 
 
 def clustered(n: int = 80, d: int = 12, seed: int = 0, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray]:

@@ -18,10 +18,10 @@ from fastapi.testclient import TestClient
 from moescope.capture import capture
 from moescope.capture.encode import encode
 from moescope.errors import InputError
-from moescope.exits import name_tasks, stream
-from moescope.serve import Limits, Served, gather
-from moescope.serve.app import create_app
-from moescope.serve.writer import Readable
+from moescope.runtime.route import name_tasks, stream
+from moescope.server import Limits, Served, gather
+from moescope.server.app import create_app
+from moescope.server.writer import Readable
 from tests.architectures import tiny_model, tiny_tokenizer
 from tests.planted_llama import planted_llama, planted_task
 from tests.served_studies import save_studies, serve_studies

@@ -26,11 +26,11 @@ from moescope.capture.encode import Encoded, encode
 from moescope.cli import main
 from moescope.errors import InputError
 from moescope.routing.capture import trace_prompts
-from moescope.serve import Limits, Served, gather
-from moescope.serve.app import Service, StreamBody, create_app
-from moescope.serve.lane import Lane, ModelThread
-from moescope.serve.limits import Refused
-from moescope.serve.writer import Sampling, Writer
+from moescope.server import Limits, Served, gather
+from moescope.server.app import Service, StreamBody, create_app
+from moescope.server.lane import Lane, ModelThread
+from moescope.server.limits import Refused
+from moescope.server.writer import Sampling, Writer
 from tests.architectures import save_tiny, tiny_model
 from tests.planted_llama import planted_llama, planted_task
 from tests.served_studies import save_studies, serve_studies
@@ -258,7 +258,7 @@ class _Ids(HTMLParser):
 
 
 def test_the_page_loads_nothing_and_names_what_is_there() -> None:
-    page = files("moescope.serve").joinpath("page.html").read_text(encoding="utf-8")
+    page = files("moescope.server").joinpath("page.html").read_text(encoding="utf-8")
     parser = _Ids()
     parser.feed(page)
     assert all(a.startswith("#") or a == "data:," for a in parser.addresses)

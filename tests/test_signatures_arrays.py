@@ -9,7 +9,6 @@ from scipy.stats import kstest
 from moescope.errors import InputError
 from moescope.routing import RoutingTrace
 from moescope.routing.classify import cross_validate, length_matched, permuted_accuracy, score, token_counts
-from moescope.routing.experts import expert_card, expert_table, layer_table, variance_explained
 from moescope.routing.nulls import (
     draws,
     movable,
@@ -19,7 +18,6 @@ from moescope.routing.nulls import (
     simulated_cosine,
     uniform_router,
 )
-from moescope.routing.separations import some_tokens
 from moescope.routing.signatures import signatures_of
 from moescope.routing.similarity import (
     MEASURES,
@@ -32,6 +30,8 @@ from moescope.routing.similarity import (
     similarity,
 )
 from moescope.stats import permutation_p, permuted_label_matrix
+from moescope.studies.signatures.experts import expert_card, expert_table, layer_table, variance_explained
+from moescope.studies.signatures.separations import some_tokens
 from moescope.tasks import group_folds
 from tests.planted_routing import CATEGORIES, codes, random_trace
 

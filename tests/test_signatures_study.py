@@ -13,12 +13,12 @@ import pytest
 import moescope
 from moescope.cli import main
 from moescope.errors import InputError
-from moescope.result import StudyResult
 from moescope.routing import RoutingTrace, TracedSequence
-from moescope.routing.reproduce import published_table
-from moescope.routing.settings import SignatureSettings
-from moescope.routing.study import signatures
 from moescope.routing.subject import subject_of
+from moescope.studies.signatures.reproduce import published_table
+from moescope.studies.signatures.settings import SignatureSettings
+from moescope.studies.signatures.study import signatures
+from moescope.study.result import StudyResult
 from moescope.tasks import Prompt, load_prompts
 from tests.architectures import tiny_model
 from tests.planted_routing import CATEGORIES, random_trace

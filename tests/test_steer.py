@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from moescope.errors import InputError
+from moescope.intervene import intervene, intervene_many, resumed
 from moescope.models import LoadedModel
-from moescope.steer import intervene, intervene_many, resumed
 from moescope.types import Neuron, Site
 from tests.architectures import tiny_model
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from moescope.cli import main
-from moescope.result import load
-from moescope.routing.prune import PruneMask
+from moescope.runtime.mask import PruneMask
+from moescope.study.result import load
 from tests.architectures import build, tiny_tokenizer
 
 

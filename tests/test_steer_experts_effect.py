@@ -9,15 +9,16 @@ import torch
 import transformers
 
 from moescope.errors import InputError
+from moescope.intervene import Expert, ExpertEdits, steer_experts
 from moescope.models import LoadedModel, from_model
 from moescope.routing import trace_prompts
 from moescope.routing.trace import RoutingTrace, TracedSequence
-from moescope.steer import Ablation, EffectSettings, Expert, ExpertEdits, Steering, steer_experts, steer_study
-from moescope.steer.effects import prepare_texts
-from moescope.steer.experts_choose import category_usage, parse_experts, parse_values, route_like, top_experts
-from moescope.steer.experts_effect import steering_effects, text_usage
-from moescope.steer.experts_match import matched_edits, usage_ratio
-from moescope.steer.verdicts import steering_claims
+from moescope.studies.steer import Ablation, EffectSettings, Steering, steer_study
+from moescope.studies.steer.effects import prepare_texts
+from moescope.studies.steer.experts_choose import category_usage, parse_experts, parse_values, route_like, top_experts
+from moescope.studies.steer.experts_effect import steering_effects, text_usage
+from moescope.studies.steer.experts_match import matched_edits, usage_ratio
+from moescope.studies.steer.verdicts import steering_claims
 from moescope.tasks.passages import Passage, load_passages
 from moescope.types import Neuron, Site
 from tests.architectures import BOS, COMMON, tiny_model, tiny_tokenizer

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moescope.result import StudyResult
+from moescope.study.result import StudyResult
 
 EFFECTS = pd.DataFrame(
     [

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from moescope.capture.encode import Encoded
 from moescope.errors import InputError
+from moescope.intervene import Expert, ExpertEdits, steer_experts
 from moescope.models import LoadedModel, from_model
 from moescope.routing import expert_layers, recording, trace_prompts
 from moescope.routing.counts import routing_counts
 from moescope.routing.tiny import tiny_moe
-from moescope.steer import Expert, ExpertEdits, steer_experts
 from moescope.types import Site
 from tests.architectures import EXPERT_LAYERS, tiny_model
 

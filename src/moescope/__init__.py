@@ -11,34 +11,34 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moescope.circuits import CircuitClassifier, CircuitSettings, DivergenceSelector, circuits, formation
-    from moescope.convert import ConvertSettings, convert
-    from moescope.distill import distill
     from moescope.errors import InputError
     from moescope.models import load as load_model
-    from moescope.result import StudyResult, load
-    from moescope.routing.study import signatures
+    from moescope.studies.circuits import CircuitClassifier, CircuitSettings, DivergenceSelector, circuits, formation
+    from moescope.studies.convert import ConvertSettings, convert
+    from moescope.studies.distill import distill
+    from moescope.studies.signatures.study import signatures
+    from moescope.study.result import StudyResult, load
     from moescope.tasks import load_prompts, load_task
 
 __version__ = metadata.version("moescope")
 
 # Names are imported when first used: `moescope --help` must not wait for torch.
 _WHERE = {
-    "CircuitClassifier": "moescope.circuits",
-    "CircuitSettings": "moescope.circuits",
-    "ConvertSettings": "moescope.convert",
-    "DivergenceSelector": "moescope.circuits",
+    "CircuitClassifier": "moescope.studies.circuits",
+    "CircuitSettings": "moescope.studies.circuits",
+    "ConvertSettings": "moescope.studies.convert",
+    "DivergenceSelector": "moescope.studies.circuits",
     "InputError": "moescope.errors",
-    "StudyResult": "moescope.result",
-    "circuits": "moescope.circuits",
-    "convert": "moescope.convert",
-    "distill": "moescope.distill",
-    "formation": "moescope.circuits",
-    "load": "moescope.result",
+    "StudyResult": "moescope.study.result",
+    "circuits": "moescope.studies.circuits",
+    "convert": "moescope.studies.convert",
+    "distill": "moescope.studies.distill",
+    "formation": "moescope.studies.circuits",
+    "load": "moescope.study.result",
     "load_model": "moescope.models",
     "load_prompts": "moescope.tasks",
     "load_task": "moescope.tasks",
-    "signatures": "moescope.routing.study",
+    "signatures": "moescope.studies.signatures.study",
 }
 __all__ = [
     "CircuitClassifier",

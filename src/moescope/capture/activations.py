@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from moescope.capture.atomic import cannot_write, reserve
 from moescope.capture.encode import Batch, Encoded, PaddingSide, SpecialTokens, batches, encode, pad, padding_id
 from moescope.capture.position import Position, check_position, token_index, weights
 from moescope.capture.session import Reduce, capture
 from moescope.errors import InputError
+from moescope.files.atomic import cannot_write, reserve
 from moescope.types import Site
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from moescope.capture.atomic import write_atomic
 from moescope.capture.position import Position, check_position, skips_special
 from moescope.errors import InputError
+from moescope.files.atomic import write_atomic
 from moescope.files.names import plain_name
 from moescope.types import Site
 

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from moescope.capture.activations import Progress, check_finite, common_width, padded_batches
-from moescope.capture.checkpoint import load_arrays, run_id, save_arrays
 from moescope.capture.encode import Encoded, PaddingSide, SpecialTokens, batches, encode
 from moescope.capture.position import Position, check_position
 from moescope.capture.reduce import RowMoments, RowReducer
 from moescope.capture.session import capture
 from moescope.capture.shards import parse_site
 from moescope.errors import InputError
+from moescope.files.checkpoint import load_arrays, run_id, save_arrays
 from moescope.types import Site
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def moments(
         if checkpoint_every < 1:
             raise InputError(f"checkpoint_every: {checkpoint_every} is not a positive number of batches")
         settings = [str(position), str(skip_special), batch_tokens, padding_side, meta["sites"], str(model.dtype)]
-        meta |= run_id(model, encoded, settings, label, fold)
+        meta |= run_id(model.fingerprint, encoded.sha256, settings, label, fold)
         if path.exists():
             arrays, saved = load_arrays(path, _FORMAT, expected=meta)
             state = replace(state, n=arrays["n"], mean=arrays["mean"], m2=arrays["m2"])

@@ -26,9 +26,9 @@ def circuits(
 
     MODEL is a Hub id, a local folder or an embedded name (`moescope models`).
     """
-    from moescope.circuits import AblationSettings
-    from moescope.circuits import circuits as study
     from moescope.models import load
+    from moescope.studies.circuits import AblationSettings
+    from moescope.studies.circuits import circuits as study
 
     folder = prepare(common, "circuits")
     settings = search.settings(common)
@@ -50,7 +50,7 @@ def dynamics(
     common: Common = COMMON,
 ) -> None:
     """When does a circuit form? The same tasks over a series of checkpoints of one model."""
-    from moescope.circuits import formation
+    from moescope.studies.circuits import formation
 
     folder = prepare(common, "dynamics")
     settings = search.settings(common)
@@ -76,7 +76,7 @@ def reproduce(
 
     Without MODEL, or without the Hub, the embedded model stands in, and the output says so.
     """
-    from moescope.circuits.reproduce import reproduce_circuits
+    from moescope.studies.circuits.reproduce import reproduce_circuits
 
     if study == "signatures":
         from moescope.cli.signatures import reproduce as reproduce_signatures

@@ -56,10 +56,10 @@ def convert(
 
     MODEL is a Hub id, a local folder or an embedded name. The checkpoint loads in transformers without remote code.
     """
-    from moescope.convert import ConvertSettings
-    from moescope.convert import convert as study
-    from moescope.convert.study import check_folder
     from moescope.models import load
+    from moescope.studies.convert import ConvertSettings
+    from moescope.studies.convert import convert as study
+    from moescope.studies.convert.study import check_folder
 
     settings = ConvertSettings(
         experts=experts,
@@ -111,7 +111,7 @@ def convert(
 def _circuits(folder: Path | None) -> tuple[Circuit, ...]:
     if folder is None:
         return ()
-    from moescope.result import load
+    from moescope.study.result import load
 
     found = tuple(load(folder).circuits.values())
     if not found:

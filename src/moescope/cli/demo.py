@@ -11,7 +11,7 @@ from moescope.cli.options import COMMON, Common, load_tasks
 from moescope.cli.output import finish, prepare, print_json, progress
 
 if TYPE_CHECKING:
-    from moescope.result import StudyResult
+    from moescope.study.result import StudyResult
 
 Report = Callable[[str, int, int], None]
 
@@ -46,9 +46,9 @@ def demo(*, common: Common = COMMON) -> None:
 
 
 def _circuits(common: Common, report: Report) -> StudyResult:
-    from moescope.circuits import AblationSettings, CircuitSettings
-    from moescope.circuits import circuits as study
     from moescope.models import load
+    from moescope.studies.circuits import AblationSettings, CircuitSettings
+    from moescope.studies.circuits import circuits as study
 
     return study(
         load("dense-tiny", head=True, **common.load_options()),
@@ -61,13 +61,13 @@ def _circuits(common: Common, report: Report) -> StudyResult:
 
 
 def _signatures(common: Common, report: Report) -> StudyResult:
-    from moescope.routing.demo import run_demo_part
+    from moescope.studies.signatures.demo import run_demo_part
 
     return run_demo_part(report, seed=common.seed, batch_tokens=common.batch_tokens, load_options=common.load_options())
 
 
 def _distill(common: Common, report: Report) -> StudyResult:
-    from moescope.distill.demo import demo_distill
     from moescope.models import load
+    from moescope.studies.distill.demo import demo_distill
 
     return demo_distill(load("dense-tiny", head=True, **common.load_options()), seed=common.seed, report=report)

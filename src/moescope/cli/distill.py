@@ -12,8 +12,8 @@ from moescope.cli.output import finish, prepare, progress
 from moescope.errors import InputError
 
 if TYPE_CHECKING:
-    from moescope.distill import Student
-    from moescope.result import StudyResult
+    from moescope.studies.distill import Student
+    from moescope.study.result import StudyResult
 
 
 def distill(
@@ -67,9 +67,9 @@ def distill(
 
     The students of the first seed are kept in students/ of the result's folder.
     """
-    from moescope.distill import DistillSettings
-    from moescope.distill import distill as study
     from moescope.models import load
+    from moescope.studies.distill import DistillSettings
+    from moescope.studies.distill import distill as study
 
     folder = prepare(common, "distill")
     settings = DistillSettings(
@@ -115,7 +115,7 @@ def distill(
 
 def reproduce(model: str | None, common: Common) -> None:
     """`moescope reproduce secret-moe`."""
-    from moescope.distill.reproduce import reproduce_secret_moe
+    from moescope.studies.distill.reproduce import reproduce_secret_moe
 
     folder = prepare(common, "reproduce-secret-moe")
     with progress() as report:
@@ -135,8 +135,8 @@ def reproduce(model: str | None, common: Common) -> None:
 def _finish(
     result: StudyResult, students: dict[str, Student], folder: Path, common: Common, tables: tuple[str, ...] = ()
 ) -> None:
-    from moescope.distill import save_student
-    from moescope.report.figures import slug
+    from moescope.studies.distill import save_student
+    from moescope.study.names import slug
 
     finish(result, folder, common, tables=tables)
     for left in (folder / "students").glob("*.safetensors"):  # of an overwritten result

@@ -42,9 +42,10 @@ def exit_(
 
     MODEL is a Hub id, a local folder or an embedded name. The classifier is saved in OUT/exit/TASK.
     """
-    from moescope.exits import ExitSettings, early_exit, save_exit
     from moescope.models import load
-    from moescope.report.figures import slug
+    from moescope.runtime.exit import save_exit
+    from moescope.studies.exit import ExitSettings, early_exit
+    from moescope.study.names import slug
 
     folder = prepare(common, "exit")
     settings = ExitSettings(
@@ -86,9 +87,10 @@ def route(
 
     MODEL is a Hub id, a local folder or an embedded name. The router is saved in OUT/route.
     """
-    from moescope.exits import RouteSettings, save_router
-    from moescope.exits import route as study_route
     from moescope.models import load
+    from moescope.runtime.route import save_router
+    from moescope.studies.route import RouteSettings
+    from moescope.studies.route import route as study_route
 
     folder = prepare(common, "route")
     settings = RouteSettings(

@@ -9,7 +9,7 @@ from moescope.cli.output import print_claims, print_json
 
 def show(folder: Path, /, *, table: str = "claims", json: bool = False) -> None:
     """Print a saved result again: its claims, or one of its tables."""
-    from moescope.result import load
+    from moescope.study.result import load
 
     result = load(folder)
     if json:
@@ -22,9 +22,9 @@ def show(folder: Path, /, *, table: str = "claims", json: bool = False) -> None:
 
 def compare(folders: list[Path], /, *, out: Path = Path("moescope-out/compare")) -> None:
     """Draw several saved circuit studies (models) side by side, as PNG and SVG."""
-    from moescope.report.figures import compare as draw
-    from moescope.report.figures import save_figure
-    from moescope.result import load
+    from moescope.report.registry import save_figure
+    from moescope.studies.circuits.figures import compare as draw
+    from moescope.study.result import load
 
     for path in save_figure(draw([load(folder) for folder in folders]), out, "comparison"):
         print(path)

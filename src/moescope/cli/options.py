@@ -56,7 +56,7 @@ class Search:
     max_tokens: Annotated[int | None, Parameter(help="Cut longer texts, from the left.")] = None
 
     def settings(self, common: Common, **changes: Any) -> Any:
-        from moescope.circuits import CircuitSettings
+        from moescope.studies.circuits import CircuitSettings
 
         chosen: dict[str, Any] = {
             "site": self.site,

@@ -14,12 +14,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from moescope.cli.options import Common
 
 if TYPE_CHECKING:
-    from moescope.result import StudyResult
+    from moescope.study.result import StudyResult
 
 
 def prepare(common: Common, command: str, *, overwrite: bool = False) -> Path:
     """The result's folder, refused before any work is done if it could not be written at the end."""
-    from moescope.report.store import check_target
+    from moescope.study.store import check_target
 
     # The default folder is ours to replace; one that the user names is theirs.
     folder = common.out or Path("moescope-out") / command

@@ -39,11 +39,11 @@ def serve(
     """
     if any(find_spec(name) is None for name in ("fastapi", "uvicorn")):
         raise InputError("moescope serve needs FastAPI and uvicorn: pip install 'moescope[serve]'")
-    from moescope.serve import Limits, gather
-    from moescope.serve.app import create_app
-    from moescope.serve.guard import LOOPBACK
-    from moescope.serve.lane import ModelThread
-    from moescope.serve.run import address, bind, run
+    from moescope.server import Limits, gather
+    from moescope.server.app import create_app
+    from moescope.server.guard import LOOPBACK
+    from moescope.server.lane import ModelThread
+    from moescope.server.run import address, bind, run
 
     limits = Limits(texts=max_texts, characters=max_characters, new_tokens=max_new_tokens)
     opened = bind(host, port)

@@ -37,7 +37,7 @@ class Compare:
     max_tokens: Annotated[int | None, Parameter(help="Cut longer prompts, from the left.")] = None
 
     def settings(self, common: Common, **changes: Any) -> Any:
-        from moescope.routing.settings import SignatureSettings
+        from moescope.studies.signatures.settings import SignatureSettings
 
         chosen: dict[str, Any] = {
             "new_tokens": self.tokens,
@@ -57,7 +57,7 @@ class Compare:
         return SignatureSettings(**(chosen | changes))
 
     def prompts(self, source: str | None, common: Common) -> Any:
-        from moescope.routing.study import DEFAULT_PROMPTS
+        from moescope.studies.signatures.study import DEFAULT_PROMPTS
         from moescope.tasks import load_prompts
 
         return load_prompts(source or DEFAULT_PROMPTS, limit=self.limit, seed=common.seed)
@@ -80,7 +80,7 @@ def signatures(
     MODEL is a Hub id, a local folder or an embedded name (`moescope models`); with --trace its tokenizer reads the tokens.
     """
     from moescope.models import load
-    from moescope.routing.study import signatures as study
+    from moescope.studies.signatures.study import signatures as study
 
     folder = prepare(common, "signatures")
     settings = compare.settings(common)
@@ -102,8 +102,8 @@ def signatures(
 
 def reproduce(model: str | None, prompts: str | None, task: list[str] | None, search: Search, common: Common) -> None:
     """`moescope reproduce signatures`: of the options of a search, those that this study has too."""
-    from moescope.routing.reproduce import PROMPTS, reproduce_signatures
-    from moescope.routing.settings import SignatureSettings
+    from moescope.studies.signatures.reproduce import PROMPTS, reproduce_signatures
+    from moescope.studies.signatures.settings import SignatureSettings
     from moescope.tasks import load_prompts
 
     if task:

@@ -15,7 +15,7 @@ from moescope.errors import InputError
 
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
-    from moescope.steer import Steering
+    from moescope.studies.steer import Steering
 
 Prompts = Annotated[str, Parameter(name="--prompts", help="Prompt set or file with text, category.")]
 Text = Annotated[Path | None, Parameter(name="--text", help="File with text, category (and group) to measure loss on.")]
@@ -62,7 +62,7 @@ def steer(
         new_tokens: of the sample before and after; 0 for none.
     """
     from moescope.models import load
-    from moescope.steer import EffectSettings, steer_study
+    from moescope.studies.steer import EffectSettings, steer_study
     from moescope.tasks.passages import load_passages
     from moescope.tasks.prompts import load_prompts
 
@@ -86,9 +86,10 @@ def steer(
 def _by_hand(
     edits: dict[str, list[str] | None], ablate: Path | None, mode: Literal["mean", "zero"], target: str | None
 ) -> list[Steering]:
-    from moescope.steer import Ablation, ExpertEdits, Steering
-    from moescope.steer.experts_choose import parse_experts, parse_values
-    from moescope.steer.neurons_effect import load_circuit
+    from moescope.intervene import ExpertEdits
+    from moescope.studies.steer import Ablation, Steering
+    from moescope.studies.steer.experts_choose import parse_experts, parse_values
+    from moescope.studies.steer.neurons_effect import load_circuit
 
     found = []
     if any(edits.values()):
@@ -108,9 +109,10 @@ def _by_hand(
 def _by_category(
     model: LoadedModel, prompts: list[Any], ban_top: list[str], like: list[str], like_text: str | None, batch_tokens: int
 ) -> list[Steering]:
+    from moescope.intervene import ExpertEdits
     from moescope.routing import trace_prompts
-    from moescope.steer import ExpertEdits, Steering
-    from moescope.steer.experts_choose import route_like, top_experts
+    from moescope.studies.steer import Steering
+    from moescope.studies.steer.experts_choose import route_like, top_experts
 
     if like_text is not None:
         own = "--like-text"
@@ -159,8 +161,8 @@ def prune(
         text_tokens: of each category's text, half for the saliency and half for the loss.
     """
     from moescope.models import load
-    from moescope.routing.prune import check_target
-    from moescope.routing.prune_study import PruneSettings, prune_study
+    from moescope.runtime.mask import check_target
+    from moescope.studies.prune.study import PruneSettings, prune_study
     from moescope.tasks.passages import load_passages
 
     folder = prepare(common, "prune")
@@ -200,8 +202,8 @@ def robustness(
         active: of them, per token.
     """
     from moescope.models import load
-    from moescope.routing.attack import AttackSettings
-    from moescope.routing.robustness import RobustnessSettings, robustness_study
+    from moescope.studies.robustness.attack import AttackSettings
+    from moescope.studies.robustness.study import RobustnessSettings, robustness_study
     from moescope.tasks.prompts import load_prompts
 
     folder = prepare(common, "robustness")
@@ -253,7 +255,7 @@ def transfer(
     """
     from moescope.models import load
     from moescope.routing.dense import any_trace
-    from moescope.routing.transfer_study import TransferSettings, transfer_study
+    from moescope.studies.transfer.study import TransferSettings, transfer_study
     from moescope.tasks.prompts import load_prompts
 
     folder = prepare(common, "transfer")

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from moescope.errors import InputError
-from moescope.types import SITE_KINDS, Site
-
-if TYPE_CHECKING:
-    from moescope.models.load import LoadedModel
+from moescope.types import SITE_KINDS, Site, SiteKind
 
 
-def parse_sites(text: str, model: LoadedModel) -> tuple[Site, ...]:
+class HasSites(Protocol):
+    """A model, as far as its sites go."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def n_layers(self) -> int: ...
+
+    def sites(self, kind: SiteKind | None = None) -> tuple[Site, ...]: ...
+
+
+def parse_sites(text: str, model: HasSites) -> tuple[Site, ...]:
     """Sites named in words: ``resid``, ``resid:3``, ``resid:-1``, ``mlp_act:0-5``, ``mlp_out:*``, ``resid:0,2``.
 
     Several can be joined with ``;`` or blanks. A kind alone, or with ``*``, means every layer that has it; a layer named

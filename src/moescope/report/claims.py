@@ -6,7 +6,6 @@ import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import pandas as pd
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.padding import Padding
 from rich.rule import Rule
@@ -16,28 +15,11 @@ from rich.text import Text
 from moescope.report.format import headline, interval, number, p_value, verdict_style
 from moescope.types import Claim
 
-COLUMNS = ("name", "published", "measured", "low", "high", "null", "p", "verdict", "note")
 _HEADS = ("claim", "published", "measured", "95 %", "null", "p")
 _WIDEST = 16  # of a number column; longer text is wrapped
 _SHORTEST = 6  # to which a number column may shrink on a narrow terminal
 _NARROWEST = 32  # that a claim's name may be beside its numbers
 _INDENT = _GAP = 2
-
-
-def claims_frame(claims: Iterable[Claim]) -> pd.DataFrame:
-    """One row per claim, columns :data:`COLUMNS`; ``low`` and ``high`` are the interval (NaN where there is none).
-
-    ``published``, ``measured`` and ``null`` keep their type (number or text) and are therefore object columns.
-    """
-    rows = [
-        (c.name, c.published, c.measured, *(c.interval or (float("nan"),) * 2), c.null, c.p, c.verdict, c.note) for c in claims
-    ]
-    frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    for column in ("published", "measured", "null"):
-        frame[column] = pd.Series([r[COLUMNS.index(column)] for r in rows], dtype=object, index=frame.index)
-    for column in ("low", "high", "p"):
-        frame[column] = pd.to_numeric(frame[column]).astype("float64")
-    return frame
 
 
 @dataclass(frozen=True)

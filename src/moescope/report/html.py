@@ -10,17 +10,19 @@ import base64
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
-from moescope.report.figures import Image, entries, model_name, render
 from moescope.report.format import DASH, VerdictStyle, headline, interval, number, p_value, tally, verdict_style
+from moescope.report.registry import Image, available, entries, render, rendered
 from moescope.report.style import look
+from moescope.study.names import model_name
 
 if TYPE_CHECKING:
-    from moescope.result import StudyResult
+    from moescope.study.result import StudyResult
 
 ROWS_SHOWN = 50  # of each table; all rows are in the result's folder
 _CELL = 200  # characters of one table cell
@@ -49,7 +51,7 @@ def html_report(result: StudyResult, images: Mapping[str, Image] | None = None) 
     """``result`` as one self-contained HTML page that opens offline.
 
     Args:
-        images: the figures by name where they are drawn already (see :func:`moescope.report.figures.rendered`); a figure
+        images: the figures by name where they are drawn already (see :func:`moescope.report.registry.rendered`); a figure
             that is not among them is drawn.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -126,3 +128,13 @@ def _lines(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
         yield key, ", ".join(map(str, value)) or DASH
     else:
         yield key, DASH if value is None else {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def write_pages(result: StudyResult, folder: Path) -> None:
+    """Write ``figures/*.png``, ``figures/*.svg`` and ``report.html`` into ``folder``."""
+    (folder / "figures").mkdir()
+    images = {name: rendered(result, name) for name in available(result)}
+    for name, image in images.items():
+        (folder / "figures" / f"{name}.png").write_bytes(image.png)
+        (folder / "figures" / f"{name}.svg").write_bytes(image.svg)
+    (folder / "report.html").write_text(html_report(result, images=images), encoding="utf-8")

@@ -12,7 +12,7 @@ from moescope.capture.activations import Progress
 from moescope.capture.encode import Encoded, encode
 from moescope.capture.session import CaptureSession
 from moescope.errors import InputError
-from moescope.routing.dispatch import ExpertLayer, describe_gating, recording
+from moescope.models.experts import ExpertLayer, describe_gating, recording
 from moescope.routing.generate import GREEDY, Decoding, Piece, can_generate, run_pieces
 from moescope.routing.trace import RoutingTrace, TracedSequence, id_dtype
 

@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
 from moescope.errors import InputError
 
-if TYPE_CHECKING:
-    from moescope.routing.trace import RoutingTrace
+
+class Traced(Protocol):
+    """What a routing trace is made of; see :class:`moescope.routing.trace.RoutingTrace`."""
+
+    @property
+    def layers(self) -> tuple[int, ...]: ...
+    @property
+    def n_experts(self) -> tuple[int, ...]: ...
+    @property
+    def empty(self) -> int: ...
+    @property
+    def ids(self) -> np.ndarray: ...
+    @property
+    def weights(self) -> np.ndarray | None: ...
+    @property
+    def sequence(self) -> np.ndarray: ...
+    @property
+    def position(self) -> np.ndarray: ...
+    @property
+    def generated(self) -> np.ndarray: ...
+    @property
+    def tokens(self) -> np.ndarray | None: ...
+    @property
+    def scores(self) -> np.ndarray | None: ...
+    @property
+    def sequences(self) -> Sequence[object]: ...
 
 
-def check_trace(trace: RoutingTrace, where: str) -> None:
+def check_trace(trace: Traced, where: str) -> None:
     """Raise unless shapes, types and order fit and every id is within its layer's experts.
 
     Raises:

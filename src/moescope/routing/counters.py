@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moescope.capture.activations import Progress
-from moescope.capture.checkpoint import load_arrays, save_arrays
 from moescope.errors import InputError
+from moescope.files.checkpoint import load_arrays, save_arrays
 from moescope.routing.capture import PromptLike, trace_prompts
 from moescope.routing.trace import Part, RoutingTrace, TracedSequence
 

@@ -9,7 +9,7 @@ import torch
 
 from moescope.capture.encode import Encoded, batches, pad, padding_id
 from moescope.capture.session import CaptureSession
-from moescope.routing.dispatch import mixes_tokens, recording
+from moescope.models.experts import mixes_tokens, recording
 
 if TYPE_CHECKING:
     from moescope.models import LoadedModel

@@ -23,8 +23,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES, mo
 from moescope.capture.encode import Encoded
 from moescope.errors import InputError
 from moescope.models import LoadedModel, from_model
+from moescope.models.experts import DispatchRecorder, recording, routed_output
 from moescope.routing.capture import trace_encoded
-from moescope.routing.dispatch import DispatchRecorder, recording, routed_output
 from moescope.routing.generate import can_generate
 from moescope.routing.tiny import NotBuilt, tiny_moe
 from moescope.routing.trace import TracedSequence

@@ -20,8 +20,8 @@ from torch import Tensor
 from moescope.capture.encode import Encoded, batches, encode, pad, padding_id
 from moescope.capture.session import capture
 from moescope.errors import InputError
+from moescope.models.experts.layers import find_layers
 from moescope.routing.capture import trace_prompts
-from moescope.routing.dispatch.layers import find_layers
 from moescope.routing.trace import RoutingTrace, TracedSequence, id_dtype
 from moescope.types import Site
 

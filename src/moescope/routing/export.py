@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moescope.capture.atomic import cannot_write
+from moescope.files.atomic import cannot_write
 from moescope.routing.trace import RoutingTrace
 
 _CHUNK = 1 << 14  # tokens turned into rows at a time

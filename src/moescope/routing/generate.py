@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 from moescope.capture.encode import Batch, Encoded, batches, pad, padding_id
 from moescope.capture.session import CaptureSession
 from moescope.errors import InputError
-from moescope.routing.dispatch import Dispatch, DispatchRecorder, mixes_tokens
+from moescope.models.experts import Dispatch, DispatchRecorder, mixes_tokens
 from moescope.routing.trace import id_dtype
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from moescope.capture.atomic import write_atomic
 from moescope.capture.manifest import Shard
 from moescope.errors import InputError
+from moescope.files.atomic import write_atomic
 from moescope.routing.trace import TracedSequence
 
 FORMAT = "moescope-routing-1"

@@ -19,10 +19,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from moescope.capture.activations import Progress
-from moescope.capture.atomic import write_atomic
 from moescope.capture.encode import encode
 from moescope.capture.manifest import FINISHED, UNFINISHED, Shard, chain, check_contents, check_shard
 from moescope.errors import InputError
+from moescope.files.atomic import write_atomic
 from moescope.routing.capture import PromptLike, trace_prompts
 from moescope.routing.manifest import COLUMNS, FORMAT, TraceManifest
 from moescope.routing.trace import RoutingTrace, TracedSequence, check_same_model

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from moescope.errors import InputError
+from moescope.routing.check import check_trace
 
 Part = Literal["all", "prompt", "generated"]
 PARTS: tuple[Part, ...] = ("all", "prompt", "generated")
@@ -186,8 +187,6 @@ class RoutingTrace:
         Raises:
             InputError: naming ``where`` and the row, layer and id, or the array, that is wrong.
         """
-        from moescope.routing.check import check_trace
-
         check_trace(self, where)
         return self
 

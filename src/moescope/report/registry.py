@@ -1,0 +1,130 @@
+"""The figures of a result by name, drawn from its tables, and as PNG and SVG.
+
+A figure whose tables are missing does not exist; a panel whose table is missing is left out.
+
+Each study has its own module of figures. To add one: write ``studies/STUDY/figures.py`` with a function
+``entries(result) -> Iterator[Entry]`` that yields the figures which the result's tables allow, in the order in which the
+report shows them, and enter it in :data:`moescope.studies.FIGURES`. ``Entry.draw`` is called inside
+:func:`moescope.report.style.look`; make its figure with :func:`moescope.report.style.new_figure`, and take colours, markers and letters from there too. The
+HTML page, ``StudyResult.figures()`` and ``save`` then show it without further change.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from moescope.errors import InputError
+from moescope.report.style import look
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from moescope.study.result import StudyResult
+
+STUDIES = "moescope.studies"
+"""Where the kinds of result and their figures are listed. By name: this floor knows no study."""
+PNG_DPI = 200
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One figure that can be drawn. ``caption`` says in words what it shows, for a reader who cannot see it too."""
+
+    name: str
+    title: str
+    caption: str
+    draw: Callable[[], Figure]
+
+
+@dataclass(frozen=True)
+class Image:
+    """One figure as files."""
+
+    png: bytes
+    svg: bytes
+
+
+Tables = dict[str, pd.DataFrame]
+TableFigure = tuple[str, str, str, str, Callable[[Tables], "Figure"]]
+"""Name, the table that it needs, title, caption, and what draws it."""
+
+
+def drawable(result: StudyResult, figures: Sequence[TableFigure]) -> Iterator[Entry]:
+    """Those of ``figures`` whose table has rows."""
+    for name, table, title, caption, draw in figures:
+        if len(result.tables.get(table, ())):
+            yield Entry(name, title, caption, partial(draw, result.tables))
+
+
+def entries(result: StudyResult) -> list[Entry]:
+    """Every figure that the tables of ``result`` allow, in the order in which a report shows them."""
+    module = import_module(STUDIES).FIGURES.get(result.kind)
+    return [] if module is None else list(import_module(module).entries(result))
+
+
+def available(result: StudyResult) -> list[str]:
+    """The names of the figures that can be drawn."""
+    return [e.name for e in entries(result)]
+
+
+def draw(result: StudyResult, name: str) -> Figure:
+    """Draw the figure ``name``; ``dashboard`` and ``layers`` stand for the first of their kind.
+
+    Raises:
+        InputError: there is no such figure; the message names those that can be drawn.
+    """
+    found = entries(result)
+    for entry in (*(e for e in found if e.name == name), *(e for e in found if e.name.rsplit("-", 1)[0] == name)):
+        with look():
+            return entry.draw()
+    names = ", ".join(e.name for e in found) or "none"
+    raise InputError(f"this result has no figure {name!r}; it can draw: {names}")
+
+
+def rendered(result: StudyResult, name: str) -> Image:
+    """The figure ``name`` as PNG (200 dots per inch) and SVG (text stays text)."""
+    return render(draw(result, name))
+
+
+def render(figure: Figure) -> Image:
+    """``figure`` as PNG and SVG; the bytes are the same for the same figure."""
+    png, svg = io.BytesIO(), io.BytesIO()
+    with look():
+        figure.savefig(png, format="png", dpi=PNG_DPI, metadata={"Software": "moescope"})
+        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": "moescope"})
+    return Image(png.getvalue(), svg.getvalue())
+
+
+def save_figure(figure: Figure, folder: str | Path, name: str) -> tuple[Path, Path]:
+    """Write ``folder/name.png`` and ``folder/name.svg``, each whole or not at all; what was there is replaced.
+
+    Returns:
+        The two paths.
+
+    Raises:
+        InputError: ``folder`` is a file, or the disk is full or not writable.
+    """
+    folder, image = Path(folder), render(figure)
+    paths = (folder / f"{name}.png", folder / f"{name}.svg")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, data in zip(paths, (image.png, image.svg), strict=True):
+            draft = path.with_name(f".{path.name}.partial")
+            try:
+                draft.write_bytes(data)
+                os.replace(draft, path)
+            finally:
+                draft.unlink(missing_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"{folder} could not be written ({reason}); free some space or name another folder") from error
+    return paths

@@ -1,0 +1,143 @@
+"""A prune mask: which experts a model could do without, as a file, with what leaving them out costs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_bytes
+from safetensors.numpy import save as save_bytes
+
+from moescope.errors import InputError
+from moescope.files.atomic import write_atomic
+
+FORMAT = "moescope-prune-mask-1"
+
+
+@dataclass(frozen=True, eq=False)
+class PruneMask:
+    """Experts to keep and to leave out."""
+
+    keep: dict[int, np.ndarray]
+    """true layer number -> bool (E,): True for an expert that stays"""
+    meta: dict[str, Any] = field(default_factory=dict)
+    """how it was made: model, fingerprint, criterion, ratio, measured loss"""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, PruneMask) or self.keep.keys() != other.keep.keys() or self.meta != other.meta:
+            return False
+        return all(np.array_equal(self.keep[layer], other.keep[layer]) for layer in self.keep)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def pruned(self) -> frozenset[tuple[int, int]]:
+        """(layer, expert) of all that are left out."""
+        return frozenset((layer, int(i)) for layer, keep in self.keep.items() for i in np.flatnonzero(~keep))
+
+    @property
+    def ratio(self) -> float:
+        """Share of all experts that are left out."""
+        return len(self.pruned) / sum(map(len, self.keep.values()))
+
+    def save(self, path: str | Path) -> Path:
+        """Write ``PATH.safetensors`` (one uint8 tensor ``layers.L.keep`` a layer, 1 = keep; meta as JSON in its header), or
+        ``PATH.json`` with ``{"format", "meta", "keep": {layer: [expert, ...]}, "prune": {...}}``, by the suffix.
+
+        Raises:
+            InputError: another suffix, or the file cannot be written.
+        """
+        target = Path(path)
+        check_target(target)
+        if target.suffix == ".safetensors":
+            tensors = {f"layers.{layer}.keep": keep.astype(np.uint8) for layer, keep in self.keep.items()}
+            data = save_bytes(tensors, metadata={"format": FORMAT, "meta": json.dumps(self.meta)})
+        else:
+            content = {
+                "format": FORMAT,
+                "meta": self.meta,
+                "keep": {str(layer): np.flatnonzero(keep).tolist() for layer, keep in self.keep.items()},
+                "prune": {str(layer): np.flatnonzero(~keep).tolist() for layer, keep in self.keep.items()},
+            }
+            data = json.dumps(content, indent=1).encode()
+        write_atomic(target, [data])
+        return target
+
+    @classmethod
+    def load(cls, path: str | Path) -> PruneMask:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            InputError: there is no such file, or it is damaged or something else.
+        """
+        source = Path(path)
+        try:
+            data = source.read_bytes()
+        except OSError as error:
+            raise InputError(f"{source}: cannot be read ({error.strerror or error})") from error
+        wrong = InputError(f"{source}: this is not a prune mask, or it is damaged; write it again with moescope prune")
+        try:
+            if source.suffix == ".json":
+                content = json.loads(data)
+                keep = {int(layer): _mask(kept, content["prune"][layer]) for layer, kept in content["keep"].items()}
+                return cls(keep, content["meta"]) if content["format"] == FORMAT else _refuse(wrong)
+            size = int.from_bytes(data[:8], "little")
+            header = json.loads(data[8 : 8 + size])["__metadata__"]
+            if header["format"] != FORMAT:
+                raise wrong
+            tensors = load_bytes(data)
+            keep = {int(name.split(".")[1]): tensor.astype(bool) for name, tensor in tensors.items()}
+            return cls(dict(sorted(keep.items())), json.loads(header["meta"]))
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, SafetensorError) as error:
+            raise wrong from error
+
+
+def check_target(path: Path) -> None:
+    """Refuse a mask's name before any work is done.
+
+    Raises:
+        InputError: its suffix is neither .safetensors nor .json.
+    """
+    if path.suffix not in (".safetensors", ".json"):
+        raise InputError(f"{path}: a prune mask is written as .safetensors or .json")
+
+
+def _refuse(error: InputError) -> PruneMask:
+    raise error
+
+
+def _mask(kept: list[int], pruned: list[int]) -> np.ndarray:
+    if sorted([*kept, *pruned]) != list(range(len(kept) + len(pruned))):
+        raise ValueError("experts are missing or named twice")
+    mask = np.zeros(len(kept) + len(pruned), dtype=bool)
+    mask[kept] = True
+    return mask
+
+
+def prune_mask(saliency: dict[int, np.ndarray], ratio: float, *, top_k: int, meta: dict[str, Any] | None = None) -> PruneMask:
+    """Leave out the least salient ``ratio`` of every layer's experts, the same number in each layer of one size.
+
+    Args:
+        saliency: layer -> (E,). Ties fall to the higher expert number.
+        top_k: experts per token, which must stay at least.
+
+    Raises:
+        InputError: the ratio is not in [0, 1), or leaves fewer than ``top_k``.
+    """
+    if not 0 <= ratio < 1:
+        raise InputError(f"--prune {ratio}: give the share of experts to leave out, from 0 to below 1")
+    keep = {}
+    for layer, values in saliency.items():
+        n = round(ratio * len(values))
+        if len(values) - n < top_k:
+            raise InputError(
+                f"--prune {ratio}: leaves {len(values) - n} of {len(values)} experts, but each token needs {top_k}"
+            )
+        mask = np.ones(len(values), dtype=bool)
+        mask[np.argsort(values[::-1], kind="stable")[:n]] = False
+        keep[layer] = mask[::-1].copy()
+    return PruneMask(keep, meta or {})

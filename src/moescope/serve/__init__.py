@@ -1,6 +1,0 @@
-"""A live page and a JSON API: what a text is classified as and how deep, and what fires while a model writes."""
-
-from moescope.serve.limits import Limits
-from moescope.serve.served import Served, gather
-
-__all__ = ["Limits", "Served", "gather"]

@@ -1,0 +1,202 @@
+"""What a server serves: a model, and what studies of it have left behind, each with the verdict that stands beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moescope.errors import InputError
+from moescope.models import load
+from moescope.models.experts.layers import ExpertLayer, find_layers
+from moescope.models.load import HeadMissing
+from moescope.routing.generate import can_generate
+from moescope.runtime.exit import ExitClassifier, load_exit
+from moescope.runtime.exit.store import MANIFEST
+from moescope.runtime.route import TaskRouter, load_router
+from moescope.runtime.route.store import ROUTER_MANIFEST
+from moescope.server.circuits import CircuitTrace, circuit_traces
+from moescope.study.result import load as load_result
+
+if TYPE_CHECKING:
+    from moescope.models import LoadedModel
+    from moescope.study.result import StudyResult
+
+Verdict = dict[str, str]
+"""``claim``, ``verdict`` and ``note`` of a study's claim"""
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """A saved early-exit classifier with what its study recommends."""
+
+    exit: ExitClassifier
+    recommendation: Verdict | None
+    """None: no study of this model stands beside it"""
+
+    def json(self) -> dict[str, Any]:
+        made = self.exit
+        return {
+            "task": made.task,
+            "classes": list(made.classes),
+            "head": made.heads.kind,
+            "layers": made.model.n_layers,
+            "confidence": None if made.threshold == float("inf") else made.threshold,
+            "guarantee": made.guarantee.text() if made.guarantee else None,
+            "recommendation": self.recommendation,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Router:
+    """A saved task router with what its study says of it."""
+
+    router: TaskRouter
+    verdict: Verdict | None
+
+    def json(self) -> dict[str, Any]:
+        made = self.router
+        named = {"tasks": list(made.tasks), "features": made.source, "layer": made.layer, "unknown": made.rate}
+        return named | {"verdict": self.verdict}
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """Raises InputError where there is nothing to do: no classifier, no router, and no text can be generated."""
+
+    model: LoadedModel
+    classifiers: dict[str, Classifier]
+    router: Router | None = None
+    circuits: tuple[CircuitTrace, ...] = ()
+
+    def __post_init__(self) -> None:
+        why = self.silent
+        if why is None:
+            return
+        if self.circuits:
+            raise InputError(f"--circuits: {why}, and circuits are traced while text is generated; leave the option out")
+        if not self.classifiers and self.router is None:
+            raise InputError(f"{why}; give what it can do: --exit DIR (of moescope exit) or --route DIR (of moescope route)")
+
+    @property
+    def silent(self) -> str | None:
+        """Why no text can be generated; None where it can."""
+        if self.model.is_encoder:
+            return f"{self.model.name} is an encoder, which does not generate text"
+        if not self.model.has_head or not can_generate(self.model):
+            return f"{self.model.name} has no language-model head, so it does not generate text"
+        return None
+
+    @property
+    def experts(self) -> tuple[ExpertLayer, ...]:
+        """The mixture-of-experts layers; empty in a dense model."""
+        return find_layers(self.model.body, self.model.name)
+
+    def json(self) -> dict[str, Any]:
+        model, experts = self.model, self.experts
+        return {
+            "model": {
+                "name": model.name,
+                "revision": model.revision,
+                "type": model.config.model_type,
+                "layers": model.n_layers,
+                "width": model.d_model,
+                "dtype": str(model.dtype).removeprefix("torch."),
+                "device": str(model.device),
+                "silent": self.silent,
+            },
+            "classifiers": [classifier.json() for classifier in self.classifiers.values()],
+            "router": self.router.json() if self.router else None,
+            "experts": {"layers": [e.layer for e in experts], "counts": [e.n_experts for e in experts]} if experts else None,
+            "circuits": [trace.json() for trace in self.circuits],
+        }
+
+
+def gather(
+    model: str | LoadedModel,
+    *,
+    exits: Sequence[str | Path] = (),
+    route: str | Path | None = None,
+    circuits: str | Path | None = None,
+    **load_options: Any,
+) -> Served:
+    """Load a model, with its head where it has one, and what belongs to it.
+
+    Args:
+        model: Hub id, local folder, embedded name, or a loaded model.
+        exits: folders of moescope exit: its result, or one classifier in it.
+        route: a folder of moescope route: its result, or the router in it.
+        circuits: a result of moescope circuits.
+        load_options: as :func:`moescope.models.load` takes them.
+
+    Raises:
+        InputError: a folder is something else, damaged, or belongs to another model; two classifiers of one task.
+    """
+    # before the model is loaded, which may take minutes
+    places = [place for folder in exits for place in _classifier_folders(Path(folder))]
+    routing = _router_folder(Path(route)) if route is not None else None
+    study = load_result(circuits) if circuits is not None else None
+    loaded = _load(model, load_options) if isinstance(model, str) else model
+    classifiers: dict[str, Classifier] = {}
+    for place in places:
+        made = load_exit(place, loaded)
+        if made.task in classifiers:
+            raise InputError(f"--exit: {place} is the second classifier of task {made.task!r}; give one of each")
+        promised = made.guarantee.text() if made.guarantee else None
+        result = _study(place.parent.parent, "exit", loaded)
+        if result is not None and result.meta.get("guarantees", {}).get(made.task) != promised:
+            result = None  # a later study has replaced the one that this classifier is of
+        classifiers[made.task] = Classifier(made, _verdict(result, f"{made.task}: recommendation"))
+    router = None
+    if routing is not None:
+        verdict = _verdict(_study(routing.parent, "route", loaded), "the task is named from")
+        router = Router(load_router(routing, loaded), verdict)
+    traces = circuit_traces(loaded, study, str(circuits)) if study is not None else ()
+    return Served(loaded, classifiers, router, traces)
+
+
+def _load(model: str, options: dict[str, Any]) -> LoadedModel:
+    try:
+        return load(model, head=True, **options)
+    except HeadMissing:
+        return load(model, **options)
+
+
+def _classifier_folders(folder: Path) -> list[Path]:
+    """The classifiers of a study's result, of its folder ``exit``, or the one whose folder this is."""
+    for pattern in (MANIFEST, f"exit/*/{MANIFEST}", f"*/{MANIFEST}"):
+        found = sorted(path.parent for path in folder.glob(pattern))
+        if found:
+            return found
+    holds = f"{folder} {_absent(folder)} saved classifier ({MANIFEST})"
+    raise InputError(f"--exit: {holds}; moescope exit makes one in OUT/exit/TASK")
+
+
+def _router_folder(folder: Path) -> Path:
+    for place in (folder, folder / "route"):
+        if (place / ROUTER_MANIFEST).is_file():
+            return place
+    holds = f"{folder} {_absent(folder)} saved router ({ROUTER_MANIFEST})"
+    raise InputError(f"--route: {holds}; moescope route makes one in OUT/route")
+
+
+def _absent(folder: Path) -> str:
+    return "holds no" if folder.is_dir() else "does not exist, so it holds no"
+
+
+def _study(folder: Path, kind: str, model: LoadedModel) -> StudyResult | None:
+    """The result beside which a classifier or router was saved, where it is still there and of this model."""
+    if not (folder / "results.json").is_file():
+        return None
+    result = load_result(folder)
+    return result if result.kind == kind and result.meta.get("fingerprint") == model.fingerprint else None
+
+
+def _verdict(result: StudyResult | None, beginning: str) -> Verdict | None:
+    for claim in result.claims if result is not None else ():
+        if claim.name.startswith(beginning):
+            null = f", null {claim.null:.1%}" if isinstance(claim.null, float) else ""
+            said = claim.measured if isinstance(claim.measured, str) else f"{claim.name}: {claim.measured:.1%}{null}"
+            return {"claim": said, "verdict": claim.verdict, "note": claim.note}
+    return None

@@ -1,0 +1,171 @@
+"""A text continued one forward pass at a time, and what fired in each: experts, circuit neurons, and the task it looks like."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from moescope.capture.encode import encode, model_limit
+from moescope.models.experts import Dispatch, recording
+from moescope.models.past import past_argument, past_of
+from moescope.runtime.route import Named, watching
+from moescope.runtime.route.watch import Watch
+from moescope.server.circuits import CircuitReader
+from moescope.server.limits import Refused
+from moescope.server.served import Served
+
+SHOWN = 128
+"""tokens of a prompt, its last, whose readings are sent"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen. Temperature 0 is greedy."""
+
+    new_tokens: int
+    temperature: float = 0.0
+    seed: int = 0
+
+
+class Writer:
+    """Continues one text. Between two :meth:`step` the model may do other work, other writers' among it.
+
+    A token's readings are of the pass in which the model reads that token, so a token is shown when it has been read, not when
+    it has been chosen, and its routing is its own and not its predecessor's.
+
+    Raises:
+        Refused: the text is empty, or does not fit into the model's positions together with what is to be written.
+    """
+
+    def __init__(self, served: Served, prompt: str, sampling: Sampling) -> None:
+        self._served, self._sampling = served, sampling
+        model = served.model
+        limit = model_limit(model)
+        encoded = encode(model, [prompt])
+        if limit is not None and len(encoded.ids) + sampling.new_tokens > limit:
+            most = f"the prompt and {sampling.new_tokens} new tokens do not fit into the model's {limit} positions"
+            raise Refused(f"prompt: {most}; shorten it or ask for fewer", 413)
+        self._feed = [int(i) for i in encoded.ids]
+        self._read = 0
+        self._readable = Readable(model.tokenizer)
+        self._past: Any = None
+        self._watch: Watch | None = None
+        self._circuits = CircuitReader(model, served.circuits)
+        self._moe = bool(served.experts)
+        self._draw = torch.Generator().manual_seed(sampling.seed)
+        ends = getattr(getattr(model.module, "generation_config", None), "eos_token_id", None)
+        self._ends = frozenset([ends] if isinstance(ends, int) else ends or ())
+        self._extra: dict[str, Any] = {"use_cache": True}
+        if "logits_to_keep" in inspect.signature(model.module.forward).parameters:
+            self._extra["logits_to_keep"] = 1  # of a prompt only the last token's are needed
+        self.written = 0
+        self.over: Literal["length", "end"] | None = None
+        """why there is nothing more to write"""
+
+    @torch.no_grad()
+    def step(self) -> dict[str, Any]:
+        """Run the model on the prompt, or on the token chosen last, and choose the next.
+
+        Returns:
+            ``tokens``, the tokens read (of a prompt the last 128), each with ``id``, ``text`` (:class:`Readable`) and, where
+            there are such, ``experts`` and ``circuits``; ``read``, how many have been read so far; ``task``, what they look
+            like.
+        """
+        model, first = self._served.model, self._read == 0
+        ids = torch.tensor([self._feed], device=model.device)
+        with ExitStack() as stack:
+            recorder = stack.enter_context(recording(model)) if self._moe else None
+            stack.enter_context(self._circuits.attached())
+            if self._served.router is not None:
+                router = self._served.router.router
+                self._watch = stack.enter_context(watching(router, model, resume=self._watch))
+            out = model.module(input_ids=ids, **past_argument(model.module, self._past), **self._extra)
+        self._past = past_of(out)
+        read, self._feed = self._feed, []
+        self._read += len(read)
+        if not first:
+            self.written += 1
+        if self.written >= self._sampling.new_tokens:
+            self.over = "length"
+        else:
+            chosen = self._choose(out.logits[0, -1])
+            self.over = "end" if chosen in self._ends else None
+            self._feed = [chosen]
+        texts = [self._readable.add(i) for i in read[:-1]]
+        texts.append(self._readable.add(read[-1], last=self.over is not None))
+        tokens: list[dict[str, Any]] = [{"id": i, "text": t} for i, t in zip(read, texts, strict=True)]
+        for token, experts in zip(tokens, _experts(recorder.steps[-1]) if recorder else [], strict=recorder is not None):
+            token["experts"] = experts
+        for trace in self._served.circuits:
+            for token, values in zip(tokens, trace.scaled(self._circuits.values(trace)), strict=True):
+                token.setdefault("circuits", {})[trace.task] = values
+        return {"tokens": tokens[-SHOWN:], "read": self._read, "task": self._named()}
+
+    def _choose(self, logits: Tensor) -> int:
+        logits = logits.float().cpu()
+        if self._sampling.temperature == 0:
+            return int(logits.argmax())
+        # the largest first taken away, so that a small temperature does not overflow
+        chances = ((logits - logits.max()) / self._sampling.temperature).softmax(-1)
+        return int(torch.multinomial(chances, 1, generator=self._draw))
+
+    def _named(self) -> dict[str, Any] | None:
+        if self._watch is None or self._read < 2:
+            return None
+        named: Named = self._watch.now()[0]
+        return {"task": named.task, "nearest": named.nearest, "p": round(named.p, 4)}
+
+
+class Readable:
+    """Token ids to text, one at a time: together the texts are the whole. A character whose bytes come in several tokens is
+    with the last of them; a special token stands as it is written.
+    """
+
+    _LONGEST = 8  # tokens without a whole character: it is not going to become one
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._special = frozenset(tokenizer.all_special_ids)
+        self._before: list[int] = []  # the tokens of the last text: some tokenizers drop the space that begins a text
+        self._held: list[int] = []
+
+    def add(self, token: int, *, last: bool = False) -> str:
+        if token in self._special:
+            self._before, self._held = [token], []
+            return str(self._tokenizer.convert_ids_to_tokens(token))
+        self._held.append(token)
+        whole = self._decode(self._before + self._held)
+        if whole.endswith("\ufffd") and not last and len(self._held) < self._LONGEST:
+            return ""
+        new = whole[len(self._decode(self._before)) :]
+        self._before, self._held = self._held, []
+        return new
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def _experts(step: Sequence[Dispatch]) -> list[dict[str, Any]]:
+    """Of each token, for each layer, the experts chosen and their weights, the heaviest first."""
+    layers = [_heaviest_first(dispatch) for dispatch in step]
+    return [
+        {"ids": [[e for e, _ in pairs] for pairs in token], "weights": [[w for _, w in pairs] for pairs in token]}
+        for token in zip(*layers, strict=True)
+    ]
+
+
+def _heaviest_first(dispatch: Dispatch) -> list[list[tuple[int, float]]]:
+    """(expert, weight) of each token, without slots that hold none."""
+    assert dispatch.weights is not None
+    none = 255 if dispatch.ids.dtype == torch.uint8 else -1
+    order = dispatch.weights.float().argsort(dim=1, descending=True, stable=True)
+    ids = dispatch.ids.to(torch.int64).gather(1, order).tolist()
+    weights = dispatch.weights.float().gather(1, order).tolist()
+    rows = zip(ids, weights, strict=True)
+    return [[(e, round(w, 4)) for e, w in zip(*row, strict=True) if e != none] for row in rows]

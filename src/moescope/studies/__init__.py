@@ -1,0 +1,17 @@
+"""The studies, side by side: none imports another. Each is a folder with the same rooms: settings, what it measures, tables,
+claims, figures, and the study itself.
+"""
+
+# Kind of result -> module with `entries`; by name, so that a kind's figures are imported only for its own results.
+FIGURES = {
+    "circuits": "moescope.studies.circuits.figures",
+    "convert": "moescope.studies.convert.figures",
+    "dynamics": "moescope.studies.circuits.figures",
+    "distill": "moescope.studies.distill.figures",
+    "exit": "moescope.studies.exit.figures",
+    "prune": "moescope.studies.prune.figures",
+    "robustness": "moescope.studies.robustness.figures",
+    "signatures": "moescope.studies.signatures.figures",
+    "steer": "moescope.studies.steer.figures",
+    "transfer": "moescope.studies.transfer.figures",
+}

@@ -1,0 +1,192 @@
+"""The controls of one task: what a trivial cue, chance, an untrained model or another basis would give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from moescope.errors import InputError
+from moescope.models import LoadedModel
+from moescope.select.nested import nested_cv
+from moescope.select.ranking import layer_matched_sets, random_sets
+from moescope.stats import group_bootstrap, paired_bootstrap_difference, permutation_p, permute_labels
+from moescope.studies.circuits.control_task import control_labels
+from moescope.studies.circuits.depth import best_layer_correct, layer_probes, probe_correct
+from moescope.studies.circuits.features import Features, capture_features
+from moescope.studies.circuits.geometry import rotated
+from moescope.studies.circuits.pairs import set_hits
+from moescope.studies.circuits.settings import CircuitSettings
+from moescope.studies.circuits.single import TaskFindings
+from moescope.tasks import fixed_wrap, matched_subset
+
+SURFACE = "surface: "
+MAJORITY = "majority class"
+N_ROTATIONS = 3
+N_CONTROL_TASKS = 10
+STEPS = 6
+
+
+def control_table(
+    found: TaskFindings,
+    settings: CircuitSettings,
+    surface: pd.DataFrame,
+    *,
+    model: LoadedModel,
+    twin: LoadedModel | None,
+    step: Callable[[str], None],
+) -> pd.DataFrame:
+    """One row per control, the circuit itself first.
+
+    Columns: task, control, accuracy, low, high; ``gap``, ``gap_low``, ``gap_high``: the circuit's accuracy minus the
+    control's on the same rows (paired, over groups), NaN where the control has other rows or is a set of draws; ``p``: of
+    that gap, two-sided, or for permuted labels of the circuit's accuracy; note. Surface baselines are called
+    ``"surface: …"``.
+
+    Args:
+        surface: rows of :func:`moescope.tasks.surface_baselines`.
+        twin: a randomly initialised model, or None to leave it out.
+        step: called with the name of each of ``STEPS`` parts as it begins (for progress).
+    """
+    features, k = found.features, settings.k
+    circuit = found.circuit_hits(k)
+    rows: list[dict[str, Any]] = []
+
+    def add(control: str, correct: np.ndarray, note: str = "") -> None:
+        """A control on the circuit's own rows."""
+        gap = paired_bootstrap_difference(circuit, correct, features.groups, seed=settings.seed)
+        same = {} if control == "circuit" else {"gap": gap.value, "gap_low": gap.low, "gap_high": gap.high, "p": gap.p}
+        rows.append(_row(control, correct, features.groups, settings, note) | same)
+
+    add("circuit", circuit, f"top {k} neurons, selection {settings.selection}")
+    other = found.cv_other.correct[found.cv_other.ks.index(k)]
+    if settings.selection == "nested":
+        add("circuit_global", other, "selected on all rows, as published: optimistic")
+    else:
+        add("circuit_nested", other, "selected inside the training folds")
+    best, chosen = best_layer_correct(found.hits, features.folds)
+    layers = " or ".join(map(str, sorted({features.columns.sites[i].layer for i in chosen})))
+    add("full_layer_probe", best, f"logistic regression on a whole layer (layer {layers}, chosen by the other folds)")
+    add("embedding_layer", probe_correct(features.embed, features.y, features.folds), "before any layer")
+    for line in surface.to_dict("records"):
+        name = MAJORITY if line["control"] == MAJORITY else SURFACE + str(line["control"])
+        rows.append({"control": name, "accuracy": line["accuracy"], "low": line["low"], "high": line["high"], "note": ""})
+
+    step("random circuits")
+    rng = np.random.default_rng(settings.seed)
+    columns = features.columns
+    for control, sets in (
+        ("random_circuit", random_sets(rng, columns.n, k, settings.n_random)),
+        ("layer_matched_circuit", layer_matched_sets(rng, found.ranking[:k], columns.layer_of, k, settings.n_random)),
+    ):
+        values = np.asarray([set_hits(features, members, settings).mean() for members in sets])
+        rows.append(_draws(control, values, f"{len(values)} sets of {k}; the range of 95 % of them"))
+    step("permuted labels")
+    rows += _permuted_labels(found, settings)
+    rows += _control_task(found, settings, model)
+
+    step("rotated basis")
+    # Several rotations: one draw of a basis is itself random.
+    turned = [_nested(features, rotated(features.x, columns, settings.seed + i), settings) for i in range(N_ROTATIONS)]
+    add("rotated_basis", np.mean(turned, axis=0), f"mean over {N_ROTATIONS} random rotations of each site")
+    n_massive = int(found.massive.sum())
+    kept = nested_cv(
+        features.x,
+        features.y,
+        features.folds,
+        (k,),
+        sigma=settings.sigma,
+        classifier=settings.classifier,
+        selection=settings.selection,
+        allowed=~found.massive,
+        sums=found.sums,
+    ).correct[0]
+    add("without_massive", kept, f"{n_massive} massive neurons left out" if n_massive else "no neuron is massive here")
+
+    step("surface-matched subset")
+    rows.append(_matched(found, settings))
+    step("fixed template")
+    wrapped = capture_features(model, fixed_wrap(features.task), columns, settings)
+    add("fixed_template", _nested(wrapped, wrapped.x, settings), "same closing words after every text")
+    step("randomly initialised twin")
+    if twin is not None:
+        untrained = capture_features(twin, features.task, columns, settings)
+        note = "same architecture and tokenizer, random weights"
+        add("random_twin_circuit", _nested(untrained, untrained.x, settings), note)
+        add("random_twin_probe", best_layer_correct(layer_probes(untrained), untrained.folds)[0], note)
+    table = pd.DataFrame(rows, columns=["control", "accuracy", "low", "high", "gap", "gap_low", "gap_high", "p", "note"])
+    table.insert(0, "task", features.task.name)
+    return table
+
+
+def _row(control: str, correct: np.ndarray, groups: np.ndarray, settings: CircuitSettings, note: str) -> dict[str, Any]:
+    low, high = group_bootstrap(correct, groups, seed=settings.seed)
+    return {"control": control, "accuracy": float(correct.mean()), "low": low, "high": high, "note": note}
+
+
+def _draws(control: str, values: np.ndarray, note: str) -> dict[str, Any]:
+    low, high = np.quantile(values, [0.025, 0.975])
+    return {"control": control, "accuracy": float(values.mean()), "low": float(low), "high": float(high), "note": note}
+
+
+def _nested(features: Features, x: np.ndarray, settings: CircuitSettings, y: np.ndarray | None = None) -> np.ndarray:
+    """Held-out hits by the study's own protocol on other activations or other labels."""
+    result = nested_cv(
+        x,
+        features.y if y is None else y,
+        features.folds,
+        (settings.k,),
+        sigma=settings.sigma,
+        classifier=settings.classifier,
+        selection=settings.selection,
+    )
+    return np.asarray(result.correct[0])
+
+
+def _permuted_labels(found: TaskFindings, settings: CircuitSettings) -> list[dict[str, Any]]:
+    """The whole procedure, selection included, on labels permuted within groups: its mean, range and the circuit's p."""
+    if settings.n_label_permutations == 0:
+        return []
+    features = found.features
+    rng = np.random.default_rng(settings.seed)
+    draws = (permute_labels(features.y, features.groups, rng) for _ in range(settings.n_label_permutations))
+    values = np.asarray([_nested(features, features.x, settings, y).mean() for y in draws])
+    p = float(permutation_p(float(found.circuit_hits(settings.k).mean()) - 1e-9, values))
+    return [_draws("permuted_labels", values, f"{len(values)} label permutations, the range of 95 % of them") | {"p": p}]
+
+
+def _control_task(found: TaskFindings, settings: CircuitSettings, model: LoadedModel) -> list[dict[str, Any]]:
+    """Selectivity (Hewitt and Liang 2019): the same procedure on random labels that are a function of the input."""
+    features = found.features
+    rng = np.random.default_rng(settings.seed)
+    gains, values = [], []
+    for _ in range(N_CONTROL_TASKS):
+        y, n_types = control_labels(features, model.tokenizer, settings.position, rng)
+        try:
+            correct = _nested(features, features.x, settings, y)
+        except InputError:  # a fold trains on one class only: the texts have too few kinds of input for this control
+            return []
+        values.append(float(correct.mean()))
+        gains.append(values[-1] - np.bincount(y).max() / len(y))
+    own = float(found.circuit_hits(settings.k).mean()) - np.bincount(features.y).max() / len(features.y)
+    note = (
+        f"a random label for each of {n_types} inputs (final token, or text), {N_CONTROL_TASKS} draws: "
+        f"{np.mean(gains):+.1%} over their majority, the circuit {own:+.1%}; selectivity {own - np.mean(gains):+.1%}"
+    )
+    return [_draws("control_task", np.asarray(values), note)]
+
+
+def _matched(found: TaskFindings, settings: CircuitSettings) -> dict[str, Any]:
+    features = found.features
+    rows = np.asarray(matched_subset(features.task, seed=settings.seed))
+    note = f"{len(rows)} rows balanced on length and final full stop"
+    try:
+        part = features.subset(rows, n_folds=settings.n_folds, seed=settings.seed)
+        correct = _nested(part, part.x, settings)
+    except InputError:
+        # Too few rows of different classes are alike on the surface: a finding in itself, so it keeps its row.
+        nothing = float("nan")
+        return {"control": "matched_subset", "accuracy": nothing, "low": nothing, "high": nothing, "note": f"only {note}"}
+    return _row("matched_subset", correct, part.groups, settings, note)

@@ -1,0 +1,290 @@
+"""Further figures of a circuits study, each drawn where its table exists: controls, causal effects, task map, training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from moescope.report.style import (
+    BLUE,
+    FAINT,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SKY,
+    SOFT,
+    VERMILLION,
+    band,
+    color,
+    errors,
+    heat_cells,
+    legend,
+    letter,
+    levels,
+    log_k,
+    marker,
+    name_axis,
+    new_figure,
+    of_task,
+    shorten,
+)  # fmt: skip
+from moescope.studies.circuits.figures.comparison import SURFACE
+from moescope.studies.circuits.figures.dashboard import TARGETS, dose_curve
+
+Tables = Mapping[str, pd.DataFrame]
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A figure over all tasks that needs one table."""
+
+    name: str
+    title: str
+    caption: str
+    table: str
+    draw: Callable[[Tables], Figure]
+
+    def drawable(self, tables: Tables) -> bool:
+        return len(tables.get(self.table, ())) > 0
+
+
+_CONTROLS = (  # name in the table, label, colour, marker; top to bottom
+    ("circuit", "circuit", BLUE, "o"),
+    ("circuit_nested", "circuit, nested", BLUE, "o"),
+    ("circuit_global", "circuit, selected on all data", SKY, "o"),
+    ("full_layer_probe", "full-layer probe", GREEN, "D"),
+    ("without_massive", "circuit without massive neurons", BLUE, "o"),
+    ("rotated_basis", "randomly rotated basis", PURPLE, "v"),
+    ("matched_subset", "surface-matched texts", BLUE, "P"),
+    ("fixed_template", "fixed closing words", BLUE, "P"),
+    ("embedding_layer", "embedding layer", VERMILLION, "s"),
+    (SURFACE, "", VERMILLION, "s"),  # every control whose name begins so
+    ("majority class", "majority class", SOFT, "^"),
+    ("random_circuit", "random neurons", ORANGE, "^"),
+    ("layer_matched_circuit", "random neurons, same layers", ORANGE, "^"),
+    ("random_twin_circuit", "circuit of a random model", ORANGE, "^"),
+    ("random_twin_probe", "probe of a random model", ORANGE, "^"),
+    ("permuted_labels", "permuted labels", SOFT, "^"),
+    ("control_task", "control task (a random label per input)", PURPLE, "X"),
+)
+
+
+def _controls(tables: Tables) -> Figure:
+    frame = tables["controls"]
+    tasks = levels(frame, "task")
+    present = levels(frame, "control")
+    known: dict[str, tuple[str, str, str]] = {}
+    for name, label, ink, mark in _CONTROLS:
+        if name == SURFACE:
+            known |= {c: (c.removeprefix(SURFACE), ink, mark) for c in present if c.startswith(SURFACE)}
+        elif name in present:
+            known[name] = (label, ink, mark)
+    known |= {name: (name, SOFT, "x") for name in present if name not in known}
+    order = list(known)
+    pages = -(-len(tasks) // 3)
+    figure = new_figure((0.155 * len(order) + 0.6) * pages)
+    grid = figure.subplots(pages, min(3, len(tasks)), squeeze=False, sharey=True).ravel()
+    for i, task in enumerate(tasks):
+        axes, rows = grid[i], of_task(frame, task).drop_duplicates("control").set_index("control")
+        for y, name in enumerate(order):
+            if name in rows.index and np.isfinite(rows.loc[name, "accuracy"]):
+                row = rows.loc[name]
+                _, ink, mark = known[name]
+                axes.errorbar(
+                    row["accuracy"], y, xerr=errors([row["accuracy"]], [row["low"]], [row["high"]]), fmt=mark, color=ink, ms=4,
+                    elinewidth=1, mfc="white" if name == "circuit_global" else ink,
+                )  # fmt: skip
+        if "circuit" in rows.index:
+            axes.axvspan(rows.loc["circuit", "low"], rows.loc["circuit", "high"], color=BLUE, alpha=0.1, lw=0)
+        axes.grid(axis="y", color=FAINT, lw=0.3)
+        axes.set_yticks(range(len(order)), [shorten(known[n][0], 40) for n in order])
+        axes.set_ylim(len(order) - 0.4, -0.6)
+        axes.set_xlabel("accuracy")
+        axes.tick_params(axis="y", length=0)
+        letter(axes, i, shorten(task, 30))
+    for axes in grid[len(tasks) :]:
+        axes.set_axis_off()
+    return figure
+
+
+def _causal(table: str, along: str, what: str, xlabel: str) -> Callable[[Tables], Figure]:
+    """The effect beside matched random interventions: one row per task, one column per target (one target: tasks in rows)."""
+
+    def draw(tables: Tables) -> Figure:
+        frame = tables[table]
+        tasks, found = levels(frame, "task"), levels(frame, "target")
+        targets = [t for t in TARGETS if t in found] + [t for t in found if t not in TARGETS]
+        panels = [(task, target) for task in tasks for target in targets]
+        across = len(targets) if len(targets) > 1 else min(3, len(tasks))
+        down = -(-len(panels) // across)
+        figure = new_figure(1.9 * down + 0.25)
+        grid = figure.subplots(down, across, squeeze=False).ravel()
+        named = False
+        for i, (task, target) in enumerate(panels):
+            axes, rows = grid[i], of_task(frame, task)
+            rows = rows[rows["target"] == target]
+            if rows.empty:
+                axes.set_axis_off()
+                continue
+            dose_curve(axes, rows, along, target, what)
+            if along == "k":
+                log_k(axes, [int(k) for k in rows["k"]], spacing=0.03 * across)
+            axes.set_xlabel(xlabel)
+            letter(axes, i, shorten(task, 24))
+            if not named:
+                legend(axes)
+                named = True
+        for axes in grid[len(panels) :]:
+            axes.set_axis_off()
+        return figure
+
+    return draw
+
+
+_MEASURES = {"circuit": "Shared neurons (Kuncheva)", "probe": "Probe directions, |cosine|"}
+
+
+def _task_map(tables: Tables) -> Figure:
+    frame = tables["task_map"]
+    names = list(dict.fromkeys([*levels(frame, "a"), *levels(frame, "b")]))
+    measures = levels(frame, "measure")
+    side = max(1.6, min(4.5, 0.42 * len(names) + 0.7))
+    figure = new_figure(side + 0.4)
+    grid = figure.subplots(1, len(measures), squeeze=False)[0]
+    for m, measure in enumerate(measures):
+        axes = grid[m]
+        values = np.full((len(names), len(names)), np.nan)
+        texts = [["" for _ in names] for _ in names]
+        for row in frame[frame["measure"] == measure].to_dict("records"):
+            i, j = names.index(str(row["a"])), names.index(str(row["b"]))
+            if i == j:
+                continue
+            values[i, j] = values[j, i] = row["value"]
+            star = "*" if row.get("p_adjusted", row["p"]) <= 0.05 else ""
+            chance = "" if len(names) > 5 else f"\nchance {row['chance']:.2f}"
+            texts[i][j] = texts[j][i] = f"{row['value']:.2f}{star}{chance}"
+        finite = values[np.isfinite(values)]
+        heat_cells(axes, values, min(0.0, *finite, 0.0), max(0.2, *finite, 0.2), texts)
+        name_axis(axes, names)
+        axes.set_yticks(range(len(names)), [shorten(n, 14) for n in names])
+        letter(axes, m, _MEASURES.get(measure, measure))
+    return figure
+
+
+def _dynamics(tables: Tables) -> Figure:
+    frame = tables["dynamics"].sort_values("step")
+    tasks = levels(frame, "task")
+    columns = [("accuracy", "accuracy"), ("max_divergence", "largest divergence |Δμ| / σ")]
+    if "overlap_with_last" in frame:
+        columns.append(("overlap_with_last", "circuit neurons shared with the last"))
+    figure = new_figure(2.5)
+    grid = figure.subplots(1, len(columns), squeeze=False)[0]
+    for axes, (column, label) in zip(grid, columns, strict=True):
+        for i, task in enumerate(tasks):
+            rows = of_task(frame, task)
+            axes.plot(rows["step"], rows[column], color=color(i), marker=marker(i), label=shorten(task, 20))
+            if column == "accuracy":
+                band(axes, rows["step"], rows["low"], rows["high"], color(i))
+                probe = "full-layer probes" if i == 0 else None
+                axes.plot(rows["step"], rows["probe_accuracy"], color=color(i), ls=":", lw=1, label=probe)
+        _steps(axes, frame["step"])
+        axes.set_ylabel(label)
+    for i, (axes, title) in enumerate(zip(grid, ("Accuracy", "Divergence", "Stability of the circuit"), strict=False)):
+        letter(axes, i, title)
+    legend(grid[0], columns=2)
+    return figure
+
+
+def _steps(axes: Axes, steps: pd.Series) -> None:
+    """Training steps along x, logarithmic where they span more than a factor of 30; step 0 then stands at the left end."""
+    positive = steps[steps > 0]
+    if len(positive) and positive.max() / positive.min() > 30:
+        axes.set_xscale("symlog", linthresh=float(positive.min()))
+        decades = range(math.ceil(math.log10(positive.min())), math.floor(math.log10(positive.max())) + 1)
+        ticks = ([0] if (steps <= 0).any() else []) + [10**d for d in decades]
+        axes.set_xticks(ticks, [f"{t:,}" for t in ticks])
+    axes.set_xlabel("training step")
+
+
+def _language(tables: Tables) -> Figure:
+    frame = tables["language"]
+    tasks = levels(frame, "task")
+    across = min(3, len(tasks))
+    down = -(-len(tasks) // across)
+    figure = new_figure(2.3 * down + 0.15, 7.2 if across > 1 else 3.6)
+    grid = figure.subplots(down, across, squeeze=False).ravel()
+    for i, task in enumerate(tasks):
+        rows = of_task(frame, task)
+        names = list(dict.fromkeys([*levels(rows, "train_language"), *levels(rows, "test_language")]))
+        matrix = rows.pivot_table(index="train_language", columns="test_language", values="accuracy")
+        heat_cells(grid[i], matrix.reindex(index=names, columns=names).to_numpy(float), 0.3, 1.0)
+        name_axis(grid[i], names, 8)
+        grid[i].set_yticks(range(len(names)), [shorten(n, 8) for n in names])
+        grid[i].set_xlabel("tested on")
+        grid[i].set_ylabel("fitted on")
+        letter(grid[i], i, shorten(task, 24))
+    for axes in grid[len(tasks) :]:
+        axes.set_axis_off()
+    return figure
+
+
+FIGURES: tuple[Extra, ...] = (
+    Extra(
+        "controls",
+        "Controls",
+        "Accuracy of each task's circuit beside every control: the full-layer probe (an upper bound), trivial cues that need "
+        "no model (squares), and nulls (triangles). The shaded strip is the circuit's 95 % interval; a cue or null inside or "
+        "to the right of it explains the circuit's accuracy. The control task (cross) gives each distinct input a random "
+        "label and shows what can be learnt by heart. Bars are 95 % intervals, for random neurons and permuted labels the "
+        "range of 95 % of the draws.",
+        "controls",
+        _controls,
+    ),
+    Extra(
+        "ablation",
+        "Circuits switched off",
+        "Effect of ablating a circuit's first K neurons in the running model: on a downstream probe, on the model's own "
+        "answer, and on the loss on other text. The grey band holds 95 % of random sets matched on layer and norm; filled "
+        "points differ from them at p ≤ 0.05 (one-sided). Effects are lower bounds, since later layers repair.",
+        "ablation",
+        _causal("ablation", "k", "circuit", "neurons switched off, K"),
+    ),
+    Extra(
+        "erasure",
+        "The class direction erased",
+        "Effect of erasing everything linear about the class (LEACE) from the residual stream after one layer, at the final "
+        "token; the grey band holds 95 % of erasures of permuted labels.",
+        "erasure",
+        _causal("erasure", "layer", "class direction", "layer after which it is erased"),
+    ),
+    Extra(
+        "task_map",
+        "Map of tasks",
+        "Similarity of every two tasks: chance-corrected overlap of their circuits (chance is 0) and the cosine between their "
+        "probe directions, with what permuted labels give. A star marks p ≤ 0.05, corrected for the number of pairs.",
+        "task_map",
+        _task_map,
+    ),
+    Extra(
+        "dynamics",
+        "When circuits form",
+        "Accuracy of the circuit (with 95 % interval) and of the full-layer probe (dotted), the largest divergence, and how "
+        "many neurons are already those of the last checkpoint, over training.",
+        "dynamics",
+        _dynamics,
+    ),
+    Extra(
+        "language",
+        "Transfer between languages",
+        "Accuracy of a circuit selected and fitted on one language and tested on another; on the diagonal by nested "
+        "cross-validation.",
+        "language",
+        _language,
+    ),
+)

@@ -1,0 +1,134 @@
+"""Every MLP of a model split and routed, layer by layer, with the controls made from the same calibration pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from moescope.errors import InputError
+from moescope.models import LoadedModel
+from moescope.studies.convert.calibration import activation_of, activations, contributions, expert_masses, mlp_inputs
+from moescope.studies.convert.router import LinearRouter, fit_router
+from moescope.studies.convert.settings import ConvertSettings, Counts, Method
+from moescope.studies.convert.split import Coactivation, Split, split_neurons
+from moescope.studies.convert.target import Target, layer_tensors
+from moescope.studies.convert.text import Windows
+from moescope.types import Circuit
+
+Layers = list[tuple[Split, LinearRouter]]
+
+
+@dataclass(eq=False)
+class Converted:
+    """Splits and routers of all layers: the chosen ones, the random control's, and each neuron's importance."""
+
+    chosen: Layers = field(default_factory=list)
+    random: Layers = field(default_factory=list)
+    importance: list[Tensor] = field(default_factory=list)
+    """per layer (I,): mean squared contribution, by which static pruning keeps neurons"""
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """[layer, method, captured, oracle, chance]: see :class:`LinearRouter`."""
+        return pd.DataFrame(self.rows)
+
+
+def convert_layers(
+    model: LoadedModel,
+    target: Target,
+    counts: Counts,
+    windows: Windows,
+    settings: ConvertSettings,
+    circuits: Sequence[Circuit] = (),
+    report: Callable[[int, int], None] | None = None,
+) -> Converted:
+    """One pass over the calibration text. Circuits are the lists of neurons that must stay together."""
+    seats = circuit_neurons(circuits, model) if settings.method == "circuits" else {}
+    found = Converted()
+    module: Any = model.module
+    for layer, x in mlp_inputs(model, windows, report):
+        mlp = module.model.layers[layer].mlp
+        gate, up, down = (t.float().cpu() for t in layer_tensors(target, mlp))
+        activate = activation_of(mlp, target.activation)
+        seen = Coactivation(down, counts.active / counts.experts, settings.seed + layer)
+        importance = torch.zeros(len(gate))
+        for h in activations(x, gate, up, activate):
+            seen.add(h)
+            importance += contributions(h, down).square().sum(0)
+        found.importance.append(importance / len(x))
+        methods: list[tuple[Method, Layers]] = [(settings.method, found.chosen)]
+        if settings.controls and settings.method != "random":
+            methods.append(("random", found.random))
+        for method, kept in methods:
+            split = split_neurons(
+                seen,
+                experts=counts.experts,
+                shared=counts.shared,
+                method=method,
+                circuits=seats.get(layer, ()),
+                seed=settings.seed + layer,
+            )
+            members = torch.from_numpy(split.routed)
+            mass = torch.cat([expert_masses(h, down, members) for h in activations(x, gate, up, activate)])
+            router = fit_router(
+                x,
+                mass,
+                counts.active - counts.shared,
+                settings.router,
+                gate=gate,
+                members=members,
+                biased=target.has_shared,
+                seed=settings.seed + layer,
+            )
+            kept.append((split, router))
+            found.rows.append(
+                {
+                    "layer": layer,
+                    "method": method,
+                    "captured": router.captured,
+                    "oracle": router.oracle,
+                    "chance": router.chance,
+                }
+            )
+    return found
+
+
+def circuit_neurons(circuits: Sequence[Circuit], model: LoadedModel) -> dict[int, list[list[int]]]:
+    """Layer -> for each circuit its neurons there, best first.
+
+    Raises:
+        InputError: no circuit was given, one does not lie in MLP activations, or names a neuron that the model lacks.
+    """
+    if not circuits:
+        raise InputError("--method circuits needs --circuits: a result of `moescope circuits MODEL --site mlp_act`")
+    found: dict[int, list[list[int]]] = {}
+    for circuit in circuits:
+        layers: dict[int, list[int]] = {}
+        for neuron in circuit.neurons:
+            if neuron.site.kind != "mlp_act":
+                raise InputError(
+                    f"circuit {circuit.task!r} lies in {neuron.site.kind}, which no MLP neuron is: "
+                    "find it with `moescope circuits --site mlp_act`"
+                )
+            if neuron.index >= model.width(neuron.site):
+                raise InputError(f"circuit {circuit.task!r}: neuron {neuron} is not in model {model.name}")
+            layers.setdefault(neuron.site.layer, []).append(neuron.index)
+        for layer, neurons in layers.items():
+            found.setdefault(layer, []).append(neurons)
+    return found
+
+
+def kept_neurons(importance: Sequence[Tensor], share: float) -> list[Tensor]:
+    """Per layer (I,) bool: the ``share`` of the neurons that contribute most on average, the same for every token."""
+    masks = []
+    for values in importance:
+        mask = torch.zeros(len(values), dtype=torch.bool)
+        mask[values.topk(max(1, round(share * len(values)))).indices] = True
+        masks.append(mask)
+    return masks

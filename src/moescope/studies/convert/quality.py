@@ -1,0 +1,113 @@
+"""What a conversion costs: perplexity on text it was not made from, and how far its predictions are from the original's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from moescope.studies.convert.text import Windows
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One model, or one state of it: ``enter`` puts it in that state for as long as its context is open."""
+
+    name: str
+    model: Any
+    enter: Callable[[], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Over the predicted tokens of the held-out text.
+
+    ``loss`` nats per token; ``perplexity`` its exponential; ``kl`` KL(original ‖ this) in nats per token; ``agreement``
+    the share of tokens with the same most likely prediction. ``rise`` is perplexity over the original's less one, with
+    ``low`` and ``high`` its 95 % bootstrap interval over windows, paired.
+    """
+
+    name: str
+    loss: float
+    perplexity: float
+    kl: float
+    agreement: float
+    rise: float
+    low: float
+    high: float
+    tokens: int
+
+
+@torch.no_grad()
+def compare(
+    original: nn.Module,
+    contenders: Sequence[Contender],
+    windows: Windows,
+    *,
+    seed: int = 0,
+    report: Callable[[int, int], None] | None = None,
+) -> list[Quality]:
+    """Every contender beside the original on the same windows; the first row is the original itself.
+
+    One batch goes through all models before the next, so that the original's logits are held for one batch only.
+    """
+    device = next(original.parameters()).device
+    n, predicted = windows.ids.shape[0], windows.ids.shape[1] - 1
+    losses = np.zeros((len(contenders) + 1, n))  # sums of one window each
+    kls, agreements = np.zeros(len(contenders)), np.zeros(len(contenders))
+    done = 0
+    for ids in windows.batches(2048):
+        here = slice(done, done + len(ids))
+        reference = _log_probabilities(original, ids.to(device)).cpu()
+        losses[0, here] = _loss(reference, ids)
+        for i, contender in enumerate(contenders):
+            with contender.enter():
+                found = _log_probabilities(contender.model, ids.to(next(contender.model.parameters()).device)).cpu()
+            losses[i + 1, here] = _loss(found, ids)
+            kls[i] += float((reference.exp() * (reference - found)).sum())
+            agreements[i] += float((reference.argmax(-1) == found.argmax(-1)).sum())
+        done += len(ids)
+        if report is not None:
+            report(done, n)
+    total = n * predicted
+    rows = []
+    draws = np.random.default_rng(seed).integers(0, n, (2000, n))
+    for i, name in enumerate(["original", *(c.name for c in contenders)]):
+        loss = losses[i].sum() / total
+        difference = losses[i] - losses[0]
+        low, high = np.expm1(np.quantile(difference[draws].mean(1) / predicted, (0.025, 0.975)))
+        kl, agreement = (0.0, 1.0) if i == 0 else (kls[i - 1] / total, agreements[i - 1] / total)
+        rise = math.expm1(difference.sum() / total)
+        rows.append(Quality(name, float(loss), math.exp(loss), kl, agreement, rise, float(low), float(high), total))
+    return rows
+
+
+def _log_probabilities(model: Any, ids: Tensor) -> Tensor:
+    """(B, length - 1, V) float32: of the next token, at every place that has one."""
+    return model(input_ids=ids, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+
+
+def _loss(log_probabilities: Tensor, ids: Tensor) -> np.ndarray:
+    """Nats summed over each window (B,)."""
+    return -log_probabilities.gather(-1, ids[:, 1:, None]).squeeze(-1).double().sum(1).numpy()
+
+
+@contextmanager
+def neurons_off(layers: Sequence[nn.Module], keep: Sequence[Tensor]) -> Iterator[None]:
+    """Static pruning: in layer l only the neurons ``keep[l]`` (bool (I,)) reach the MLP's down projection."""
+    handles = []
+    try:
+        for layer, mask in zip(layers, keep, strict=True):
+            down: Any = layer.mlp.down_proj  # type: ignore[union-attr]
+            place = mask.to(down.weight.device, down.weight.dtype)
+            handles.append(down.register_forward_pre_hook(lambda _module, args, place=place: (args[0] * place,)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,151 @@
+"""The text that decides the split, and the text that judges it: never the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from moescope.errors import InputError
+from moescope.models import LoadedModel
+from moescope.studies.convert.settings import ConvertSettings
+from moescope.tasks import plain_text
+
+_SHARE = 0.75  # of one text's paragraphs that go to calibration where no held-out text is given
+_LONG = 80  # characters of a paragraph that two texts do not share by chance
+_LEAST = 16  # windows to tune on
+_MOST_VALIDATION = 32  # windows
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Sequences of equal length cut from a text: ids (N, length), and what they were cut from."""
+
+    ids: torch.Tensor
+    source: str
+    sha256: str
+
+    @property
+    def tokens(self) -> int:
+        return self.ids.numel()
+
+    def batches(self, tokens: int = 4096) -> Iterator[torch.Tensor]:
+        """Ids (B, length) with at most ``tokens`` tokens each, or one sequence."""
+        yield from self.ids.split(max(1, tokens // self.ids.shape[1]))
+
+
+def read_windows(
+    model: LoadedModel, calibration: str | Path | None, heldout: str | Path | None, settings: ConvertSettings, positions: int
+) -> tuple[Windows, Windows]:
+    """Calibration and held-out windows.
+
+    Without ``calibration`` the shipped WikiText excerpt is read; without ``heldout`` the last quarter of the calibration
+    text's paragraphs is kept for it, none of which calibrates.
+
+    Raises:
+        InputError: a file cannot be read, the two are the same file, or a text is too short.
+    """
+    length = min(settings.window, positions)
+    (paragraphs, name), (judged, other) = _sides(calibration, heldout)
+    least = max(1024, 2 * model.d_model)
+    calibrating = _cut(model, paragraphs, length, settings.calibration_tokens, name)
+    if calibrating.tokens < least:
+        raise InputError(
+            f"calibration text ({name}) gives {calibrating.tokens} tokens; at least {least} are needed "
+            f"(1024, or twice the {model.d_model} inputs of a router): give a longer one with --calibration"
+        )
+    testing = _cut(model, judged, length, settings.heldout_tokens, other)
+    if testing.tokens == 0:
+        raise InputError(
+            f"held-out text ({other}) is shorter than one window of {length} tokens: give a longer one with --heldout"
+        )
+    return calibrating, testing
+
+
+def read_tuning_windows(
+    model: LoadedModel,
+    text: str | Path | None,
+    calibration: str | Path | None,
+    heldout: str | Path | None,
+    settings: ConvertSettings,
+    positions: int,
+    most: int,
+) -> tuple[Windows, Windows]:
+    """Windows to train on, ``most`` of them at most, and windows to validate on: an eighth of all, drawn by the seed.
+
+    They come from ``text`` or, without it, from the whole of the calibration text, beyond the tokens that calibrate too.
+    A paragraph that is also in the held-out text is left out.
+
+    Raises:
+        InputError: the text cannot be read or is too short.
+    """
+    length = min(settings.window, positions)
+    (paragraphs, name), (judged, _) = _sides(calibration, heldout)
+    if text is not None:
+        paragraphs, name = _paragraphs(text)
+    common = {p for p in judged if len(p) >= _LONG}.intersection(paragraphs)
+    if common:
+        paragraphs = [p for p in paragraphs if p not in common]
+        name = f"{name}, less {len(common)} paragraphs that are held out"
+    found = _cut(model, paragraphs, length, (most + _MOST_VALIDATION) * length, name)
+    count = len(found.ids)
+    if count < _LEAST:
+        raise InputError(
+            f"fine-tuning text ({name}) gives {count} windows of {length} tokens; at least {_LEAST} are needed: "
+            "give a longer one with --finetune-text, or a shorter --window"
+        )
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(settings.seed))
+    held = min(_MOST_VALIDATION, count // 8)
+    validating, training = order[:held].sort().values, order[held:].sort().values
+    return dataclasses.replace(found, ids=found.ids[training]), dataclasses.replace(found, ids=found.ids[validating])
+
+
+def _sides(calibration: str | Path | None, heldout: str | Path | None) -> tuple[tuple[list[str], str], tuple[list[str], str]]:
+    """Paragraphs and name of the text that calibrates, and of the one that is held out."""
+    paragraphs, name = _paragraphs(calibration)
+    if heldout is not None:
+        if calibration is not None and Path(heldout).resolve() == Path(calibration).resolve():
+            raise InputError(f"--heldout: {heldout} is the calibration text; give another, or leave it out to split one")
+        return (paragraphs, name), _paragraphs(heldout)
+    cut = int(len(paragraphs) * _SHARE)
+    return (paragraphs[:cut], f"{name}, first three quarters"), (paragraphs[cut:], f"{name}, last quarter")
+
+
+def _paragraphs(source: str | Path | None) -> tuple[list[str], str]:
+    if source is None:
+        return plain_text(), "WikiText-2 test excerpt"
+    path = Path(source)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start}); convert it") from error
+    return [line for line in text.split("\n") if line.strip()], path.name
+
+
+def _cut(model: LoadedModel, paragraphs: list[str], length: int, most: int, name: str) -> Windows:
+    digest = hashlib.sha256("\n".join(paragraphs).encode()).hexdigest()[:16]
+    empty = Windows(torch.empty(0, length, dtype=torch.int64), name, digest)
+    if not paragraphs:
+        return empty
+    pieces: list[np.ndarray] = []
+    found = 0
+    for start in range(0, len(paragraphs), 64):
+        # one text of all: the paragraphs follow each other as they did
+        joined = "\n\n".join(paragraphs[start : start + 64])
+        ids = np.asarray(model.tokenizer(joined, add_special_tokens=False, verbose=False)["input_ids"], np.int64)
+        pieces.append(ids)
+        found += len(ids)
+        if found >= most:
+            break
+    ids = np.concatenate(pieces)[: max(most, length)]
+    count = len(ids) // length
+    if count == 0:
+        return empty
+    return Windows(torch.from_numpy(ids[: count * length].reshape(count, length)), name, digest)

@@ -1,0 +1,79 @@
+"""The conversion and its controls, all fine-tuned alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from moescope.models import LoadedModel
+from moescope.studies.convert.build import build_model
+from moescope.studies.convert.finetune import Tuned, finetune, untouched
+from moescope.studies.convert.layers import Converted, Layers, kept_neurons
+from moescope.studies.convert.settings import ConvertSettings, Counts
+from moescope.studies.convert.student import Fixed, TopK
+from moescope.studies.convert.target import Target
+from moescope.studies.convert.text import Windows
+
+TUNED, RANDOM, STATIC = "tuned", "random tuned", "static tuned"  # kinds of the frontier
+
+
+@dataclass(frozen=True, eq=False)
+class Tuning:
+    """``runs`` and ``models`` by kind: ``tuned`` and, with controls, ``random tuned`` and ``static tuned``.
+
+    Models are mixtures of experts, the last one dense; a kind whose training did not improve has none. ``dense`` is the
+    validation KL of the original under the same adapters before a step: nought, so the original tuned alike is itself.
+    """
+
+    runs: dict[str, Tuned]
+    models: dict[str, Any]
+    dense: float
+    training: Windows
+    validation: Windows
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """[kind, rate, step, train, validation]: the loss on training windows, KL on validation windows."""
+        return pd.DataFrame([{"kind": kind, "rate": run.rate} | row for kind, run in self.runs.items() for row in run.history])
+
+
+def tune_all(
+    model: LoadedModel,
+    target: Target,
+    counts: Counts,
+    found: Converted,
+    training: Windows,
+    validation: Windows,
+    settings: ConvertSettings,
+    stage: Callable[[str], Callable[[int, int], None]],
+) -> Tuning:
+    """Fine-tune the conversion and, where they were made, its controls, each at the rate that suits it."""
+    k = counts.active - counts.shared
+
+    def routed(layers: Layers) -> Callable[[], Sequence[nn.Module]]:
+        return lambda: [TopK(split, router, k) for split, router in layers]
+
+    keep = kept_neurons(found.importance, counts.active / counts.experts)
+    students = {TUNED: routed(found.chosen)}
+    if found.random:
+        students |= {RANDOM: routed(found.random), STATIC: lambda: [Fixed(mask) for mask in keep]}
+    runs: dict[str, Tuned] = {}
+    models: dict[str, Any] = {}
+    for kind, choices in students.items():
+        name = "fine-tuning" if kind == TUNED else f"fine-tuning the control: {kind.split()[0]}"
+        run = finetune(model, target, choices, training, validation, settings, stage(name))
+        runs[kind] = run
+        if run.module is not None:
+            models[kind] = run.module if kind == STATIC else _cut(model, target, counts, found, kind, run)
+    return Tuning(runs, models, untouched(model, target, validation, settings), training, validation)
+
+
+def _cut(model: LoadedModel, target: Target, counts: Counts, found: Converted, kind: str, run: Tuned) -> Any:
+    """The tuned dense form as a mixture of experts."""
+    splits = [split for split, _ in (found.chosen if kind == TUNED else found.random)]
+    routers = [choice.router() for choice in run.choices if isinstance(choice, TopK)]
+    return build_model(model, target, counts, list(zip(splits, routers, strict=True)), module=run.module)

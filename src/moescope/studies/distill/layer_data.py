@@ -1,0 +1,201 @@
+"""Teacher inputs and outputs read from a running model or from a store of activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from safetensors import safe_open
+
+from moescope.capture import ActivationStore, Encoded, capture, encode
+from moescope.capture.activations import check_finite, padded_batches
+from moescope.errors import InputError
+from moescope.studies.distill.data import SPLITS, ArrayPairs, Block, Pairs, Split, split_units, whole
+from moescope.studies.distill.teacher import Teacher
+from moescope.types import Site
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """How much is read, and how it is split.
+
+    Attributes:
+        tokens: vectors to use in all; None: all of the text.
+        shares: of train, validation and test, in vectors.
+        buffer: vectors held at once when the data do not fit ``memory``.
+        memory: bytes; smaller data are kept, larger ones are read from the model again in every epoch.
+    """
+
+    tokens: int | None = None
+    shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    buffer: int = 65536
+    memory: int = 2 << 30
+    batch_tokens: int = 8192
+    max_tokens: int | None = None
+    seed: int = 0
+
+
+def pieces(texts: Sequence[str], characters: int) -> list[str]:
+    """Texts cut at spaces into pieces of at most ``characters`` (a single longer word stays whole), so that a model with a
+    short context sees all of a long text, not its end alone."""
+    cut: list[str] = []
+    for text in texts:
+        while len(text) > characters:
+            at = text.rfind(" ", 1, characters + 1)
+            at = at if at > 0 else text.find(" ", characters)
+            if at < 0:
+                break
+            cut.append(text[:at])
+            text = text[at + 1 :]
+        cut.append(text)
+    return [piece for piece in cut if piece.strip()]
+
+
+class ModelPairs:
+    """Inputs and outputs of a layer, read from the running model whenever they are asked for; a unit is a text.
+
+    The first token of every text is left out (its activations are massive and the same everywhere, Sun et al. 2024), and so
+    is padding.
+    """
+
+    def __init__(self, teacher: Teacher, texts: dict[Split, Encoded], *, buffer: int, batch_tokens: int) -> None:
+        self.name = f"{teacher.model.name}, layer {teacher.layer}"
+        self.buffer = buffer
+        self._teacher, self._texts, self._batch_tokens = teacher, texts, batch_tokens
+
+    def lengths(self, split: Split) -> np.ndarray:
+        return self._texts[split].lengths - 1
+
+    def load(self, split: Split, units: np.ndarray) -> Block:
+        texts = self._texts[split]
+        return _read(self._teacher, Encoded.from_ids([texts[int(u)] for u in units]), self._batch_tokens)
+
+
+class StorePairs:
+    """The same from a store that holds every token of both sites; a unit is a text. Token ids are not in a store.
+
+    Raises:
+        InputError: the store is of another model, lacks a site, or does not hold every token.
+    """
+
+    def __init__(self, teacher: Teacher, store: ActivationStore, texts: dict[Split, np.ndarray], *, buffer: int) -> None:
+        self.name = f"{teacher.model.name}, layer {teacher.layer} ({store.path})"
+        self.buffer = buffer
+        self._teacher, self._store, self._texts = teacher, store, texts
+        self._lengths = store_lengths(store)
+
+    def lengths(self, split: Split) -> np.ndarray:
+        return self._lengths[self._texts[split]] - 1
+
+    def load(self, split: Split, units: np.ndarray) -> Block:
+        rows = [int(self._texts[split][u]) for u in units]
+        sides = [
+            torch.from_numpy(np.concatenate([self._store.read(site, row).values[1:] for row in rows]))
+            for site in (self._teacher.site_in, self._teacher.site_out)
+        ]
+        return Block(sides[0], sides[1], None)
+
+
+def model_pairs(teacher: Teacher, texts: Sequence[str], settings: DataSettings, progress: Progress | None = None) -> Pairs:
+    """Read a layer's inputs and outputs on ``texts``; no text is in two splits.
+
+    Kept in memory where they fit, else streamed. A text of one token has nothing to give and is left out.
+
+    Raises:
+        InputError: too little text, or an activation that is not finite (the text is named).
+    """
+    encoded = encode(teacher.model, texts, max_tokens=settings.max_tokens)
+    lengths = encoded.lengths - 1
+    use = _enough(lengths, settings)
+    parts = split_units(lengths[use], settings.shares, settings.seed)
+    split_texts = {split: Encoded.from_ids([encoded[int(use[u])] for u in units]) for split, units in parts.items()}
+    streamed = ModelPairs(teacher, split_texts, buffer=settings.buffer, batch_tokens=settings.batch_tokens)
+    if _size(teacher, int(lengths[use].sum())) > settings.memory:
+        return streamed
+    kept: dict[Split, Block] = {}
+    for split in SPLITS:
+        kept[split] = _read(teacher, split_texts[split], settings.batch_tokens, progress if split == "train" else None)
+    return ArrayPairs(streamed.name, kept, buffer=settings.buffer)
+
+
+def store_pairs(teacher: Teacher, store: ActivationStore, settings: DataSettings) -> Pairs:
+    """The same from a store made with :class:`~moescope.capture.ActivationStore` (sites ``mlp_in`` and ``mlp_out`` of the
+    layer, position ``"all"``).
+
+    Raises:
+        InputError: the store is of another model, lacks a site, or does not hold every token.
+    """
+    store.manifest.check_model(teacher.model, store.path)
+    if store.manifest.position != "all":
+        raise InputError(f"{store.path}: the store holds position {store.manifest.position}; collect it with position 'all'")
+    for site in (teacher.site_in, teacher.site_out):
+        if site not in store.sites:
+            raise InputError(f"{store.path}: site {site} is not in the store; it has {', '.join(store.manifest.sites)}")
+    lengths = store_lengths(store) - 1
+    use = _enough(lengths, settings)
+    parts = {split: use[units] for split, units in split_units(lengths[use], settings.shares, settings.seed).items()}
+    streamed = StorePairs(teacher, store, parts, buffer=settings.buffer)
+    if _size(teacher, int(lengths[use].sum())) > settings.memory:
+        return streamed
+    return ArrayPairs(streamed.name, {split: whole(streamed, split) for split in SPLITS}, buffer=settings.buffer)
+
+
+def store_lengths(store: ActivationStore) -> np.ndarray:
+    """int64 (texts,): vectors of each text."""
+    parts = [np.zeros(0, np.int64)]
+    for shard in store.manifest.shards:
+        with safe_open(str(store.path / shard.file), "np") as file:
+            parts.append(np.diff(file.get_tensor("offsets")))
+    return np.concatenate(parts)
+
+
+def _enough(lengths: np.ndarray, settings: DataSettings) -> np.ndarray:
+    """Texts with at least one vector, in random order until ``settings.tokens`` vectors are there."""
+    order = np.random.default_rng([settings.seed, 1]).permutation(len(lengths))
+    order = order[lengths[order] > 0]
+    if settings.tokens is None:
+        return np.sort(order)
+    ends = np.cumsum(lengths[order])
+    if not len(ends) or ends[-1] < settings.tokens:
+        raise InputError(
+            f"--tokens: {settings.tokens} vectors were asked for, the text gives {int(ends[-1]) if len(ends) else 0}; "
+            "give more text or fewer tokens"
+        )
+    return np.sort(order[: int(np.searchsorted(ends, settings.tokens)) + 1])
+
+
+def _size(teacher: Teacher, vectors: int) -> int:
+    return 4 * vectors * (teacher.entry.width + teacher.exit.width)
+
+
+def _read(teacher: Teacher, encoded: Encoded, batch_tokens: int, progress: Progress | None = None) -> Block:
+    """All but the first vector of each text, text after text."""
+    model, sites = teacher.model, (teacher.site_in, teacher.site_out)
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(encoded.lengths - 1)])
+    out = [torch.empty(int(offsets[-1]), point.width) for point in (teacher.entry, teacher.exit)]
+    tokens = torch.empty(int(offsets[-1]), dtype=torch.long)
+    done = 0
+    with capture(model, sites) as session:
+        for batch in padded_batches(model, encoded, batch_tokens, "right"):
+            keep = batch.mask.clone()
+            keep[:, 0] = False  # padding is on the right, so this is the first token
+            place = torch.cat([torch.arange(int(offsets[row]), int(offsets[row + 1])) for row in batch.rows])
+            seen = session.run(batch.ids, batch.mask, reduce=partial(_vectors, keep))
+            numbers = np.repeat(batch.numbers, encoded.lengths[batch.rows] - 1)
+            for side, site in enumerate(sites):
+                check_finite(seen[site][:, None], numbers, [site], model)
+                out[side][place] = seen[site]
+            tokens[place] = batch.ids[keep]
+            done += len(batch.rows)
+            if progress is not None:
+                progress(done, len(encoded))
+    return Block(out[0], out[1], tokens)
+
+
+def _vectors(keep: torch.Tensor, _: Site, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor[keep.to(tensor.device)].float().cpu()

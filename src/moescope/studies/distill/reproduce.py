@@ -1,0 +1,89 @@
+"""The published table next to a measured one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from moescope.models import load
+from moescope.studies.distill import published
+from moescope.studies.distill.claims import ACTIVATIONS
+from moescope.studies.distill.settings import DistillSettings
+from moescope.studies.distill.students import Student
+from moescope.studies.distill.study import Report, distill
+from moescope.study.result import StudyResult
+
+EMBEDDED, EMBEDDED_LAYER = "dense-tiny", 3
+
+
+def reproduce_secret_moe(
+    model: str | None = None,
+    *,
+    settings: DistillSettings | None = None,
+    texts: Sequence[str] | None = None,
+    report: Report | None = None,
+    load_options: dict[str, Any] | None = None,
+    **options: Any,
+) -> tuple[StudyResult, dict[str, Student]]:
+    """Distil a layer by the published protocol and set the published figures beside the measured ones.
+
+    Args:
+        model: Pythia-70M, Pythia-410M or Gemma-3-270M by Hub id or folder take the published layer, any other model its
+            middle one; None: the embedded model, and a note says so.
+        settings: None: the published students (s = k, softmax over the chosen, low-rank router) at a size for a laptop.
+            ``layer`` in ``options`` or ``settings`` overrides the published one.
+
+    Returns:
+        As :func:`distill`; the result has a further table ``published`` [figure, one column for each of
+        the source's models, measured].
+    """
+    loaded = load(model or EMBEDDED, head=True, **(load_options or {}))
+    source = next((name for name in published.MODELS if name in loaded.name.lower()), None)
+    if settings is None:
+        default = EMBEDDED_LAYER if model is None else loaded.n_layers // 2
+        layer = options.pop("layer", published.RECORD["layers"][source]["layer"] if source else default)
+        settings = DistillSettings(layer=layer, **options)
+    else:
+        settings = dataclasses.replace(settings, **options)
+    result, students = distill(loaded, settings=settings, texts=texts, report=report)
+    notes = [] if source else [f"Note: {loaded.name} stands in for the source's models; its figures test the method, not them."]
+    notes.append(
+        f"Note: the source trains 100 epochs of some 4M tokens with 10,000 and 100,000 experts; this run had "
+        f"{int(result.tables['curves']['step'].max())} steps of {settings.batch} with {settings.experts}."
+    )
+    meta = {**result.meta, "title": f"Published students beside {loaded.name}, layer {settings.layer}", "notes": notes}
+    return dataclasses.replace(result, meta=meta, tables={**result.tables, "published": published_table(result)}), students
+
+
+def published_table(result: StudyResult) -> pd.DataFrame:
+    """Each published figure by source model, with this result's own in the last column (NaN where not measured)."""
+    rows: list[dict[str, Any]] = []
+    summary, ratio = result.tables["summary"], result.tables["ratio"]
+    record = published.RECORD
+    for data in (ACTIVATIONS, "gaussian"):
+        table = record[f"fvu_{data}"]
+        here = summary[summary["data"] == data]
+        for active in sorted(
+            {int(a) for row in table.values() for a in row} | set(here[here["kind"] == "moe"]["active_neurons"])
+        ):
+            for column, kind in (("dense_mlp", "dense"), ("lowrank_10k", "moe")):
+                place = record["columns"].index(column)
+                values = {
+                    m: table[m][str(active)][place] if str(active) in table[m] else float("nan") for m in published.MODELS
+                }
+                own = here[(here["active_neurons"] == active) & (here["kind"] == kind)]["fvu"]
+                rows.append({"figure": f"FVU, {data}, {active} active, {kind}", **values, "measured": _first(own)})
+        for active in sorted(set(ratio[ratio["data"] == data]["active_neurons"])):
+            values = {m: published.table_ratio(data, m, active) for m in published.MODELS}
+            own = ratio[(ratio["data"] == data) & (ratio["active_neurons"] == active) & (ratio["kind"] == "moe")]["ratio"]
+            rows.append({"figure": f"dense / MoE, {data}, {active} active", **values, "measured": _first(own)})
+    frame = pd.DataFrame(rows)
+    frame[[*published.MODELS, "measured"]] = frame[[*published.MODELS, "measured"]].astype(float)
+    return frame
+
+
+def _first(values: pd.Series) -> float:
+    return float(values.iloc[0]) if len(values) else float("nan")

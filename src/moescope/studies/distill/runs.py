@@ -1,0 +1,133 @@
+"""Students trained on one source of data by one rule: the learning rate chosen on validation, every seed reported on test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from moescope.studies.distill.accounting import cost
+from moescope.studies.distill.data import Pairs, scaling_of, whole
+from moescope.studies.distill.evaluate import Evaluation, evaluate
+from moescope.studies.distill.settings import DistillSettings
+from moescope.studies.distill.spec import StudentSpec
+from moescope.studies.distill.start import start_from_teacher
+from moescope.studies.distill.students import LayerShape, Student
+from moescope.studies.distill.teacher import Teacher
+from moescope.studies.distill.training import Job, TrainSettings, train
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """Every training run on one source of data."""
+
+    rows: pd.DataFrame
+    """one row per run: student, its spec, lr, seed, chosen, status, validation and test FVU, load, cost"""
+    curves: pd.DataFrame
+    """student, lr, seed, step, train, validation"""
+    best: dict[str, Student]
+    """by student name, the first seed at the chosen learning rate, on the CPU; absent where all diverged"""
+    loads: dict[str, Evaluation]
+    """of those students, on the test split"""
+
+
+def run_students(
+    pairs: Pairs,
+    specs: Mapping[str, StudentSpec],
+    shape: LayerShape,
+    settings: DistillSettings,
+    *,
+    teacher: Teacher | None = None,
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+) -> Runs:
+    """Train every student at every learning rate for the first seed, then at the best one for the other seeds.
+
+    All runs of a stage share each pass over the data. A student whose every learning rate diverged has no further seed.
+
+    Args:
+        teacher: students train on its device; needed by those that start from its neurons.
+        checkpoint: file name to keep two checkpoints at, one for each stage.
+    """
+    scaling = scaling_of(pairs)
+    sample = whole(pairs, "train", 8192).x if any(s.start == "teacher" for s in specs.values()) else None
+
+    def job(spec: StudentSpec, lr: float, seed: int) -> Job:
+        student = Student(spec, shape, scaling, seed=1000 * settings.seed + seed)
+        if spec.start == "teacher" and teacher is not None and sample is not None:
+            start_from_teacher(student, teacher.neurons, sample, seed=seed)
+        return Job(student if teacher is None else student.to(teacher.model.device), lr)
+
+    plan = TrainSettings(
+        steps=settings.steps,
+        epochs=settings.epochs,
+        batch=settings.batch,
+        precision=settings.precision,
+        revive=settings.revive,
+        seed=settings.seed,
+        checkpoint=_file(checkpoint, "rates"),
+    )
+    first = {(name, lr, 0): job(spec, lr, 0) for name, spec in specs.items() for lr in settings.lrs}
+    train(pairs, {str(key): j for key, j in first.items()}, plan, _half(progress, 0, 2))
+    chosen: dict[str, float] = {}
+    for name in specs:
+        lr = min(settings.lrs, key=lambda rate: first[name, rate, 0].validation)
+        if not first[name, lr, 0].diverged:
+            chosen[name] = lr
+    later = {(name, lr, seed): job(specs[name], lr, seed) for name, lr in chosen.items() for seed in range(1, settings.seeds)}
+    plan = replace(plan, seed=settings.seed + 1, checkpoint=_file(checkpoint, "seeds"))
+    train(pairs, {str(key): j for key, j in later.items()}, plan, _half(progress, 1, 2))
+    return _collect({**first, **later}, specs, chosen, pairs)
+
+
+def _file(checkpoint: Path | None, stage: str) -> Path | None:
+    return None if checkpoint is None else checkpoint.with_name(f"{checkpoint.stem}-{stage}.safetensors")
+
+
+def _half(progress: Progress | None, part: int, parts: int) -> Progress | None:
+    return None if progress is None else lambda done, total: progress(part * total + done, parts * total)
+
+
+def _collect(
+    jobs: Mapping[tuple[str, float, int], Job], specs: Mapping[str, StudentSpec], chosen: Mapping[str, float], pairs: Pairs
+) -> Runs:
+    rows: list[dict[str, Any]] = []
+    curves: list[dict[str, Any]] = []
+    best: dict[str, Student] = {}
+    loads: dict[str, Evaluation] = {}
+    for (name, lr, seed), job in jobs.items():
+        spec = specs[name]
+        row: dict[str, Any] = {
+            "student": name,
+            "kind": spec.kind,
+            "router": spec.router if spec.kind == "moe" else None,
+            "active_neurons": spec.active_neurons,
+            "experts": spec.experts,
+            "lr": lr,
+            "seed": seed,
+            "chosen": chosen.get(name) == lr,
+            "status": job.status,
+            "validation": float("nan") if job.diverged else job.validation,
+        }
+        curves += [{"student": name, "lr": lr, "seed": seed, **point} for point in job.curve]
+        if row["chosen"]:  # the test split is looked at once, after the choice
+            found = evaluate(job.student, pairs, "test")
+            row |= {
+                "fvu": found.fvu,
+                "dead": found.dead,
+                "load_entropy": found.load_entropy,
+                **asdict(cost(job.student, found)),
+            }
+            if seed == 0:
+                best[name], loads[name] = job.student.cpu(), found
+        rows.append(row)
+    frame = pd.DataFrame(rows)
+    for column in ("fvu", "dead", "load_entropy"):
+        if column in frame:
+            frame[column] = frame[column].astype(float)
+    return Runs(frame, pd.DataFrame(curves), best, loads)

@@ -1,0 +1,141 @@
+"""The model with one MLP replaced by a student: its loss and its text beside the original's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moescope.capture import encode
+from moescope.capture.activations import padded_batches
+from moescope.errors import InputError
+from moescope.models import LoadedModel
+from moescope.models.past import past_argument, past_of
+from moescope.studies.distill.students import Student
+from moescope.studies.distill.teacher import Teacher
+
+
+@contextmanager
+def spliced(teacher: Teacher, student: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside the context the model's layer gives ``student(x)`` for its input x (B, T, d_in); hooks go on the way out.
+
+    The layer itself still runs and its output is thrown away: this measures what the student does, not what it costs.
+    """
+    seen: list[Tensor] = []
+
+    def keep(x: Tensor) -> None:
+        seen[:] = [x]
+
+    def replace(_: Tensor) -> Tensor:
+        with torch.no_grad():
+            return student(seen[0].float())
+
+    handles = [teacher.entry.attach(keep), teacher.exit.attach(replace)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def splice_table(
+    teacher: Teacher, students: Mapping[str, Student], texts: Sequence[str], *, batch_tokens: int = 8192
+) -> pd.DataFrame:
+    """Next-token loss (nats per token) with the layer as it is, as its mean output, and as each student.
+
+    Columns: layer_is, loss, tokens.
+
+    Raises:
+        InputError: the model was loaded without its head, or is an encoder.
+    """
+    model = teacher.model
+    _needs_head(model)
+    mean = next(iter(students.values())).scaling.y_mean if students else torch.zeros(teacher.exit.width)
+    ways: dict[str, Callable[[Tensor], Tensor]] = {
+        "mean output": lambda x: mean.to(x.device).expand(*x.shape[:-1], -1),
+        **students,
+    }
+    loss, tokens = _loss(teacher, texts, batch_tokens)
+    rows = [{"layer_is": "original", "loss": loss, "tokens": tokens}]
+    for name, function in ways.items():
+        with spliced(teacher, function):
+            loss, tokens = _loss(teacher, texts, batch_tokens)
+        rows.append({"layer_is": name, "loss": loss, "tokens": tokens})
+    return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def generation_table(
+    teacher: Teacher,
+    students: Mapping[str, Student],
+    texts: Sequence[str],
+    *,
+    prompts: int = 2,
+    prompt_tokens: int = 16,
+    new_tokens: int = 20,
+) -> pd.DataFrame:
+    """Greedy continuations of the first ``prompts`` texts that are longer than ``prompt_tokens``, by the model as it is and
+    with each student in the layer's place.
+
+    Columns: prompt, layer_is, continuation, same_tokens (leading tokens equal to the original's). No row if no text is long
+    enough.
+
+    Raises:
+        InputError: as :func:`splice_table`.
+    """
+    model = teacher.model
+    _needs_head(model)
+    long = [ids for ids in encode(model, texts) if len(ids) > prompt_tokens][:prompts]
+    columns = ["prompt", "layer_is", "continuation", "same_tokens"]
+    if not long:
+        return pd.DataFrame(columns=columns)
+    start = torch.tensor([[int(i) for i in ids[:prompt_tokens]] for ids in long], device=model.device)
+    found = {"original": _greedy(model, start, new_tokens)}
+    for name, student in students.items():
+        with spliced(teacher, student):
+            found[name] = _greedy(model, start, new_tokens)
+    rows = []
+    for i, begun in enumerate(start):
+        for name, new in found.items():
+            same = (new[i] == found["original"][i]).long().cumprod(0).sum()
+            rows.append([_text(model, begun), name, _text(model, new[i]), int(same)])
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _greedy(model: LoadedModel, ids: Tensor, new_tokens: int) -> Tensor:
+    """(B, new_tokens) most likely tokens after prompts of one length (B, T); the end of a text ends nothing."""
+    out = model.module(input_ids=ids, use_cache=True)
+    new = [out.logits[:, -1].argmax(-1)]
+    while len(new) < new_tokens:
+        out = model.module(input_ids=new[-1][:, None], **past_argument(model.module, past_of(out)), use_cache=True)
+        new.append(out.logits[:, -1].argmax(-1))
+    return torch.stack(new, dim=1).cpu()
+
+
+def _text(model: LoadedModel, ids: Tensor) -> str:
+    listed = ids.tolist()
+    return " ".join(map(str, listed)) if model.tokenizer is None else model.tokenizer.decode(listed).replace("\n", "↵")
+
+
+def _needs_head(model: LoadedModel) -> None:
+    if not model.has_head or model.is_encoder:
+        raise InputError(f"{model.name}: next-token loss needs a causal language model loaded with its head")
+
+
+@torch.no_grad()
+def _loss(teacher: Teacher, texts: Sequence[str], batch_tokens: int) -> tuple[float, int]:
+    model = teacher.model
+    total, tokens = 0.0, 0
+    for batch in padded_batches(model, encode(model, texts), batch_tokens, "right"):
+        ids, mask = batch.ids.to(model.device), batch.mask.to(model.device)
+        logits = model.module(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits
+        target = ids[:, 1:].masked_fill(~mask[:, 1:], -100)
+        total += float(
+            F.cross_entropy(logits[:, :-1].float().flatten(0, 1), target.flatten(), ignore_index=-100, reduction="sum")
+        )
+        tokens += int(mask[:, 1:].sum())
+    return total / max(tokens, 1), tokens

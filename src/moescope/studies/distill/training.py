@@ -1,0 +1,226 @@
+"""Train many students of one layer in one pass over its data; checkpoint, resume, and stop what diverges."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moescope.errors import InputError
+from moescope.files.checkpoint import load_arrays, save_arrays
+from moescope.studies.distill.data import Pairs, batches, batches_per_epoch, count, whole
+from moescope.studies.distill.evaluate import evaluate
+from moescope.studies.distill.optimizer import RowAdam
+from moescope.studies.distill.revive import revive
+from moescope.studies.distill.students import Student
+
+Progress = Callable[[int, int], None]
+FORMAT = "moescope-distill-1"
+_EXPLODED = 1e3  # scaled losses are FVUs: a start is of order 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """One schedule for all students of a run: Adam, cosine to zero.
+
+    Attributes:
+        steps: updates; None: ``epochs`` passes over the training split.
+        batch: vectors in a step.
+        precision: ``"bf16"`` computes dense products and router scores in bfloat16; weights and updates stay float32.
+        every: steps between points of the curve, where a checkpoint is written; None: a twelfth of the run.
+        checkpoint: file to resume from and to keep up to date.
+        validation_tokens: vectors of the validation split used for the curve.
+        revive: give experts that no token chose since the last point of the curve a new start (0: never; else from that
+            point on, the last fifth of the run excepted).
+        seed: of the order of the data.
+
+    Raises:
+        InputError: a number that cannot be; the message names the option.
+    """
+
+    steps: int | None = None
+    epochs: int = 1
+    batch: int = 1024
+    precision: Literal["fp32", "bf16"] = "fp32"
+    every: int | None = None
+    checkpoint: Path | None = None
+    validation_tokens: int = 8192
+    revive: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for option, value in (("steps", self.steps), ("epochs", self.epochs), ("batch", self.batch), ("every", self.every)):
+            if value is not None and value < 1:
+                raise InputError(f"--{option}: {value}; give at least 1")
+        if self.precision not in ("fp32", "bf16"):
+            raise InputError(f"--precision: {self.precision!r} is neither fp32 nor bf16")
+
+
+@dataclass(eq=False)
+class Job:
+    """A student in training. ``status`` is ``"training"``, ``"trained"`` or ``"diverged at step N"``."""
+
+    student: Student
+    lr: float
+    status: str = "training"
+    curve: list[dict[str, float]] = field(default_factory=list)
+    """step, train loss since the last point, validation FVU"""
+    optimizer: RowAdam = field(init=False)
+    _losses: list[float] = field(default_factory=list, init=False)
+    used: Tensor | None = field(default=None, init=False)
+    """bool (experts,): chosen since the last point of the curve"""
+
+    def __post_init__(self) -> None:
+        self.optimizer = RowAdam(self.student.parameters())
+        if self.student.spec.experts:
+            self.used = torch.zeros(self.student.spec.experts, dtype=torch.bool)
+
+    @property
+    def diverged(self) -> bool:
+        return self.status.startswith("diverged")
+
+    @property
+    def validation(self) -> float:
+        """FVU on the validation split at the end; infinite where training diverged."""
+        return float("inf") if self.diverged or not self.curve else self.curve[-1]["validation"]
+
+
+def train(pairs: Pairs, jobs: Mapping[str, Job], settings: TrainSettings, progress: Progress | None = None) -> None:
+    """Train every job in place. All students see the same batches, and the data are read once for all of them.
+
+    A student whose loss stops being a number, or explodes, is stopped and says so in its ``status``; the others go on. With
+    ``settings.checkpoint`` a run that was cut off goes on from its last curve point to the same end.
+
+    Raises:
+        InputError: too little data for a batch, or the checkpoint is of another run.
+    """
+    if not jobs:
+        return
+    first = batches_per_epoch(pairs, settings.batch, seed=settings.seed, epoch=0)
+    if not first:
+        raise InputError(
+            f"{pairs.name}: {count(pairs, 'train')} training vectors (buffer {pairs.buffer}) do not fill a batch of "
+            f"{settings.batch}; use more text or a smaller --batch"
+        )
+    total = settings.steps or first * settings.epochs  # epochs differ by what does not fill a batch
+    every = settings.every or max(1, total // 12)
+    identity = _identity(pairs, jobs, settings, total)
+    step = 0
+    if settings.checkpoint is not None and settings.checkpoint.exists():
+        step = _resume(settings.checkpoint, jobs, identity)
+    for job in jobs.values():
+        job.student.rough_routing = settings.precision == "bf16"
+        job.student.train()
+    epoch, into = 0, step
+    while into and into >= (n := batches_per_epoch(pairs, settings.batch, seed=settings.seed, epoch=epoch)):
+        epoch, into = epoch + 1, into - n
+    while step < total:
+        for block in batches(pairs, settings.batch, seed=settings.seed, epoch=epoch, skip=into):
+            factor = 0.5 * (1 + math.cos(math.pi * step / total))
+            for job in jobs.values():
+                if not job.diverged:
+                    _step(job, block.x, block.y, job.lr * factor, settings.precision, step)
+            step += 1
+            if step % every == 0 or step == total:
+                _point(jobs, pairs, settings, step, total)
+                if settings.checkpoint is not None:
+                    _save(settings.checkpoint, jobs, identity, step)
+            if progress is not None:
+                progress(step, total)
+            if step == total:
+                break
+        epoch, into = epoch + 1, 0
+    for job in jobs.values():
+        job.student.eval()
+        job.student.rough_routing = False
+        if not job.diverged:
+            job.status = "trained"
+
+
+def _step(job: Job, x: Tensor, y: Tensor, lr: float, precision: str, step: int) -> None:
+    student = job.student
+    device = student.bias.device
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            out = student.run(student.scaling.inputs(x.to(device)))
+        loss = (out.y.float() - student.scaling.outputs(y.to(device))).square().mean()
+        value = float(loss.detach())
+    except FloatingPointError:  # a router that has no numbers left to choose by
+        value = float("nan")
+    if not value < _EXPLODED:  # also true of NaN
+        job.status = f"diverged at step {step + 1}"
+        return
+    loss.backward()
+    job.optimizer.step(lr)
+    job._losses.append(value)
+    if job.used is not None and out.routed is not None:
+        job.used[out.routed.index.reshape(-1).cpu()] = True
+
+
+def _point(jobs: Mapping[str, Job], pairs: Pairs, settings: TrainSettings, step: int, total: int) -> None:
+    for name, job in jobs.items():
+        if job.diverged:
+            continue
+        try:
+            found = evaluate(job.student, pairs, "validation", settings.validation_tokens).fvu
+        except FloatingPointError:
+            found = float("nan")
+        if not np.isfinite(found):
+            job.status = f"diverged at step {step}"
+            continue
+        job.curve.append({"step": step, "train": float(np.mean(job._losses)), "validation": found})
+        job._losses.clear()
+        if job.used is None:
+            continue
+        job.curve[-1]["unused"] = float((~job.used).float().mean())
+        if settings.revive and step < 0.8 * total:
+            draw = int.from_bytes(hashlib.sha256(f"{name} {step} {settings.seed}".encode()).digest()[:4], "big")
+            revive(job.student, job.optimizer, ~job.used, whole(pairs, "train", pairs.buffer), seed=draw)
+        job.used.zero_()
+
+
+def _identity(pairs: Pairs, jobs: Mapping[str, Job], settings: TrainSettings, total: int) -> dict[str, str]:
+    """What must be equal for a checkpoint to be of this run, by the words in which a difference is reported."""
+    plan = {k: v for k, v in asdict(settings).items() if k != "checkpoint"} | {"total": total}
+    probe = whole(pairs, "train", 64)
+    digest = hashlib.sha256(probe.x.numpy().tobytes() + probe.y.numpy().tobytes()).hexdigest()
+    return {
+        "settings": json.dumps(plan, sort_keys=True),
+        "students": json.dumps([[name, job.student.spec.json(), job.lr] for name, job in jobs.items()]),
+        "data": f"{count(pairs, 'train')} {digest}",
+    }
+
+
+def _save(path: Path, jobs: Mapping[str, Job], identity: dict[str, str], step: int) -> None:
+    arrays: dict[str, np.ndarray] = {}
+    for number, job in enumerate(jobs.values()):
+        arrays |= {f"{number}/{name}": tensor.detach().cpu().numpy() for name, tensor in _tensors(job)}
+    state = [{"status": j.status, "curve": j.curve, "steps": j.optimizer.steps} for j in jobs.values()]
+    save_arrays(path, arrays, {"format": FORMAT, **identity, "step": step, "jobs": state})
+
+
+def _resume(path: Path, jobs: Mapping[str, Job], identity: dict[str, str]) -> int:
+    arrays, meta = load_arrays(path, FORMAT, expected=dict(identity))
+    state: list[dict[str, Any]] = meta["jobs"]
+    with torch.no_grad():
+        for number, (job, kept) in enumerate(zip(jobs.values(), state, strict=True)):
+            for name, tensor in _tensors(job):
+                tensor.copy_(torch.from_numpy(arrays[f"{number}/{name}"]))
+            job.status, job.curve, job.optimizer.steps = kept["status"], kept["curve"], kept["steps"]
+    return int(meta["step"])
+
+
+def _tensors(job: Job) -> Iterator[tuple[str, Tensor]]:
+    """Weights and Adam moments."""
+    for i, parameter in enumerate(job.optimizer.parameters):
+        yield f"weight/{i}", parameter.data
+        yield f"first/{i}", job.optimizer.first[i]
+        yield f"second/{i}", job.optimizer.second[i]

@@ -1,0 +1,40 @@
+"""Which confidence is asked for: calibrated so that a promise holds."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moescope.runtime.exit.rule import Guarantee, exit_layers, losses, thresholds
+from moescope.stats.conformal import Chosen, conformal_risk_control, group_means, learn_then_test
+from moescope.studies.exit.settings import ExitSettings
+
+
+def calibrate(
+    probabilities: np.ndarray, y: np.ndarray, groups: np.ndarray, checks: tuple[int, ...], settings: ExitSettings
+) -> Guarantee:
+    """The lowest confidence that the calibration rows allow.
+
+    Args:
+        probabilities: (N, L, C) of calibration rows, which neither heads nor candidates have seen.
+        groups: (N,): rows of one group count as one unit, with the mean of their losses.
+
+    Raises:
+        InputError: too few groups for the risk and delta asked for.
+    """
+    candidates = thresholds(probabilities.shape[2])
+    rows = [losses(probabilities, y, exit_layers(probabilities, t, checks), settings.loss) for t in candidates]
+    table = group_means(np.stack(rows, axis=1), groups)
+    found: Chosen
+    if settings.method == "ltt":
+        found = learn_then_test(table, settings.risk, settings.delta)
+    else:
+        found = conformal_risk_control(table, settings.risk)
+    return Guarantee(
+        threshold=float(candidates[found.candidate]),
+        risk=settings.risk,
+        delta=settings.delta if settings.method == "ltt" else None,
+        loss=settings.loss,
+        method=settings.method,
+        groups=found.n,
+        calibration_risk=found.risk,
+    )

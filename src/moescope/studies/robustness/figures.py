@@ -1,0 +1,74 @@
+"""The figures of robustness: changes of a prompt, and the search for suffixes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from moescope.report.registry import Entry, TableFigure, Tables, drawable
+from moescope.report.style import BLUE, FAINT, INK, ORANGE, SOFT, errors, legend, letter, marker, new_figure, shorten
+
+if TYPE_CHECKING:
+    from moescope.study.result import StudyResult
+
+
+def entries(result: StudyResult) -> Iterator[Entry]:
+    """Those figures whose table is there."""
+    return drawable(result, FIGURES)
+
+
+def _changes(tables: Tables) -> Figure:
+    frame = tables["changes"].iloc[::-1]
+    figure = new_figure(0.9 + 0.25 * len(frame))
+    left, right = figure.subplots(1, 2, sharey=True)
+    y = np.arange(len(frame))
+    for axes, name, ink in ((left, "relative", BLUE), (right, "flips", ORANGE)):
+        span = errors(frame[name], frame[f"{name}_low"], frame[f"{name}_high"])
+        axes.errorbar(frame[name], y, xerr=span, color=ink, marker="o", ls="none")
+        axes.axvline(0, color=FAINT, lw=0.8, zorder=0)
+    left.axvline(1, color=SOFT, lw=0.8, ls="--", zorder=0)
+    left.set_yticks(y, [shorten(c, 24) for c in frame["change"]])
+    left.set_xlabel("distance moved / distance within a category")
+    right.set_xlabel("share of prompts whose category flips")
+    letter(left, 0, "How far signatures move")
+    letter(right, 1, "How often the monitor's answer flips")
+    return figure
+
+
+def _search(tables: Tables) -> Figure:
+    frame = tables["attack"].sort_values("margin", ascending=False).reset_index(drop=True)
+    figure = new_figure(2.5)
+    axes = figure.subplots()
+    columns = {"margin": "no suffix", "one_random": "one random suffix", "best_random": "best random", "search": "searched"}
+    for i, (column, label) in enumerate(columns.items()):
+        axes.plot(frame.index, frame[column], color=[INK, SOFT, BLUE, ORANGE][i], marker=marker(i), ls="none", label=label)
+    axes.axhline(0, color=FAINT, lw=0.8, zorder=0)
+    axes.set_xlabel("prompts, by their margin without a suffix")
+    axes.set_ylabel("log odds of the true category")
+    legend(axes, columns=4)
+    letter(axes, 0, "Below zero the monitor is fooled")
+    return figure
+
+
+FIGURES: tuple[TableFigure, ...] = (
+    (
+        "changes",
+        "changes",
+        "How far changes of a prompt move its routing",
+        "Left: mean distance between a prompt's signatures before and after each change, as a multiple of the distance between "
+        "two prompts of a category (dashed: 1). Right: share of prompts that a monitor then calls something else. Bars: 95 % "
+        "intervals.",
+        _changes,
+    ),
+    (
+        "search",
+        "attack",
+        "A search for suffixes that fool the monitor",
+        "Log odds of the true category for every attacked prompt: without a suffix, with one random suffix, with the best of "
+        "many random ones, and with the one that a search of as many tries found.",
+        _search,
+    ),
+)

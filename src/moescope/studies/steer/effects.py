@@ -1,0 +1,205 @@
+"""What an intervention does to a model's loss, category by category, beside random interventions of the same kind.
+
+An effect is steered minus clean loss, in nats per token, on texts that had no part in choosing what is intervened on. Bootstrap
+intervals resample whole documents; they hold the random sets fixed, and p tells how often a random set does as much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from moescope.capture.encode import Encoded
+from moescope.errors import InputError
+from moescope.intervene.text_loss import Applied, encode_texts, text_losses
+from moescope.stats.intervals import group_bootstrap
+from moescope.stats.permutation import permutation_p
+
+if TYPE_CHECKING:
+    from moescope.models import LoadedModel
+    from moescope.tasks.passages import Passage
+
+Match = Literal["overall", "target"]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EffectSettings:
+    """How an effect is measured.
+
+    Attributes:
+        n_random: matched random sets; 100 or more for a claim.
+        match: on which usage random experts (or neurons' norms) are matched: over all categories alike (``"overall"``),
+            or, where there is a target category, also on the usage in it (``"target"``, the harder control: an expert
+            that the category uses more is missed more for that alone).
+        tokens: of text per category; the cost is tokens x categories x random sets.
+        length: tokens of one text that count; short pieces of many documents give narrower intervals than long ones of few.
+    """
+
+    n_random: int = 100
+    match: tuple[Match, ...] = ("overall", "target")
+    tokens: int = 1536
+    length: int = 64
+    seed: int = 0
+    batch_tokens: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.n_random < 1:
+            raise InputError(f"--random: {self.n_random} random sets; at least 1 is needed, 100 for a claim")
+        if not self.match or any(m not in ("overall", "target") for m in self.match):
+            raise InputError(f"match={self.match}: choose from overall, target")
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """Encoded texts with their clean losses; made by :func:`prepare_texts`."""
+
+    encoded: Encoded
+    passages: tuple[Passage, ...]
+    clean: np.ndarray
+    """float64 (N,) nats per token"""
+
+    @property
+    def categories(self) -> list[str]:
+        return list(dict.fromkeys(p.category for p in self.passages))
+
+    def rows(self, category: str) -> np.ndarray:
+        """int64: the texts of a category."""
+        return np.flatnonzero([p.category == category for p in self.passages])
+
+    def groups(self, rows: np.ndarray) -> np.ndarray:
+        """The documents of some texts."""
+        return np.array([f"{self.passages[r].category}/{self.passages[r].group}" for r in rows])
+
+
+def prepare_texts(model: LoadedModel, passages: Sequence[Passage], settings: EffectSettings) -> Texts:
+    """Encode the passages and run the untouched model on them.
+
+    Raises:
+        InputError: a category with fewer than two texts, or a model without its head.
+    """
+    encoded, used = encode_texts(model, passages, tokens=settings.tokens, length=settings.length)
+    clean = text_losses(model, encoded, batch_tokens=settings.batch_tokens)
+    return Texts(encoded, tuple(used), clean)
+
+
+def compare_effects(
+    model: LoadedModel,
+    texts: Texts,
+    own: Applied,
+    controls: Mapping[Match, Sequence[Applied]],
+    *,
+    target: str | None = None,
+    settings: EffectSettings | None = None,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """The effect of one intervention on every category, against random ones.
+
+    Args:
+        controls: by what they are matched on, R interventions each.
+
+    Returns:
+        One row per matching and category, then, where there is a target, one per matching named ``selectivity``: the
+        effect on the target minus the mean effect on the other categories. Columns: match, category, target (bool),
+        baseline, effect, low, high (95 %), random_mean, random_low, random_high (2.5 and 97.5 % of the random sets),
+        excess (effect minus random mean), excess_low, excess_high, p_harm (random sets with at least this effect),
+        p_help (with at most this effect), n_random.
+
+    Raises:
+        InputError: the target has no texts.
+    """
+    settings = settings or EffectSettings()
+    if target is not None and target not in texts.categories:
+        raise InputError(f"category {target!r} has no texts; those that have are {', '.join(texts.categories)}")
+    total, done = 1 + sum(map(len, controls.values())), 0
+
+    def effect_of(one: Applied) -> np.ndarray:
+        nonlocal done
+        losses = text_losses(model, texts.encoded, one, batch_tokens=settings.batch_tokens) - texts.clean
+        done += 1
+        if progress is not None:
+            progress(done, total)
+        return losses
+
+    steered = effect_of(own)  # (N,)
+    rows: list[dict[str, Any]] = []
+    for match, sets in controls.items():
+        random = np.stack([effect_of(one) for one in sets])  # (R, N)
+        shared = {"match": match, "n_random": len(sets)}
+        by_category = {}
+        for category in texts.categories:
+            at = texts.rows(category)
+            by_category[category] = _compared(steered[at], random[:, at], texts.groups(at), settings.seed)
+            baseline = float(texts.clean[at].mean())
+            found = by_category[category].row()
+            rows.append({"category": category, "target": category == target, "baseline": baseline, **found, **shared})
+        if target is not None and len(by_category) > 1:
+            found = _selectivity(by_category, target).row()
+            rows.append({"category": "selectivity", "target": True, "baseline": np.nan, **found, **shared})
+    columns = ["match", "category", "target", "baseline"]
+    frame = pd.DataFrame(rows)
+    return frame[[*columns, *(c for c in frame if c not in columns)]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Compared:
+    """An effect, its excess over the mean of the random sets, both with intervals, and the random sets' effects (R,)."""
+
+    effect: float
+    interval: tuple[float, float]
+    excess: float
+    excess_interval: tuple[float, float]
+    random: np.ndarray
+
+    def row(self) -> dict[str, float]:
+        slack = 1e-9  # a tie, such as two sets that change nothing, must not be lost to rounding
+        return {
+            "effect": self.effect,
+            "low": self.interval[0],
+            "high": self.interval[1],
+            "random_mean": float(self.random.mean()),
+            "random_low": float(np.percentile(self.random, 2.5)),
+            "random_high": float(np.percentile(self.random, 97.5)),
+            "excess": self.excess,
+            "excess_low": self.excess_interval[0],
+            "excess_high": self.excess_interval[1],
+            "p_harm": float(permutation_p(self.effect - slack, self.random)),
+            "p_help": float(permutation_p(-self.effect - slack, -self.random)),
+        }
+
+
+def _compared(steered: np.ndarray, random: np.ndarray, groups: np.ndarray, seed: int) -> _Compared:
+    """Effects by text, steered (n,) and random (R, n), of texts from the documents ``groups`` (n,)."""
+    excess = steered - random.mean(0)
+
+    def interval(values: np.ndarray) -> tuple[float, float]:
+        # one document alone has no interval
+        return group_bootstrap(values, groups, seed=seed) if len(np.unique(groups)) > 1 else (np.nan, np.nan)
+
+    return _Compared(float(steered.mean()), interval(steered), float(excess.mean()), interval(excess), random.mean(1))
+
+
+def _selectivity(found: dict[str, _Compared], target: str) -> _Compared:
+    """Effect on the target minus the mean effect on the others.
+
+    The categories' texts are independent, so their intervals combine by the method of variance estimates recovery (Zou
+    and Donner 2008, "Construction of confidence limits about effect measures").
+    """
+    share = {c: 1.0 if c == target else -1.0 / (len(found) - 1) for c in found}
+
+    def combined(value: str, interval: str) -> tuple[float, tuple[float, float]]:
+        centres = {c: share[c] * getattr(f, value) for c, f in found.items()}
+        ends = {c: sorted(share[c] * end for end in getattr(f, interval)) for c, f in found.items()}
+        centre = sum(centres.values())
+        below = np.sqrt(sum((centres[c] - ends[c][0]) ** 2 for c in found))
+        above = np.sqrt(sum((ends[c][1] - centres[c]) ** 2 for c in found))
+        return centre, (centre - float(below), centre + float(above))
+
+    effect, interval = combined("effect", "interval")
+    excess, excess_interval = combined("excess", "excess_interval")
+    random = np.sum([share[c] * f.random for c, f in found.items()], axis=0)
+    return _Compared(effect, interval, excess, excess_interval, random)

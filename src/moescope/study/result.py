@@ -1,0 +1,172 @@
+"""What every study returns: a frozen result that saves, loads, plots and tells its verdict."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from moescope.errors import InputError
+from moescope.study.claims import claims_frame
+from moescope.study.encode import circuit_json, claim_json, plain, tidy_claim
+from moescope.study.store import load_result, save_result
+from moescope.types import Circuit, Claim
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_NAME = re.compile(r"[A-Za-z0-9_]+")
+
+
+@dataclass(frozen=True, eq=False)
+class StudyResult:
+    """The outcome of one study.
+
+    ``meta``, ``claims`` and ``tables`` are put in the form in which they are stored when the result is made (numpy
+    scalars become Python numbers, tuples in ``meta`` and in table cells become lists, NaN in ``meta`` becomes None),
+    so that a result equals what is loaded back from disk.
+
+    ``meta`` says where the result comes from. The report knows the keys ``title``, ``model`` (a name, or a mapping
+    with ``name``), ``tasks``, ``seed``, ``command``, ``versions``, ``git_revision``, ``fingerprint``, ``data`` and
+    ``notes``; any other is shown as it is.
+
+    Raises:
+        InputError: a table's name is not made of letters, digits and underscores.
+    """
+
+    kind: str
+    meta: dict[str, Any] = field(default_factory=dict)
+    claims: tuple[Claim, ...] = ()
+    circuits: dict[str, Circuit] = field(default_factory=dict)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.tables:
+            if not _NAME.fullmatch(name) or name == "claims":
+                raise InputError(f"table name {name!r} cannot be used: take letters, digits and underscores, not 'claims'")
+        object.__setattr__(self, "meta", plain(self.meta))
+        object.__setattr__(self, "claims", tuple(tidy_claim(c) for c in self.claims))
+        object.__setattr__(self, "circuits", dict(self.circuits))
+        object.__setattr__(self, "tables", {name: _storable(table) for name, table in self.tables.items()})
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, StudyResult):
+            return NotImplemented
+        if self.json() != other.json() or self.tables.keys() != other.tables.keys():
+            return False
+        return all(_same(self.tables[name], other.tables[name]) for name in self.tables)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def claims_frame(self) -> pd.DataFrame:
+        """The claims, one row each: name, published, measured, low, high, null, p, verdict, note."""
+        return claims_frame(self.claims)
+
+    def to_frame(self, name: str = "claims") -> pd.DataFrame:
+        """A copy of the table ``name``, by default of the claims.
+
+        Raises:
+            InputError: there is no such table; the message names those that there are.
+        """
+        if name == "claims":
+            return self.claims_frame()
+        if name not in self.tables:
+            raise InputError(f"this result has no table {name!r}; it has: {', '.join(['claims', *self.tables])}")
+        return self.tables[name].copy()
+
+    def figures(self) -> list[str]:
+        """The names of the figures that this result's tables allow."""
+        return list(_drawing().available(self))
+
+    def figure(self, name: str) -> Figure:
+        """Draw one figure. ``dashboard`` is the dashboard of the first task.
+
+        Raises:
+            InputError: no such figure can be drawn; the message names those that can.
+        """
+        figure: Figure = _drawing().draw(self, name)
+        return figure
+
+    def plot(self) -> Figure:
+        """The dashboard of the first task, or the first figure that can be drawn.
+
+        Raises:
+            InputError: the result has no table that any figure shows.
+        """
+        names = self.figures()
+        if not names:
+            raise InputError("this result has no table that a figure could show")
+        return self.figure(next((n for n in names if n.startswith("dashboard")), names[0]))
+
+    def report(self) -> str:
+        """One self-contained HTML page: verdicts first, then figures, tables and provenance."""
+        return str(import_module("moescope.report.html").html_report(self))
+
+    def json(self) -> dict[str, Any]:
+        """Kind, meta, claims and circuits as plain values that strict JSON can hold (NaN is None)."""
+        return {
+            "kind": self.kind,
+            "meta": plain(self.meta),
+            "claims": [claim_json(c) for c in self.claims],
+            "circuits": {name: circuit_json(c) for name, c in self.circuits.items()},
+        }
+
+    def save(self, folder: str | Path, *, overwrite: bool = False, figures: bool = True) -> Path:
+        """Write the result as a folder: results.json, tables/, figures/ and report.html.
+
+        The folder appears whole or not at all. Files in it that are not of the result survive an overwrite.
+
+        Args:
+            folder: where to; its parents are made.
+            overwrite: replace a moescope result that stands there.
+            figures: draw the figures and write report.html too.
+
+        Raises:
+            InputError: ``folder`` is a file, holds something else or a result that may not be replaced, or the disk
+                is full or not writable.
+        """
+        show = partial(import_module("moescope.report.html").write_pages, self) if figures else None
+        return save_result(self.json(), self.tables, Path(folder), overwrite=overwrite, show=show)
+
+
+def load(folder: str | Path) -> StudyResult:
+    """Read a result that :meth:`StudyResult.save` wrote; every table is checked against its sha256.
+
+    Raises:
+        InputError: the folder or a file in it is absent, damaged, from a newer moescope, or something else.
+    """
+    return StudyResult(*load_result(Path(folder)))
+
+
+def _drawing() -> Any:
+    """The figures, from a floor above: by name, since a result can be drawn but does not need to be."""
+    return import_module("moescope.report.registry")
+
+
+def _storable(table: pd.DataFrame) -> pd.DataFrame:
+    """A copy with a plain row index whose nested cells are lists, as Parquet gives them back."""
+    table = table.reset_index(drop=True)
+    for column in table.columns:
+        if table[column].dtype == object:
+            cells = [c.tolist() if isinstance(c, np.ndarray) else list(c) if isinstance(c, tuple) else c for c in table[column]]
+            if any(isinstance(c, list) for c in cells):
+                table[column] = pd.Series(cells, dtype=object)
+            elif all(isinstance(c, str) or c is None for c in cells):
+                table[column] = pd.Series(cells, dtype="str")
+    return table
+
+
+def _same(a: pd.DataFrame, b: pd.DataFrame) -> bool:
+    if list(a.columns) != list(b.columns) or len(a) != len(b):
+        return False
+    try:
+        pd.testing.assert_frame_equal(a, b, check_exact=True)
+    except AssertionError:
+        return False
+    return True

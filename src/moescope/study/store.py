@@ -1,0 +1,221 @@
+"""A result as a folder: written beside its place under another name, then renamed, so that it is whole or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from moescope.errors import InputError
+from moescope.study.encode import circuit_from_json, claim_from_json
+from moescope.types import Circuit, Claim
+
+SCHEMA_VERSION = 1
+FORMAT = "moescope result"
+MANIFEST = "results.json"
+OWN = (MANIFEST, "tables", "figures", "report.html")
+
+
+class Parts(NamedTuple):
+    """What a folder holds of a result."""
+
+    kind: str
+    meta: dict[str, Any]
+    claims: tuple[Claim, ...]
+    circuits: dict[str, Circuit]
+    tables: dict[str, pd.DataFrame]
+
+
+def save_result(
+    values: dict[str, Any],
+    tables: dict[str, pd.DataFrame],
+    folder: Path,
+    *,
+    overwrite: bool,
+    show: Callable[[Path], None] | None,
+) -> Path:
+    """See :meth:`moescope.study.result.StudyResult.save`; ``show`` adds figures and page to the folder that it is given."""
+    folder = Path(os.path.abspath(folder))
+    if folder.is_symlink():
+        folder = folder.resolve()
+    check_target(folder, overwrite=overwrite)
+    with _system_errors(folder), _parents(folder.parent):
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+        try:
+            draft.chmod(0o777 & ~_umask())  # mkdtemp makes it private; a result is an ordinary folder
+            _write(values, tables, draft)
+            if show is not None:
+                show(draft)
+            _put_in_place(draft, folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def check_target(folder: str | Path, *, overwrite: bool) -> None:
+    """Refuse a folder that :func:`save_result` could not write to, so that a long study can ask before it begins.
+
+    Raises:
+        InputError: it is a file, holds something else, holds a result while ``overwrite`` is off, or cannot be made.
+    """
+    folder = Path(os.path.abspath(folder))
+    if folder.is_symlink():
+        folder = folder.resolve()
+    above = next(p for p in folder.parents if p.exists())
+    if not above.is_dir():
+        raise InputError(f"{folder} cannot be made: {above} is a file; name another folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(f"{folder} cannot be made: no permission to write in {above}; name another folder")
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file; name a folder for the result")
+    with _system_errors(folder):
+        if not any(folder.iterdir()):
+            return
+    if not _is_result(folder):
+        raise InputError(f"{folder} is not empty and is not a moescope result; name a new folder")
+    if not overwrite:
+        raise InputError(f"{folder} already holds a moescope result; name another folder or ask for it to be overwritten")
+
+
+def _is_result(folder: Path) -> bool:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and manifest.get("format") == FORMAT
+
+
+def _write(values: dict[str, Any], tables: dict[str, pd.DataFrame], draft: Path) -> None:
+    (draft / "tables").mkdir()
+    entries: dict[str, dict[str, Any]] = {}
+    for name, table in tables.items():
+        path = draft / "tables" / f"{name}.parquet"
+        try:
+            table.to_parquet(path)
+        except (ValueError, TypeError) as error:  # pyarrow's own errors are both
+            raise InputError(f"table {name!r} cannot be stored: {error}") from error
+        entries[name] = {"file": f"tables/{name}.parquet", "sha256": _sha256(path), "rows": len(table)}
+    manifest = {"format": FORMAT, "schema_version": SCHEMA_VERSION, **values, "tables": entries}
+    text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False)
+    with (draft / MANIFEST).open("w", encoding="utf-8") as out:
+        out.write(text + "\n")
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def _put_in_place(draft: Path, folder: Path) -> None:
+    """Rename ``draft`` to ``folder``; what stood there goes, but for entries that no result writes."""
+    if not folder.exists():
+        os.rename(draft, folder)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
+    os.rename(folder, old)  # onto the empty folder just made: one step on POSIX
+    try:
+        os.rename(draft, folder)
+    except OSError:
+        os.rename(old, folder)
+        raise
+    for entry in list(old.iterdir()):
+        if entry.name not in OWN:
+            os.rename(entry, folder / entry.name)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_result(folder: Path) -> Parts:
+    """See :func:`moescope.study.result.load`."""
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; name one that moescope saved a result in")
+    if not path.is_file():
+        raise InputError(f"{path} is missing: {folder} is not a moescope result, or its writing was cut short")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is damaged (not JSON: {error}); run the study again") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise InputError(f"{path} is not from moescope; name a folder that moescope saved a result in")
+    version = data.get("schema_version")
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise InputError(f"{path} has schema version {version}, this moescope reads up to {SCHEMA_VERSION}; update moescope")
+    tables = {name: _read_table(folder, path, name, entry) for name, entry in _mapping(data, "tables", path).items()}
+    try:
+        return Parts(
+            kind=str(data["kind"]),
+            meta=_mapping(data, "meta", path),
+            claims=tuple(claim_from_json(c) for c in data["claims"]),
+            circuits={name: circuit_from_json(c) for name, c in _mapping(data, "circuits", path).items()},
+            tables=tables,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); run the study again") from error
+
+
+def _mapping(data: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
+    value = data.get(key)
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is damaged: {key!r} is not a mapping; run the study again")
+    return value
+
+
+def _read_table(folder: Path, manifest: Path, name: str, entry: Any) -> pd.DataFrame:
+    # The name of the file follows from the name of the table: a manifest cannot point outside the folder.
+    if not re.fullmatch(r"[A-Za-z0-9_]+", name) or not isinstance(entry, dict):
+        raise InputError(f"{manifest} is damaged: table {name!r}; run the study again")
+    path = folder / "tables" / f"{name}.parquet"
+    if not path.is_file():
+        raise InputError(f"{path} is missing, though {MANIFEST} lists it; run the study again")
+    try:
+        if _sha256(path) != entry.get("sha256"):
+            raise InputError(f"{path} is damaged: its sha256 is not the one in {MANIFEST}; run the study again")
+        return pd.read_parquet(path)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextlib.contextmanager
+def _system_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+        raise InputError(f"{folder} could not be written ({reason}); free some space or name another folder") from error
+
+
+@contextlib.contextmanager
+def _parents(parent: Path) -> Iterator[None]:
+    """Make ``parent``; should the body fail, take away again what was made."""
+    made = [p for p in (parent, *parent.parents) if not p.exists()]
+    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -13,7 +11,8 @@ from moescope.errors import InputError
 from moescope.models import load
 from moescope.routing.dense import any_trace, balanced_groups, dense_trace, fit_dense_experts, is_dense
 from moescope.routing.signatures import signatures_of
-from moescope.studies.robustness.study import RobustnessSettings, robustness_study
+from moescope.studies.robustness.settings import RobustnessSettings
+from moescope.studies.robustness.study import robustness
 from moescope.studies.signatures.study import signatures
 from moescope.tasks.prompts import load_prompts
 from moescope.types import Site
@@ -117,9 +116,8 @@ def test_the_signatures_study_reads_a_dense_model_where_it_is_told_to() -> None:
 def test_one_monitor_serves_both_kinds() -> None:
     """The embedded dense model tells the categories of prompts on topics it was not fitted on."""
     model, prompts = load("dense-tiny"), load_prompts("routing-80")
-    experts = fit_dense_experts(model, [p.text for p in prompts])
     settings = RobustnessSettings(perturbations=("identity",), precision=False, batches=False, attacked=0)
-    result = robustness_study(model, prompts, settings=settings, make_counter=lambda m: partial(experts.counts, m))
+    result = robustness(model, prompts, settings)
     row = result.to_frame("changes").iloc[0]
     assert row["accuracy_before"] > 0.7
     assert row["flips"] == 0

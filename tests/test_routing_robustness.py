@@ -10,10 +10,12 @@ import pytest
 from moescope.capture.encode import Encoded
 from moescope.errors import InputError
 from moescope.models import from_model
-from moescope.studies.robustness.attack import AttackSettings, find_suffixes, margin
+from moescope.studies.robustness.attack import find_suffixes, margin
 from moescope.studies.robustness.monitor import Monitors, flat_signatures
 from moescope.studies.robustness.perturb import PERTURBATIONS, perturbed, typo
-from moescope.studies.robustness.study import RobustnessSettings, robustness_study, suffix_vocabulary
+from moescope.studies.robustness.settings import RobustnessSettings
+from moescope.studies.robustness.study import robustness, suffix_vocabulary
+from moescope.study.rows import FoldRows
 from moescope.tasks.prompts import Prompt, load_prompts
 from tests.architectures import PAD, build, tiny_model, tiny_tokenizer
 
@@ -25,7 +27,10 @@ def some_prompts(n: int = 24) -> list[Prompt]:
 def test_identity_moves_nothing_and_other_changes_do() -> None:
     model = tiny_model("olmoe")
     settings = RobustnessSettings(attacked=0, n_folds=3)
-    table = robustness_study(model, some_prompts(), settings=settings).to_frame("changes").set_index("change")
+    result = robustness(model, some_prompts(), settings=settings)
+    table = result.to_frame("changes").set_index("change")
+    assert result.meta["controls"][0]["evidence"].endswith("lower_case 22, upper_case 24; identity 0")
+    assert result.rows[0]["judge"] == {"rows": 24, "groups": len({p.topic for p in some_prompts()})}
     for name in ("identity", "one by one"):
         row = table.loc[name]
         assert row["unmoved"] == 1
@@ -51,10 +56,8 @@ def test_perturbations_keep_what_is_not_theirs() -> None:
         assert same == len(prompts) if name == "identity" else same <= 2
     assert [p.text for p in perturbed(prompts, "lower_case")] == [p.text.lower() for p in prompts]
     assert all(q.text.startswith(p.text) for p, q in zip(prompts, perturbed(prompts, "suffix"), strict=True))
-    with pytest.raises(InputError, match="perturbation 'shout' is unknown"):
-        perturbed(prompts, "shout")
-    with pytest.raises(InputError, match="--perturbation 'shout'"):
-        RobustnessSettings(perturbations=("shout",))
+    with pytest.raises(InputError, match="perturbations: 'shout' is none of identity, paraphrase"):
+        RobustnessSettings(perturbations=("shout",))  # type: ignore[arg-type]
 
 
 def test_typos_are_as_many_as_asked_for() -> None:
@@ -95,10 +98,10 @@ def table_prompts(n: int = 40) -> tuple[list[np.ndarray], np.ndarray, Monitors]:
     y = np.arange(n) % 2
     ids = [np.where(rng.random(12) < 0.7, 4 * rng.integers(50, size=12) + c, rng.integers(200, size=12)) for c in y]
     signatures = flat_signatures(Table()(Encoded.from_ids(ids)))
-    return ids, y, Monitors.fit(signatures, y, (np.arange(n) // 2) % 5)
+    return ids, y, Monitors.fit(signatures, y, FoldRows("prompts", np.arange(n), (np.arange(n) // 2) % 5))
 
 
-def attack(settings: AttackSettings, counter: Table) -> tuple[np.ndarray, np.ndarray, object]:
+def attack(settings: RobustnessSettings, counter: Table) -> tuple[np.ndarray, np.ndarray, object]:
     ids, y, monitors = table_prompts()
     rows = np.arange(10)
     found = find_suffixes(counter, monitors, ids[:10], rows, y[:10], np.arange(200), settings=settings)
@@ -107,7 +110,7 @@ def attack(settings: AttackSettings, counter: Table) -> tuple[np.ndarray, np.nda
 
 def test_the_search_finds_the_weak_spot_and_luck_finds_less() -> None:
     counter = Table()
-    settings = AttackSettings(length=8, queries=160, start=32)
+    settings = RobustnessSettings(suffix_tokens=8, queries=160, start=32)
     _, y, found = attack(settings, counter)
     assert (found.search <= found.random + 1e-12).all()
     assert found.search.mean() < found.random.mean() - 0.1
@@ -121,13 +124,13 @@ def test_the_search_finds_the_weak_spot_and_luck_finds_less() -> None:
 
 def test_what_the_search_reports_is_what_its_suffix_does() -> None:
     ids, _, monitors = table_prompts()
-    rows, own, found = attack(AttackSettings(length=5, queries=48, start=16), Table())
+    rows, own, found = attack(RobustnessSettings(suffix_tokens=5, queries=48, start=16), Table())
     texts = [np.concatenate([ids[i], found.suffixes[i]]) for i in rows]
     scores = monitors.log_odds(flat_signatures(Table()(Encoded.from_ids(texts))), rows)
     assert np.allclose(margin(scores, own), found.search)
     assert np.array_equal(scores.argmax(1), found.becomes)
     assert found.suffixes.shape == (10, 5)
-    again = attack(AttackSettings(length=5, queries=48, start=16), Table())[2]
+    again = attack(RobustnessSettings(suffix_tokens=5, queries=48, start=16), Table())[2]
     assert np.array_equal(found.suffixes, again.suffixes)
 
 
@@ -135,7 +138,7 @@ def test_a_monitor_has_not_seen_the_prompts_that_it_judges() -> None:
     """Random categories: monitors that saw a prompt would know its category by heart."""
     rng = np.random.default_rng(0)
     signatures, y = rng.normal(size=(60, 80)), rng.integers(2, size=60)
-    monitors = Monitors.fit(signatures, y, np.arange(60) % 5)
+    monitors = Monitors.fit(signatures, y, FoldRows("prompts", np.arange(60), np.arange(60) % 5))
     assert (monitors.predict(signatures, np.arange(60)) == y).mean() < 0.75
 
 
@@ -145,10 +148,11 @@ def test_margin() -> None:
 
 
 def test_bad_search_settings_are_refused() -> None:
-    with pytest.raises(InputError, match="--suffix-tokens: 0"):
-        AttackSettings(length=0)
-    with pytest.raises(InputError, match="--queries: 10 must be at least 64"):
-        AttackSettings(queries=10)
+    with pytest.raises(InputError, match="suffix_tokens: must be at least 1, got 0"):
+        RobustnessSettings(suffix_tokens=0)
+    with pytest.raises(InputError, match=r"queries: must be above start=64, .* got 64"):
+        RobustnessSettings(queries=64, start=64)
+    assert RobustnessSettings(queries=12).begin == 3
 
 
 def test_a_suffix_holds_text_alone() -> None:
@@ -164,26 +168,28 @@ def test_the_study_on_a_model_attacks_each_category_and_reports_both_ways() -> N
         precision=False,
         batches=False,
         attacked=4,
-        attack=AttackSettings(length=3, queries=12, start=4, children=4),
+        suffix_tokens=3,
+        queries=12,
+        start=4,
+        children=4,
         n_folds=3,
     )
-    result = robustness_study(tiny_model("olmoe"), some_prompts(), settings=settings)
+    result = robustness(tiny_model("olmoe"), some_prompts(), settings=settings)
     table = result.to_frame("attack")
     assert len(table) == 4
     assert (table["margin"] > 0).all()  # only prompts that the monitor got right
     assert (table["search"] <= table["best_random"] + 1e-9).all() or (table["search"] > table["best_random"]).any()
+    assert [c["control"] for c in result.meta["controls"]] == ["random suffixes"]  # identity alone controls nothing
     assert result.claims[-2].name == "a searched suffix flips the monitor (3 tokens, 12 queries)"
 
 
 def test_a_model_in_bf16_is_compared_with_fp32() -> None:
     half = from_model(build("olmoe").bfloat16(), tiny_tokenizer())
     settings = RobustnessSettings(perturbations=(), batches=False, attacked=0, n_folds=3)
-    changes = robustness_study(half, some_prompts(), settings=settings).to_frame("changes")
+    changes = robustness(half, some_prompts(), settings=settings).to_frame("changes")
     assert changes["change"].tolist() == ["precision float32"]
 
 
-def test_dense_models_and_prompts_without_categories_are_refused() -> None:
-    with pytest.raises(InputError, match="dense"):
-        robustness_study(tiny_model("llama"), some_prompts())
+def test_prompts_without_categories_are_refused() -> None:
     with pytest.raises(InputError, match="no categories"):
-        robustness_study(tiny_model("olmoe"), [Prompt(str(i), "some text") for i in range(8)])
+        robustness(tiny_model("olmoe"), [Prompt(str(i), "some text") for i in range(8)])

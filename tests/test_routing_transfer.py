@@ -12,7 +12,9 @@ from moescope.errors import InputError
 from moescope.routing import RoutingTrace, TracedSequence
 from moescope.studies.transfer.alignment import Alignment, held_out, rsa, signature_similarity
 from moescope.studies.transfer.counterparts import counterparts, same_shape
-from moescope.studies.transfer.study import TransferSettings, transfer_study
+from moescope.studies.transfer.settings import TransferSettings
+from moescope.studies.transfer.study import transfer
+from moescope.study.rows import FoldRows
 
 
 def clustered(n: int = 80, d: int = 12, seed: int = 0, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -22,8 +24,8 @@ def clustered(n: int = 80, d: int = 12, seed: int = 0, spread: float = 1.0) -> t
     return rng.normal(size=(4, d))[y] + spread * rng.normal(size=(n, d)), y
 
 
-def folds(n: int) -> np.ndarray:
-    return (np.arange(n) // 4) % 5
+def folds(n: int) -> FoldRows:
+    return FoldRows("prompts", np.arange(n), (np.arange(n) // 4) % 5)
 
 
 def test_procrustes_recovers_a_planted_rotation() -> None:
@@ -141,7 +143,7 @@ SMALL = TransferSettings(n_permutations=49, n_alignments=39, dimensions=8)
 
 
 def test_two_models_that_route_by_category_share_a_classifier() -> None:
-    result = transfer_study(made_trace(0), made_trace(1, experts=12, layers=(0, 2)), settings=SMALL)
+    result = transfer(made_trace(0), made_trace(1, experts=12, layers=(0, 2)), settings=SMALL)
     alike, _, read = result.claims[:3]
     assert alike.measured > 0.5
     assert alike.p == 0.02
@@ -151,10 +153,13 @@ def test_two_models_that_route_by_category_share_a_classifier() -> None:
     assert read.verdict == "measured"
     assert "counterparts" not in result.tables
     assert len(result.to_frame("similarity")) == 1 + 4
+    (rows,) = result.rows
+    assert (rows["folds"], rows["judge"]) == (5, {"rows": 40, "groups": 10})  # topics whole
+    assert [c["control"] for c in result.meta["controls"]] == ["shuffled pairings"]
 
 
 def test_a_model_that_routes_at_random_shares_none() -> None:
-    result = transfer_study(made_trace(0), made_trace(1, sharp=0.0), settings=SMALL)
+    result = transfer(made_trace(0), made_trace(1, sharp=0.0), settings=SMALL)
     assert result.claims[2].verdict == "explained by chance"
     assert result.claims[1].verdict == "explained by chance"
 
@@ -177,7 +182,7 @@ def test_counterparts_know_their_experts_and_notice_renumbering() -> None:
     assert np.allclose(some.own_match, 1)
     assert ((some.same_set > 0.74) & (some.same_set < 0.82)).all()
     assert (some.chance < some.overlap).all()
-    result = transfer_study(a, a, settings=SMALL)
+    result = transfer(a, a, settings=SMALL)
     assert result.claims[-1].name == "a prompt keeps its signature from A to B"
     assert result.claims[-1].measured == pytest.approx(1.0)
 
@@ -185,12 +190,16 @@ def test_counterparts_know_their_experts_and_notice_renumbering() -> None:
 def test_other_prompts_and_too_few_are_refused() -> None:
     a = made_trace(0)
     with pytest.raises(InputError, match="'p39' is in one alone"):
-        transfer_study(a, a.select(range(39)), settings=SMALL)
+        transfer(a, a.select(range(39)), settings=SMALL)
     with pytest.raises(InputError, match="too few to compare"):
         rsa(np.eye(3), np.eye(3), np.zeros(3, int))
     bare = replace(a, sequences=tuple(TracedSequence(s.id) for s in a.sequences))
     with pytest.raises(InputError, match="no categories"):
-        transfer_study(bare, bare, settings=SMALL)
+        transfer(bare, bare, settings=SMALL)
+    with pytest.raises(InputError, match="n_alignments: must be at least 19, got 18"):
+        TransferSettings(n_alignments=18)
+    with pytest.raises(InputError, match="active: must be below n_experts=4, got 4"):
+        TransferSettings(n_experts=4)
     # the order of the prompts is no difference
     shuffled = a.select([f"p{i}" for i in np.random.default_rng(0).permutation(40)])
-    assert transfer_study(a, shuffled, settings=SMALL).claims[0].measured == pytest.approx(1.0)
+    assert transfer(a, shuffled, settings=SMALL).claims[0].measured == pytest.approx(1.0)

@@ -26,7 +26,7 @@ SMALL = ["--random", "3", "--text-tokens", "150", "--new-tokens", "2", "--prompt
 
 
 def test_steer_by_hand_by_category_and_like_one(folders: dict[str, Path], tmp_path: Path) -> None:
-    edits = ["--ban-expert", "0:1,2:3", "--boost", "1:2=+1.5", "--target", "code", "--ban-top", "math=1", "--like", "story=2"]
+    edits = ["--ban", "0:1,2:3", "--boost", "1:2=+1.5", "--target", "code", "--ban-top", "math=1", "--like", "story=2"]
     main(["steer", str(folders["olmoe"]), *edits, *SMALL, "--like-text", "ABC def", "--out", str(tmp_path / "out")])
     result = load(tmp_path / "out")
     assert result.kind == "steer"
@@ -69,19 +69,19 @@ def test_robustness_of_a_dense_model(folders: dict[str, Path], tmp_path: Path) -
     ("arguments", "message"),
     [
         (["steer", "olmoe"], "nothing to steer"),
-        (["steer", "olmoe", "--ban-expert", "5-17"], "--ban-expert: '5-17' is not LAYER:EXPERT"),
-        (["steer", "olmoe", "--ban-expert", "9:0"], "layer 9 has no experts"),
+        (["steer", "olmoe", "--ban", "5-17"], "--ban: '5-17' is not LAYER:EXPERT"),
+        (["steer", "olmoe", "--ban", "9:0"], "layer 9 has no experts"),
         (["steer", "olmoe", "--ban-top", "poem"], "category 'poem' is not among"),
         (["steer", "olmoe", "--like", "code=much"], "'much' is not a number"),
-        (["steer", "olmoe", "--ban-expert", "0:0", "--target", "poem"], "category 'poem' has no texts"),
+        (["steer", "olmoe", "--ban", "0:0", "--target", "poem"], "category 'poem' has no texts"),
         (["steer", "olmoe", "--ablate", "nowhere.json"], "nowhere.json: cannot be read"),
-        (["steer", "llama", "--ban-expert", "0:0"], "dense"),
+        (["steer", "llama", "--ban", "0:0"], "dense"),
         (["prune", "llama"], "dense"),
         (["prune", "olmoe", "--ratio", "0.9"], "--ratio: 0.9 leaves"),
         (["prune", "olmoe", "--ratio", "1"], "--ratio: must be from 0 and below 1, got 1"),
         (["prune", "olmoe", "--random", "0"], "--random: must be at least 1, got 0"),
         (["prune", "olmoe", "--by", "taste"], "taste"),
-        (["robustness", "olmoe", "--queries", "0"], "--queries: 0"),
+        (["robustness", "olmoe", "--queries", "0"], "--queries: must be at least 2, got 0"),
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_written(

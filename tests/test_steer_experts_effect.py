@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,18 +17,21 @@ from moescope.intervene import Expert, ExpertEdits, steer_experts
 from moescope.models import LoadedModel, from_model
 from moescope.routing import trace_prompts
 from moescope.routing.trace import RoutingTrace, TracedSequence
-from moescope.studies.steer import Ablation, EffectSettings, Steering, steer_study
+from moescope.studies.steer.choose import category_usage, route_like, top_experts
+from moescope.studies.steer.claims import steering_claims
 from moescope.studies.steer.effects import prepare_texts
-from moescope.studies.steer.experts_choose import category_usage, parse_experts, parse_values, route_like, top_experts
-from moescope.studies.steer.experts_effect import steering_effects, text_usage
 from moescope.studies.steer.experts_match import matched_edits, usage_ratio
-from moescope.studies.steer.verdicts import steering_claims
+from moescope.studies.steer.settings import SteerSettings
+from moescope.studies.steer.steering import Steering
+from moescope.studies.steer.study import steer
+from moescope.study.result import StudyResult
+from moescope.study.run import Run
+from moescope.tasks import Prompt
 from moescope.tasks.passages import Passage, load_passages
-from moescope.types import Neuron, Site
 from tests.architectures import BOS, COMMON, tiny_model, tiny_tokenizer
 
 N_EXPERTS = 24
-SETTINGS = EffectSettings(n_random=23, tokens=400, length=24)
+SETTINGS = SteerSettings(ban=((0, 0),), target="capitals", n_random=23, text_tokens=400, length=24, new_tokens=0)
 
 
 def passages(seed: int = 0) -> list[Passage]:
@@ -68,13 +75,16 @@ def planted(strength: float) -> LoadedModel:
 BAN = ExpertEdits(ban=frozenset({Expert(0, 0)}))
 
 
+def usage_of(result: StudyResult) -> dict[str, float]:
+    """Usage of the one edited expert by category."""
+    return dict(result.to_frame("experts").iloc[0].filter(like="usage_"))
+
+
 def test_the_planted_expert_is_found_and_its_loss_is_felt_there_alone() -> None:
-    model = planted(0.2)
-    texts = prepare_texts(model, passages(), SETTINGS)
-    usage = text_usage(model, texts)
-    assert usage["capitals"][0][0] > 0.9
-    assert usage["small"][0][0] < 0.1
-    frame = steering_effects(model, BAN, texts, usage, target="capitals", settings=SETTINGS)
+    result = steer(planted(0.2), passages(), SETTINGS)
+    assert usage_of(result)["usage_capitals"] > 0.9
+    assert usage_of(result)["usage_small"] < 0.1
+    frame = result.to_frame("effects")
     row = frame.query("match == 'overall' and category == 'capitals'").iloc[0]
     assert row["effect"] > 0.1
     assert row["excess_low"] > 0.1
@@ -83,33 +93,45 @@ def test_the_planted_expert_is_found_and_its_loss_is_felt_there_alone() -> None:
     assert (overall.loc[["small", "digits"], "effect"].abs() < 0.02).all()
     selectivity = frame.query("match == 'overall' and category == 'selectivity'").iloc[0]
     assert selectivity["excess_low"] > 0.1
+    (rows,) = result.rows
+    assert set(rows) == {"name", "judge"}  # nothing was chosen
+    assert [c["control"] for c in result.meta["controls"]] == [
+        f"ban 0:0: random sets matched on {match}" for match in ("overall", "target")
+    ]
+    assert "share 0.0% of" in result.meta["controls"][0]["evidence"]
 
 
 def test_an_expert_that_carries_nothing_shows_nothing() -> None:
-    model = planted(0.0)
-    texts = prepare_texts(model, passages(), SETTINGS)
-    usage = text_usage(model, texts)
-    assert usage["capitals"][0][0] > 0.9  # specialised in its use, and of no use
-    frame = steering_effects(model, BAN, texts, usage, target="capitals", settings=SETTINGS)
-    row = frame.query("match == 'overall' and category == 'capitals'").iloc[0]
+    result = steer(planted(0.0), passages(), SETTINGS)
+    assert usage_of(result)["usage_capitals"] > 0.9  # specialised in its use, and of no use
+    row = result.to_frame("effects").query("match == 'overall' and category == 'capitals'").iloc[0]
     assert abs(row["effect"]) < 0.02
     assert not (row["excess_low"] > 0 and row["p_harm"] <= 0.05)
 
 
 def test_the_study_says_so_in_its_claims() -> None:
     for strength, verdict, words in ((0.2, "measured", "it does:"), (0.0, "explained by chance", "it does not:")):
-        steering = Steering("ban", BAN, "capitals")
-        result = steer_study(
-            planted(strength), [steering], passages(), settings=SETTINGS, samples={"A": "ABC"}, max_new_tokens=3
-        )
+        settings = replace(SETTINGS, new_tokens=3)
+        result = steer(planted(strength), passages(), settings, prompts=[Prompt("A", "ABC")])
         claim = result.claims[0]
-        assert claim.name == "ban: hurts capitals more than matched random experts (layer, usage over all text) do"
+        assert claim.name == "ban 0:0: hurts capitals more than matched random experts (layer, usage over all text) do"
         assert claim.verdict == verdict
         assert claim.note.startswith(words)
         assert claim.interval is not None
         sample = result.to_frame("samples").iloc[0]
         assert sample["prompt"] == "ABC"
         assert (sample["before"] != sample["after"]) == (strength > 0)
+
+
+def test_what_chooses_experts_does_not_judge_them() -> None:
+    texts = passages()
+    prompts = [Prompt(str(i), "x" + p.text, p.category) for i, p in enumerate(texts) if i % 3 == 0]
+    settings = SteerSettings(ban_top=("capitals=1",), n_random=2, text_tokens=200, length=24, new_tokens=0)
+    (rows,) = steer(planted(0.2), texts, settings, prompts=prompts).rows
+    assert rows["select"]["rows"] == len(prompts)
+    assert rows["judge"]["rows"] > 0
+    with pytest.raises(InputError, match="prompts: prompt 'new' chooses experts and is also among the texts"):
+        steer(planted(0.2), texts, settings, prompts=[*prompts, Prompt("new", texts[5].text, "capitals")])
 
 
 def test_hurting_less_than_random_experts_is_not_called_help() -> None:
@@ -129,8 +151,8 @@ def test_hurting_less_than_random_experts_is_not_called_help() -> None:
 def test_effects_are_those_of_the_steered_model_text_by_text() -> None:
     """Batched, padded and against clean losses: the same as each text by itself, written out."""
     model = planted(0.2)
-    texts = prepare_texts(model, passages()[:24], SETTINGS)
-    frame = steering_effects(model, BAN, texts, text_usage(model, texts), settings=EffectSettings(n_random=1))
+    texts = prepare_texts(model, passages()[:24], SETTINGS, Run())
+    frame = steer(model, passages()[:24], replace(SETTINGS, target=None, n_random=1)).to_frame("effects")
     losses = {"capitals": [], "small": []}
     for row, passage in enumerate(texts.passages):
         ids = torch.from_numpy(texts.encoded[row].astype(np.int64))[None]
@@ -225,30 +247,30 @@ class Text:
         self.text, self.category, self.id, self.group = text, category, id, None
 
 
-def test_neurons_are_ablated_beside_random_neurons() -> None:
-    model = tiny_model("llama", head=True)
-    neurons = tuple(Neuron(Site("mlp_act", 2), i) for i in range(3))
-    result = steer_study(
-        model,
-        [Steering("ablate", Ablation(neurons, "zero"), "small")],
-        passages(),
-        settings=EffectSettings(n_random=5, tokens=200, length=20),
-    )
+def test_neurons_are_ablated_beside_random_neurons(tmp_path: Path) -> None:
+    circuit = tmp_path / "circuit.json"
+    circuit.write_text(json.dumps({"neurons": [{"site": "mlp_act", "layer": 2, "neuron": i} for i in range(3)]}))
+    how = {"target": "small", "n_random": 5, "text_tokens": 200, "length": 20, "new_tokens": 0}
+    result = steer(tiny_model("llama", head=True), passages(), SteerSettings(ablate=str(circuit), mode="zero", **how))
     effects = result.to_frame("effects")
     assert set(effects["category"]) == {"capitals", "small", "digits", "wikitext", "selectivity"}
     assert effects["effect"].abs().max() > 0
-    assert result.to_frame("neurons")["neuron"].tolist() == [str(n) for n in neurons]
+    assert result.to_frame("neurons")["neuron"].tolist() == [f"mlp_act:2/{i}" for i in range(3)]
 
 
 def test_notation() -> None:
-    assert parse_experts("--ban-expert", ["5:17, 3:2", "0:0"]) == {(5, 17), (3, 2), (0, 0)}
-    assert parse_values("--boost", ["5:17=+2.0,1:2=-inf"]) == {Expert(5, 17): 2.0, Expert(1, 2): float("-inf")}
-    for texts, message in ((["5"], "'5' is not LAYER:EXPERT"), (["a:b"], "'a:b' is not"), (["-1:3"], "'-1:3' is not")):
-        with pytest.raises(InputError, match=f"--ban-expert: {message}"):
-            parse_experts("--ban-expert", texts)
-    for texts, message in ((["5:1"], "is not LAYER:EXPERT=NUMBER"), (["5:1=x"], "is not LAYER"), (["5:1=1,5:1=2"], "twice")):
-        with pytest.raises(InputError, match=message):
-            parse_values("--boost", texts)
+    assert SteerSettings(ban=("5:17", " 3:2", "0:0")).experts("ban") == {(5, 17), (3, 2), (0, 0)}
+    assert SteerSettings(force=(Expert(5, 17), (3, 2))).force == ("5:17", "3:2")  # type: ignore[arg-type]
+    assert SteerSettings(boost=("5:17=+2.0", "1:2=-inf")).values("boost") == {(5, 17): 2.0, (1, 2): float("-inf")}
+    assert SteerSettings(like=("a", "b=0.5")).amounts("like", 1.0) == [("a", 1.0), ("b", 0.5)]
+    for text, message in (("5", "'5' is not LAYER:EXPERT"), ("a:b", "'a:b' is not"), ("-1:3", "'-1:3' is not")):
+        with pytest.raises(InputError, match=f"ban: {message}"):
+            SteerSettings(ban=(text,))
+    for texts, message in ((["5:1"], "is not LAYER:EXPERT=NUMBER"), (["5:1=x"], "is not LAYER"), (["5:1=1", "5:1=2"], "twice")):
+        with pytest.raises(InputError, match=f"boost: .*{message}"):
+            SteerSettings(boost=tuple(texts))
+    with pytest.raises(InputError, match="ban: '5:17' is not a list"):
+        SteerSettings(ban="5:17")  # type: ignore[arg-type]
 
 
 def test_shipped_passages_cover_the_prompt_categories() -> None:

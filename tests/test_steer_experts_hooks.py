@@ -211,8 +211,8 @@ def test_other_layers_choose_for_themselves(olmoe: LoadedModel) -> None:
         ({"ban": {(7, 0)}}, "layer 7 has no experts; those with are 0, 1, 2"),
         ({"ban": {(1, 6)}}, "layer 1 has experts 0 to 5"),
         ({"ban": {(1, 0)}, "force": {(1, 0)}}, "1:0 is banned and also forced"),
-        ({"boost": {(1, 0): float("nan")}}, "--boost 1:0=nan"),
-        ({"scale": {(1, 0): float("inf")}}, "--scale 1:0=inf"),
+        ({"boost": {(1, 0): float("nan")}}, "boost: 1:0=nan"),
+        ({"scale": {(1, 0): float("inf")}}, "scale: 1:0=inf"),
     ],
 )
 def test_bad_edits_are_refused_before_the_model_runs(olmoe: LoadedModel, edits: dict, message: str) -> None:

@@ -26,7 +26,13 @@ if TYPE_CHECKING:
     from moescope.studies.distill.study import distill
     from moescope.studies.prune.settings import PruneSettings
     from moescope.studies.prune.study import prune
+    from moescope.studies.robustness.settings import RobustnessSettings
+    from moescope.studies.robustness.study import robustness
     from moescope.studies.signatures.study import signatures
+    from moescope.studies.steer.settings import SteerSettings
+    from moescope.studies.steer.study import steer
+    from moescope.studies.transfer.settings import TransferSettings
+    from moescope.studies.transfer.study import transfer
     from moescope.study.result import StudyResult, load
     from moescope.study.run import Run
     from moescope.tasks import list_tasks, load_prompts, load_task
@@ -43,9 +49,12 @@ _WHERE = {
     "DivergenceSelector": "moescope.select.estimators",
     "InputError": "moescope.errors",
     "PruneSettings": "moescope.studies.prune.settings",
+    "RobustnessSettings": "moescope.studies.robustness.settings",
     "Run": "moescope.study.run",
+    "SteerSettings": "moescope.studies.steer.settings",
     "StudyResult": "moescope.study.result",
     "Task": "moescope.types",
+    "TransferSettings": "moescope.studies.transfer.settings",
     "circuits": "moescope.studies.circuits.study",
     "convert": "moescope.studies.convert.study",
     "distill": "moescope.studies.distill.study",
@@ -57,7 +66,10 @@ _WHERE = {
     "load_prompts": "moescope.tasks",
     "load_task": "moescope.tasks",
     "prune": "moescope.studies.prune.study",
+    "robustness": "moescope.studies.robustness.study",
     "signatures": "moescope.studies.signatures.study",
+    "steer": "moescope.studies.steer.study",
+    "transfer": "moescope.studies.transfer.study",
 }
 __all__ = [
     "CircuitClassifier",
@@ -67,9 +79,12 @@ __all__ = [
     "DivergenceSelector",
     "InputError",
     "PruneSettings",
+    "RobustnessSettings",
     "Run",
+    "SteerSettings",
     "StudyResult",
     "Task",
+    "TransferSettings",
     "circuits",
     "convert",
     "distill",
@@ -81,7 +96,10 @@ __all__ = [
     "load_prompts",
     "load_task",
     "prune",
+    "robustness",
     "signatures",
+    "steer",
+    "transfer",
 ]
 
 

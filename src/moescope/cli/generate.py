@@ -100,7 +100,10 @@ def command(verb: Verb, help_text: str) -> Callable[..., None]:
             with progress(quiet=quiet) as report:
                 # The default folder is ours to replace; one that the user names is theirs.
                 place = replace(how, out=folder, overwrite=how.overwrite or how.out is None, progress=report)
-                result = verb.verb()(*arguments.values(), chosen, run=place)
+                function = verb.verb()
+                taken = inspect.signature(function).parameters
+                named = {n: arguments.pop(n) for n, p in taken.items() if n in arguments and p.kind == p.KEYWORD_ONLY}
+                result = function(*arguments.values(), chosen, **named, run=place)
         except InputError as error:
             raise translated(error, options) from error
         if json:
@@ -139,6 +142,7 @@ def _parameter(cls: type[Settings], name: str, group: Group | None = None) -> in
         said["group"] = group
     if _is_tuple(bare):
         said |= {"converter": _listed, "negative": "", "help": f"{said['help']} Several with commas."}
+        said |= {} if default else {"show_default": False}
     elif bare is bool and default is False:
         said["negative"] = ""
     return inspect.Parameter(

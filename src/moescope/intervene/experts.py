@@ -65,7 +65,7 @@ class ExpertEdits:
         for name, values in (("boost", boost), ("scale", scale)):
             for expert, value in values.items():
                 if math.isnan(value) or (name == "scale" and math.isinf(value)):
-                    raise InputError(f"--{name} {expert}={value}: give a number")
+                    raise InputError(f"{expert}={value}: give a number", name)
         ban = _experts(self.ban) | {e for e, b in boost.items() if b == -math.inf}
         force = _experts(self.force) | {e for e, b in boost.items() if b == math.inf}
         object.__setattr__(self, "ban", ban)

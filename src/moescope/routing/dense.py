@@ -220,13 +220,15 @@ def any_trace(
     n_experts: int = 16,
     k: int = 4,
     seed: int = 0,
+    max_tokens: int | None = None,
     batch_tokens: int = 8192,
     progress: Progress | None = None,
 ) -> RoutingTrace:
     """The prompts' routing, of a mixture of experts by its own router, of a dense model by :func:`dense_trace`."""
+    options: dict[str, Any] = {"max_tokens": max_tokens, "batch_tokens": batch_tokens, "progress": progress}
     if is_dense(model):
-        return dense_trace(model, prompts, n_experts=n_experts, k=k, seed=seed, batch_tokens=batch_tokens, progress=progress)
-    return trace_prompts(model, prompts, batch_tokens=batch_tokens, progress=progress)
+        return dense_trace(model, prompts, n_experts=n_experts, k=k, seed=seed, **options)
+    return trace_prompts(model, prompts, **options)
 
 
 def _run(

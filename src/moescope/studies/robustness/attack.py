@@ -14,32 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from moescope.capture.encode import Encoded
-from moescope.errors import InputError
 from moescope.studies.robustness.monitor import Counter, Monitors, flat_signatures
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttackSettings:
-    """The search for a suffix.
-
-    Attributes:
-        length: tokens of the suffix.
-        queries: suffixes tried per prompt, by the search and by the random baseline alike.
-        start: random suffixes that the search begins with, of its queries.
-        children: suffixes tried in one round of the search.
-    """
-
-    length: int = 8
-    queries: int = 256
-    start: int = 64
-    children: int = 8
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.length < 1:
-            raise InputError(f"--suffix-tokens: {self.length} is not a positive number of tokens")
-        if not 1 <= self.start <= self.queries or self.children < 1:
-            raise InputError(f"--queries: {self.queries} must be at least {self.start}, the random suffixes it starts with")
+from moescope.studies.robustness.settings import RobustnessSettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +34,8 @@ class Attack:
     """(n, length) token ids of the suffixes that the search found"""
     becomes: np.ndarray
     """(n,) the likeliest category under them"""
+    own: float
+    """share of the random suffixes that the search did not try"""
 
 
 def find_suffixes(
@@ -68,7 +46,8 @@ def find_suffixes(
     y: np.ndarray,
     vocabulary: np.ndarray,
     *,
-    settings: AttackSettings,
+    settings: RobustnessSettings,
+    seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Attack:
     """Search a suffix for each prompt that lowers the monitor's margin most.
@@ -79,8 +58,8 @@ def find_suffixes(
             categories.
         vocabulary: token ids that a suffix may hold.
     """
-    rng = np.random.default_rng(settings.seed)
-    n, length = len(ids), settings.length
+    rng = np.random.default_rng(seed)
+    n, length, start = len(ids), settings.suffix_tokens, settings.begin
 
     def margins(suffixes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(n, m) margins and likeliest categories of suffixes (n, m, length)."""
@@ -91,16 +70,18 @@ def find_suffixes(
 
     clean = margin(monitors.log_odds(flat_signatures(counter(Encoded.from_ids(ids))), rows), y)
     tell = progress or (lambda done, total: None)
-    drawn = vocabulary[rng.integers(len(vocabulary), size=(n, settings.start, length))]
+    drawn = vocabulary[rng.integers(len(vocabulary), size=(n, start, length))]
     found, becomes = margins(drawn)
     every, winner = np.arange(n), found.argmin(1)
     first, least, label, best = found[:, 0], found[every, winner], becomes[every, winner], drawn[every, winner]
-    random = least
-    for done in range(settings.start, settings.queries, settings.children):
+    random, own = least, 0
+    for done in range(start, settings.queries, settings.children):
         m = min(settings.children, settings.queries - done)
-        luck, _ = margins(vocabulary[rng.integers(len(vocabulary), size=(n, m, length))])
+        others = vocabulary[rng.integers(len(vocabulary), size=(n, m, length))]
+        luck, _ = margins(others)
         random = np.minimum(random, luck.min(1))
         children = _mutated(np.repeat(best[:, None], m, axis=1), vocabulary, rng)
+        own += int((others != children).any(-1).sum())
         found, becomes = margins(children)
         winner = found.argmin(1)
         better = found[every, winner] < least
@@ -108,7 +89,7 @@ def find_suffixes(
         label = np.where(better, becomes[every, winner], label)
         best = np.where(better[:, None], children[every, winner], best)
         tell(done + m, settings.queries)
-    return Attack(clean, first, random, least, best, label)
+    return Attack(clean, first, random, least, best, label, own / (n * settings.queries))
 
 
 def margin(scores: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -8,15 +8,16 @@ import numpy as np
 import pandas as pd
 
 from moescope.stats import paired_bootstrap_difference, wilson
-from moescope.studies.robustness.attack import Attack, AttackSettings
+from moescope.studies.robustness.attack import Attack
+from moescope.studies.robustness.settings import RobustnessSettings
 from moescope.types import Claim
 
 
-def robustness_claims(changes: pd.DataFrame, attack: Attack | None, settings: AttackSettings) -> list[Claim]:
+def robustness_claims(changes: pd.DataFrame, attack: Attack | None, settings: RobustnessSettings, seed: int = 0) -> list[Claim]:
     """One claim per change, then those on the search."""
     claims = [_change_claim(row) for row in changes.to_dict("records")]
     if attack is not None:
-        claims += _attack_claims(attack, settings)
+        claims += _attack_claims(attack, settings, seed)
     return claims
 
 
@@ -33,14 +34,14 @@ def _change_claim(row: dict[str, Any]) -> Claim:
     )
 
 
-def _attack_claims(attack: Attack, settings: AttackSettings) -> list[Claim]:
+def _attack_claims(attack: Attack, settings: RobustnessSettings, seed: int) -> list[Claim]:
     n = len(attack.clean)
     flipped = {name: getattr(attack, name) < 0 for name in ("first", "random", "search")}
     rate = {name: float(hits.mean()) for name, hits in flipped.items()}
-    gained = paired_bootstrap_difference(flipped["search"], flipped["random"], seed=settings.seed)
-    deeper = paired_bootstrap_difference(attack.search, attack.random, seed=settings.seed)
+    gained = paired_bootstrap_difference(flipped["search"], flipped["random"], seed=seed)
+    deeper = paired_bootstrap_difference(attack.search, attack.random, seed=seed)
     low, high = wilson(int(flipped["search"].sum()), n)
-    what = f"{settings.length} tokens, {settings.queries} queries"
+    what = f"{settings.suffix_tokens} tokens, {settings.queries} queries"
     return [
         Claim(
             name=f"a searched suffix flips the monitor ({what})",

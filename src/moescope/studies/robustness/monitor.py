@@ -12,6 +12,7 @@ from sklearn.preprocessing import StandardScaler
 
 from moescope.capture.encode import Encoded
 from moescope.routing.signatures import normalise
+from moescope.study.rows import FoldRows
 
 Counter = Callable[[Encoded], np.ndarray]
 """``counter(encoded)`` -> (N, L, E): tokens of each text that each expert received. It is
@@ -25,29 +26,28 @@ def flat_signatures(counts: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Monitors:
-    """One logistic regression per fold, each fitted without the prompts of its fold, as a monitor meets new prompts."""
+    """One logistic regression per fold, each fitted without the prompts that it judges, as a monitor meets new prompts."""
 
-    folds: np.ndarray
-    """(N,) the fold of each prompt"""
+    rows: FoldRows
     models: tuple[Pipeline, ...]
 
     @classmethod
-    def fit(cls, signatures: np.ndarray, y: np.ndarray, folds: np.ndarray) -> Monitors:
-        """From signatures (N, D) and category codes 0..C-1 (N,); every fold's training part has every category."""
-        models = []
-        for fold in range(int(folds.max()) + 1):
-            train = folds != fold
-            models.append(
-                make_pipeline(StandardScaler(), LogisticRegression(max_iter=500, tol=1e-3)).fit(signatures[train], y[train])
-            )
-        return cls(folds, tuple(models))
+    def fit(cls, signatures: np.ndarray, y: np.ndarray, rows: FoldRows) -> Monitors:
+        """From signatures (N, D) and category codes 0..C-1 (N,); the rows that fit have every category."""
+        return cls(
+            rows,
+            tuple(
+                make_pipeline(StandardScaler(), LogisticRegression(max_iter=500, tol=1e-3)).fit(signatures[r.fit], y[r.fit])
+                for r in rows
+            ),
+        )
 
     def log_odds(self, signatures: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """float64 (n, C): log probability of every category for signatures (n, D) of versions of the prompts ``rows`` (n,),
         each by the monitor that has not seen its prompt."""
         out = np.empty((len(rows), len(self.models[0].classes_)))
-        for fold, model in enumerate(self.models):
-            at = self.folds[rows] == fold
+        for fold, model in zip(np.unique(self.rows.folds), self.models, strict=True):
+            at = self.rows.folds[rows] == fold
             if at.any():
                 out[at] = model.predict_log_proba(signatures[at])
         return out

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moescope.errors import InputError
+from moescope.studies.robustness.settings import PerturbationName
 
 if TYPE_CHECKING:
     from moescope.tasks.prompts import Prompt
@@ -97,7 +97,7 @@ def upper_case(text: str, rng: np.random.Generator) -> str:
     return text.upper()
 
 
-PERTURBATIONS: dict[str, Perturbation] = {
+PERTURBATIONS: dict[PerturbationName, Perturbation] = {
     "identity": identity,
     "paraphrase": paraphrase,
     "typo": typo,
@@ -107,14 +107,8 @@ PERTURBATIONS: dict[str, Perturbation] = {
 }
 
 
-def perturbed(prompts: Sequence[Prompt], name: str, seed: int = 0) -> list[Prompt]:
-    """The prompts with perturbed texts; ids, categories and groups stay.
-
-    Raises:
-        InputError: an unknown perturbation.
-    """
-    if name not in PERTURBATIONS:
-        raise InputError(f"perturbation {name!r} is unknown: choose from {', '.join(PERTURBATIONS)}")
+def perturbed(prompts: Sequence[Prompt], name: PerturbationName, seed: int = 0) -> list[Prompt]:
+    """The prompts with perturbed texts; ids, categories and groups stay."""
     # one generator a prompt: leaving a prompt out must not change what the others become
     return [
         replace(prompt, text=PERTURBATIONS[name](prompt.text, np.random.default_rng([seed, row])))

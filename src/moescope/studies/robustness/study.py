@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,84 +19,58 @@ import torch
 
 from moescope.capture.encode import Encoded, encode
 from moescope.errors import InputError
-from moescope.models import from_model
+from moescope.models import LoadedModel, from_model
 from moescope.routing.classify import folds_by
 from moescope.routing.counts import routing_counts
+from moescope.routing.dense import fit_dense_experts, is_dense
 from moescope.routing.nulls import pooled_cosine
 from moescope.routing.subject import check_categories
 from moescope.stats import group_bootstrap, paired_bootstrap_difference, wilson
-from moescope.studies.robustness.attack import Attack, AttackSettings, find_suffixes
+from moescope.studies.robustness.attack import Attack, find_suffixes
 from moescope.studies.robustness.claims import robustness_claims
 from moescope.studies.robustness.monitor import Counter, Monitors, flat_signatures
-from moescope.studies.robustness.perturb import PERTURBATIONS, perturbed
-from moescope.study.provenance import provenance
+from moescope.studies.robustness.perturb import perturbed
+from moescope.studies.robustness.settings import RobustnessSettings
+from moescope.study.protocol import Context, ModelLike, PromptsLike
 from moescope.study.result import StudyResult
-from moescope.tasks import group_folds
+from moescope.study.rows import FoldRows
+from moescope.study.run import Run
+from moescope.tasks import Prompt, group_folds
 
-if TYPE_CHECKING:
-    from moescope.models import LoadedModel
-    from moescope.tasks.prompts import Prompt
-
-Report = Callable[[str, int, int], None]
-MakeCounter = Callable[["LoadedModel"], Counter]
+_SETTINGS, _RUN = RobustnessSettings(), Run()
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RobustnessSettings:
-    """What is tried.
-
-    Attributes:
-        perturbations: of the text, from :data:`PERTURBATIONS`; ``identity`` is the control that
-            must give nought.
-        precision: also run in bfloat16 (or, a bf16 model, in fp32).
-        batches: also run the prompts one by one instead of together.
-        attacked: prompts for which a suffix is searched, as many of each category; 0 leaves the search out.
-    """
-
-    perturbations: tuple[str, ...] = tuple(PERTURBATIONS)
-    precision: bool = True
-    batches: bool = True
-    attacked: int = 24
-    attack: AttackSettings = dataclasses.field(default_factory=AttackSettings)
-    n_folds: int = 5
-    seed: int = 0
-    batch_tokens: int = 8192
-
-    def __post_init__(self) -> None:
-        unknown = next((p for p in self.perturbations if p not in PERTURBATIONS), None)
-        if unknown is not None:
-            raise InputError(f"--perturbation {unknown!r} is unknown: choose from {', '.join(PERTURBATIONS)}")
-
-
-def robustness_study(
-    model: LoadedModel,
-    prompts: Sequence[Prompt],
-    *,
-    settings: RobustnessSettings | None = None,
-    make_counter: MakeCounter | None = None,
-    report: Report | None = None,
+def robustness(
+    model: ModelLike, prompts: PromptsLike = "routing-480", settings: RobustnessSettings = _SETTINGS, *, run: Run = _RUN
 ) -> StudyResult:
     """Perturb prompts, precision and batches, search for suffixes, and say what a monitor of the routing makes of it.
 
+    A dense model is read by groups of its MLPs' neurons (:mod:`moescope.routing.dense`).
+
     Args:
         prompts: with categories.
-        make_counter: how experts are counted in a model, where they are not those of its own router (a dense model).
 
     Returns:
-        Kind ``"robustness"``; tables ``changes`` (one row per change), ``by_category`` and ``attack`` (one row per prompt).
+        A result of kind ``"robustness"``: tables ``changes`` (one row per change: how far signatures move, as a multiple of
+        the distance within a category, and how often the monitor's answer flips), ``by_category`` (its flips) and
+        ``attack`` (one row per attacked prompt: log odds without, with random and with a searched suffix).
 
     Raises:
-        InputError: prompts without categories, an unknown perturbation, or a dense model without ``make_counter``.
+        InputError: prompts without categories, or a monitor that names none rightly.
+
+    >>> import moescope
+    >>> settings = moescope.RobustnessSettings(attacked=4, queries=64)
+    >>> moescope.robustness("moe-tiny", "routing-80", settings).to_frame("attack")  # doctest: +SKIP
     """
-    settings = settings or RobustnessSettings()
-    began = time.time()
-    tell = report or (lambda stage, done, total: None)
-    y, categories = check_categories([p.id for p in prompts], [p.category for p in prompts])
-    make = make_counter or (lambda m: partial(routing_counts, m, batch_tokens=settings.batch_tokens))
-    counter = make(model)
-    encoded = encode(model, [p.text for p in prompts])
+    context = Context("robustness", settings, run)
+    asked = context.prompts(prompts)
+    y, categories = check_categories([p.id for p in asked], [p.category for p in asked])
+    loaded = context.load(model)
+    read = partial(encode, loaded, max_tokens=run.max_tokens)
+    make = _counters(loaded, asked, settings, run)
+    counter, encoded = make(loaded), read([p.text for p in asked])
     clean = counter(encoded)  # (N, L, E)
-    folds = _folds(prompts, y, settings)
+    folds = context.rows(_folds(asked, y, settings.n_folds, run.seed))
     monitors = Monitors.fit(flat_signatures(clean), y, folds)
     rows = np.arange(len(y))
     base = _Base(clean, encoded.lengths, y, monitors.predict(flat_signatures(clean), rows))
@@ -106,41 +79,73 @@ def robustness_study(
 
     def add(name: str, counts: np.ndarray, lengths: np.ndarray) -> None:
         predicted[name] = monitors.predict(flat_signatures(counts), rows)
-        changes.append({"change": name, **base.compare(counts, lengths, predicted[name], settings.seed)})
+        changes.append({"change": name, **base.compare(counts, lengths, predicted[name], run.seed)})
 
-    steps = [*settings.perturbations, *["precision"] * settings.precision, *["batch"] * settings.batches]
-    for done, name in enumerate(steps):
-        tell("perturbing", done, len(steps))
+    others = ["precision"] * settings.precision + ["batch"] * settings.batches
+    changed: dict[str, int] = {}
+    for name in context.steps("perturbing", [*settings.perturbations, *others]):
         if name == "precision":
-            other = _other_precision(model)
+            other = _other_precision(loaded)
             add(f"precision {str(other.dtype).removeprefix('torch.')}", make(other)(encoded), encoded.lengths)
         elif name == "batch":
             alone = np.concatenate([counter(encoded.rows(i, i + 1)) for i in range(len(encoded))])
             add("one by one", alone, encoded.lengths)
         else:
-            texts = encode(model, [p.text for p in perturbed(prompts, name, settings.seed)])
+            written = perturbed(asked, name, run.seed)
+            changed[name] = sum(p.text != q.text for p, q in zip(asked, written, strict=True))
+            texts = read([p.text for p in written])
             add(name, counter(texts), texts.lengths)
+    _identity(context, changed, len(asked))
     tables = {"changes": pd.DataFrame(changes), "by_category": _by_category(predicted, base, categories)}
     attack = None
     if settings.attacked:
-        chosen = _chosen(y, base.predicted, settings)
+        chosen = _chosen(y, base.predicted, settings.attacked, run.seed)
         attack = find_suffixes(
             counter,
             monitors,
             [_ids(encoded, i) for i in chosen],
             chosen,
             y[chosen],
-            suffix_vocabulary(model),
-            settings=dataclasses.replace(settings.attack, seed=settings.seed),
-            progress=lambda done, total: tell("searching suffixes", done, total),
+            suffix_vocabulary(loaded),
+            settings=settings,
+            seed=run.seed,
+            progress=context.counter("searching suffixes"),
         )
-        tables["attack"] = _attack_table(model, attack, prompts, chosen, categories)
-    meta = provenance(model, [], seed=settings.seed, settings=dataclasses.asdict(settings))
-    meta |= {"title": f"Robustness of the routing of {model.name}", "seconds": round(time.time() - began, 1)}
-    meta["prompts"] = len(prompts)
-    tell("done", 1, 1)
-    claims = robustness_claims(tables["changes"], attack, settings.attack)
-    return StudyResult("robustness", meta, tuple(claims), tables=tables)
+        context.control(
+            "random suffixes", differs=attack.own > 0, evidence=f"{attack.own:.1%} of them are none that the search tried"
+        )
+        tables["attack"] = _attack_table(loaded, attack, asked, chosen, categories)
+    return context.result(
+        model=loaded,
+        title=f"Robustness of the routing of {loaded.name}",
+        claims=robustness_claims(tables["changes"], attack, settings, run.seed),
+        tables=tables,
+        prompts=len(asked),
+    )
+
+
+def _counters(
+    model: LoadedModel, prompts: Sequence[Prompt], settings: RobustnessSettings, run: Run
+) -> Callable[[LoadedModel], Counter]:
+    """What makes the counter of a model of this kind: its router's experts, or a dense model's groups of neurons."""
+    if not is_dense(model):
+        return lambda other: partial(routing_counts, other, batch_tokens=run.batch_tokens)
+    texts = encode(model, [p.text for p in prompts], max_tokens=run.max_tokens)
+    fitted = fit_dense_experts(
+        model, texts, n_experts=settings.n_experts, k=settings.active, seed=run.seed, batch_tokens=run.batch_tokens
+    )
+    return lambda other: partial(fitted.counts, other, batch_tokens=run.batch_tokens)
+
+
+def _identity(context: Context, changed: dict[str, int], n: int) -> None:
+    """The prompts as they are stand beside those perturbations that change a text."""
+    for name, count in changed.items():
+        if name != "identity" and not count:
+            context.note(f"{name} changes none of these prompts")
+    others = {name: count for name, count in changed.items() if count}
+    if "identity" in changed and others:
+        said = ", ".join(f"{name} {count}" for name, count in others.items())
+        context.control("identity", differs="identity" not in others, evidence=f"texts changed of {n}: {said}; identity 0")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -205,13 +210,14 @@ def suffix_vocabulary(model: LoadedModel) -> np.ndarray:
     )
 
 
-def _folds(prompts: Sequence[Prompt], y: np.ndarray, settings: RobustnessSettings) -> np.ndarray:
+def _folds(prompts: Sequence[Prompt], y: np.ndarray, n_folds: int, seed: int) -> FoldRows:
     topics = [p.topic for p in prompts]
     if all(topics):
-        by_topic = folds_by(y, np.array(topics), settings.n_folds, settings.seed)
+        by_topic = folds_by(y, np.array(topics), n_folds, seed)
         if by_topic is not None:
-            return by_topic
-    return group_folds(y, np.arange(len(y)), settings.n_folds, settings.seed)
+            return FoldRows("prompts, topics whole", np.array(topics), by_topic)
+    alone = np.arange(len(y))
+    return FoldRows("prompts", alone, group_folds(y, alone, n_folds, seed))
 
 
 def _other_precision(model: LoadedModel) -> LoadedModel:
@@ -226,17 +232,19 @@ def _ids(encoded: Encoded, row: int) -> np.ndarray:
     return encoded[row][:end]
 
 
-def _chosen(y: np.ndarray, predicted: np.ndarray, settings: RobustnessSettings) -> np.ndarray:
+def _chosen(y: np.ndarray, predicted: np.ndarray, attacked: int, seed: int) -> np.ndarray:
     """Prompts to attack, in turn from each category, among those that the monitor gets right."""
-    rng = np.random.default_rng(settings.seed)
+    rng = np.random.default_rng(seed)
     right = rng.permutation(np.flatnonzero(predicted == y))
     if not len(right):
-        raise InputError("the monitor names no prompt's category rightly, so none can be flipped; leave the search out")
+        raise InputError(
+            "the monitor names no prompt's category rightly, so none can be flipped; leave the search out", "attacked"
+        )
     turn = np.zeros(len(right), dtype=np.int64)
     for category in np.unique(y[right]):
         at = y[right] == category
         turn[at] = np.arange(int(at.sum()))
-    return right[np.argsort(turn, kind="stable")][: settings.attacked]
+    return right[np.argsort(turn, kind="stable")][:attacked]
 
 
 def _by_category(predicted: dict[str, np.ndarray], base: _Base, categories: list[str]) -> pd.DataFrame:

@@ -6,52 +6,35 @@ intervals resample whole documents; they hold the random sets fixed, and p tells
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from moescope.capture.encode import Encoded
-from moescope.errors import InputError
 from moescope.intervene.text_loss import Applied, encode_texts, text_losses
 from moescope.stats.intervals import group_bootstrap
 from moescope.stats.permutation import permutation_p
 
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
+    from moescope.studies.steer.settings import Match, SteerSettings
+    from moescope.study.run import Counter, Run
     from moescope.tasks.passages import Passage
 
-Match = Literal["overall", "target"]
-Progress = Callable[[int, int], None]
 
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """One intervention, and the random ones that it is measured beside, by what they are matched on."""
 
-@dataclass(frozen=True, kw_only=True)
-class EffectSettings:
-    """How an effect is measured.
-
-    Attributes:
-        n_random: matched random sets; 100 or more for a claim.
-        match: on which usage random experts (or neurons' norms) are matched: over all categories alike (``"overall"``),
-            or, where there is a target category, also on the usage in it (``"target"``, the harder control: an expert
-            that the category uses more is missed more for that alone).
-        tokens: of text per category; the cost is tokens x categories x random sets.
-        length: tokens of one text that count; short pieces of many documents give narrower intervals than long ones of few.
-    """
-
-    n_random: int = 100
-    match: tuple[Match, ...] = ("overall", "target")
-    tokens: int = 1536
-    length: int = 64
-    seed: int = 0
-    batch_tokens: int = 8192
-
-    def __post_init__(self) -> None:
-        if self.n_random < 1:
-            raise InputError(f"--random: {self.n_random} random sets; at least 1 is needed, 100 for a claim")
-        if not self.match or any(m not in ("overall", "target") for m in self.match):
-            raise InputError(f"match={self.match}: choose from overall, target")
+    own: Applied
+    controls: Mapping[Match, Sequence[Applied]]
+    ratios: Mapping[Match, float]
+    """geometric mean of the random ones' usage (or norm) over that of their counterparts: 1 is a match"""
+    shared: Mapping[Match, float]
+    """mean share of its experts or neurons that a random set has as well"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,64 +59,51 @@ class Texts:
         return np.array([f"{self.passages[r].category}/{self.passages[r].group}" for r in rows])
 
 
-def prepare_texts(model: LoadedModel, passages: Sequence[Passage], settings: EffectSettings) -> Texts:
+def prepare_texts(model: LoadedModel, passages: Sequence[Passage], settings: SteerSettings, run: Run) -> Texts:
     """Encode the passages and run the untouched model on them.
 
     Raises:
         InputError: a category with fewer than two texts, or a model without its head.
     """
-    encoded, used = encode_texts(model, passages, tokens=settings.tokens, length=settings.length)
-    clean = text_losses(model, encoded, batch_tokens=settings.batch_tokens)
+    encoded, used = encode_texts(model, passages, tokens=settings.text_tokens, length=settings.length)
+    clean = text_losses(model, encoded, batch_tokens=run.batch_tokens)
     return Texts(encoded, tuple(used), clean)
 
 
 def compare_effects(
-    model: LoadedModel,
-    texts: Texts,
-    own: Applied,
-    controls: Mapping[Match, Sequence[Applied]],
-    *,
-    target: str | None = None,
-    settings: EffectSettings | None = None,
-    progress: Progress | None = None,
+    model: LoadedModel, texts: Texts, plan: Plan, *, target: str | None, run: Run, progress: Counter | None = None
 ) -> pd.DataFrame:
     """The effect of one intervention on every category, against random ones.
 
     Args:
-        controls: by what they are matched on, R interventions each.
+        target: a category of the texts.
 
     Returns:
         One row per matching and category, then, where there is a target, one per matching named ``selectivity``: the
         effect on the target minus the mean effect on the other categories. Columns: match, category, target (bool),
         baseline, effect, low, high (95 %), random_mean, random_low, random_high (2.5 and 97.5 % of the random sets),
         excess (effect minus random mean), excess_low, excess_high, p_harm (random sets with at least this effect),
-        p_help (with at most this effect), n_random.
-
-    Raises:
-        InputError: the target has no texts.
+        p_help (with at most this effect), n_random, usage_ratio.
     """
-    settings = settings or EffectSettings()
-    if target is not None and target not in texts.categories:
-        raise InputError(f"category {target!r} has no texts; those that have are {', '.join(texts.categories)}")
-    total, done = 1 + sum(map(len, controls.values())), 0
+    total, done = 1 + sum(map(len, plan.controls.values())), 0
 
     def effect_of(one: Applied) -> np.ndarray:
         nonlocal done
-        losses = text_losses(model, texts.encoded, one, batch_tokens=settings.batch_tokens) - texts.clean
+        losses = text_losses(model, texts.encoded, one, batch_tokens=run.batch_tokens) - texts.clean
         done += 1
         if progress is not None:
             progress(done, total)
         return losses
 
-    steered = effect_of(own)  # (N,)
+    steered = effect_of(plan.own)  # (N,)
     rows: list[dict[str, Any]] = []
-    for match, sets in controls.items():
+    for match, sets in plan.controls.items():
         random = np.stack([effect_of(one) for one in sets])  # (R, N)
         shared = {"match": match, "n_random": len(sets)}
         by_category = {}
         for category in texts.categories:
             at = texts.rows(category)
-            by_category[category] = _compared(steered[at], random[:, at], texts.groups(at), settings.seed)
+            by_category[category] = _compared(steered[at], random[:, at], texts.groups(at), run.seed)
             baseline = float(texts.clean[at].mean())
             found = by_category[category].row()
             rows.append({"category": category, "target": category == target, "baseline": baseline, **found, **shared})
@@ -142,6 +112,7 @@ def compare_effects(
             rows.append({"category": "selectivity", "target": True, "baseline": np.nan, **found, **shared})
     columns = ["match", "category", "target", "baseline"]
     frame = pd.DataFrame(rows)
+    frame["usage_ratio"] = frame["match"].map(dict(plan.ratios))
     return frame[[*columns, *(c for c in frame if c not in columns)]]
 
 

@@ -1,4 +1,4 @@
-"""What steering experts does to a model's loss, beside the same steering of random experts that match in layer and usage."""
+"""Edits of experts, and the same edits of random experts that match in layer and usage."""
 
 from __future__ import annotations
 
@@ -6,63 +6,55 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from moescope.intervene.experts import ExpertEdits, steer_experts
 from moescope.models.experts import expert_layers
 from moescope.routing.counts import routing_counts
-from moescope.studies.steer.effects import EffectSettings, Match, Progress, Texts, compare_effects
+from moescope.studies.steer.effects import Plan, Texts
 from moescope.studies.steer.experts_match import matched_edits, usage_ratio
 
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
+    from moescope.studies.steer.settings import Match, SteerSettings
+    from moescope.study.run import Run
 
 Usage = dict[str, dict[int, np.ndarray]]
 """Category, or ``"overall"`` (their mean) -> layer -> float64 (E,): share of its tokens that are sent to each expert."""
 
 
-def steering_effects(
-    model: LoadedModel,
-    edits: ExpertEdits,
-    texts: Texts,
-    usage: Usage,
-    *,
-    target: str | None = None,
-    settings: EffectSettings | None = None,
-    progress: Progress | None = None,
-) -> pd.DataFrame:
-    """The effect of some edits on every category, against matched random experts.
+def experts_plan(
+    model: LoadedModel, edits: ExpertEdits, usage: Usage, *, target: str | None, settings: SteerSettings, run: Run
+) -> Plan:
+    """The edits, and the same edits of matched random experts.
 
     Args:
         usage: on the texts, from :func:`text_usage`.
 
-    Returns:
-        What :func:`compare_effects` gives, and ``usage_ratio``, random to edited: 1 is a match.
-
     Raises:
-        InputError: an unknown target, an expert that is not there, or no experts to compare with.
+        InputError: no experts to compare with.
     """
-    settings = settings or EffectSettings()
-    controls: dict[Match, list[ExpertEdits]] = {}
-    ratios = {}
+    found: dict[Match, list[ExpertEdits]] = {}
+    ratios: dict[Match, float] = {}
     for match in settings.match if target is not None else ("overall",):
         here = usage[target if match == "target" and target in usage else "overall"]
-        sets = matched_edits(edits, here, n_sets=settings.n_random, seed=settings.seed)
+        sets = matched_edits(edits, here, n_sets=settings.n_random, seed=run.seed)
         # where usage does not enter (values shuffled over a layer), one matching says it all
-        if sets not in controls.values():
-            controls[match] = sets
+        if sets not in found.values():
+            found[match] = sets
             ratios[match] = usage_ratio(edits, sets, here)
-    frame = compare_effects(
-        model,
-        texts,
+    own = _values(edits)
+    return Plan(
         partial(steer_experts, model, edits),
-        {match: [partial(steer_experts, model, one) for one in sets] for match, sets in controls.items()},
-        target=target,
-        settings=settings,
-        progress=progress,
+        {match: [partial(steer_experts, model, one) for one in sets] for match, sets in found.items()},
+        ratios,
+        {match: float(np.mean([len(own & _values(s)) / len(own) for s in sets])) for match, sets in found.items()},
     )
-    frame["usage_ratio"] = frame["match"].map(ratios)
-    return frame
+
+
+def _values(edits: ExpertEdits) -> set[tuple[object, ...]]:
+    """What is done to whom, one by one."""
+    done = {("ban", e) for e in edits.ban} | {("force", e) for e in edits.force}
+    return done | {("boost", *item) for item in edits.boost.items()} | {("scale", *item) for item in edits.scale.items()}
 
 
 def text_usage(model: LoadedModel, texts: Texts, *, batch_tokens: int = 8192) -> Usage:

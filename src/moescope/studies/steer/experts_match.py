@@ -32,7 +32,7 @@ def matched_edits(
         InputError: nothing is edited, or no other set exists.
     """
     if not edits:
-        raise InputError("no expert is edited, so there is nothing to match: give --ban-expert, --boost or the like")
+        raise InputError("no expert is edited, so there is nothing to match")
     rng = np.random.default_rng(seed)
     layers: dict[int, list[Expert]] = {}
     for expert in edits.experts:

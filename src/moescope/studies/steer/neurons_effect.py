@@ -1,22 +1,22 @@
-"""What ablating a dense circuit's neurons does to a model's loss on text, beside random neurons of like norm."""
+"""A circuit's neurons switched off on text, and random neurons of like norm."""
 
 from __future__ import annotations
 
 import json
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 
 from moescope.capture.encode import batches, pad, padding_id
 from moescope.capture.session import capture
 from moescope.errors import InputError
 from moescope.intervene.intervene import group_by_site, intervene
+from moescope.intervene.matched import matched_sets, norm_ratio
 from moescope.intervene.text_loss import Applied
-from moescope.studies.steer.effects import EffectSettings, Progress, Texts, compare_effects
+from moescope.studies.steer.effects import Plan, Texts
 from moescope.study.encode import circuit_from_json
 from moescope.types import Circuit, Neuron, Site
 
@@ -24,46 +24,27 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from moescope.models import LoadedModel
+    from moescope.studies.steer.settings import AblateMode, SteerSettings
+    from moescope.study.run import Run
 
-AblateMode = Literal["mean", "zero"]
 
-
-def ablation_effects(
-    model: LoadedModel,
-    neurons: Sequence[Neuron],
-    texts: Texts,
-    *,
-    mode: AblateMode = "mean",
-    target: str | None = None,
-    settings: EffectSettings | None = None,
-    progress: Progress | None = None,
-) -> pd.DataFrame:
-    """The effect of setting neurons to their mean (or to zero) at every token, against random sets of the same sites and
-    like norms (:func:`moescope.intervene.matched.matched_sets`).
-
-    Returns:
-        What :func:`compare_effects` gives, and ``usage_ratio``: the norm of the random neurons over
-        that of the ablated.
+def neurons_plan(
+    model: LoadedModel, neurons: Sequence[Neuron], texts: Texts, *, settings: SteerSettings, mode: AblateMode, run: Run
+) -> Plan:
+    """Neurons set to their mean (or to zero) at every token, and random sets of the same sites and like norms
+    (:func:`moescope.intervene.matched.matched_sets`).
 
     Raises:
         InputError: a neuron that the model does not have, or too few others to draw from.
     """
-    from moescope.intervene.matched import matched_sets, norm_ratio
-
-    settings = settings or EffectSettings()
-    means, norms = neuron_moments(model, neurons, texts, batch_tokens=settings.batch_tokens)
-    sets = matched_sets(neurons, norms, n_sets=settings.n_random, seed=settings.seed)
-    frame = compare_effects(
-        model,
-        texts,
+    means, norms = neuron_moments(model, neurons, texts, batch_tokens=run.batch_tokens)
+    sets = matched_sets(neurons, norms, n_sets=settings.n_random, seed=run.seed)
+    return Plan(
         ablated(model, neurons, mode, means),
         {"overall": [ablated(model, members, mode, means) for members in sets]},
-        target=target,
-        settings=settings,
-        progress=progress,
+        {"overall": norm_ratio(neurons, sets, norms)},
+        {"overall": float(np.mean([len(set(neurons) & set(members)) / len(neurons) for members in sets]))},
     )
-    frame["usage_ratio"] = norm_ratio(neurons, sets, norms)
-    return frame
 
 
 def ablated(model: LoadedModel, neurons: Sequence[Neuron], mode: AblateMode, means: dict[Site, np.ndarray]) -> Applied:
@@ -84,19 +65,19 @@ def load_circuit(path: str | Path) -> Circuit:
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"--ablate {file}: cannot be read ({error.strerror or error})") from error
+        raise InputError(f"{file}: cannot be read ({error.strerror or error})", "ablate") from error
     except ValueError as error:
-        raise InputError(f"--ablate {file}: this is not JSON ({error})") from error
+        raise InputError(f"{file}: this is not JSON ({error})", "ablate") from error
     try:
         stored = [data] if "neurons" in data else list(data["circuits"].values())
         circuits = [circuit_from_json({"task": file.stem, "divergence": [], **one}) for one in stored]
         neurons = list(dict.fromkeys(n for c in circuits for n in c.neurons))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            f'--ablate {file}: no circuit in it; give {{"neurons": [{{"site": "resid", "layer": 3, "neuron": 17}}]}}'
+            f'{file}: no circuit in it; give {{"neurons": [{{"site": "resid", "layer": 3, "neuron": 17}}]}}', "ablate"
         ) from error
     if not neurons:
-        raise InputError(f"--ablate {file}: its circuit has no neurons")
+        raise InputError(f"{file}: its circuit has no neurons", "ablate")
     return Circuit("+".join(c.task for c in circuits), tuple(neurons), ())
 
 

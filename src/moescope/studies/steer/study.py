@@ -2,96 +2,117 @@
 
 from __future__ import annotations
 
-import dataclasses
-import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Sequence
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
 from moescope.errors import InputError
-from moescope.intervene.experts import ExpertEdits, edits_by_layer, steer_experts
-from moescope.intervene.text_loss import Applied
-from moescope.studies.steer.effects import EffectSettings, Texts, prepare_texts
-from moescope.studies.steer.experts_effect import Usage, steering_effects, text_usage
-from moescope.studies.steer.neurons_effect import ablated, ablation_effects, neuron_moments
-from moescope.studies.steer.settings import Ablation, Steering
-from moescope.studies.steer.verdicts import steering_claims
-from moescope.study.provenance import provenance
+from moescope.intervene.experts import ExpertEdits, edits_by_layer
+from moescope.models import LoadedModel
+from moescope.studies.steer.claims import steering_claims
+from moescope.studies.steer.effects import Plan, Texts, compare_effects, prepare_texts
+from moescope.studies.steer.experts_effect import Usage, experts_plan, text_usage
+from moescope.studies.steer.neurons_effect import neurons_plan
+from moescope.studies.steer.settings import SteerSettings
+from moescope.studies.steer.steering import Steering, by_category, by_hand, categories
+from moescope.study.protocol import Context, ModelLike, PromptsLike, TextsLike
 from moescope.study.result import StudyResult
+from moescope.study.rows import Rows
+from moescope.study.run import Run
+from moescope.tasks import Prompt
 from moescope.tasks.passages import Passage
 from moescope.tasks.wikitext import plain_text
 
-if TYPE_CHECKING:
-    from moescope.models import LoadedModel
-
-Report = Callable[[str, int, int], None]
 WIKITEXT = "wikitext"
+_SETTINGS, _RUN = SteerSettings(), Run()
 
 
-def steer_study(
-    model: LoadedModel,
-    steerings: Sequence[Steering],
-    passages: Sequence[Passage],
+def steer(
+    model: ModelLike,
+    texts: TextsLike = None,
+    settings: SteerSettings = _SETTINGS,
     *,
-    settings: EffectSettings | None = None,
-    samples: Mapping[str, str] | None = None,
-    max_new_tokens: int = 40,
-    report: Report | None = None,
+    prompts: PromptsLike = "routing-480",
+    run: Run = _RUN,
 ) -> StudyResult:
-    """Measure each steering on every category's text and on WikiText, against matched random experts or neurons.
+    """Ban, force, boost or scale experts, or ablate neurons, and measure what that does to the loss, beside random ones.
+
+    Each edit is measured on every category's text and on WikiText. Edits by hand are one steering together; each category
+    of ``ban_top`` and ``like`` is one of its own.
 
     Args:
-        passages: texts by category, other than those by which the experts were chosen; WikiText is added.
-        samples: prompt by name, continued greedily before and after.
-        report: called with (stage, done, total).
+        model: with its head where it is loaded already.
+        texts: passages with category and group, or a file of them; None: the shipped ones. WikiText is added.
+        prompts: with categories, by which ``ban_top`` and ``like`` choose experts; the first of each is continued greedily
+            before and after.
 
     Returns:
-        Kind ``"steer"``; tables ``effects`` (:func:`compare_effects` with ``steering`` in front),
-        ``experts`` or ``neurons`` (what was edited, experts with their usage by category) and ``samples``.
+        A result of kind ``"steer"``: tables ``effects`` (:func:`~moescope.studies.steer.effects.compare_effects` with
+        ``steering`` in front), ``experts`` (what was edited, with usage by category) or ``neurons``, and ``samples``.
 
     Raises:
         InputError: nothing to do, a model without its head, an expert or neuron that is not there, a category without
             texts.
+
+    >>> import moescope
+    >>> settings = moescope.SteerSettings(ban=("1:2",), target="code")
+    >>> moescope.steer("moe-tiny", settings=settings).claims[0].verdict  # doctest: +SKIP
     """
-    settings = settings or EffectSettings()
-    if not steerings:
-        raise InputError("nothing to steer: give --ban-expert, --ban-top, --like, --ablate or another edit")
+    context = Context("steer", settings, run)
+    asked, passages = list(context.prompts(prompts)), list(context.passages(texts))
+    if all(p.category != WIKITEXT for p in passages):
+        passages += _wikitext()
+    steerings = by_hand(settings)
+    chosen = categories(settings, asked)
+    if not (steerings or chosen or settings.like_text):
+        raise InputError("nothing to steer: give ban=5:17, ban_top=each, like=code, ablate=FILE or another edit")
+    _check_texts([*chosen, *([] if settings.target is None else [settings.target])], passages)
+    selecting = asked if chosen or settings.like_text else []
+    _check_apart(selecting, passages)
+    loaded = context.load(model, head=True)
+    if selecting:
+        steerings += by_category(loaded, selecting, settings, run)
     for steering in steerings:  # before the model runs for minutes
         if isinstance(steering.edits, ExpertEdits):
-            edits_by_layer(model, steering.edits)
-    began = time.time()
-    if all(p.category != WIKITEXT for p in passages):
-        passages = [*passages, *_wikitext()]
-    texts = prepare_texts(model, passages, settings)
+            edits_by_layer(loaded, steering.edits)
+    prepared = prepare_texts(loaded, passages, settings, run)
+    context.rows(_rows(selecting, prepared))
     usage: Usage = {}
     if any(isinstance(s.edits, ExpertEdits) for s in steerings):
-        usage = text_usage(model, texts, batch_tokens=settings.batch_tokens)
+        usage = text_usage(loaded, prepared, batch_tokens=run.batch_tokens)
+    samples = {p.category or p.id: p.text for p in reversed(asked)} if settings.new_tokens else {}
+    before = {name: continuation(loaded, text, settings.new_tokens) for name, text in samples.items()}
     frames: list[pd.DataFrame] = []
     rows: dict[str, list[dict[str, Any]]] = {"experts": [], "neurons": [], "samples": []}
     for steering in steerings:
-        frame = _effects(model, steering, texts, usage, settings, report)
-        frame.insert(0, "steering", steering.name)
-        frames.append(frame)
         if isinstance(steering.edits, ExpertEdits):
+            plan = experts_plan(loaded, steering.edits, usage, target=steering.target, settings=settings, run=run)
             rows["experts"] += _expert_rows(steering.name, steering.edits, usage)
         else:
-            rows["neurons"] += [{"steering": steering.name, "neuron": str(n)} for n in steering.edits.neurons]
-        rows["samples"] += _sample_rows(model, steering, texts, settings, samples or {}, max_new_tokens)
-    if report is not None:
-        report("done", 1, 1)
+            neurons, mode = steering.edits.neurons, steering.edits.mode
+            plan = neurons_plan(loaded, neurons, prepared, settings=settings, mode=mode, run=run)
+            rows["neurons"] += [{"steering": steering.name, "neuron": str(n)} for n in neurons]
+        _record(context, steering, plan)
+        count = context.counter(f"{steering.name}: against random ones")
+        frame = compare_effects(loaded, prepared, plan, target=steering.target, run=run, progress=count)
+        frame.insert(0, "steering", steering.name)
+        frames.append(frame)
+        for name, text in samples.items():
+            with plan.own():
+                after = continuation(loaded, text, settings.new_tokens)
+            row = {"steering": steering.name, "sample": name, "prompt": text, "before": before[name], "after": after}
+            rows["samples"].append(row)
     effects = pd.concat(frames, ignore_index=True)
-    meta = provenance(model, [], seed=settings.seed, settings=dataclasses.asdict(settings))
-    meta["title"] = f"Steering {model.name}"
-    meta["seconds"] = round(time.time() - began, 1)
-    meta["texts"] = {
-        c: {"texts": len(texts.rows(c)), "tokens": int(texts.encoded.lengths[texts.rows(c)].sum())} for c in texts.categories
-    }
-    claims = [claim for steering in steerings for claim in steering_claims(steering, effects)]
-    tables = {"effects": effects} | {name: pd.DataFrame(found) for name, found in rows.items() if found}
-    return StudyResult("steer", meta, tuple(claims), tables=tables)
+    return context.result(
+        model=loaded,
+        title=f"Steering {loaded.name}",
+        claims=[claim for steering in steerings for claim in steering_claims(steering, effects)],
+        tables={"effects": effects} | {name: pd.DataFrame(found) for name, found in rows.items() if found},
+        texts={c: _size(prepared, c) for c in prepared.categories},
+    )
 
 
 def _wikitext() -> list[Passage]:
@@ -100,17 +121,42 @@ def _wikitext() -> list[Passage]:
     return [Passage(text, WIKITEXT, str(i)) for i, text in enumerate(paragraphs[:: max(1, len(paragraphs) // 60)])]
 
 
-def _effects(
-    model: LoadedModel, steering: Steering, texts: Texts, usage: Usage, settings: EffectSettings, report: Report | None
-) -> pd.DataFrame:
-    def count(done: int, total: int) -> None:
-        if report is not None:
-            report(f"{steering.name}: against random ones", done, total)
+def _check_texts(named: Collection[str], passages: Sequence[Passage]) -> None:
+    have = list(dict.fromkeys(p.category for p in passages))
+    absent = next((name for name in named if name not in have), None)
+    if absent is not None:
+        raise InputError(f"category {absent!r} has no texts to measure the loss on; those that have are {', '.join(have)}")
 
-    options: dict[str, Any] = {"target": steering.target, "settings": settings, "progress": count}
-    if isinstance(steering.edits, ExpertEdits):
-        return steering_effects(model, steering.edits, texts, usage, **options)
-    return ablation_effects(model, steering.edits.neurons, texts, mode=steering.edits.mode, **options)
+
+def _check_apart(prompts: Sequence[Prompt], passages: Sequence[Passage]) -> None:
+    texts = {p.text.strip() for p in passages}
+    both = next((p.id for p in prompts if p.text.strip() in texts), None)
+    if both is not None:
+        raise InputError(
+            f"prompt {both!r} chooses experts and is also among the texts that judge; leave it out of one", "prompts"
+        )
+
+
+def _rows(prompts: Sequence[Prompt], texts: Texts) -> Rows:
+    """Prompts choose experts, the documents' texts judge what that does."""
+    documents = texts.groups(np.arange(len(texts.passages)))
+    groups = np.array([*(f"prompt {p.id}" for p in prompts), *documents])
+    return Rows("prompts, then texts", groups, select=np.arange(len(prompts)), judge=np.arange(len(prompts), len(groups)))
+
+
+def _record(context: Context, steering: Steering, plan: Plan) -> None:
+    for match, shared in plan.shared.items():
+        context.control(
+            f"{steering.name}: random sets matched on {match}",
+            differs=shared < 1,
+            evidence=f"{len(plan.controls[match])} sets share {shared:.1%} of what is done with it on average; "
+            f"usage or norm ratio {plan.ratios[match]:.2f}",
+        )
+
+
+def _size(texts: Texts, category: str) -> dict[str, int]:
+    rows = texts.rows(category)
+    return {"texts": len(rows), "tokens": int(texts.encoded.lengths[rows].sum())}
 
 
 def _expert_rows(name: str, edits: ExpertEdits, usage: Usage) -> list[dict[str, Any]]:
@@ -122,35 +168,6 @@ def _expert_rows(name: str, edits: ExpertEdits, usage: Usage) -> list[dict[str, 
         row |= {"boost": edits.boost.get(expert), "scale": edits.scale.get(expert)}
         rows.append(row | {f"usage_{c}": float(u[expert.layer][expert.number]) for c, u in usage.items()})
     return rows
-
-
-def _sample_rows(
-    model: LoadedModel,
-    steering: Steering,
-    texts: Texts,
-    settings: EffectSettings,
-    samples: Mapping[str, str],
-    max_new_tokens: int,
-) -> list[dict[str, Any]]:
-    if not samples:
-        return []
-    applied: Applied = (
-        partial(steer_experts, model, steering.edits)
-        if isinstance(steering.edits, ExpertEdits)
-        else _ablated(model, steering.edits, texts, settings)
-    )
-    rows = []
-    for name, prompt in samples.items():
-        before = continuation(model, prompt, max_new_tokens)
-        with applied():
-            after = continuation(model, prompt, max_new_tokens)
-        rows.append({"steering": steering.name, "sample": name, "prompt": prompt, "before": before, "after": after})
-    return rows
-
-
-def _ablated(model: LoadedModel, ablation: Ablation, texts: Texts, settings: EffectSettings) -> Applied:
-    means, _ = neuron_moments(model, ablation.neurons, texts, batch_tokens=settings.batch_tokens)
-    return ablated(model, ablation.neurons, ablation.mode, means)
 
 
 @torch.no_grad()

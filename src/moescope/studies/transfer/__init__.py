@@ -1,0 +1,1 @@
+"""What two models' routing of the same prompts has in common, from likeness to a shared classifier."""

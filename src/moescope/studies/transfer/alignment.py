@@ -22,6 +22,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from moescope.errors import InputError
 from moescope.routing.similarity import similarity
 from moescope.stats.permutation import permutation_p
+from moescope.study.rows import FoldRows
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,8 @@ class Held:
     """int64 (N,): category of each A prompt by a classifier fitted on B's training prompts"""
 
 
-def held_out(a: np.ndarray, b: np.ndarray, y: np.ndarray, folds: np.ndarray, *, dimensions: int = 16) -> Held:
-    """Fit rotation and classifier on the training folds and use both on the held-out prompts.
+def held_out(a: np.ndarray, b: np.ndarray, y: np.ndarray, folds: FoldRows, *, dimensions: int = 16) -> Held:
+    """Fit rotation and classifier on the rows that fit and use both on those that judge, fold by fold.
 
     The rotation sees pairs of prompts and no categories; the classifier sees categories and no A. They are fitted on
     different halves of the training prompts (both ways round, their log probabilities added): on the same ones, a rotation
@@ -145,15 +146,15 @@ def held_out(a: np.ndarray, b: np.ndarray, y: np.ndarray, folds: np.ndarray, *, 
     matched = np.zeros(len(y), dtype=bool)
     predicted = np.zeros(len(y), dtype=np.int64)
     shares = []
-    for fold in np.unique(folds):
-        test, train = folds == fold, np.flatnonzero(folds != fold)
+    for rows in folds:
+        train, test = rows.fit, rows.judge
         alignment = Alignment.fit(a[train], b[train], dimensions)
         carried, own = alignment.carry(a[test]), alignment.place(b[test])
         error += float(((carried - own) ** 2).sum())
         total += float((own**2).sum())  # around the training mean
         distance = ((carried[:, None] - own[None]) ** 2).sum(-1)
-        matched[test] = distance.argmin(1) == np.arange(int(test.sum()))
-        shares += [1 / test.sum()] * int(test.sum())
+        matched[test] = distance.argmin(1) == np.arange(len(test))
+        shares += [1 / len(test)] * len(test)
         half = _half(y[train])
         votes = sum(
             _read(Alignment.fit(a[pairs], b[pairs], dimensions), a[pairs], b[labelled], y[labelled], a[test])

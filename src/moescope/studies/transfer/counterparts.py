@@ -26,6 +26,8 @@ class Counterparts:
     """mean over prompts of the cosine of their two signatures"""
     permuted_cosine: np.ndarray
     """the same with B's experts renumbered at random: what aligned numbers are worth"""
+    kept: np.ndarray
+    """share of experts that this renumbering leaves their number"""
 
 
 def same_shape(a: RoutingTrace, b: RoutingTrace) -> bool:
@@ -55,6 +57,7 @@ def counterparts(a: RoutingTrace, b: RoutingTrace, *, n_permutations: int = 20, 
         orders = [rng.permutation(n) for _ in range(n_permutations)]
         permuted = [_cosine(shares_a[:, layer, :n], shares_b[:, layer, order]).mean() for order in orders]
         found["permuted_cosine"].append(float(np.mean(permuted)))
+        found["kept"].append(float(np.mean([order == np.arange(n) for order in orders])))
     return Counterparts(**{name: np.array(values) for name, values in found.items()})
 
 

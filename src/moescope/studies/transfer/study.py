@@ -3,126 +3,134 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from moescope.errors import InputError
+from moescope.models import LoadedModel
 from moescope.routing.classify import cross_validate, folds_by, token_counts
+from moescope.routing.dense import any_trace
 from moescope.routing.signatures import Signatures, signatures_of
 from moescope.routing.subject import Subject, subject_of
 from moescope.routing.trace import RoutingTrace
 from moescope.stats import group_bootstrap, permutation_p, wilson
-from moescope.studies.transfer.alignment import Held, Rsa, held_out, reduced, rsa, signature_similarity
+from moescope.studies.transfer.alignment import Held, held_out, reduced, rsa, signature_similarity
+from moescope.studies.transfer.claims import alignment_claims, counterpart_claims, similarity_claims
 from moescope.studies.transfer.counterparts import counterparts, same_shape
-from moescope.study.provenance import provenance
+from moescope.studies.transfer.settings import TransferSettings
+from moescope.study.protocol import Context, ModelLike, PromptsLike
 from moescope.study.result import StudyResult
-from moescope.tasks import group_folds
-from moescope.types import Claim, Verdict
+from moescope.study.rows import FoldRows
+from moescope.study.run import Run
+from moescope.tasks import Prompt, group_folds
 
-if TYPE_CHECKING:
-    from moescope.models import LoadedModel
-    from moescope.tasks.prompts import Prompt
-
-Report = Callable[[str, int, int], None]
+_SETTINGS, _RUN = TransferSettings(), Run()
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TransferSettings:
-    """How two models are compared.
-
-    Attributes:
-        dimensions: principal components that are rotated onto each other.
-        n_permutations: shuffles of the prompts for the similarity of similarities.
-        n_alignments: shuffles of A's prompts, and as many of B's, for which rotation and classifier are fitted anew; p is
-            the larger of the two.
-    """
-
-    dimensions: int = 16
-    n_folds: int = 5
-    n_permutations: int = 999
-    n_alignments: int = 100
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for option, value, low in (
-            ("--dimensions", self.dimensions, 1),
-            ("--folds", self.n_folds, 2),
-            ("--permutations", self.n_permutations, 19),
-            ("--alignments", self.n_alignments, 19),
-        ):
-            if value < low:
-                raise InputError(f"{option}: must be at least {low}, got {value}")
-
-
-def transfer_study(
-    trace_a: RoutingTrace,
-    trace_b: RoutingTrace,
-    prompts: Sequence[Prompt] | None = None,
+def transfer(
+    model_a: ModelLike | RoutingTrace,
+    model_b: ModelLike | RoutingTrace,
+    prompts: PromptsLike | None = None,
+    settings: TransferSettings = _SETTINGS,
     *,
-    models: Sequence[LoadedModel] = (),
-    settings: TransferSettings | None = None,
-    report: Report | None = None,
+    run: Run = _RUN,
 ) -> StudyResult:
-    """Compare two traces of the same prompts; the models need share neither experts, layers nor tokenizer.
+    """Compare the routing of the same prompts in two models, which need share neither experts, layers nor tokenizer.
+
+    A dense model is read by groups of its MLPs' neurons (:mod:`moescope.routing.dense`).
 
     Args:
-        prompts: those that were traced; needed where the traces themselves have no categories.
-        models: both, for the result's provenance.
+        model_a, model_b: models, or traces of the same prompts.
+        prompts: with categories; None: ``routing-480``, and of traces what they say of their prompts themselves.
 
     Returns:
-        Kind ``"transfer"``; tables ``similarity`` (overall and for every pair of layers), ``alignment``, and, for two
-        versions of one model, ``counterparts``.
+        A result of kind ``"transfer"``: tables ``similarity`` (Spearman of the prompts' similarities, overall and for
+        every pair of layers), ``alignment`` (what a rotation explains, matches and lets a classifier read, beside shuffled
+        pairings), and, for two versions of one model, ``counterparts`` (layer by layer).
 
     Raises:
         InputError: the traces are of different prompts, or these have no categories.
+
+    >>> import moescope
+    >>> result = moescope.transfer("moe-tiny", "dense-tiny", "routing-80")  # doctest: +SKIP
+    >>> result.to_frame("alignment")[["measure", "value", "null", "p"]]  # doctest: +SKIP
     """
-    settings = settings or TransferSettings()
-    began = time.time()
-    a, b = _paired(trace_a, trace_b, prompts)
-    y = a.y
-    left, right = signatures_of(a.trace), signatures_of(b.trace)
+    context = Context("transfer", settings, run)
+    if settings.dtype_b is not None and not isinstance(model_b, str):
+        raise InputError("the second model is in memory already; load it in the precision that is wanted", "dtype_b")
+    if prompts is None and not (isinstance(model_a, RoutingTrace) and isinstance(model_b, RoutingTrace)):
+        prompts = "routing-480"
+    asked = None if prompts is None else context.prompts(prompts)
+    other = {} if settings.dtype_b is None else {"dtype": settings.dtype_b}
+    both = [
+        one if isinstance(one, RoutingTrace) else context.load(one, **options)
+        for one, options in ((model_a, {}), (model_b, other))
+    ]
+    traces = [
+        one
+        if isinstance(one, RoutingTrace)
+        else any_trace(
+            one,
+            asked or (),
+            n_experts=settings.n_experts,
+            k=settings.active,
+            seed=run.seed,
+            max_tokens=run.max_tokens,
+            batch_tokens=run.batch_tokens,
+            progress=context.counter(f"reading model {name}"),
+        )
+        for name, one in zip("AB", both, strict=True)
+    ]
+    a, b = _paired(traces[0], traces[1], asked)
+    y, left, right = a.y, signatures_of(a.trace), signatures_of(b.trace)
     tokens = signature_similarity(token_counts(a.trace).toarray()) if a.trace.tokens is not None else None
-    tell = report or (lambda stage, done, total: None)
-    tell("similarity", 0, 2)
-    options: dict[str, Any] = {"n_permutations": settings.n_permutations, "seed": settings.seed}
-    overall = rsa(signature_similarity(left.flat()), signature_similarity(right.flat()), y, tokens=tokens, **options)
-    tell("similarity", 1, 2)
-    by_layer = _layer_rows(left, right)
-    folds = _folds(a, settings)
-    # the spaces are cut to more dimensions than are rotated, once for all, without categories or pairing: it is for speed
-    space_a, space_b = (reduced(s.flat(), 4 * settings.dimensions) for s in (left, right))
-    held = held_out(space_a, space_b, y, folds, dimensions=settings.dimensions)
-    null: dict[str, list[dict[str, float]]] = {"a": [], "b": []}
-    rng = np.random.default_rng(settings.seed)
-    for i in range(settings.n_alignments):
-        # exact where one of the models says nothing of the prompts: its rows may then stand in any order
-        order = rng.permutation(len(y))
-        null["a"].append(_scores(held_out(space_a[order], space_b, y, folds, dimensions=settings.dimensions), y))
-        null["b"].append(_scores(held_out(space_a, space_b[order], y, folds, dimensions=settings.dimensions), y))
-        tell("aligning", i + 1, settings.n_alignments)
-    native = {name: cross_validate(s.flat(), y, folds) == y for name, s in (("a", left), ("b", right))}
-    alignment = _alignment_table(held, null, native, y, settings.seed)
+    context.tell("similarity", 0, 2)
+    overall = rsa(
+        signature_similarity(left.flat()),
+        signature_similarity(right.flat()),
+        y,
+        tokens=tokens,
+        n_permutations=settings.n_permutations,
+        seed=run.seed,
+    )
+    context.tell("similarity", 1, 2)
     tables = {
-        "similarity": pd.DataFrame([{"layer_a": None, "layer_b": None, **dataclasses.asdict(overall)}, *by_layer]),
-        "alignment": alignment,
+        "similarity": pd.DataFrame(
+            [{"layer_a": None, "layer_b": None, **dataclasses.asdict(overall)}, *_layer_rows(left, right)]
+        )
     }
-    names = [str(t.meta.get("model", n)) for t, n in ((trace_a, "A"), (trace_b, "B"))]
-    claims = [*_similarity_claims(overall), *_alignment_claims(alignment, held)]
-    if same_shape(trace_a, trace_b):
-        found = counterparts(trace_a, trace_b, seed=settings.seed)
-        tables["counterparts"] = pd.DataFrame({"layer": trace_a.layers, **dataclasses.asdict(found)})
-        claims += _counterpart_claims(tables["counterparts"])
-    meta: dict[str, Any] = {"settings": dataclasses.asdict(settings), "seed": settings.seed}
-    if models:
-        meta = provenance(models[0], [], seed=settings.seed, settings=dataclasses.asdict(settings))
-        meta["model_b"] = {"name": models[1].name, "revision": models[1].revision, "fingerprint": models[1].fingerprint}
-    meta |= {"title": f"Routing of {names[0]} and of {names[1]}", "seconds": round(time.time() - began, 1), "prompts": len(y)}
-    tell("done", 1, 1)
-    return StudyResult("transfer", meta, tuple(claims), tables=tables)
+    rows = context.rows(_folds(a, settings.n_folds, run.seed))
+    tables["alignment"], held = _aligned(context, settings, left, right, y, rows)
+    claims = [*similarity_claims(overall), *alignment_claims(tables["alignment"], held)]
+    if same_shape(traces[0], traces[1]):
+        found = counterparts(traces[0], traces[1], seed=run.seed)
+        tables["counterparts"] = pd.DataFrame({"layer": traces[0].layers, **dataclasses.asdict(found)})
+        claims += counterpart_claims(tables["counterparts"])
+        context.control(
+            "renumbered experts",
+            differs=bool((found.kept < 1).all()),
+            evidence=f"{found.kept.mean():.1%} of B's experts keep their number, and so their pairing with A's",
+        )
+    names = [str(t.meta.get("model", n)) for t, n in zip(traces, "AB", strict=True)]
+    return context.result(
+        model=_model(both[0]),
+        title=f"Routing of {names[0]} and of {names[1]}",
+        claims=claims,
+        tables=tables,
+        prompts=len(y),
+        model_b=None if (second := _model(both[1])) is None else _about(second),
+    )
+
+
+def _model(one: LoadedModel | RoutingTrace) -> LoadedModel | None:
+    return one if isinstance(one, LoadedModel) else None
+
+
+def _about(model: LoadedModel) -> dict[str, Any]:
+    return {"name": model.name, "revision": model.revision, "fingerprint": model.fingerprint}
 
 
 def _paired(trace_a: RoutingTrace, trace_b: RoutingTrace, prompts: Sequence[Prompt] | None) -> tuple[Subject, Subject]:
@@ -133,13 +141,40 @@ def _paired(trace_a: RoutingTrace, trace_b: RoutingTrace, prompts: Sequence[Prom
     return subject_of(trace_a, prompts), subject_of(trace_b.select(ids), prompts)
 
 
-def _folds(subject: Subject, settings: TransferSettings) -> np.ndarray:
+def _folds(subject: Subject, n_folds: int, seed: int) -> FoldRows:
     """Folds that keep topics whole where prompts have them: prompts on one topic are no test of each other."""
     if subject.topics is not None:
-        by_topic = folds_by(subject.y, subject.topics, settings.n_folds, settings.seed)
+        by_topic = folds_by(subject.y, subject.topics, n_folds, seed)
         if by_topic is not None:
-            return by_topic
-    return group_folds(subject.y, np.arange(len(subject.y)), settings.n_folds, settings.seed)
+            return FoldRows("prompts, topics whole", subject.topics, by_topic)
+    alone = np.arange(len(subject.y))
+    return FoldRows("prompts", alone, group_folds(subject.y, alone, n_folds, seed))
+
+
+def _aligned(
+    context: Context, settings: TransferSettings, left: Signatures, right: Signatures, y: np.ndarray, rows: FoldRows
+) -> tuple[pd.DataFrame, Held]:
+    """The table ``alignment``, and what held-out prompts gave."""
+    # the spaces are cut to more dimensions than are rotated, once for all, without categories or pairing: it is for speed
+    space_a, space_b = (reduced(s.flat(), 4 * settings.dimensions) for s in (left, right))
+    held = held_out(space_a, space_b, y, rows, dimensions=settings.dimensions)
+    null: dict[str, list[dict[str, float]]] = {"a": [], "b": []}
+    rng = np.random.default_rng(context.run.seed)
+    kept = []
+    for i in range(settings.n_alignments):
+        # exact where one of the models says nothing of the prompts: its rows may then stand in any order
+        order = rng.permutation(len(y))
+        kept.append(float((order == np.arange(len(y))).mean()))
+        null["a"].append(_scores(held_out(space_a[order], space_b, y, rows, dimensions=settings.dimensions), y))
+        null["b"].append(_scores(held_out(space_a, space_b[order], y, rows, dimensions=settings.dimensions), y))
+        context.tell("aligning", i + 1, settings.n_alignments)
+    context.control(
+        "shuffled pairings",
+        differs=max(kept) < 1,
+        evidence=f"{np.mean(kept):.1%} of prompts keep their place, at most {max(kept):.1%}",
+    )
+    native = {name: cross_validate(s.flat(), y, rows.folds) == y for name, s in (("a", left), ("b", right))}
+    return _alignment_table(held, null, native, y, context.run.seed), held
 
 
 def _scores(held: Held, y: np.ndarray) -> dict[str, float]:
@@ -183,70 +218,3 @@ def _alignment_table(
         low, high = group_bootstrap(correct.astype(float), seed=seed)
         rows.append({"measure": f"native_{name}", "value": float(correct.mean()), "low": low, "high": high, "chance": majority})
     return pd.DataFrame(rows)
-
-
-def _verdict(p: float) -> Verdict:
-    return "measured" if p <= 0.05 else "explained by chance"
-
-
-def _similarity_claims(found: Rsa) -> list[Claim]:
-    known = not np.isnan(found.partial)
-    trivial = known and found.p_partial >= 0.05 and found.p < 0.05
-    note = f"Spearman of the prompts' similarities (Mantel test); within a category p = {found.p_within:.3g}"
-    if known:
-        note += f"; with shared tokens held fixed {found.partial:.3f} (p = {found.p_partial:.3g})"
-    return [
-        Claim(
-            name="prompts that route alike in A route alike in B",
-            measured=found.rho,
-            null=found.null,
-            p=found.p,
-            verdict="explained by a trivial cue" if trivial else _verdict(found.p),
-            note=note,
-        )
-    ]
-
-
-def _alignment_claims(table: pd.DataFrame, held: Held) -> list[Claim]:
-    by = {row["measure"]: row for row in table.to_dict("records")}
-    cross, own = by["cross_model"], by["native_a"]
-    return [
-        Claim(
-            name="a rotation carries held-out prompts from A to B",
-            measured=by["matched"]["value"],
-            interval=(by["matched"]["low"], by["matched"]["high"]),
-            null=by["matched"]["null"],
-            p=by["matched"]["p"],
-            verdict=_verdict(by["matched"]["p"]),
-            note=f"nearest B prompt is the right one, chance {held.chance:.3f}; explains {held.explained:.1%} of B's variance",
-        ),
-        Claim(
-            name="B's classifier reads A's prompts through the rotation",
-            measured=cross["value"],
-            interval=(cross["low"], cross["high"]),
-            null=cross["null"],
-            p=cross["p"],
-            verdict=_verdict(cross["p"]),
-            note=f"accuracy, topics held out; A's own classifier {own['value']:.1%}, B's own {by['native_b']['value']:.1%}; "
-            "null: the prompts of A or of B shuffled",
-        ),
-    ]
-
-
-def _counterpart_claims(table: pd.DataFrame) -> list[Claim]:
-    mean = table.mean()
-    return [
-        Claim(
-            name="a token keeps its experts from A to B",
-            measured=float(mean["overlap"]),
-            null=float(mean["chance"]),
-            note=f"share of a token's experts; the whole set stays for {mean['same_set']:.1%} of tokens, least in layer "
-            f"{int(table.loc[table['same_set'].idxmin(), 'layer'])}; {mean['own_match']:.1%} of experts match themselves best",
-        ),
-        Claim(
-            name="a prompt keeps its signature from A to B",
-            measured=float(mean["cosine"]),
-            null=float(mean["permuted_cosine"]),
-            note="cosine, mean over prompts and layers; null: B's experts renumbered at random",
-        ),
-    ]

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from moescope.study.verdicts import beyond_chance, significant
 from moescope.types import Claim, Verdict
 
 if TYPE_CHECKING:
-    from moescope.studies.steer.settings import Steering
+    from moescope.studies.steer.steering import Steering
 
 
 def steering_claims(steering: Steering, effects: pd.DataFrame) -> list[Claim]:
@@ -30,7 +31,7 @@ _MATCHED = {"overall": "usage over all text", "target": "usage in the category"}
 def _target_claim(steering: Steering, row: dict[str, Any]) -> Claim:
     verb, p = ("hurts", row["p_harm"]) if steering.aim == "harm" else ("helps", row["p_help"])
     sign = 1 if steering.aim == "harm" else -1
-    clear = min(sign * row["excess_low"], sign * row["excess_high"]) > 0 and p < 0.05
+    clear = min(sign * row["excess_low"], sign * row["excess_high"]) > 0 and significant(p)
     matched = f"matched random experts (layer, {_MATCHED[row['match']]})"
     if row["category"] == "selectivity":
         what = f"{steering.name}: {verb} {steering.target} more than other text, beyond {matched}"
@@ -38,7 +39,7 @@ def _target_claim(steering: Steering, row: dict[str, Any]) -> Claim:
         what = f"{steering.name}: {verb} {steering.target} more than {matched} do"
     verdict: Verdict = "measured" if clear else "explained by chance"
     if not clear:
-        answer = "it does not" if p >= 0.05 else "not beyond the interval"
+        answer = "not beyond the interval" if significant(p) else "it does not"
     elif min(sign * row["low"], sign * row["high"]) > 0:
         answer = "it does"
     else:  # random sets do the opposite: that alone makes an excess
@@ -65,7 +66,7 @@ def _plain_claim(steering: Steering, row: dict[str, Any]) -> Claim:
         interval=(row["low"], row["high"]),
         null=row["random_mean"],
         p=p,
-        verdict="measured" if p < 0.05 else "explained by chance",
+        verdict=beyond_chance(p),
         note=f"change from {row['baseline']:.3f} nats a token; {_random(row)}; p is two-sided",
         details={"target": False, "match": row["match"]},
     )

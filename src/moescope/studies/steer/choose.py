@@ -1,9 +1,8 @@
-"""Which experts to steer: read from the command line's notation, or from what a trace says of a category."""
+"""Which experts to steer, by what a trace says of a category."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,37 +12,6 @@ from moescope.intervene.experts import Expert, ExpertEdits
 
 if TYPE_CHECKING:
     from moescope.routing.trace import RoutingTrace
-
-_EXPERT = re.compile(r"\s*(\d+)\s*:\s*(\d+)\s*")
-
-
-def parse_experts(option: str, texts: Sequence[str]) -> frozenset[Expert]:
-    """``["5:17,5:3", "2:0"]`` -> experts.
-
-    Raises:
-        InputError: naming the option and what is not LAYER:EXPERT.
-    """
-    return frozenset(_expert(option, part) for text in texts for part in text.split(","))
-
-
-def parse_values(option: str, texts: Sequence[str]) -> dict[Expert, float]:
-    """``["5:17=+2.0"]`` -> value by expert; ``inf`` and ``-inf`` are numbers too.
-
-    Raises:
-        InputError: naming the option and what is not LAYER:EXPERT=NUMBER, or stands twice.
-    """
-    values: dict[Expert, float] = {}
-    for part in (p for text in texts for p in text.split(",")):
-        name, equals, number = part.partition("=")
-        expert = _expert(option, name, "LAYER:EXPERT=NUMBER, e.g. 5:17=+2.0")
-        try:
-            value = float(number)
-        except ValueError:
-            raise InputError(f"{option}: {part!r} is not LAYER:EXPERT=NUMBER, e.g. 5:17=+2.0") from None
-        if not equals or expert in values:
-            raise InputError(f"{option}: expert {expert} is given twice; give it once")
-        values[expert] = value
-    return values
 
 
 def category_usage(trace: RoutingTrace) -> dict[str, np.ndarray]:
@@ -98,14 +66,16 @@ def route_like(trace: RoutingTrace, category: str, strength: float = 1.0) -> Exp
     )
 
 
+def check_known(category: str, categories: Collection[str]) -> None:
+    """Whether the prompts have a category.
+
+    Raises:
+        InputError: they do not.
+    """
+    if category not in categories:
+        raise InputError(f"category {category!r} is not among the prompts'; those are {', '.join(categories)}")
+
+
 def _against(usage: dict[str, np.ndarray], category: str) -> tuple[np.ndarray, np.ndarray]:
-    if category not in usage:
-        raise InputError(f"category {category!r} is not among the prompts'; those are {', '.join(usage)}")
+    check_known(category, usage)
     return usage[category], np.mean([u for c, u in usage.items() if c != category], axis=0)
-
-
-def _expert(option: str, text: str, form: str = "LAYER:EXPERT, e.g. 5:17") -> Expert:
-    match = _EXPERT.fullmatch(text)
-    if not match:
-        raise InputError(f"{option}: {text!r} is not {form}")
-    return Expert(int(match[1]), int(match[2]))

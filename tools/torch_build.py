@@ -1,12 +1,12 @@
-"""Install torch into the environment that runs this: a build for the CPU where there is no NVIDIA GPU, one for CUDA where there is.
+"""Install torch where this runs: a build for the CPU if there is no NVIDIA GPU, one for CUDA if there is.
 
     .venv/bin/python tools/torch_build.py install 'torch==2.13.0' --constraint FILE
     .venv/bin/python tools/torch_build.py show
 
 The same requirement means different builds on different machines: the default index serves CUDA builds to Linux, which bring
-gigabytes of NVIDIA's libraries, CPU builds to macOS, and a file on disk may be either. So pip is asked first what it would take.
-Where that is the wrong kind, uv is asked, which knows where torch's own builds are; it is put into a temporary folder and not
-kept. Where that fails too, what pip would take is installed, and its size is said before.
+gigabytes of NVIDIA's libraries, CPU builds to macOS, and a file on disk may be either. So pip is asked first what it would
+take. Where that is the wrong kind, uv is asked, which knows where torch's own builds are; it is put into a temporary folder
+and not kept. Where that fails too, what pip would take is installed, and its size is said before.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def with_uv(backend: str, requirement: str, constraint: list[str]) -> bool:
     """Whether uv could install `requirement` built for `backend`."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            pip("install", "--quiet", "--target", folder, "uv")
+            pip("install", "--quiet", *constraint, "--target", folder, "uv")
         except subprocess.CalledProcessError:
             return False
         uv = [str(Path(folder) / "bin" / "uv"), "pip", "install", "--quiet", "--python", sys.executable]
@@ -106,13 +106,12 @@ def disk_bytes(name: str) -> int:
 def show() -> None:
     """Print which build is installed, and its size with what it brought along."""
     build = "import torch; print(torch.__version__, 'CUDA ' + torch.version.cuda if torch.version.cuda else 'CPU')"
-    version, kind = (
-        subprocess.run([sys.executable, "-c", build], capture_output=True, text=True, check=True).stdout.strip().split(" ", 1)
-    )
+    told = subprocess.run([sys.executable, "-c", build], capture_output=True, text=True, check=True).stdout
+    version, kind = told.strip().split(" ", 1)
     names = {distribution.metadata["Name"].lower() for distribution in metadata.distributions()}
     parts = sorted(name for name in names if name.startswith(CUDA_PARTS))
     size = sum(map(disk_bytes, ["torch", *parts]))
-    with_parts = f" with {len(parts)} packages of NVIDIA's libraries" if parts else ""
+    with_parts = f" with the {len(parts)} packages that it brought" if parts else ""
     print(f"torch {version}, {kind} build, {size / 1e6:,.0f} MB{with_parts}")
     if kind != "CPU" and not has_nvidia_gpu():
         print("note: a CUDA build on a machine without an NVIDIA GPU works, and takes room that a CPU build would not")

@@ -5,13 +5,15 @@
 # make coverage  the tests, and the lines that none of them runs
 # make edges     imports between folders, lines and statements, counted
 # make bench     every benchmark
+# make dist      the distributions of a release and their bill of materials, in dist/
 # make lock      write the constraints files anew from what is installed
 #
 # Each does its own set-up in .venv, with the releases in constraints.txt. torch is built for the CPU where there is no NVIDIA GPU
 # (tools/torch_build.py). Other choices: PYTHON=python3.12, CONSTRAINTS=constraints-lowest.txt, CONSTRAINTS=/dev/null for the
-# newest of everything, TORCH='torch==2.9.0' for another torch.
+# newest of everything, TORCH='torch==2.12.0' for another torch, EXTRAS=test for the tests without the extras.
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
+EXTRAS ?= dev
 TORCH ?= $(or $(shell grep '^torch==' $(CONSTRAINTS)),torch)
 BIN := .venv/bin
 READY := .venv/ready
@@ -20,7 +22,7 @@ PIP := $(BIN)/pip install -q --disable-pip-version-check -c .venv/constraints.tx
 # One thread a process: pytest runs one process a core.
 TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n auto --dist worksteal
 
-.PHONY: demo test test-all lint mutants coverage edges bench lock clean
+.PHONY: demo test test-all lint mutants coverage edges bench dist lock clean
 
 demo: $(READY)
 	$(BIN)/moescope demo
@@ -52,8 +54,17 @@ bench: $(READY)
 	$(PIP) -e '.[peers]'
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
 
+dist: $(READY)
+	$(PIP) -e '.[release]'
+	rm -rf dist build
+	$(BIN)/python -m build
+	$(PYTHON) -m venv build/run
+	build/run/bin/python tools/torch_build.py install '$(TORCH)' --constraint .venv/constraints.txt
+	build/run/bin/pip install -q --disable-pip-version-check -c .venv/constraints.txt dist/*.whl
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o dist/moescope.cdx.json build/run
+
 lock: $(READY)
-	$(PIP) -e '.[dev,minilm]' uv
+	$(PIP) -e '.[dev,minilm,release]' uv
 	$(BIN)/python tools/lock.py
 
 $(READY): pyproject.toml $(CONSTRAINTS) tools/torch_build.py
@@ -61,10 +72,10 @@ $(READY): pyproject.toml $(CONSTRAINTS) tools/torch_build.py
 	$(PYTHON) -m venv .venv
 	grep -v '^torch==' $(CONSTRAINTS) > .venv/constraints.txt || true
 	$(BIN)/python tools/torch_build.py install '$(TORCH)' --constraint .venv/constraints.txt
-	$(PIP) -e '.[dev]'
+	$(PIP) -e '.[$(EXTRAS)]'
 	$(BIN)/python tools/torch_build.py show
 	@echo "installed in .venv: $$(du -sh .venv | cut -f1)"
 	touch $(READY)
 
 clean:
-	rm -rf .venv moescope-out
+	rm -rf .venv build dist moescope-out

@@ -18,7 +18,7 @@ from fastapi.testclient import TestClient
 from moescope.capture import capture
 from moescope.capture.encode import encode
 from moescope.errors import InputError
-from moescope.runtime.route import name_tasks, stream
+from moescope.runtime.route.watch import name_tasks, stream
 from moescope.server import Limits, Served, gather
 from moescope.server.app import create_app
 from moescope.server.writer import Readable

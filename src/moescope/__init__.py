@@ -24,8 +24,12 @@ if TYPE_CHECKING:
     from moescope.studies.convert.settings import ConvertSettings
     from moescope.studies.convert.study import convert
     from moescope.studies.distill.study import distill
+    from moescope.studies.exit.settings import ExitSettings
+    from moescope.studies.exit.study import exit
     from moescope.studies.prune.settings import PruneSettings
     from moescope.studies.prune.study import prune
+    from moescope.studies.route.settings import RouteSettings
+    from moescope.studies.route.study import route
     from moescope.studies.signatures.study import signatures
     from moescope.study.result import StudyResult, load
     from moescope.study.run import Run
@@ -41,14 +45,17 @@ _WHERE = {
     "Claim": "moescope.types",
     "ConvertSettings": "moescope.studies.convert.settings",
     "DivergenceSelector": "moescope.select.estimators",
+    "ExitSettings": "moescope.studies.exit.settings",
     "InputError": "moescope.errors",
     "PruneSettings": "moescope.studies.prune.settings",
+    "RouteSettings": "moescope.studies.route.settings",
     "Run": "moescope.study.run",
     "StudyResult": "moescope.study.result",
     "Task": "moescope.types",
     "circuits": "moescope.studies.circuits.study",
     "convert": "moescope.studies.convert.study",
     "distill": "moescope.studies.distill.study",
+    "exit": "moescope.studies.exit.study",
     "formation": "moescope.studies.circuits.dynamics",
     "list_models": "moescope.models",
     "list_tasks": "moescope.tasks",
@@ -57,6 +64,7 @@ _WHERE = {
     "load_prompts": "moescope.tasks",
     "load_task": "moescope.tasks",
     "prune": "moescope.studies.prune.study",
+    "route": "moescope.studies.route.study",
     "signatures": "moescope.studies.signatures.study",
 }
 __all__ = [
@@ -65,14 +73,17 @@ __all__ = [
     "Claim",
     "ConvertSettings",
     "DivergenceSelector",
+    "ExitSettings",
     "InputError",
     "PruneSettings",
+    "RouteSettings",
     "Run",
     "StudyResult",
     "Task",
     "circuits",
     "convert",
     "distill",
+    "exit",
     "formation",
     "list_models",
     "list_tasks",
@@ -81,6 +92,7 @@ __all__ = [
     "load_prompts",
     "load_task",
     "prune",
+    "route",
     "signatures",
 ]
 

@@ -12,9 +12,17 @@ TASKS = Input("tasks", list[str], "NAME=SOURCE; repeat for more. See `moescope t
 TEXTS = Input("texts", Path | None, "File with text, category (and group) instead of the shipped passages.", "--text", None)
 
 VERBS: dict[str, tuple[Verb, str]] = {
+    "exit": (
+        Verb("exit", "ExitSettings", (MODEL, TASKS)),
+        "A classifier that leaves the model early, with a bound on what that costs.",
+    ),
     "prune": (
         Verb("prune", "PruneSettings", (MODEL, TEXTS)),
         "Which experts could be left out, as a mask, with the loss that it adds.",
+    ),
+    "route": (
+        Verb("route", "RouteSettings", (MODEL, TASKS), tables=("named", "unknown")),
+        "Name a prompt's task from the first layers, or call it unknown.",
     ),
 }
 

@@ -70,8 +70,9 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
     read = partial(prompt_features, loaded, source=source, layer=layer, batch_tokens=run.batch_tokens)
     x, tokens = read(texts, max_tokens=run.max_tokens, progress=context.counter("reading the first layers"))
     limit = int(np.quantile(encode(loaded, [texts[i] for i in rows.fit]).lengths, 0.9))
-    foreign_texts = plain_text()[:200]
-    shared = len(set(foreign_texts) & set(texts))
+    known = set(texts)
+    foreign_texts = [text for text in plain_text() if text not in known][:200]
+    shared = len(known & set(foreign_texts))
     context.control(_FOREIGN, differs=shared == 0, evidence=f"{shared} of {len(foreign_texts)} are prompts of a task")
     # as long as the tasks' own prompts: strangeness must not be length alone
     with warnings.catch_warnings():

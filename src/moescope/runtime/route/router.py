@@ -202,7 +202,7 @@ def source_sites(model: LoadedModel, source: Source, layer: int) -> tuple[Site, 
     sites = tuple(site for site in model.sites("router") if site.layer <= layer)
     if not sites:
         kind = "is dense" if not model.sites("router") else f"has no router up to layer {layer}"
-        raise InputError(f"{model.name} {kind}; use features=residual or a later layer", "features")
+        raise InputError(f"no routing to read: {model.name} {kind}; use features=residual or a later layer", "features")
     return sites
 
 

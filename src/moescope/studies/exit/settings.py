@@ -26,6 +26,6 @@ class ExitSettings(Settings):
     k: Annotated[int, at_least(1)] = 10
     """Neurons of a circuit head."""
     layers: Annotated[tuple[int, ...] | None, NonEmpty(), at_least(0)] = None
-    """Layers after which a row may leave, as 3,7,11; after the last it always does (default: all)."""
+    """Layers after which a row may leave; after the last it always does (default: all)."""
     timed_texts: Annotated[int, at_least(1)] = 64
     """Test texts that go on the clock, at most."""

@@ -86,8 +86,8 @@ def exit_task(context: Context, model: LoadedModel, task: Task, rows: Rows, sett
     )
     # Temperatures and the choices between heads and between cues come from fitting rows that are left out in turn.
     fitting = rows.groups[rows.fit]
-    inner = FoldRows(f"{task.name}: within fit", fitting, group_folds(y[rows.fit], fitting, n_folds=_FOLDS, seed=run.seed))
-    context.rows(inner)
+    folds = group_folds(y[rows.fit], fitting, n_folds=_FOLDS, seed=run.seed)
+    inner = context.rows(FoldRows(f"{task.name}: within fit", fitting, folds))
     train = features.rows(rows.fit)
     fitted = {
         kind: fit_heads(kind, train, y[rows.fit], inner.folds, k=settings.k)

@@ -51,10 +51,10 @@ def load_router(folder: str | Path, model: LoadedModel) -> TaskRouter:
     try:
         if data["source"] not in get_args(Source):
             raise ValueError(f"source {data['source']!r}")
-        arrays = {name: tensors[name] for name in _ARRAYS}
-        values: dict[str, Any] = {name: data[name] for name in _FIELDS} | {"tasks": tuple(data["tasks"])}
+        found: dict[str, Any] = {name: data[name] for name in _FIELDS} | {name: tensors[name] for name in _ARRAYS}
+        found["tasks"] = tuple(data["tasks"])
     except (KeyError, TypeError, ValueError) as error:
         problem = f"{folder / ROUTER_MANIFEST} is damaged ({type(error).__name__}: {error})"
         raise InputError(f"{problem}; run moescope route again") from error
     artifact_model(folder, data, model, {})
-    return TaskRouter(**values, **arrays)
+    return TaskRouter(**found)

@@ -23,8 +23,9 @@ import transformers
 from machine import describe
 from moescope.capture.encode import Encoded
 from moescope.models import LoadedModel, from_model
-from moescope.runtime.exit import ExitClassifier
-from moescope.runtime.exit.heads import KINDS, Heads, Kind
+from moescope.runtime.choices import KINDS, Kind
+from moescope.runtime.exit.classifier import ExitClassifier
+from moescope.runtime.exit.heads import Heads
 from moescope.studies.exit.speed import measure
 
 RESULT = Path(__file__).parent / "results" / "exit.json"

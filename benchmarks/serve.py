@@ -24,11 +24,12 @@ from statistics import median
 from threading import local
 from urllib.parse import urlsplit
 
+import moescope
 from machine import describe, interleaved
-from moescope.runtime.exit import ExitClassifier, save_exit
-from moescope.studies.exit import early_exit
+from moescope.runtime.exit.classifier import ExitClassifier
+from moescope.runtime.exit.store import load_exit
+from moescope.study.rows import calibrated
 from moescope.tasks import load_task
-from moescope.tasks.folds import split_rows
 
 Row = dict[str, float | str]
 RESULT = Path(__file__).parent / "results" / "serve.json"
@@ -111,15 +112,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     tasks, n = [load_task(task, limit=LIMIT) for task in TASKS], arguments.clients
-    found = early_exit("dense-tiny", tasks, timed_texts=8).classifiers
-    rows = []
+    result = moescope.exit("dense-tiny", tasks, moescope.ExitSettings(timed_texts=8))
+    rows: list[Row] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        for task in tasks:
-            save_exit(found[task.name], folder / task.name)
+        result.save(folder, figures=False)
+        found = {task.name: load_exit(folder / "exit" / task.name) for task in tasks}
         together, singly = stack.enter_context(server(folder)), stack.enter_context(server(folder, "--max-texts", "1"))
         for task in tasks:
-            held_out = [task.examples[i].text for i in split_rows(task, 0).test]
+            held_out = [task.examples[i].text for i in calibrated(task.name, task, 0).judge]
             texts = [held_out[i % len(held_out)] for i in range(arguments.requests)]
             rows += compare(found[task.name], texts, together, singly, n, arguments.repeats)
     told = {"requests": arguments.requests, "clients": n, "rows": rows}

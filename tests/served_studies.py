@@ -9,12 +9,9 @@ import numpy as np
 
 import moescope
 from moescope.models import LoadedModel
-from moescope.runtime.exit import ExitClassifier, save_exit
+from moescope.runtime.exit.classifier import ExitClassifier
 from moescope.runtime.exit.heads import Heads
-from moescope.runtime.route import save_router
 from moescope.server import Served, gather
-from moescope.studies.exit import early_exit
-from moescope.studies.route import route
 from moescope.types import Example, Task
 from tests.planted_llama import planted_llama, planted_task
 
@@ -38,13 +35,11 @@ def wandering(model: LoadedModel) -> ExitClassifier:
 def save_studies(folder: Path) -> Path:
     """``folder/exit``, ``folder/route`` and ``folder/circuits`` of ``planted_llama()``, as the commands save them."""
     model, planted = planted_llama(), planted_task(rows=600)
-    exits = early_exit(model, [planted], risk=0.05, k=3, timed_texts=4)
-    exits.result.save(folder / "exit", figures=False)
-    save_exit(exits.classifiers["planted"], folder / "exit" / "exit" / "planted")
-    save_exit(wandering(model), folder / "exit" / "exit" / "wandering")
-    routed = route(model, [planted, few_words()], unknown=0.1)
-    routed.result.save(folder / "route", figures=False)
-    save_router(routed.router, model, folder / "route" / "route")
+    exits = moescope.exit(model, [planted], moescope.ExitSettings(risk=0.05, k=3, timed_texts=4))
+    exits.save(folder / "exit", figures=False)
+    wandering(model).write(folder / "exit" / "exit" / "wandering")
+    routed = moescope.route(model, [planted, few_words()], moescope.RouteSettings(unknown=0.1))
+    routed.save(folder / "route", figures=False)
     moescope.circuits(model, [planted], **QUICK).save(folder / "circuits", figures=False)
     return folder
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ from moescope.capture import activations
 from moescope.capture.encode import encode, pad
 from moescope.errors import InputError
 from moescope.models import LoadedModel
-from moescope.runtime.exit import ExitClassifier, load_exit, save_exit
+from moescope.runtime.exit.classifier import ExitClassifier
 from moescope.runtime.exit.features import read_features
 from moescope.runtime.exit.heads import Heads
 from moescope.runtime.exit.layers import Stepper, check_leaving
 from moescope.runtime.exit.rule import Guarantee
+from moescope.runtime.exit.store import load_exit
+from moescope.study import artifacts
 from moescope.types import Site
 from tests.architectures import SETTINGS, tiny_model
 
@@ -152,7 +155,7 @@ def test_saved_and_loaded(kind: str, tmp_path: Path) -> None:
     model = tiny_model("llama")
     promise = Guarantee(float("inf"), 0.02, 0.1, "accuracy", "ltt", 200, 0.0)
     made = dataclasses.replace(classifier(model, kind, threshold=float("inf")), guarantee=promise, max_tokens=9)
-    back = load_exit(save_exit(made, tmp_path / "x"), model)
+    back = load_exit(made.write(tmp_path / "x"), model)
     assert sorted(p.name for p in (tmp_path / "x").iterdir()) == ["exit.json", "exit.safetensors"]
     assert (back.guarantee, back.threshold, back.checks, back.max_tokens) == (promise, made.threshold, made.checks, 9)
     np.testing.assert_array_equal(back.run(TEXTS[:3]).probability, made.run(TEXTS[:3]).probability)
@@ -160,7 +163,7 @@ def test_saved_and_loaded(kind: str, tmp_path: Path) -> None:
 
 def test_what_cannot_be_loaded(tmp_path: Path) -> None:
     model = tiny_model("llama")
-    folder = save_exit(classifier(model, "linear"), tmp_path / "x")
+    folder = classifier(model, "linear").write(tmp_path / "x")
     with pytest.raises(InputError, match="was made for"):
         load_exit(folder, tiny_model("llama", seed=1))
     with pytest.raises(InputError, match=r"exit\.json is missing"):
@@ -174,6 +177,35 @@ def test_what_cannot_be_loaded(tmp_path: Path) -> None:
     (folder / "exit.safetensors").write_bytes((folder / "exit.safetensors").read_bytes()[:40])
     with pytest.raises(InputError, match="damaged"):
         load_exit(folder, model)
+
+
+class Killed(BaseException):
+    """What a kill is to the code that it ends: nothing after it runs."""
+
+
+def test_a_write_killed_between_its_files_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New heads beside the old JSON would answer otherwise than either classifier; the folder is refused until it is whole."""
+    model = tiny_model("llama")
+    old = classifier(model, "linear")
+    heads = dataclasses.replace(old.heads, weight=tuple(-w for w in old.heads.weight))
+    new = dataclasses.replace(old, heads=heads)
+    folder = old.write(tmp_path / "x")
+    whole = artifacts.write_atomic
+
+    def killed(path: Path, parts: Iterable[bytes]) -> int:
+        if path.suffix == ".json":
+            raise Killed
+        return whole(path, parts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artifacts, "write_atomic", killed)
+        with pytest.raises(Killed):
+            new.write(folder)
+    with pytest.raises(InputError, match=r"exit\.safetensors and exit\.json do not belong together.*run moescope exit again"):
+        load_exit(folder, model)
+    back = load_exit(new.write(folder), model)
+    np.testing.assert_array_equal(back.predict(TEXTS), new.predict(TEXTS))
+    assert (back.predict(TEXTS) != old.predict(TEXTS)).any()
 
 
 def test_a_classifier_of_another_shape_is_refused() -> None:

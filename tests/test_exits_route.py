@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import moescope
 from moescope.cli import main
 from moescope.errors import InputError
 from moescope.models import LoadedModel, load
-from moescope.runtime.route import Named, TaskRouter, load_router, name_tasks, save_router, stream, watching
-from moescope.runtime.route.router import Rows, fit_router, source_sites
-from moescope.runtime.route.watch import prompt_features
-from moescope.studies.route import route
+from moescope.runtime.route.router import KnownPrompts, Named, TaskRouter, fit_router, source_sites
+from moescope.runtime.route.store import ModelRouter, load_router
+from moescope.runtime.route.watch import name_tasks, prompt_features, stream, watching
 from moescope.types import Example, Site, Task
 from tests.architectures import tiny_model
 
 WIDTH = 100  # more than the basis keeps
 
 
-def prompts(rng: np.random.Generator, n: int, task: int, *, shift: float = 0.0, spread: float = 1.0) -> Rows:
+def prompts(rng: np.random.Generator, n: int, task: int, *, shift: float = 0.0, spread: float = 1.0) -> KnownPrompts:
     """Means over 5 to 40 tokens: task 0 sits at -2 along axis 0, task 1 at +2; ``shift`` is along axis 1."""
     tokens = rng.integers(5, 41, n)
     x = 0.1 * rng.standard_normal((n, WIDTH)) + spread * rng.standard_normal((n, WIDTH)) / np.sqrt(tokens)[:, None]
     x[:, 0] += 4 * task - 2
     x[:, 1] += shift
-    return Rows(x, tokens, np.full(n, task), np.array([f"{task}/{i}" for i in range(n)]))
+    return KnownPrompts(x, tokens, np.full(n, task), np.array([f"{task}/{i}" for i in range(n)]))
 
 
-def joined(*parts: Rows) -> Rows:
-    return Rows(*(np.concatenate([getattr(p, field) for p in parts]) for field in ("x", "tokens", "task", "groups")))
+def joined(*parts: KnownPrompts) -> KnownPrompts:
+    return KnownPrompts(*(np.concatenate([getattr(p, field) for p in parts]) for field in ("x", "tokens", "task", "groups")))
 
 
 def made_router(seed: int = 0, n: int = 200, rate: float = 0.1) -> TaskRouter:
@@ -79,7 +80,7 @@ def test_what_the_basis_leaves_counts() -> None:
 def test_one_calibration_prompt_counts_for_a_group() -> None:
     rng = np.random.default_rng(7)
     held = joined(prompts(rng, 40, 0), prompts(rng, 40, 1))
-    pairs = Rows(held.x, held.tokens, held.task, np.array([f"{t}/{i // 2}" for i, t in enumerate(held.task)]))
+    pairs = KnownPrompts(held.x, held.tokens, held.task, np.array([f"{t}/{i // 2}" for i, t in enumerate(held.task)]))
     router = fit_router(held, pairs, ("left", "right"), source="residual", layer=0, rate=0.1)
     assert len(router.strangeness) == 40
     with pytest.raises(InputError, match="at least 24 calibration groups, task left has 20"):
@@ -92,7 +93,7 @@ def on(model: LoadedModel, source: str, layer: int = 1) -> TaskRouter:
     texts = ["".join(rng.choice(list(letters), rng.integers(6, 20))) for letters in ("abcd", "wxyz") for _ in range(60)]
     x, tokens = prompt_features(model, texts, source, layer)  # type: ignore[arg-type]
     task = np.repeat([0, 1], 60)
-    rows = Rows(x, tokens, task, np.arange(120).astype(str))
+    rows = KnownPrompts(x, tokens, task, np.arange(120).astype(str))
     return fit_router(rows, rows, ("early", "late"), source=source, layer=layer, rate=0.1)  # type: ignore[arg-type]
 
 
@@ -163,13 +164,21 @@ def test_hooks_are_removed_and_an_unused_watch_says_so() -> None:
 def test_saved_and_loaded(tmp_path: Path) -> None:
     model = tiny_model("llama")
     router = on(model, "residual")
-    back = load_router(save_router(router, model, tmp_path / "r"), model)
+    back = load_router(ModelRouter(router, model).write(tmp_path / "r"), model)
     assert name_tasks(back, model, TEXTS) == name_tasks(router, model, TEXTS)
     with pytest.raises(InputError, match="was made for"):
         load_router(tmp_path / "r", tiny_model("gpt2"))
     (tmp_path / "r" / "route.json").write_text("{")
     with pytest.raises(InputError, match="damaged"):
         load_router(tmp_path / "r", model)
+
+
+def test_a_router_with_the_arrays_of_another_is_not_loaded(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    first, second = (ModelRouter(on(model, "residual", layer), model).write(tmp_path / str(layer)) for layer in (0, 1))
+    os.replace(second / "route.safetensors", first / "route.safetensors")  # a save killed after the first of its two files
+    with pytest.raises(InputError, match=r"route\.safetensors and route\.json do not belong together"):
+        load_router(first, model)
 
 
 def test_what_cannot_be_read() -> None:
@@ -190,15 +199,15 @@ def alphabet(name: str, letters: str, n: int = 160) -> Task:
 def test_the_study() -> None:
     """Three alphabets: named apart, though a bag of characters would do; a task left out is told from the others."""
     tasks = [alphabet("one", "abcd"), alphabet("two", "wxyz."), alphabet("three", "012345")]
-    study = route(tiny_model("llama"), tasks, layer=0, timed_texts=3)
-    claims = {c.name: c for c in study.result.claims}
+    study = moescope.route(tiny_model("llama"), tasks, moescope.RouteSettings(layer=0, timed_texts=3))
+    claims = {c.name: c for c in study.claims}
     first = claims["the task is named from residual features of layer 0"]
     assert first.measured > 0.9
     assert isinstance(first.null, float)
     assert claims["prompts of known tasks called unknown"].measured < 0.12
-    table = study.result.to_frame("unknown").set_index("prompts")["unknown"]
+    table = study.to_frame("unknown").set_index("prompts")["unknown"]
     assert table.filter(like="left out").mean() > 0.5
-    confusion = study.result.to_frame("named")
+    confusion = study.to_frame("named")
     np.testing.assert_allclose(confusion.filter(like="as ").sum(axis=1), 1)
 
 

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 from moescope.errors import InputError
+from moescope.runtime.choices import KINDS
 from moescope.runtime.exit.features import ExitFeatures
-from moescope.runtime.exit.heads import KINDS, fit_heads
+from moescope.runtime.exit.heads import fit_heads
 from moescope.runtime.exit.rule import exit_layers, losses, thresholds
 from moescope.studies.exit.calibration import calibrate
 from moescope.studies.exit.settings import ExitSettings
-from moescope.tasks.folds import split_rows
+from moescope.study.rows import calibrated
+from moescope.tasks import group_folds
 from moescope.types import Example, Task
 
 CHECKS = (0, 1, 2, 3)
@@ -76,9 +78,13 @@ def made_features(n: int = 240, seed: int = 0) -> tuple[ExitFeatures, np.ndarray
     return ExitFeatures(final, mean), y, np.array([str(i // 2) for i in range(n)])
 
 
+def thirds(y: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    return group_folds(y, groups, n_folds=3)
+
+
 def test_heads_find_what_is_planted_where_it_is() -> None:
     features, y, groups = made_features()
-    fitted = {kind: fit_heads(kind, features, y, groups, k=3) for kind in KINDS}
+    fitted = {kind: fit_heads(kind, features, y, thirds(y, groups), k=3) for kind in KINDS}
     assert fitted["circuit"].heads.columns is not None
     per_layer = [set(c.tolist()) for c in fitted["circuit"].heads.columns]
     assert 37 not in per_layer[0]
@@ -98,7 +104,7 @@ def test_accuracy_in_training_is_not_of_the_rows_fitted_on() -> None:
     rng = np.random.default_rng(3)
     noise = ExitFeatures(*(rng.standard_normal((120, 2, 400)).astype(np.float32) for _ in range(2)))
     y = np.arange(120) % 2
-    fitted = fit_heads("circuit", noise, y, np.arange(120).astype(str), k=10)
+    fitted = fit_heads("circuit", noise, y, thirds(y, np.arange(120).astype(str)), k=10)
     assert fitted.accuracy.max() < 0.65
     inside = fitted.heads.probabilities(noise).argmax(-1) == y[:, None]
     assert inside.mean() > 0.75  # which is what selecting on all rows would report
@@ -107,7 +113,7 @@ def test_accuracy_in_training_is_not_of_the_rows_fitted_on() -> None:
 def test_temperature_makes_confidence_honest() -> None:
     features, y, groups = made_features(600, seed=4)
     train, fresh = np.arange(300), np.arange(300, 600)
-    heads = fit_heads("linear", features.rows(train), y[train], groups[train]).heads
+    heads = fit_heads("linear", features.rows(train), y[train], thirds(y[train], groups[train])).heads
     said = heads.probabilities(features.rows(fresh))
     for layer in range(3):
         assert said[:, layer].max(-1).mean() == pytest.approx((said[:, layer].argmax(-1) == y[fresh]).mean(), abs=0.06)
@@ -115,8 +121,8 @@ def test_temperature_makes_confidence_honest() -> None:
 
 def test_splits_keep_groups_whole() -> None:
     task = Task("t", tuple(Example(str(i), i % 2, str(i // 2)) for i in range(200)), ("a", "b"), "made here")
-    split = split_rows(task, 0)
-    parts = [{task.examples[i].group for i in rows} for rows in (split.train, split.calibration, split.test)]
+    split = calibrated("t", task, 0)
+    parts = [{task.examples[i].group for i in rows} for rows in (split.fit, split.calibrate, split.judge)]
     assert len(set.union(*parts)) == sum(len(p) for p in parts)
     assert [len(p) for p in parts] == [40, 40, 20]
 
@@ -132,12 +138,12 @@ def test_too_little_calibration_is_refused() -> None:
 def test_k_above_the_width_is_refused() -> None:
     features, y, groups = made_features()
     with pytest.raises(InputError, match="K = 31"):
-        fit_heads("circuit", features, y, groups, k=31)
+        fit_heads("circuit", features, y, thirds(y, groups), k=31)
 
 
 @pytest.mark.parametrize(
     "wrong", [{"risk": 0.0}, {"delta": 1.0}, {"loss": "regret"}, {"method": "vote"}, {"head": "tree"}, {"k": 0}]
 )
 def test_bad_settings(wrong: dict[str, object]) -> None:
-    with pytest.raises(InputError, match=f"--{next(iter(wrong))}"):
+    with pytest.raises(InputError, match=f"^{next(iter(wrong))}: "):
         ExitSettings(**wrong)  # type: ignore[arg-type]

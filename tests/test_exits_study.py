@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,14 @@ import pytest
 
 import moescope
 from moescope.cli import main
-from moescope.runtime.exit import load_exit
-from moescope.studies.exit import ExitStudy, early_exit
-from moescope.studies.exit.verdicts import recommend
+from moescope.runtime.exit.classifier import ExitClassifier
+from moescope.runtime.exit.store import load_exit
+from moescope.studies.exit.claims import recommend
+from moescope.study import artifacts
+from moescope.study.protocol import Context
+from moescope.study.result import StudyResult
+from moescope.study.rows import calibrated
+from moescope.study.run import Run
 from moescope.types import Example, Task
 from tests.planted_llama import planted_llama, planted_task
 
@@ -29,31 +36,32 @@ def planted_rows(n: int = 600) -> Task:
 
 
 @pytest.fixture(scope="module")
-def planted() -> ExitStudy:
-    return early_exit(planted_llama(), [planted_rows(), noise_task()], risk=0.05, k=3, timed_texts=8)
+def planted() -> StudyResult:
+    settings = moescope.ExitSettings(risk=0.05, k=3, timed_texts=8)
+    return moescope.exit(planted_llama(), [planted_rows(), noise_task()], settings)
 
 
-def test_the_tables(planted: ExitStudy) -> None:
-    frontier = planted.result.to_frame("frontier")
+def test_the_tables(planted: StudyResult) -> None:
+    frontier = planted.to_frame("frontier")
     assert set(frontier["curve"]) == {"threshold", "fixed depth", "circuit per depth"}
     for _, rows in frontier[frontier["curve"] == "threshold"].groupby("task"):
         assert rows["calibrated"].sum() == 1
         assert (np.diff(rows.sort_values("setting")["share"]) >= -1e-12).all()  # more confidence asked for, more layers
-    speed = planted.result.to_frame("speed")
+    speed = planted.to_frame("speed")
     assert set(speed["batch"]) == {1, 64}
     full = speed[speed["contender"] == "full depth"]
     assert (full["share"] == 1).all()
     assert (full["speedup"] == 1).all()
-    depth = planted.result.to_frame("depth")
+    depth = planted.to_frame("depth")
     assert depth.groupby("task")["rows"].sum().tolist() == [80, 120]
-    heads = planted.result.to_frame("heads")
+    heads = planted.to_frame("heads")
     assert heads.groupby(["task", "kind"]).size().eq(4).all()
     assert heads[(heads["task"] == "planted") & (heads["kind"] == "linear")]["test"].min() > 0.95
 
 
-def test_what_the_last_word_gives_away_needs_no_layer(planted: ExitStudy) -> None:
+def test_what_the_last_word_gives_away_needs_no_layer(planted: StudyResult) -> None:
     """The planted class is a function of the last word, so the final token alone is a cue, and the study says so."""
-    claims = {c.name: c for c in planted.result.claims}
+    claims = {c.name: c for c in planted.claims}
     verdict = claims["planted: recommendation"]
     assert verdict.measured == "no layer needed: a surface cue does it"
     assert verdict.verdict == "explained by a trivial cue"
@@ -61,42 +69,77 @@ def test_what_the_last_word_gives_away_needs_no_layer(planted: ExitStudy) -> Non
     assert claims["planted: accuracy of a circuit at 28 % of the depth"].measured > 0.95
 
 
-def test_noise_gets_a_no(planted: ExitStudy) -> None:
-    claims = {c.name: c for c in planted.result.claims}
+def test_noise_gets_a_no(planted: StudyResult) -> None:
+    claims = {c.name: c for c in planted.claims}
     assert claims["noise: recommendation"].measured != "use the early exit"
     assert abs(claims["noise: accuracy with early exit"].measured - 0.5) < 0.2
 
 
 def test_a_task_that_the_model_alone_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     """With every cue blinded the same task is worth an exit if it is faster, and is refused one if it is not."""
+    import moescope.studies.exit.claims as claims
     import moescope.studies.exit.task as module
-    import moescope.studies.exit.verdicts as verdicts
 
     def blind(task: Task, train: np.ndarray, held: np.ndarray, tokenizer: object) -> dict[str, np.ndarray]:
         return {"nothing": np.zeros(len(held), dtype=int)}
 
     monkeypatch.setattr(module, "surface_predictions", blind)
-    found = module.exit_task(
-        planted_llama(), planted_rows(), module.ExitSettings(risk=0.05, k=3, timed_texts=4), lambda *_: None
-    )
+    task, settings = planted_rows(), moescope.ExitSettings(risk=0.05, k=3, timed_texts=4)
+    rows = calibrated(task.name, task, 0)
+    found = module.exit_task(Context("exit", settings, Run()), planted_llama(), task, rows, settings)
     assert found.at.mean() < 1
     assert found.lost.mean() <= 0.05
-    monkeypatch.setattr(verdicts, "_speed", lambda *_: {"speedup": 2.0})
+    monkeypatch.setattr(claims, "_speed", lambda *_: {"speedup": 2.0})
     assert recommend(found)[0] == "use the early exit"
-    monkeypatch.setattr(verdicts, "_speed", lambda *_: {"speedup": 1.01})
+    monkeypatch.setattr(claims, "_speed", lambda *_: {"speedup": 1.01})
     assert recommend(found)[0] == "keep full depth"
 
 
-def test_saved_whole(planted: ExitStudy, tmp_path: Path) -> None:
+def test_saved_whole(planted: StudyResult, tmp_path: Path) -> None:
     folder = planted.save(tmp_path / "out")
-    assert moescope.load(folder) == planted.result
-    assert planted.result.figures() == ["frontier-planted", "frontier-noise"]
+    assert moescope.load(folder) == planted
+    assert planted.figures() == ["frontier-planted", "frontier-noise"]
     assert (folder / "figures" / "frontier-planted.png").stat().st_size > 10_000
-    made = planted.classifiers["planted"]
+    made = planted.artifacts["exit/planted"]
+    assert isinstance(made, ExitClassifier)
     texts = [e.text for e in planted_task(rows=20, seed=5).examples]
     back = load_exit(folder / "exit" / "planted", made.model)
     np.testing.assert_array_equal(back.predict(texts), made.predict(texts))
     assert np.mean(back.predict(texts) == [("positive", "negative")[i % 2] for i in range(20)]) > 0.9
+
+
+def test_a_save_that_is_killed_leaves_the_old_result_whole(
+    planted: StudyResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = planted.save(tmp_path / "out", figures=False)
+    made = planted.artifacts["exit/planted"]
+    assert isinstance(made, ExitClassifier)
+    other = dataclasses.replace(made, heads=dataclasses.replace(made.heads, weight=tuple(-w for w in made.heads.weight)))
+    again = dataclasses.replace(planted, artifacts=planted.artifacts | {"exit/planted": other})
+    whole = artifacts.write_atomic
+
+    def killed(path: Path, parts: Iterable[bytes]) -> int:
+        if path.name == "exit.json":
+            raise KeyboardInterrupt
+        return whole(path, parts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artifacts, "write_atomic", killed)
+        with pytest.raises(KeyboardInterrupt):
+            again.save(folder, overwrite=True, figures=False)
+    assert moescope.load(folder) == planted
+    texts = [e.text for e in planted_task(rows=20, seed=5).examples]
+    np.testing.assert_array_equal(load_exit(folder / "exit" / "planted", made.model).predict(texts), made.predict(texts))
+
+
+def test_rows_and_heads_on_record(planted: StudyResult) -> None:
+    """Who fits, calibrates and judges is in the result, and the table of depths counts the judges."""
+    by_name = {rows["name"]: rows for rows in planted.rows}
+    assert set(by_name) == {"planted", "noise", "planted: within fit", "noise: within fit"}
+    assert [by_name["noise"][role]["rows"] for role in ("fit", "calibrate", "judge")] == [160, 160, 80]
+    assert by_name["noise: within fit"]["judge"]["rows"] == 160
+    depth = planted.to_frame("depth")
+    assert depth[depth["task"] == "planted"]["rows"].sum() == by_name["planted"]["judge"]["rows"]
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from fastapi.testclient import TestClient
 from moescope.capture import capture
 from moescope.capture.encode import encode
 from moescope.errors import InputError
-from moescope.runtime.route import name_tasks, stream
+from moescope.runtime.route.watch import name_tasks, stream
 from moescope.server import Limits, Served, gather
 from moescope.server.app import create_app
 from moescope.server.writer import Readable
@@ -236,19 +236,19 @@ def test_characters_of_many_bytes_are_whole() -> None:
 
 def test_encoders_and_empty_servers_are_refused(folder: Path) -> None:
     bert = tiny_model("bert", head=True)
-    with pytest.raises(InputError, match="is an encoder, which does not generate text; give what it can do: --exit"):
+    with pytest.raises(InputError, match="is an encoder, which does not generate text; give what it can do: exits="):
         gather(bert)
     with pytest.raises(InputError, match="was made for planted-llama"):
         gather(bert, exits=[folder / "exit"])
     with pytest.raises(InputError, match="has no language-model head"):
         gather(tiny_model("llama"))
-    with pytest.raises(InputError, match=r"--circuits: .* holds no circuits \(its kind is 'exit'\)"):
+    with pytest.raises(InputError, match=r"circuits: .* holds no circuits \(its kind is 'exit'\)"):
         gather(planted_llama(), circuits=folder / "exit")
-    with pytest.raises(InputError, match=r"--circuits: .* was made for planted-llama .* another model, checkpoint"):
+    with pytest.raises(InputError, match=r"circuits: .* was made for planted-llama .* another model, checkpoint"):
         gather(planted_llama(seed=1), circuits=folder / "circuits")
     with pytest.raises(InputError, match="is the second classifier of task 'planted'"):
         gather(planted_llama(), exits=[folder / "exit", folder / "exit" / "exit"])
-    with pytest.raises(InputError, match=r"--exit: .*route holds no saved classifier"):
+    with pytest.raises(InputError, match=r"exits: .*route holds no saved classifier"):
         gather(planted_llama(), exits=[folder / "route"])
-    with pytest.raises(InputError, match=r"--route: .*nowhere does not exist"):
+    with pytest.raises(InputError, match=r"route: .*nowhere does not exist"):
         gather(planted_llama(), route=folder / "nowhere")

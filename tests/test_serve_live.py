@@ -308,7 +308,9 @@ def test_refused_by_the_command(
     assert "was made for planted-llama" in refused([llama, "--exit", str(folder / "exit"), *free], capsys)
     assert "was made for planted-llama" in refused([llama, "--route", str(folder / "route"), *free], capsys)
     assert "was made for planted-llama" in refused([llama, "--circuits", str(folder / "circuits"), *free], capsys)
-    assert "is an encoder, which does not generate text" in refused([str(tmp_path / "bert"), *free], capsys)
+    assert "is an encoder, which does not generate text; give what it can do: --exit DIR" in refused(
+        [str(tmp_path / "bert"), *free], capsys
+    )
     monkeypatch.setattr("moescope.cli.serve.find_spec", lambda name: None if name == "uvicorn" else object())
     assert "pip install 'moescope[serve]'" in refused(["dense-tiny"], capsys)
 

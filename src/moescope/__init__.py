@@ -24,10 +24,14 @@ if TYPE_CHECKING:
     from moescope.studies.convert.settings import ConvertSettings
     from moescope.studies.convert.study import convert
     from moescope.studies.distill.study import distill
+    from moescope.studies.exit.settings import ExitSettings
+    from moescope.studies.exit.study import exit
     from moescope.studies.prune.settings import PruneSettings
     from moescope.studies.prune.study import prune
     from moescope.studies.robustness.settings import RobustnessSettings
     from moescope.studies.robustness.study import robustness
+    from moescope.studies.route.settings import RouteSettings
+    from moescope.studies.route.study import route
     from moescope.studies.signatures.study import signatures
     from moescope.studies.steer.settings import SteerSettings
     from moescope.studies.steer.study import steer
@@ -47,9 +51,11 @@ _WHERE = {
     "Claim": "moescope.types",
     "ConvertSettings": "moescope.studies.convert.settings",
     "DivergenceSelector": "moescope.select.estimators",
+    "ExitSettings": "moescope.studies.exit.settings",
     "InputError": "moescope.errors",
     "PruneSettings": "moescope.studies.prune.settings",
     "RobustnessSettings": "moescope.studies.robustness.settings",
+    "RouteSettings": "moescope.studies.route.settings",
     "Run": "moescope.study.run",
     "SteerSettings": "moescope.studies.steer.settings",
     "StudyResult": "moescope.study.result",
@@ -58,6 +64,7 @@ _WHERE = {
     "circuits": "moescope.studies.circuits.study",
     "convert": "moescope.studies.convert.study",
     "distill": "moescope.studies.distill.study",
+    "exit": "moescope.studies.exit.study",
     "formation": "moescope.studies.circuits.dynamics",
     "list_models": "moescope.models",
     "list_tasks": "moescope.tasks",
@@ -67,6 +74,7 @@ _WHERE = {
     "load_task": "moescope.tasks",
     "prune": "moescope.studies.prune.study",
     "robustness": "moescope.studies.robustness.study",
+    "route": "moescope.studies.route.study",
     "signatures": "moescope.studies.signatures.study",
     "steer": "moescope.studies.steer.study",
     "transfer": "moescope.studies.transfer.study",
@@ -77,9 +85,11 @@ __all__ = [
     "Claim",
     "ConvertSettings",
     "DivergenceSelector",
+    "ExitSettings",
     "InputError",
     "PruneSettings",
     "RobustnessSettings",
+    "RouteSettings",
     "Run",
     "SteerSettings",
     "StudyResult",
@@ -88,6 +98,7 @@ __all__ = [
     "circuits",
     "convert",
     "distill",
+    "exit",
     "formation",
     "list_models",
     "list_tasks",
@@ -97,6 +108,7 @@ __all__ = [
     "load_task",
     "prune",
     "robustness",
+    "route",
     "signatures",
     "steer",
     "transfer",

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from moescope.cli.generate import translated
 from moescope.errors import InputError
+
+_OPTIONS = {"exits": "--exit", "route": "--route", "circuits": "--circuits", "host": "--host", "port": "--port"}
+_OPTIONS |= {"texts": "--max-texts", "characters": "--max-characters", "new_tokens": "--max-new-tokens"}
 
 
 def serve(
@@ -45,11 +50,14 @@ def serve(
     from moescope.server.lane import ModelThread
     from moescope.server.run import address, bind, run
 
-    limits = Limits(texts=max_texts, characters=max_characters, new_tokens=max_new_tokens)
-    opened = bind(host, port)
-    with opened:
-        thread, options = ModelThread(), {"dtype": dtype, "device": device, "device_map": device_map}
-        served = thread.run(lambda: gather(model, exits=exit_ or (), route=route, circuits=circuits, **options))
+    with ExitStack() as stack:
+        try:
+            limits = Limits(texts=max_texts, characters=max_characters, new_tokens=max_new_tokens)
+            opened = stack.enter_context(bind(host, port))
+            thread, options = ModelThread(), {"dtype": dtype, "device": device, "device_map": device_map}
+            served = thread.run(lambda: gather(model, exits=exit_ or (), route=route, circuits=circuits, **options))
+        except InputError as error:
+            raise translated(error, _OPTIONS) from error
         loopback = host in LOOPBACK
         print(f"{served.model.name}: {address(opened)} (Ctrl-C ends it)", flush=True)
         if not loopback:

@@ -14,6 +14,10 @@ TEXTS = Input("texts", Path | None, "File with text, category (and group) instea
 PROMPTS = Input("prompts", str, "Prompt set or file with text, category.", "--prompts", "routing-480")
 
 VERBS: dict[str, tuple[Verb, str]] = {
+    "exit": (
+        Verb("exit", "ExitSettings", (MODEL, TASKS)),
+        "A classifier that leaves the model early, with a bound on what that costs.",
+    ),
     "prune": (
         Verb("prune", "PruneSettings", (MODEL, TEXTS)),
         "Which experts could be left out, as a mask, with the loss that it adds.",
@@ -29,6 +33,10 @@ VERBS: dict[str, tuple[Verb, str]] = {
     "transfer": (
         Verb("transfer", "TransferSettings", (replace(MODEL, name="model_a"), replace(MODEL, name="model_b"), PROMPTS)),
         "What two models' routing of the same prompts has in common.",
+    ),
+    "route": (
+        Verb("route", "RouteSettings", (MODEL, TASKS), tables=("named", "unknown")),
+        "Name a prompt's task from the first layers, or call it unknown.",
     ),
 }
 

@@ -23,8 +23,8 @@ from starlette.exceptions import HTTPException
 import moescope
 from moescope.capture.encode import Encoded, encode
 from moescope.errors import InputError
-from moescope.runtime.exit import ExitClassifier
-from moescope.runtime.route import name_tasks
+from moescope.runtime.exit.classifier import ExitClassifier
+from moescope.runtime.route.watch import name_tasks
 from moescope.server.guard import LOOPBACK, Guard
 from moescope.server.lane import Lane, ModelThread
 from moescope.server.limits import Limits, Refused

@@ -60,12 +60,12 @@ def circuit_traces(model: LoadedModel, result: StudyResult, folder: str) -> tupl
         InputError: not a circuits study, of another model, or without a circuit.
     """
     if result.kind != "circuits" or not result.circuits:
-        raise InputError(f"--circuits: {folder} holds no circuits (its kind is {result.kind!r}); run moescope circuits")
+        raise InputError(f"{folder} holds no circuits (its kind is {result.kind!r}); run moescope circuits", "circuits")
     if result.meta.get("fingerprint") != model.fingerprint:
         made = f"{result.meta.get('model')} ({result.meta.get('fingerprint')})"
         raise InputError(
-            f"--circuits: {folder} was made for {made}, not for {model.name} ({model.fingerprint}): "
-            "another model, checkpoint or --dtype"
+            f"{folder} was made for {made}, not for {model.name} ({model.fingerprint}): another model, checkpoint or dtype",
+            "circuits",
         )
     return tuple(_trace(model, result, task) for task in result.circuits)
 
@@ -74,7 +74,7 @@ def _trace(model: LoadedModel, result: StudyResult, task: str) -> CircuitTrace:
     neurons = result.circuits[task].neurons
     for neuron in neurons:
         if neuron.index >= model.width(neuron.site):
-            raise InputError(f"--circuits: neuron {neuron} of task {task} does not exist in {model.name}")
+            raise InputError(f"neuron {neuron} of task {task} does not exist in {model.name}", "circuits")
     verdicts = tuple(
         {"claim": c.name, "verdict": c.verdict, "note": c.note}
         for c in result.claims

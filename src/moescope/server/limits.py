@@ -35,7 +35,7 @@ class Limits:
         for field in fields(self):
             value = getattr(self, field.name)
             if value < 1:
-                raise InputError(f"--max-{field.name.replace('_', '-')}: {value} is not a positive number")
+                raise InputError(f"{value} is not a positive number", field.name)
 
     @property
     def body(self) -> int:

@@ -20,11 +20,11 @@ def bind(host: str, port: int) -> socket.socket:
         InputError: the port is in use or not allowed, or the host is not an address of this machine.
     """
     if not 0 <= port < 2**16:
-        raise InputError(f"--port: {port} is not between 0 and 65535")
+        raise InputError(f"{port} is not between 0 and 65535", "port")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (socket.gaierror, UnicodeError):
-        raise InputError(f"--host: {host!r} is not an address; use 127.0.0.1, or 0.0.0.0 for all of this machine") from None
+        raise InputError(f"{host!r} is not an address; use 127.0.0.1, or 0.0.0.0 for all of this machine", "host") from None
     opened = socket.socket(family, kind, protocol)
     try:
         if os.name == "posix":  # a port that has just been left is free again; elsewhere the option would let two share one
@@ -34,10 +34,10 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         opened.close()
         if error.errno == errno.EADDRINUSE:
-            raise InputError(f"--port: {port} is in use; give another, or 0 for any that is free") from None
+            raise InputError(f"{port} is in use; give another, or 0 for any that is free", "port") from None
         if error.errno == errno.EADDRNOTAVAIL:
-            raise InputError(f"--host: {host} is not an address of this machine; use 127.0.0.1") from None
-        raise InputError(f"--port: {host}:{port} cannot be used ({error.strerror}); give another, such as 8000") from None
+            raise InputError(f"{host} is not an address of this machine; use 127.0.0.1", "host") from None
+        raise InputError(f"{host}:{port} cannot be used ({error.strerror}); give another, such as 8000", "port") from None
     return opened
 
 

@@ -12,10 +12,10 @@ from moescope.models import load
 from moescope.models.experts.layers import ExpertLayer, find_layers
 from moescope.models.load import HeadMissing
 from moescope.routing.generate import can_generate
-from moescope.runtime.exit import ExitClassifier, load_exit
-from moescope.runtime.exit.store import MANIFEST
-from moescope.runtime.route import TaskRouter, load_router
-from moescope.runtime.route.store import ROUTER_MANIFEST
+from moescope.runtime.exit.classifier import ExitClassifier
+from moescope.runtime.exit.store import MANIFEST, load_exit
+from moescope.runtime.route.router import TaskRouter
+from moescope.runtime.route.store import ROUTER_MANIFEST, load_router
 from moescope.server.circuits import CircuitTrace, circuit_traces
 from moescope.study.result import load as load_result
 
@@ -75,9 +75,9 @@ class Served:
         if why is None:
             return
         if self.circuits:
-            raise InputError(f"--circuits: {why}, and circuits are traced while text is generated; leave the option out")
+            raise InputError(f"{why}, and circuits are traced while text is generated; leave them out", "circuits")
         if not self.classifiers and self.router is None:
-            raise InputError(f"{why}; give what it can do: --exit DIR (of moescope exit) or --route DIR (of moescope route)")
+            raise InputError(f"{why}; give what it can do: exits=DIR (of moescope exit) or route=DIR (of moescope route)")
 
     @property
     def silent(self) -> str | None:
@@ -142,7 +142,7 @@ def gather(
     for place in places:
         made = load_exit(place, loaded)
         if made.task in classifiers:
-            raise InputError(f"--exit: {place} is the second classifier of task {made.task!r}; give one of each")
+            raise InputError(f"{place} is the second classifier of task {made.task!r}; give one of each", "exits")
         promised = made.guarantee.text() if made.guarantee else None
         result = _study(place.parent.parent, "exit", loaded)
         if result is not None and result.meta.get("guarantees", {}).get(made.task) != promised:
@@ -170,7 +170,7 @@ def _classifier_folders(folder: Path) -> list[Path]:
         if found:
             return found
     holds = f"{folder} {_absent(folder)} saved classifier ({MANIFEST})"
-    raise InputError(f"--exit: {holds}; moescope exit makes one in OUT/exit/TASK")
+    raise InputError(f"{holds}; moescope exit makes one in OUT/exit/TASK", "exits")
 
 
 def _router_folder(folder: Path) -> Path:
@@ -178,7 +178,7 @@ def _router_folder(folder: Path) -> Path:
         if (place / ROUTER_MANIFEST).is_file():
             return place
     holds = f"{folder} {_absent(folder)} saved router ({ROUTER_MANIFEST})"
-    raise InputError(f"--route: {holds}; moescope route makes one in OUT/route")
+    raise InputError(f"{holds}; moescope route makes one in OUT/route", "route")
 
 
 def _absent(folder: Path) -> str:

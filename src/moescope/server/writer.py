@@ -14,8 +14,8 @@ from torch import Tensor
 from moescope.capture.encode import encode, model_limit
 from moescope.models.experts import Dispatch, recording
 from moescope.models.past import past_argument, past_of
-from moescope.runtime.route import Named, watching
-from moescope.runtime.route.watch import Watch
+from moescope.runtime.route.router import Named
+from moescope.runtime.route.watch import Watch, watching
 from moescope.server.circuits import CircuitReader
 from moescope.server.limits import Refused
 from moescope.server.served import Served

@@ -1,43 +1,89 @@
-"""What a study saves beside its result for others to run: one JSON file that names the model, one of arrays."""
+"""What a study saves for others to run: arrays in NAME.safetensors, the rest in NAME.json, which names the model.
+
+The JSON holds the sha256 of the arrays, so that a folder whose two files are not of one writing is never read.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load as load_bytes
+from safetensors.numpy import save as save_bytes
 
 from moescope.errors import InputError
+from moescope.files.atomic import write_atomic
 from moescope.models import load
 
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
 
+_VERSION = 2
 
-def read_artifact(
-    folder: Path, manifest: str, weights: str, kind: str, command: str
-) -> tuple[dict[str, Any], dict[str, Any], Path]:
-    path = folder / manifest
-    for part in (path, folder / weights):
+
+def write_artifact(folder: Path, name: str, model: LoadedModel, arrays: dict[str, np.ndarray], fields: dict[str, Any]) -> Path:
+    """Write what moescope NAME makes into ``folder``, which is made where it is absent.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
+    # safetensors takes the buffer as it lies, so a transposed view must be straightened first
+    data = save_bytes({key: np.ascontiguousarray(array) for key, array in arrays.items()})
+    manifest = {
+        "format": f"moescope {name}",
+        "version": _VERSION,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "model": model.name,
+        "revision": model.revision,
+        "fingerprint": model.fingerprint,
+        **fields,
+    }
+    write_atomic(folder / f"{name}.safetensors", [data])
+    write_atomic(folder / f"{name}.json", [json.dumps(manifest, indent=1, allow_nan=False).encode() + b"\n"])
+    return folder
+
+
+def read_artifact(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The fields and the arrays of what :func:`write_artifact` wrote.
+
+    Raises:
+        InputError: a file is missing or damaged, or the two are not of one writing.
+    """
+    path, weights = folder / f"{name}.json", folder / f"{name}.safetensors"
+    for part in (path, weights):
         if not part.is_file():
-            raise InputError(f"{part} is missing: {folder} is not what moescope {command} saves")
+            raise InputError(f"{part} is missing: {folder} is not what moescope {name} saves")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        tensors = load_file(folder / weights)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{folder} is damaged ({str(error).splitlines()[0]}); run moescope {command} again") from error
-    if not isinstance(data, dict) or data.get("format") != kind or data.get("version") != 1:
-        raise InputError(f"{path} is not of a kind that this moescope reads")
-    return data, tensors, path
-
-
-def artifact_model(folder: Path, data: dict[str, Any], model: LoadedModel | None, options: dict[str, Any]) -> LoadedModel:
-    loaded = load(data["model"], revision=data["revision"], **options) if model is None else model
-    if loaded.fingerprint != data["fingerprint"]:
-        made = f"{data['model']} ({data['fingerprint']})"
+        fields, data = json.loads(path.read_text(encoding="utf-8")), weights.read_bytes()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} is damaged ({str(error).splitlines()[0]}); run moescope {name} again") from error
+    if not isinstance(fields, dict) or fields.get("format") != f"moescope {name}" or fields.get("version") != _VERSION:
+        raise InputError(f"{path} is not of a kind that this moescope reads; run moescope {name} again")
+    if fields.get("sha256") != hashlib.sha256(data).hexdigest():
         raise InputError(
-            f"{folder} was made for {made}, not for {loaded.name} ({loaded.fingerprint}): another model, checkpoint or --dtype"
+            f"{folder} is damaged ({weights.name} and {path.name} do not belong together: the sha256 of the one is not that in "
+            f"the other); run moescope {name} again"
+        )
+    try:
+        return fields, load_bytes(data)
+    except SafetensorError as error:
+        raise InputError(f"{folder} is damaged ({str(error).splitlines()[0]}); run moescope {name} again") from error
+
+
+def artifact_model(folder: Path, fields: dict[str, Any], model: LoadedModel | None, options: dict[str, Any]) -> LoadedModel:
+    """``model``, or the one that ``fields`` names, loaded with ``options``.
+
+    Raises:
+        InputError: it is not the one that the artifact was made for.
+    """
+    loaded = load(fields["model"], revision=fields["revision"], **options) if model is None else model
+    if loaded.fingerprint != fields["fingerprint"]:
+        made = f"{fields['model']} ({fields['fingerprint']})"
+        raise InputError(
+            f"{folder} was made for {made}, not for {loaded.name} ({loaded.fingerprint}): another model, checkpoint or dtype"
         )
     return loaded

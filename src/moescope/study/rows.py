@@ -14,6 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from moescope.tasks.folds import group_folds
+from moescope.types import Task
+
 ROLES = ("fit", "select", "calibrate", "judge")
 _APART = [pair for pair in combinations(ROLES, 2) if pair != ("fit", "select")]
 _NONE = np.empty(0, dtype=np.int64)
@@ -100,3 +103,15 @@ def halves(name: str, groups: np.ndarray, chosen: np.ndarray) -> Rows:
     """Rows where ``chosen`` (N,) bool holds fit and select; the others judge."""
     first = np.flatnonzero(chosen)
     return Rows(name, groups, fit=first, select=first, judge=np.flatnonzero(~chosen))
+
+
+def calibrated(name: str, task: Task, seed: int) -> Rows:
+    """Two fifths of a task's groups fit and select, two calibrate, one judges; classes as balanced as groups allow.
+
+    Raises:
+        InputError: the groups do not suffice.
+    """
+    groups = np.array([e.group for e in task.examples])
+    folds = group_folds([e.label for e in task.examples], groups, n_folds=5, seed=seed)
+    fit, calibrate, judge = (np.flatnonzero(np.isin(folds, part)) for part in ((0, 1), (2, 3), (4,)))
+    return Rows(name, groups, fit=fit, select=fit, calibrate=calibrate, judge=judge)

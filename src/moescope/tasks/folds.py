@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from moescope.errors import InputError
-from moescope.types import Task
 
 
 def group_folds(
@@ -96,23 +94,3 @@ def split_half(labels: Sequence[int] | np.ndarray, groups: Sequence[Any] | np.nd
         When the groups cannot be halved so.
     """
     return group_folds(labels, groups, n_folds=2, seed=seed) == 0
-
-
-@dataclass(frozen=True)
-class Split:
-    """Rows (int64) for fitting, for calibration and for the test; no group is in two of them."""
-
-    train: np.ndarray
-    calibration: np.ndarray
-    test: np.ndarray
-
-
-def split_rows(task: Task, seed: int) -> Split:
-    """Two fifths of the groups for fitting, two for calibration, one for the test; classes as balanced as groups allow.
-
-    Raises:
-        InputError: the groups do not suffice.
-    """
-    y = np.array([e.label for e in task.examples])
-    folds = group_folds(y, np.array([e.group for e in task.examples]), n_folds=5, seed=seed)
-    return Split(*(np.flatnonzero(np.isin(folds, part)) for part in ((0, 1), (2, 3), (4,))))

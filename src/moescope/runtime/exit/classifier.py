@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from moescope.errors import InputError
 from moescope.runtime.exit.heads import Heads
 from moescope.runtime.exit.layers import Stepper, check_leaving, stepping
 from moescope.runtime.exit.rule import Guarantee
+from moescope.study.artifacts import write_artifact
 
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
@@ -113,14 +115,42 @@ class ExitClassifier:
         """The full-depth model that the guarantee compares with."""
         return self.fixed(self.model.n_layers - 1)
 
+    def write(self, folder: Path, /) -> Path:
+        """Write ``exit.safetensors`` and ``exit.json`` into ``folder``, which is made where it is absent; for
+        :func:`~moescope.runtime.exit.store.load_exit`.
+
+        Raises:
+            InputError: the folder cannot be written to.
+        """
+        heads = self.heads
+        arrays = {f"{part}.{i}": a for part in ("weight", "bias") for i, a in enumerate(getattr(heads, part))}
+        arrays |= {f"columns.{i}": a for i, a in enumerate(heads.columns or ())}
+        promise = dataclasses.asdict(self.guarantee) if self.guarantee is not None else None
+        fields = {
+            "task": self.task,
+            "classes": self.classes,
+            "kind": heads.kind,
+            "layers": heads.n_layers,
+            "threshold": _finite(self.threshold),
+            "checks": self.checks,
+            "max_tokens": self.max_tokens,
+            "guarantee": promise and promise | {"threshold": _finite(promise["threshold"])},
+        }
+        return write_artifact(folder, "exit", self.model, arrays, fields)
+
 
 def check_layers(layers: Sequence[int], n_layers: int) -> None:
     """Raises InputError for a layer that the model does not have, or for none at all."""
     if not layers:
-        raise InputError("--layers: none was given; leave the option out to allow an exit after every layer")
+        raise InputError("none was given; leave them out to allow an exit after every layer", "layers")
     for layer in layers:
         if not 0 <= layer < n_layers:
-            raise InputError(f"--layers: layer {layer} does not exist: the model has layers 0 to {n_layers - 1}")
+            raise InputError(f"layer {layer} does not exist: the model has layers 0 to {n_layers - 1}", "layers")
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity: null stands for "no row leaves early"."""
+    return None if value == float("inf") else value
 
 
 class _Run:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -11,17 +10,11 @@ from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
 
 from moescope.errors import InputError
+from moescope.runtime.choices import Kind
 from moescope.runtime.exit.features import ExitFeatures
 from moescope.select.ranking import top_k
 from moescope.select.sums import divergence, fold_class_sums
-from moescope.tasks import group_folds
 
-Kind = Literal["circuit", "linear", "pooled"]
-"""What a head reads at its depth: ``circuit``, K residual coordinates of the final token from any layer so far, chosen anew
-for each depth; ``linear``, the final token's residual stream; ``pooled``, the mean of it over the text's tokens."""
-KINDS: tuple[Kind, ...] = get_args(Kind)
-
-_FOLDS = 3  # of the training rows: for temperatures, and for the choice between kinds of head
 _C = 0.1  # L2 penalty of the logistic regression, fixed and not tuned, as for the probes of the circuits study
 
 
@@ -64,7 +57,7 @@ class Fitted:
     accuracy: np.ndarray
 
 
-def fit_heads(kind: Kind, features: ExitFeatures, y: np.ndarray, groups: np.ndarray, *, k: int = 10, seed: int = 0) -> Fitted:
+def fit_heads(kind: Kind, features: ExitFeatures, y: np.ndarray, folds: np.ndarray, *, k: int = 10) -> Fitted:
     """Logistic regressions (standardised, L2) at every depth, with a temperature each from rows left out in turn.
 
     A circuit head chooses its K coordinates among those of all layers up to its own, by the divergence of the class means
@@ -72,33 +65,37 @@ def fit_heads(kind: Kind, features: ExitFeatures, y: np.ndarray, groups: np.ndar
 
     Args:
         features: of the training rows only.
-        y: (N,) int classes 0..C-1, all present; groups: (N,).
+        y: (N,) int classes 0..C-1, all present.
+        folds: (N,) int64, the fold in which each row is left out; see :func:`moescope.tasks.group_folds`.
 
     Raises:
-        InputError: K is larger than the model's width, or the groups do not suffice for folds.
+        InputError: K is larger than the model's width.
     """
     n, n_layers, width = features.final.shape
-    if k > width:
-        raise InputError(f"--k: K = {k} is larger than the {width} residual coordinates of a layer; choose a smaller K")
-    folds = group_folds(y, groups, n_folds=_FOLDS, seed=seed)
+    check_k(k, width)
     n_classes = int(y.max()) + 1
-    everything = np.ones(n, dtype=bool)
-    chosen = {fold: _columns(features, y, folds != fold if fold >= 0 else everything, k) for fold in range(-1, _FOLDS)}
+    columns = _columns(features, y, np.ones(n, dtype=bool), k)
+    by_fold = {fold: _columns(features, y, folds != fold, k) for fold in np.unique(folds)}
     weights, biases, accuracy = [], [], np.zeros(n_layers)
     for layer in range(n_layers):
         held_out = np.empty((n, n_classes))
-        for fold in range(_FOLDS):
+        for fold, chosen in by_fold.items():
             held = folds == fold
-            x = _layer_input(kind, features, layer, chosen[fold])
+            x = _layer_input(kind, features, layer, chosen)
             w, b = _logistic(x[~held], y[~held], n_classes)
             held_out[held] = x[held] @ w.T + b
         accuracy[layer] = (held_out.argmax(1) == y).mean()
-        w, b = _logistic(_layer_input(kind, features, layer, chosen[-1]), y, n_classes)
+        w, b = _logistic(_layer_input(kind, features, layer, columns), y, n_classes)
         warm = _temperature(held_out, y)
         weights.append((w / warm).astype(np.float32))
         biases.append((b / warm).astype(np.float32))
-    columns = tuple(chosen[-1]) if kind == "circuit" else None
-    return Fitted(Heads(kind, tuple(weights), tuple(biases), columns), accuracy)
+    return Fitted(Heads(kind, tuple(weights), tuple(biases), tuple(columns) if kind == "circuit" else None), accuracy)
+
+
+def check_k(k: int, width: int) -> None:
+    """Raises InputError where a layer has fewer than K coordinates."""
+    if k > width:
+        raise InputError(f"K = {k} is larger than the {width} residual coordinates of a layer; choose a smaller K", "k")
 
 
 def _columns(features: ExitFeatures, y: np.ndarray, rows: np.ndarray, k: int) -> list[np.ndarray]:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-Loss = Literal["accuracy", "disagreement"]
-"""What the risk is of. ``accuracy``: the share of rows that the full-depth head gets right and the exit gets wrong, an upper
-bound of the accuracy lost. ``disagreement``: the share of rows on which the two differ, right or wrong."""
-
+from moescope.runtime.choices import Loss
 
 _STEPS, _TOP = 160, 12.0
 

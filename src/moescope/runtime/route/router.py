@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,15 +14,12 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 
 from moescope.errors import InputError
+from moescope.runtime.choices import Source
 from moescope.stats.conformal import conformal_p, conformal_size
 from moescope.types import Site
 
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
-
-Source = Literal["residual", "routing"]
-"""What is averaged over a prompt's tokens: the residual stream after one layer, or, in a mixture of experts, the router's
-softmax in that layer and all before it (a soft routing signature)."""
 
 RANK = 64  # directions kept: 64 products of the width are microseconds
 
@@ -110,7 +107,7 @@ class TaskRouter:
 
 
 @dataclass(frozen=True)
-class Rows:
+class KnownPrompts:
     """Prompts of known tasks: features (N, F), how many tokens each is a mean of, task codes 0..T-1 and groups, all (N,)."""
 
     x: np.ndarray
@@ -119,7 +116,9 @@ class Rows:
     groups: np.ndarray
 
 
-def fit_router(train: Rows, calibration: Rows, names: Sequence[str], *, source: Source, layer: int, rate: float) -> TaskRouter:
+def fit_router(
+    train: KnownPrompts, calibration: KnownPrompts, names: Sequence[str], *, source: Source, layer: int, rate: float
+) -> TaskRouter:
     """Fit on ``train``, and record how strange ``calibration`` is, which shares no group with it.
 
     Where several calibration rows share a group the first of them counts, so that the units are exchangeable.
@@ -132,7 +131,7 @@ def fit_router(train: Rows, calibration: Rows, names: Sequence[str], *, source: 
     for t, name in enumerate(names):
         have, need = int((owner == t).sum()), conformal_size(rate)
         if have < need:
-            raise InputError(f"--unknown: a rate of {rate:g} needs at least {need} calibration groups, task {name} has {have}")
+            raise InputError(f"a rate of {rate:g} needs at least {need} calibration groups, task {name} has {have}", "unknown")
     x = np.asarray(train.x, dtype=np.float64)
     mean, scale = x.mean(0), x.std(0)
     scale[scale < 1e-12] = 1.0
@@ -197,13 +196,13 @@ def source_sites(model: LoadedModel, source: Source, layer: int) -> tuple[Site, 
         InputError: no such layer, or routing is asked of a layer that has no router.
     """
     if not 0 <= layer < model.n_layers:
-        raise InputError(f"--layer: layer {layer} does not exist: {model.name} has layers 0 to {model.n_layers - 1}")
+        raise InputError(f"layer {layer} does not exist: {model.name} has layers 0 to {model.n_layers - 1}", "layer")
     if source == "residual":
         return (Site("resid", layer),)
     sites = tuple(site for site in model.sites("router") if site.layer <= layer)
     if not sites:
         kind = "is dense" if not model.sites("router") else f"has no router up to layer {layer}"
-        raise InputError(f"--features routing: {model.name} {kind}; use --features residual or a later --layer")
+        raise InputError(f"no routing to read: {model.name} {kind}; use features=residual or a later layer", "features")
     return sites
 
 

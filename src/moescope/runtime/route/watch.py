@@ -16,7 +16,8 @@ from moescope.capture.activations import padded_batches
 from moescope.capture.encode import Encoded, encode
 from moescope.errors import InputError
 from moescope.models.past import past_argument, past_of
-from moescope.runtime.route.router import Named, Source, TaskRouter, source_sites, weighted_sum
+from moescope.runtime.choices import Source
+from moescope.runtime.route.router import Named, TaskRouter, source_sites, weighted_sum
 from moescope.types import Site
 
 if TYPE_CHECKING:

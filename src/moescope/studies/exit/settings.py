@@ -3,47 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
-from moescope.errors import InputError
-from moescope.runtime.exit.heads import KINDS, Kind
-from moescope.runtime.exit.rule import Loss
-
-Method = Literal["ltt", "crc"]
-"""``ltt``: Learn-then-Test, risk within bounds with probability 1 - delta; ``crc``: conformal risk control, on average."""
+from moescope.runtime.choices import Kind, Loss, Method
+from moescope.study.settings import NonEmpty, Settings, at_least, between
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExitSettings:
-    """Raises InputError on a value out of range."""
+class ExitSettings(Settings):
+    """What leaving early may cost, and what decides when a row leaves."""
 
-    risk: float = 0.02
-    delta: float = 0.1
+    risk: Annotated[float, between(0, 1)] = 0.02
+    """What leaving early may cost, as a share of rows."""
+    delta: Annotated[float, between(0, 1)] = 0.1
+    """Probability with which the bound may fail (Learn-then-Test)."""
     loss: Loss = "accuracy"
+    """Count rows that full depth gets right and the exit wrong, or all that differ."""
     method: Method = "ltt"
-    head: Kind | Literal["auto"] = "auto"
-    k: int = 10
-    """neurons of a circuit head"""
-    layers: tuple[int, ...] | None = None
-    """layers after which a row may leave (the last always); None: after every layer"""
-    max_tokens: int | None = None
-    batch_tokens: int = 8192
-    timed_texts: int = 64
-    """test texts that go on the clock, at most"""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, value in (("risk", self.risk), ("delta", self.delta)):
-            if not 0 < value < 1:
-                raise InputError(f"--{name}: {value:g} is not between 0 and 1")
-        for name, chosen, known in (
-            ("loss", self.loss, get_args(Loss)),
-            ("method", self.method, get_args(Method)),
-            ("head", self.head, (*KINDS, "auto")),
-        ):
-            if chosen not in known:
-                raise InputError(f"--{name}: {chosen!r} is none of {', '.join(known)}")
-        if self.k < 1:
-            raise InputError(f"--k: {self.k} is not a positive number of neurons")
-        if self.timed_texts < 1:
-            raise InputError(f"--timed-texts: {self.timed_texts} is not a positive number of texts")
+    """Learn-then-Test (with high probability) or conformal risk control (on average)."""
+    head: Literal["auto", Kind] = "auto"
+    """What decides at each depth; auto takes the best in training."""
+    k: Annotated[int, at_least(1)] = 10
+    """Neurons of a circuit head."""
+    layers: Annotated[tuple[int, ...] | None, NonEmpty(), at_least(0)] = None
+    """Layers after which a row may leave; after the last it always does (default: all)."""
+    timed_texts: Annotated[int, at_least(1)] = 64
+    """Test texts that go on the clock, at most."""

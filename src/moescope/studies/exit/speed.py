@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from statistics import median
 from typing import Any
@@ -12,8 +12,7 @@ import numpy as np
 
 from moescope.capture.encode import Batch, Encoded, pad, padding_id
 from moescope.runtime.exit.classifier import ExitClassifier
-
-Progress = Callable[[int, int], None]
+from moescope.study.run import Counter
 
 
 def measure(
@@ -22,7 +21,7 @@ def measure(
     batch: int,
     *,
     repeats: int = 3,
-    progress: Progress | None = None,
+    progress: Counter | None = None,
 ) -> list[dict[str, Any]]:
     """Time contenders on the same texts, ``batch`` rows at a time; the first is what the others are compared with.
 

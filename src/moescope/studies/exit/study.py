@@ -2,90 +2,81 @@
 
 from __future__ import annotations
 
-import dataclasses
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
+import numpy as np
 import pandas as pd
 
 from moescope.errors import InputError
-from moescope.models import LoadedModel, load
-from moescope.runtime.exit.classifier import ExitClassifier
-from moescope.runtime.exit.store import save_exit
+from moescope.runtime.exit.classifier import check_layers
+from moescope.runtime.exit.heads import check_k
+from moescope.stats.conformal import crc_size, ltt_size
+from moescope.studies.exit.claims import exit_claims, recommend
 from moescope.studies.exit.settings import ExitSettings
 from moescope.studies.exit.task import exit_task
-from moescope.studies.exit.verdicts import exit_claims, recommend
 from moescope.study.names import slug
-from moescope.study.provenance import provenance
+from moescope.study.protocol import Context, ModelLike, TasksLike
 from moescope.study.result import StudyResult
-from moescope.tasks import load_task
-from moescope.types import Task
+from moescope.study.rows import Rows, calibrated
+from moescope.study.run import Run
 
-Report = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True, eq=False)
-class ExitStudy:
-    """The result, and the classifier of each task."""
-
-    result: StudyResult
-    classifiers: dict[str, ExitClassifier]
-
-    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """The result as :meth:`StudyResult.save` writes it, and each classifier in ``folder/exit/TASK``."""
-        saved = self.result.save(folder, overwrite=overwrite)
-        for name, classifier in self.classifiers.items():
-            save_exit(classifier, saved / "exit" / slug(name))
-        return saved
+_SETTINGS, _RUN = ExitSettings(), Run()
 
 
-def early_exit(
-    model: str | LoadedModel,
-    tasks: Sequence[Task | str],
-    *,
-    settings: ExitSettings | None = None,
-    report: Report | None = None,
-    **options: Any,
-) -> ExitStudy:
+def exit(model: ModelLike, tasks: TasksLike, settings: ExitSettings = _SETTINGS, *, run: Run = _RUN) -> StudyResult:
     """Find how early a text may leave a model with a bound on what that costs, and whether it pays.
 
+    Two fifths of a task's groups fit the heads, two calibrate the confidence asked for, one judges.
+
     Args:
-        model: Hub id, local folder, embedded name, or a loaded model.
+        model: any whose rows can leave a batch; its head is not needed.
         tasks: tasks, or specifications (``"certainty=halueval"``); names must differ.
-        settings: see :class:`ExitSettings`; or give its fields as keyword options.
-        report: called with (stage, done, total) for progress.
 
     Returns:
-        The result of kind ``"exit"`` (tables ``frontier``, ``heads``, ``speed``, ``depth``, ``surface``) and the classifiers.
+        A result of kind ``"exit"``: tables ``frontier`` (accuracy against the share of layers and relative time), ``heads``,
+        ``speed``, ``depth`` and ``surface``; artifacts ``exit/TASK``, an
+        :class:`~moescope.runtime.exit.classifier.ExitClassifier` for each task.
 
     Raises:
-        InputError: too few rows for the risk, a layer out of range, a model whose rows cannot leave a batch; one line.
+        InputError: too few rows for the risk (said before the model is loaded), a layer out of range, K too large, or a
+            model whose rows cannot leave a batch.
+
+    >>> import moescope
+    >>> result = moescope.exit("dense-tiny", ["certainty=halueval"])  # doctest: +SKIP
+    >>> result.artifacts["exit/certainty"].predict(["Question: Who?\\nAnswer: Me."])  # doctest: +SKIP
     """
-    settings = dataclasses.replace(settings or ExitSettings(), **options)
-    began = time.time()
-    loaded_tasks = [load_task(task, seed=settings.seed) if isinstance(task, str) else task for task in tasks]
-    names = [slug(task.name) for task in loaded_tasks]
-    if not names:
-        raise InputError("--task: at least one task is needed, e.g. --task certainty=halueval")
-    double = next((name for name in names if names.count(name) > 1), None)
+    context = Context("exit", settings, run)
+    loaded_tasks = context.tasks(tasks)
+    places = [f"exit/{slug(task.name)}" for task in loaded_tasks]
+    double = next((place for place in places if places.count(place) > 1), None)
     if double:
-        raise InputError(f"--task: two tasks are called {double!r}; name them apart, e.g. --task {double}2=SOURCE")
-    loaded = load(model) if isinstance(model, str) else model
+        raise InputError(f"two would be saved in {double}; name them apart, e.g. b=SOURCE", "tasks")
+    rows = [context.rows(calibrated(task.name, task, run.seed)) for task in loaded_tasks]
+    for part in rows:
+        _check_size(part, settings)
+    loaded = context.load(model)
+    if settings.layers is not None:
+        check_layers(settings.layers, loaded.n_layers)
+    check_k(settings.k, loaded.d_model)
+    found = [exit_task(context, loaded, task, part, settings) for task, part in zip(loaded_tasks, rows, strict=True)]
+    for f in found:
+        context.note("{}: {} ({})".format(f.task.name, *recommend(f)))
+    return context.result(
+        model=loaded,
+        tasks=loaded_tasks,
+        title=f"Early exit from {loaded.name}",
+        claims=[claim for f in found for claim in exit_claims(f, settings, run)],
+        tables={name: pd.concat([f.tables[name] for f in found], ignore_index=True) for name in found[0].tables},
+        artifacts={place: f.classifier for place, f in zip(places, found, strict=True)},
+        guarantees={f.task.name: f.guarantee.text() for f in found},
+    )
 
-    def tell(stage: str, done: int, total: int) -> None:
-        if report is not None:
-            report(stage, done, total)
 
-    found = [exit_task(loaded, task, settings, tell) for task in loaded_tasks]
-    tell("done", 1, 1)
-    tables = {name: pd.concat([f.tables[name] for f in found], ignore_index=True) for name in found[0].tables}
-    meta = provenance(loaded, loaded_tasks, seed=settings.seed, settings=dataclasses.asdict(settings))
-    meta["title"] = f"Early exit from {loaded.name}"
-    meta["guarantees"] = {f.task.name: f.guarantee.text() for f in found}
-    meta["notes"] = [f"{f.task.name}: {what} ({why})" for f in found for what, why in [recommend(f)]]
-    meta["seconds"] = round(time.time() - began, 1)
-    claims = tuple(claim for f in found for claim in exit_claims(f, settings))
-    return ExitStudy(StudyResult("exit", meta, claims, {}, tables), {f.task.name: f.classifier for f in found})
+def _check_size(rows: Rows, settings: ExitSettings) -> None:
+    """Calibration too small is said before minutes of work, with the number of groups that would do."""
+    need = crc_size(settings.risk) if settings.method == "crc" else ltt_size(settings.risk, settings.delta)
+    groups = len(np.unique(rows.groups[rows.calibrate]))
+    if groups < need:
+        promise = f"risk {settings.risk:g}" + (f" at delta {settings.delta:g}" if settings.method == "ltt" else "")
+        raise InputError(
+            f"task {rows.name}: {promise} needs at least {need} calibration groups, two fifths of the task's are {groups}; "
+            "ask for more risk or delta, or give more rows"
+        )

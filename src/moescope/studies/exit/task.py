@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from moescope.capture.encode import encode
-from moescope.errors import InputError
 from moescope.models import LoadedModel
-from moescope.runtime.exit.classifier import ExitClassifier, check_layers
+from moescope.runtime.choices import KINDS, Kind
+from moescope.runtime.exit.classifier import ExitClassifier
 from moescope.runtime.exit.features import read_features
-from moescope.runtime.exit.heads import KINDS, Heads, Kind, fit_heads
+from moescope.runtime.exit.heads import Heads, fit_heads
 from moescope.runtime.exit.rule import Guarantee, exit_layers, losses, thresholds
 from moescope.stats import group_bootstrap
-from moescope.stats.conformal import crc_size, ltt_size
 from moescope.studies.exit.calibration import calibrate
+from moescope.studies.exit.published import SHARE
 from moescope.studies.exit.settings import ExitSettings
 from moescope.studies.exit.speed import measure
+from moescope.study.protocol import Context
+from moescope.study.rows import FoldRows, Rows
 from moescope.tasks import group_folds, surface_predictions
-from moescope.tasks.folds import Split, split_rows
 from moescope.types import Task
 
-Stage = Callable[[str, int, int], None]
-PUBLISHED_DEPTH = 0.28  # of the layers: 0 to 8 of Mistral's 32
+_FOLDS = 3  # of the fitting rows
 _BATCHES = (1, 64)
 _SHOWN = 8  # thresholds and depths of the frontier that go on the clock
 _Place = tuple[str, float]  # curve and setting of a row of the frontier
@@ -73,63 +71,57 @@ class TaskExit:
         return losses(self.said, self.y, self.at, self.guarantee.loss)
 
 
-def exit_task(model: LoadedModel, task: Task, settings: ExitSettings, tell: Stage) -> TaskExit:
-    """Fit, calibrate, test and time.
-
-    Raises:
-        InputError: too few calibration groups (said before the model runs), a layer out of range, or K too large.
-    """
-    split = split_rows(task, settings.seed)
+def exit_task(context: Context, model: LoadedModel, task: Task, rows: Rows, settings: ExitSettings) -> TaskExit:
+    """Fit, calibrate, test and time."""
+    run = context.run
     y = np.array([e.label for e in task.examples])
-    groups = np.array([e.group for e in task.examples])
-    _check_size(task, len(np.unique(groups[split.calibration])), settings)
     checks = settings.layers if settings.layers is not None else tuple(range(model.n_layers))
-    check_layers(checks, model.n_layers)
-    if settings.k > model.d_model:
-        raise InputError(f"--k: K = {settings.k} is larger than the {model.d_model} residual coordinates of a layer")
     texts = [e.text for e in task.examples]
     features = read_features(
         model,
         texts,
-        max_tokens=settings.max_tokens,
-        batch_tokens=settings.batch_tokens,
-        progress=partial(tell, f"{task.name}: reading activations"),
+        max_tokens=run.max_tokens,
+        batch_tokens=run.batch_tokens,
+        progress=context.counter(f"{task.name}: reading activations"),
     )
-    fitted, stage = {}, f"{task.name}: heads"
-    for step, kind in enumerate(KINDS):
-        tell(stage, step, len(KINDS))
-        train = features.rows(split.train)
-        fitted[kind] = fit_heads(kind, train, y[split.train], groups[split.train], k=settings.k, seed=settings.seed)
-    tell(stage, len(KINDS), len(KINDS))
+    # Temperatures and the choices between heads and between cues come from fitting rows that are left out in turn.
+    fitting = rows.groups[rows.fit]
+    folds = group_folds(y[rows.fit], fitting, n_folds=_FOLDS, seed=run.seed)
+    inner = context.rows(FoldRows(f"{task.name}: within fit", fitting, folds))
+    train = features.rows(rows.fit)
+    fitted = {
+        kind: fit_heads(kind, train, y[rows.fit], inner.folds, k=settings.k)
+        for kind in context.steps(f"{task.name}: heads", KINDS)
+    }
     chosen: Kind = settings.head if settings.head != "auto" else max(KINDS, key=lambda kind: fitted[kind].accuracy.mean())
     heads = {kind: fit.heads for kind, fit in fitted.items()}
-    calibrating = heads[chosen].probabilities(features.rows(split.calibration))
-    guarantee = calibrate(calibrating, y[split.calibration], groups[split.calibration], checks, settings)
+    calibrating = heads[chosen].probabilities(features.rows(rows.calibrate))
+    guarantee = calibrate(calibrating, y[rows.calibrate], rows.groups[rows.calibrate], checks, settings)
     classifier = ExitClassifier(
-        model, heads[chosen], task.classes, guarantee.threshold, checks, guarantee, task.name, settings.max_tokens
+        model, heads[chosen], task.classes, guarantee.threshold, checks, guarantee, task.name, run.max_tokens
     )
-    tested = features.rows(split.test)
+    tested, tested_y, tested_groups = features.rows(rows.judge), y[rows.judge], rows.groups[rows.judge]
     said = {kind: head.probabilities(tested) for kind, head in heads.items()}
     at = exit_layers(said[chosen], guarantee.threshold, checks)
-    cue, cue_right = _surface(task, split, y, groups, model.tokenizer, settings.seed)
-    published = max(0, round(PUBLISHED_DEPTH * model.n_layers) - 1)
+    cue, cue_right = _surface(task, rows, inner, y, model.tokenizer)
+    published = max(0, round(SHARE * model.n_layers) - 1)
     shares = {float(t): float(exit_layers(said[chosen], t, checks).mean()) for t in thresholds(len(task.classes))}
-    on_clock = [texts[i] for i in split.test]
-    speed, timed = _speed(classifier, heads["circuit"], published, shares, on_clock, settings, tell)
-    rows = [
+    on_clock = [texts[i] for i in rows.judge]
+    speed, timed = _speed(classifier, heads["circuit"], published, shares, on_clock, settings, context)
+    accuracies = [
         {
             "kind": kind,
             "layer": layer,
             "chosen": kind == chosen,
             "left_out": fitted[kind].accuracy[layer],
-            "test": float((said[kind][:, layer].argmax(-1) == y[split.test]).mean()),
+            "test": float((said[kind][:, layer].argmax(-1) == tested_y).mean()),
         }
         for kind in KINDS
         for layer in range(model.n_layers)
     ]
     tables = {
-        "heads": pd.DataFrame(rows),
-        "frontier": _frontier(said[chosen], said["circuit"], y[split.test], groups[split.test], classifier, timed, settings),
+        "heads": pd.DataFrame(accuracies),
+        "frontier": _frontier(said[chosen], said["circuit"], tested_y, tested_groups, classifier, timed, settings, run.seed),
         "speed": speed,
         "depth": pd.DataFrame({"layers": np.arange(1, model.n_layers + 1), "rows": np.bincount(at, minlength=model.n_layers)}),
         "surface": pd.DataFrame([{"cue": cue, "accuracy": float(cue_right.mean()), "n": len(cue_right)}]),
@@ -142,35 +134,23 @@ def exit_task(model: LoadedModel, task: Task, settings: ExitSettings, tell: Stag
         circuit=said["circuit"],
         said=said[chosen],
         at=at,
-        y=y[split.test],
-        groups=groups[split.test],
+        y=tested_y,
+        groups=tested_groups,
         surface=cue,
         surface_right=cue_right,
         tables={name: _of_task(table, task.name) for name, table in tables.items()},
     )
 
 
-def _check_size(task: Task, groups: int, settings: ExitSettings) -> None:
-    """Calibration too small is said before minutes of work, with the number of rows that would do."""
-    need = crc_size(settings.risk) if settings.method == "crc" else ltt_size(settings.risk, settings.delta)
-    if groups < need:
-        promise = f"risk {settings.risk:g}" + (f" at delta {settings.delta:g}" if settings.method == "ltt" else "")
-        raise InputError(
-            f"task {task.name}: {promise} needs at least {need} calibration groups, two fifths of the task's are {groups}; "
-            "ask for more --risk or --delta, or give more rows"
-        )
-
-
-def _surface(task: Task, split: Split, y: np.ndarray, groups: np.ndarray, tokenizer: Any, seed: int) -> tuple[str, np.ndarray]:
-    """The cue that does best on training rows left out in turn, and where it is right on the test rows."""
-    folds = group_folds(y[split.train], groups[split.train], n_folds=3, seed=seed)
+def _surface(task: Task, rows: Rows, inner: FoldRows, y: np.ndarray, tokenizer: Any) -> tuple[str, np.ndarray]:
+    """The cue that does best on fitting rows left out in turn, and where it is right on the test rows."""
     score: dict[str, int] = {}
-    for fold in range(3):
-        train, held = split.train[folds != fold], split.train[folds == fold]
+    for fold in inner:
+        train, held = rows.fit[fold.fit], rows.fit[fold.judge]
         for name, said in surface_predictions(task, train, held, tokenizer).items():
             score[name] = score.get(name, 0) + int((said == y[held]).sum())
     best = max(score, key=lambda name: score[name])
-    return best, surface_predictions(task, split.train, split.test, tokenizer)[best] == y[split.test]
+    return best, surface_predictions(task, rows.fit, rows.judge, tokenizer)[best] == y[rows.judge]
 
 
 def _speed(
@@ -180,18 +160,18 @@ def _speed(
     shares: dict[float, float],
     texts: list[str],
     settings: ExitSettings,
-    tell: Stage,
+    context: Context,
 ) -> tuple[pd.DataFrame, dict[_Place, float]]:
     """The speed table, and the time at batch 1, over full depth, of some of the frontier's places."""
     model = classifier.model
-    encoded = encode(model, texts, max_tokens=settings.max_tokens)
+    encoded = encode(model, texts, max_tokens=classifier.max_tokens)
     encoded = encoded.rows(0, min(len(encoded), settings.timed_texts))
     at_depth = dataclasses.replace(classifier, heads=circuit).fixed(published)
     main = {"full depth": classifier.full, "early exit": classifier, "circuit at 28 % of the depth": at_depth}
     rows = []
     for batch in _BATCHES:
         stage = f"{classifier.task}: on the clock, batch {batch}"
-        rows += measure(main, encoded, batch, progress=partial(tell, stage))
+        rows += measure(main, encoded, batch, progress=context.counter(stage))
     keys: dict[str, _Place] = {}
     contenders = {"full depth": classifier.full}
     for threshold in [*_spread(shares), classifier.threshold]:
@@ -201,7 +181,7 @@ def _speed(
         keys[f"layer {layer}"] = ("fixed depth", float(layer))
         contenders[f"layer {layer}"] = classifier.fixed(int(layer))
     stage = f"{classifier.task}: frontier on the clock"
-    found = measure(contenders, encoded, 1, repeats=2, progress=partial(tell, stage))
+    found = measure(contenders, encoded, 1, repeats=2, progress=context.counter(stage))
     return pd.DataFrame(rows), {keys[r["contender"]]: 1 / r["speedup"] for r in found if r["contender"] in keys}
 
 
@@ -223,6 +203,7 @@ def _frontier(
     classifier: ExitClassifier,
     timed: dict[_Place, float],
     settings: ExitSettings,
+    seed: int,
 ) -> pd.DataFrame:
     """Accuracy against the share of layers and relative time: thresholds, fixed depths, and circuits chosen anew per depth."""
     n_layers = said.shape[1]
@@ -235,7 +216,7 @@ def _frontier(
     rows = []
     for curve, setting, table, at in places:
         right = table[np.arange(len(y)), at].argmax(-1) == y
-        low, high = group_bootstrap(right.astype(float), groups, n_boot=500, seed=settings.seed)
+        low, high = group_bootstrap(right.astype(float), groups, n_boot=500, seed=seed)
         rows.append(
             {
                 "curve": curve,

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from functools import partial
 from statistics import median
-from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -17,134 +14,112 @@ import torch
 
 from moescope.capture.encode import encode
 from moescope.errors import InputError
-from moescope.models import LoadedModel, load
-from moescope.runtime.route.router import Named, Rows, Source, TaskRouter, fit_router
-from moescope.runtime.route.store import save_router
+from moescope.models import LoadedModel
+from moescope.runtime.choices import Source
+from moescope.runtime.route.router import KnownPrompts, Named, TaskRouter, fit_router
+from moescope.runtime.route.store import ModelRouter
 from moescope.runtime.route.watch import prompt_features, watching
-from moescope.stats import group_bootstrap
-from moescope.study.provenance import provenance
+from moescope.studies.route.claims import route_claims
+from moescope.studies.route.settings import RouteSettings
+from moescope.study.protocol import Context, ModelLike, TasksLike
 from moescope.study.result import StudyResult
-from moescope.tasks import load_task, plain_text, surface_predictions
-from moescope.tasks.folds import Split, split_rows
-from moescope.types import Claim, Example, Task
+from moescope.study.rows import Rows, calibrated
+from moescope.study.run import Run
+from moescope.tasks import plain_text
+from moescope.types import Example, Task
 
-Report = Callable[[str, int, int], None]
+_SETTINGS, _RUN = RouteSettings(), Run()
 _FOREIGN = "WikiText paragraphs"
 
 
-@dataclass(frozen=True, kw_only=True)
-class RouteSettings:
-    """``layer`` None: a quarter of the way up; ``features`` auto: routing where there are routers, else residual."""
-
-    unknown: float = 0.05
-    layer: int | None = None
-    features: Source | Literal["auto"] = "auto"
-    max_tokens: int | None = None
-    batch_tokens: int = 8192
-    timed_texts: int = 32
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.unknown < 1:
-            raise InputError(f"--unknown: {self.unknown:g} is not between 0 and 1")
-        if self.features not in ("auto", "residual", "routing"):
-            raise InputError(f"--features: {self.features!r} is none of auto, residual, routing")
-
-
-@dataclass(frozen=True, eq=False)
-class RouteStudy:
-    """The result, and the router."""
-
-    result: StudyResult
-    router: TaskRouter
-    model: LoadedModel
-
-    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """The result as :meth:`StudyResult.save` writes it, and the router in ``folder/route``."""
-        saved = self.result.save(folder, overwrite=overwrite)
-        save_router(self.router, self.model, saved / "route")
-        return saved
-
-
-def route(
-    model: str | LoadedModel,
-    tasks: Sequence[Task | str],
-    *,
-    settings: RouteSettings | None = None,
-    report: Report | None = None,
-    **options: Any,
-) -> RouteStudy:
+def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTINGS, *, run: Run = _RUN) -> StudyResult:
     """Fit a router on prompts of several tasks, and test it on others of theirs and on text that belongs to none.
 
+    Two fifths of the groups fit it, two calibrate the rate of unknowns, one judges. Of three tasks and more, each is also
+    left out in turn, and its test prompts are put to a router that does not know it.
+
+    Args:
+        model: any; its head is not needed.
+        tasks: two or more, or specifications of them (``"a=halueval"``); names must differ.
+
     Returns:
-        The result of kind ``"route"`` (tables ``named``, ``unknown``, ``speed``) and the router.
+        A result of kind ``"route"``: tables ``named`` (what each task's test prompts were taken for), ``unknown`` (how many
+        were called unknown, by where they are from) and ``speed``; artifact ``route``, a
+        :class:`~moescope.runtime.route.store.ModelRouter`.
 
     Raises:
         InputError: fewer than two tasks, too few prompts for the rate of unknowns, a layer out of range, or routing asked of
-            a dense model; one line.
+            a dense model.
+
+    >>> import moescope
+    >>> result = moescope.route("dense-tiny", ["a=halueval", "b=uci-sentiment"])  # doctest: +SKIP
+    >>> result.artifacts["route"].router.tasks  # doctest: +SKIP
+    ('a', 'b')
     """
-    settings = dataclasses.replace(settings or RouteSettings(), **options)
-    began = time.time()
-    parts = [load_task(task, seed=settings.seed) if isinstance(task, str) else task for task in tasks]
+    context = Context("route", settings, run)
+    parts = context.tasks(tasks)
+    if len(parts) < 2:
+        raise InputError("at least two tasks with different names are needed, e.g. a=halueval and b=uci-sentiment", "tasks")
     names = [task.name for task in parts]
-    if len(set(names)) < 2 or len(set(names)) < len(names):
-        raise InputError(
-            "--task: at least two tasks with different names are needed, e.g. --task a=halueval --task b=uci-sentiment"
-        )
     together = _together(parts)
     y = np.array([e.label for e in together.examples])
-    groups = np.array([e.group for e in together.examples])
-    split = split_rows(together, settings.seed)
-    loaded = load(model) if isinstance(model, str) else model
+    rows = context.rows(calibrated("prompts", together, run.seed))
+    loaded = context.load(model)
     source, layer = _where(loaded, settings)
-
-    def tell(stage: str) -> Callable[[int, int], None]:
-        return lambda done, total: report(stage, done, total) if report is not None else None
-
-    reading: dict[str, Any] = {"max_tokens": settings.max_tokens, "batch_tokens": settings.batch_tokens}
     texts = [e.text for e in together.examples]
-    x, tokens = prompt_features(loaded, texts, source, layer, progress=tell("reading the first layers"), **reading)
-    limit = int(np.quantile(encode(loaded, [texts[i] for i in split.train]).lengths, 0.9))
-    foreign_texts = plain_text()[:200]
+    read = partial(prompt_features, loaded, source=source, layer=layer, batch_tokens=run.batch_tokens)
+    x, tokens = read(texts, max_tokens=run.max_tokens, progress=context.counter("reading the first layers"))
+    limit = int(np.quantile(encode(loaded, [texts[i] for i in rows.fit]).lengths, 0.9))
+    known = set(texts)
+    foreign_texts = [text for text in plain_text() if text not in known][:200]
+    shared = len(known & set(foreign_texts))
+    context.control(_FOREIGN, differs=shared == 0, evidence=f"{shared} of {len(foreign_texts)} are prompts of a task")
     # as long as the tasks' own prompts: strangeness must not be length alone
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that they are cut
-        foreign = prompt_features(loaded, foreign_texts, source, layer, **(reading | {"max_tokens": limit}))
+        foreign = read(foreign_texts, max_tokens=limit)
 
-    def fitted(kept: Sequence[int]) -> TaskRouter:
-        def of(rows: np.ndarray) -> Rows:
-            rows = rows[np.isin(y[rows], kept)]
-            return Rows(x[rows], tokens[rows], np.searchsorted(kept, y[rows]), groups[rows])
+    def fitted(rows: Rows, kept: Sequence[int]) -> TaskRouter:
+        def of(part: np.ndarray) -> KnownPrompts:
+            return KnownPrompts(x[part], tokens[part], np.searchsorted(kept, y[part]), rows.groups[part])
 
         chosen = [names[i] for i in kept]
-        train, held = of(split.train), of(split.calibration)
-        return fit_router(train, held, chosen, source=source, layer=layer, rate=settings.unknown)
+        return fit_router(of(rows.fit), of(rows.calibrate), chosen, source=source, layer=layer, rate=settings.unknown)
 
-    router = fitted(range(len(names)))
-    named = router.name(x[split.test], tokens[split.test])
+    router = fitted(rows, range(len(names)))
+    named = router.name(x[rows.judge], tokens[rows.judge])
     strange = {"known tasks": named, _FOREIGN: router.name(*foreign)}
-    if len(names) > 2:
-        for left_out in range(len(names)):
-            rest = [i for i in range(len(names)) if i != left_out]
-            rows = split.test[y[split.test] == left_out]
-            strange[f"{names[left_out]}, left out"] = fitted(rest).name(x[rows], tokens[rows])
+    for left_out in range(len(names)) if len(names) > 2 else ():
+        rest = [i for i in range(len(names)) if i != left_out]
+        label = f"{names[left_out]}, left out"
+        fit, calibrate = (part[y[part] != left_out] for part in (rows.fit, rows.calibrate))
+        judge = rows.judge[y[rows.judge] == left_out]
+        without = context.rows(Rows(label, rows.groups, fit=fit, select=fit, calibrate=calibrate, judge=judge))
+        other = fitted(without, rest)
+        context.control(
+            label, differs=names[left_out] not in other.tasks, evidence=f"its router knows {', '.join(other.tasks)} only"
+        )
+        strange[label] = other.name(x[judge], tokens[judge])
     tables = {
-        "named": _confusion(named, y[split.test], names),
+        "named": _confusion(named, y[rows.judge], names),
         "unknown": pd.DataFrame(
             [
                 {"prompts": key, "n": len(found), "unknown": float(np.mean([f.task is None for f in found]))}
                 for key, found in strange.items()
             ]
         ),
-        "speed": _speed(router, loaded, [texts[i] for i in split.test[: settings.timed_texts]], settings, tell("on the clock")),
+        "speed": _speed(router, loaded, [texts[i] for i in rows.judge[: settings.timed_texts]], context),
     }
-    if report is not None:
-        report("done", 1, 1)
-    meta = provenance(loaded, list(parts), seed=settings.seed, settings=dataclasses.asdict(settings))
-    meta |= {"title": f"Tasks named by {loaded.name}'s first layers", "features": source, "layer": layer}
-    meta["seconds"] = round(time.time() - began, 1)
-    claims = _claims(router, loaded, together, split, named, tables, settings)
-    return RouteStudy(StudyResult("route", meta, tuple(claims), {}, tables), router, loaded)
+    return context.result(
+        model=loaded,
+        tasks=parts,
+        title=f"Tasks named by {loaded.name}'s first layers",
+        claims=route_claims(router, loaded, together, rows, named, tables, run),
+        tables=tables,
+        artifacts={"route": ModelRouter(router, loaded)},
+        features=source,
+        layer=layer,
+    )
 
 
 def _together(parts: Sequence[Task]) -> Task:
@@ -175,11 +150,9 @@ def _confusion(named: list[Named], y: np.ndarray, names: Sequence[str]) -> pd.Da
 
 
 @torch.no_grad()
-def _speed(
-    router: TaskRouter, model: LoadedModel, texts: list[str], settings: RouteSettings, progress: Callable[[int, int], None]
-) -> pd.DataFrame:
+def _speed(router: TaskRouter, model: LoadedModel, texts: list[str], context: Context) -> pd.DataFrame:
     """A forward pass of one prompt bare and watched, in turns; and the naming alone."""
-    encoded = encode(model, texts, max_tokens=settings.max_tokens)
+    encoded = encode(model, texts, max_tokens=context.run.max_tokens)
     rows = [torch.from_numpy(encoded[i].astype(np.int64))[None].to(model.device) for i in range(len(encoded))]
     bare: list[float] = []
     watched: list[float] = []
@@ -196,7 +169,7 @@ def _speed(
         if turn:
             bare.append(min(spent[0], spent[2]))
             watched.append(min(spent[1], spent[3]))
-        progress(turn, len(rows))
+        context.tell("on the clock", turn, len(rows))
     x = np.repeat(router.mean[None], 1, axis=0)
     alone = []
     for _ in range(200):
@@ -211,47 +184,3 @@ def _speed(
             {"what": "naming alone", "microseconds": 1e6 * median(alone)},
         ]
     )
-
-
-def _claims(
-    router: TaskRouter,
-    model: LoadedModel,
-    together: Task,
-    split: Split,
-    named: list[Named],
-    tables: dict[str, pd.DataFrame],
-    settings: RouteSettings,
-) -> list[Claim]:
-    y = np.array([together.examples[i].label for i in split.test])
-    groups = np.array([together.examples[i].group for i in split.test])
-    right = np.array([n.nearest == together.classes[label] for n, label in zip(named, y, strict=True)])
-    strange = np.array([n.task is None for n in named], dtype=float)
-    cues = surface_predictions(together, split.train, split.test, model.tokenizer)
-    accuracy = {cue: float((said == y).mean()) for cue, said in cues.items()}
-    best = max(accuracy, key=lambda cue: accuracy[cue])
-    interval = group_bootstrap(right.astype(float), groups, seed=settings.seed)
-    trivial = accuracy[best] >= interval[0]
-    cost = tables["speed"].set_index("what")["microseconds"]
-    more, whole = cost["more with the router listening"], cost["forward pass of a prompt"]
-    claims = [
-        Claim(
-            f"the task is named from {router.source} features of layer {router.layer}",
-            float(right.mean()),
-            interval=interval,
-            null=accuracy[best],
-            verdict="explained by a trivial cue" if trivial else "measured",
-            note=f"nearest of {len(router.tasks)} tasks on {len(y)} test prompts; null is their best surface cue, {best!r}",
-        ),
-        Claim(
-            "prompts of known tasks called unknown",
-            float(strange.mean()),
-            interval=group_bootstrap(strange, groups, seed=settings.seed),
-            note=f"asked for {router.rate:g}; {len(router.strangeness)} calibration groups",
-        ),
-    ]
-    for row in tables["unknown"].itertuples():
-        if row.prompts != "known tasks":
-            claims.append(Claim(f"called unknown: {row.prompts}", row.unknown, null=router.rate, note=f"{row.n} prompts"))
-    note = f"{cost['naming alone']:.0f} of them for naming; a bare forward pass takes {whole:.0f}; wall clock, this machine"
-    claims.append(Claim("microseconds over the forward pass that runs anyway", float(more), note=note))
-    return claims

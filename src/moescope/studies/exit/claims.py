@@ -7,14 +7,12 @@ from typing import Any
 import numpy as np
 
 from moescope.stats import group_bootstrap, paired_bootstrap_difference
+from moescope.studies.exit.published import ACCURACY, SHARE
 from moescope.studies.exit.settings import ExitSettings
 from moescope.studies.exit.task import TaskExit
-from moescope.study.published import record
+from moescope.study.run import Run
 from moescope.types import Claim
 
-_SOURCE = record("hidden_moe")["early_exit_mistral"]
-DEPTH = {task: (_SOURCE[task]["layers_0_8"], _SOURCE[task]["layers_0_31"]) for task in ("certainty", "sentiment")}
-EARLY_EXIT_FRACTION = _SOURCE["compute_at_layer_8"]
 LEAST = 1.05  # a speed-up below this is not worth a classifier of its own
 
 
@@ -40,9 +38,9 @@ def recommend(found: TaskExit) -> tuple[str, str]:
     return "use the early exit", f"{', '.join(worth)}, {found.guarantee.text()}"
 
 
-def exit_claims(found: TaskExit, settings: ExitSettings) -> list[Claim]:
+def exit_claims(found: TaskExit, settings: ExitSettings, run: Run) -> list[Claim]:
     """The claims of one task; the published example stands beside them where the task has its name."""
-    name, seed, n_layers = found.task.name, settings.seed, found.said.shape[1]
+    name, seed, n_layers = found.task.name, run.seed, found.said.shape[1]
     what, why = recommend(found)
     cue = float(found.surface_right.mean())
     trivial = what.startswith("no layer")
@@ -72,7 +70,7 @@ def exit_claims(found: TaskExit, settings: ExitSettings) -> list[Claim]:
         Claim(
             f"{name}: share of layers saved",
             1 - share,
-            published=1 - EARLY_EXIT_FRACTION if name in DEPTH else None,
+            published=1 - SHARE if name in ACCURACY else None,
             interval=(saved[0], saved[1]),
             null=1.0 if trivial else None,
             verdict=_saved_verdict(1 - share, name, trivial),
@@ -86,38 +84,38 @@ def exit_claims(found: TaskExit, settings: ExitSettings) -> list[Claim]:
             f"its share of layers would give {row['layer_speedup']:.2f}× ({row['of_layers']:.0%} of that reached); wall clock"
         )
         claims.append(Claim(f"{name}: speed-up at batch {batch}", row["speedup"], note=note))
-    return [*claims, _published_example(found, settings, trivial)]
+    return [*claims, _published_example(found, settings, run, trivial)]
 
 
 def _saved_verdict(saved: float, name: str, trivial: bool) -> Any:
     if trivial:
         return "explained by a trivial cue"
-    if name not in DEPTH:
+    if name not in ACCURACY:
         return "measured"
-    return "reproduced" if saved >= 1 - EARLY_EXIT_FRACTION else "not reproduced"
+    return "reproduced" if saved >= 1 - SHARE else "not reproduced"
 
 
-def _published_example(found: TaskExit, settings: ExitSettings, trivial: bool) -> Claim:
+def _published_example(found: TaskExit, settings: ExitSettings, run: Run, trivial: bool) -> Claim:
     """Choi (2025): layers 0 to 8 of 32 do what all 32 do. Here the circuit is chosen anew from those layers, and timed."""
     n_layers, layer, name = found.circuit.shape[1], found.published_layer, found.task.name
     right = {at: (found.circuit[:, at].argmax(-1) == found.y).astype(float) for at in (layer, n_layers - 1)}
-    lost = paired_bootstrap_difference(right[n_layers - 1], right[layer], found.groups, seed=settings.seed)
+    lost = paired_bootstrap_difference(right[n_layers - 1], right[layer], found.groups, seed=run.seed)
     early = float(right[layer].mean())
     times = " and ".join(
         f"{_speed(found, 'circuit at 28 % of the depth', batch)['speedup']:.2f}× at batch {batch}" for batch in (1, 64)
     )
-    published = DEPTH[name][0] if name in DEPTH else None
+    published = ACCURACY[name][0] if name in ACCURACY else None
     verdict: Any = "measured"
     if trivial:
         verdict = "explained by a trivial cue"
     elif published is not None:
-        kept = DEPTH[name][1] - DEPTH[name][0] + settings.risk
+        kept = ACCURACY[name][1] - ACCURACY[name][0] + settings.risk
         verdict = "reproduced" if lost.high <= kept else "not reproduced"
     return Claim(
         f"{name}: accuracy of a circuit at 28 % of the depth",
         early,
         published=published,
-        interval=group_bootstrap(right[layer], found.groups, seed=settings.seed),
+        interval=group_bootstrap(right[layer], found.groups, seed=run.seed),
         null=float(found.surface_right.mean()),
         p=lost.p,
         verdict=verdict,

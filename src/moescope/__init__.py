@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from moescope.studies.distill.study import distill
     from moescope.studies.prune.settings import PruneSettings
     from moescope.studies.prune.study import prune
+    from moescope.studies.signatures.settings import SignatureSettings
     from moescope.studies.signatures.study import signatures
+    from moescope.studies.trace.record import trace
+    from moescope.studies.trace.settings import TraceSettings
     from moescope.study.result import StudyResult, load
     from moescope.study.run import Run
     from moescope.tasks import list_tasks, load_prompts, load_task
@@ -44,8 +47,10 @@ _WHERE = {
     "InputError": "moescope.errors",
     "PruneSettings": "moescope.studies.prune.settings",
     "Run": "moescope.study.run",
+    "SignatureSettings": "moescope.studies.signatures.settings",
     "StudyResult": "moescope.study.result",
     "Task": "moescope.types",
+    "TraceSettings": "moescope.studies.trace.settings",
     "circuits": "moescope.studies.circuits.study",
     "convert": "moescope.studies.convert.study",
     "distill": "moescope.studies.distill.study",
@@ -58,6 +63,7 @@ _WHERE = {
     "load_task": "moescope.tasks",
     "prune": "moescope.studies.prune.study",
     "signatures": "moescope.studies.signatures.study",
+    "trace": "moescope.studies.trace.record",
 }
 __all__ = [
     "CircuitClassifier",
@@ -68,8 +74,10 @@ __all__ = [
     "InputError",
     "PruneSettings",
     "Run",
+    "SignatureSettings",
     "StudyResult",
     "Task",
+    "TraceSettings",
     "circuits",
     "convert",
     "distill",
@@ -82,6 +90,7 @@ __all__ = [
     "load_task",
     "prune",
     "signatures",
+    "trace",
 ]
 
 

@@ -56,15 +56,15 @@ def test_a_trace_is_replaced_only_by_a_whole_one(
 
     monkeypatch.chdir(tmp_path)
     source, out = prompts(tmp_path / "p.jsonl"), tmp_path / "moescope-out" / "trace"
-    again = ["trace", "moe-tiny", "--prompts", source, "--new-tokens", "2"]
-    main([*again, "--new-tokens", "0"])
+    again = ["trace", "moe-tiny", "--new-tokens", "2", "--prompts", source]
+    main(["trace", "moe-tiny", "--new-tokens", "0", "--prompts", source])
     (out / "mine.txt").write_text("mine")
     before = contents(out)
     for place in ([], ["--out", str(out), "--overwrite"]):  # the default folder, and one that is named
         for mistake in (["moe-tiney"], ["dense-tiny"], ["--vllm", "none.npy", "--experts", "4"]):
             fails(["trace", *mistake, "--prompts", source, *place], capsys)
             assert contents(out) == before
-    fails([*again, "--prompts", str(tmp_path / "none.jsonl")], capsys)
+    fails([*again[:-1], str(tmp_path / "none.jsonl")], capsys)
     assert contents(out) == before
 
     real, calls = store_module.trace_prompts, []

@@ -149,7 +149,12 @@ def _parameter(cls: type[Settings], name: str, group: Group | None = None) -> in
     if _is_tuple(bare):
         form = next((m.text for m in getattr(hints(cls)[name], "__metadata__", ()) if isinstance(m, Form)), "")
         said["help"] = f"{said['help']} {form}".rstrip()
-        said |= {"converter": partial(_listed, form=form), "negative": "", "help": f"{said['help']} Several with commas."}
+        said |= {
+            "converter": partial(_listed, form=form),
+            "n_tokens": 1,
+            "negative": "",
+            "help": f"{said['help']} Several with commas.",
+        }
     elif bare is bool and default is False:
         said["negative"] = ""
     return inspect.Parameter(

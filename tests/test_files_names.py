@@ -62,7 +62,7 @@ def test_tracing_into_a_hostile_folder_deletes_nothing(
     hostile(tmp_path / "moescope-out" / "trace", manifest, "../../victim.txt")
     for place in ([], ["--out", "moescope-out/trace"]):
         with pytest.raises(SystemExit) as exit_:
-            main(["trace", "moe-tiny", "--tokens", "0", "--limit", "2", *place, *options])
+            main(["trace", "moe-tiny", "--new-tokens", "0", "--limit", "2", *place, *options])
         assert exit_.value.code == 2
         assert len(capsys.readouterr().err.strip().splitlines()[-1]) > 0
     assert victim.read_text() == "mine"

@@ -13,6 +13,7 @@ from moescope.routing.dense import any_trace, balanced_groups, dense_trace, fit_
 from moescope.routing.signatures import signatures_of
 from moescope.studies.robustness.settings import RobustnessSettings
 from moescope.studies.robustness.study import robustness
+from moescope.studies.signatures.settings import SignatureSettings
 from moescope.studies.signatures.study import signatures
 from moescope.tasks.prompts import load_prompts
 from moescope.types import Site
@@ -105,12 +106,12 @@ def test_kinds_are_told_apart() -> None:
 
 def test_the_signatures_study_reads_a_dense_model_where_it_is_told_to() -> None:
     model = tiny_model("llama")
-    options = {"new_tokens": 0, "n_permutations": 19, "n_label_permutations": 0, "n_null": 2, "n_boot": 100, "cards": 1}
-    result = signatures(model, load_prompts("routing-80"), dense_experts=8, **options)
+    options = {"new_tokens": 0, "n_permutations": 19, "n_label_permutations": 0, "n_nulls": 2, "n_boot": 100, "cards": 1}
+    result = signatures(model, "routing-80", SignatureSettings(dense_experts=8, **options))
     assert result.kind == "signatures"
     assert result.to_frame("routing_layers")["layer"].nunique() == model.n_layers
-    with pytest.raises(InputError, match=r"tiny-llama is dense.*--dense-experts 16.*moescope circuits"):
-        signatures(model, load_prompts("routing-80"), **options)
+    with pytest.raises(InputError, match=r"tiny-llama is dense.*dense_experts=16.*moescope circuits"):
+        signatures(model, "routing-80", SignatureSettings(**options))
 
 
 def test_one_monitor_serves_both_kinds() -> None:

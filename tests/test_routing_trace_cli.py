@@ -30,7 +30,7 @@ def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_record_read_and_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, out = prompts(tmp_path / "p.jsonl"), tmp_path / "t"
-    main(["trace", "moe-tiny", "--prompts", source, "--tokens", "3", "--out", str(out), "--json"])
+    main(["trace", "moe-tiny", "--prompts", source, "--new-tokens", "3", "--out", str(out), "--json"])
     facts = json.loads(capsys.readouterr().out)
     assert (facts["sequences"], facts["generated"], facts["experts"], facts["top_k"]) == (3, 6, 16, 4)
     assert facts["meta"]["gating"] == "softmax; top-k of the scores"
@@ -39,10 +39,66 @@ def test_record_read_and_export(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert f"tokens       {facts['tokens']}" in capsys.readouterr().out
     assert len(pd.read_parquet(table)) == facts["tokens"] * 5 * 4
     assert "--overwrite" in fails(["trace", "moe-tiny", "--prompts", source, "--out", str(out)], capsys)
-    main(["trace", "moe-tiny", "--prompts", source, "--tokens", "0", "--no-token-ids", "--out", str(out), "--overwrite"])
+    main(["trace", "moe-tiny", "--prompts", source, "--new-tokens", "0", "--no-token-ids", "--out", str(out), "--overwrite"])
     again = load_trace(out)
     assert again.tokens is None
     assert not again.generated.any()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_trace_is_replaced_only_by_a_whole_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import moescope.routing.store as store_module
+
+    monkeypatch.chdir(tmp_path)
+    source, out = prompts(tmp_path / "p.jsonl"), tmp_path / "moescope-out" / "trace"
+    again = ["trace", "moe-tiny", "--new-tokens", "2", "--prompts", source]
+    main(["trace", "moe-tiny", "--new-tokens", "0", "--prompts", source])
+    (out / "mine.txt").write_text("mine")
+    before = contents(out)
+    for place in ([], ["--out", str(out), "--overwrite"]):  # the default folder, and one that is named
+        for mistake in (["moe-tiney"], ["dense-tiny"], ["--vllm", "none.npy", "--experts", "4"]):
+            fails(["trace", *mistake, "--prompts", source, *place], capsys)
+            assert contents(out) == before
+    fails([*again[:-1], str(tmp_path / "none.jsonl")], capsys)
+    assert contents(out) == before
+
+    real, calls = store_module.trace_prompts, []
+
+    def dying(*args: object, **options: object) -> object:
+        calls.append(args)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return real(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(store_module, "trace_prompts", dying)
+    with pytest.raises(SystemExit) as exit_:
+        main(again)
+    assert exit_.value.code == 130
+    assert contents(out) == before
+    main(again)
+    assert int(load_trace(out).generated.sum()) == 3
+    assert (out / "mine.txt").read_text() == "mine"
+    assert [path.name for path in out.parent.iterdir()] == ["trace"]
+
+
+def test_an_export_replaces_no_other_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out, table = prompts(tmp_path / "p.jsonl"), tmp_path / "t", tmp_path / "t.parquet"
+    record = ["trace", "moe-tiny", "--prompts", source, "--new-tokens", "0", "--out", str(out), "--parquet", str(table)]
+    pd.DataFrame({"sequence": [1]}).to_parquet(table)
+    foreign = table.read_bytes()
+    for options in ([], ["--overwrite"]):
+        assert "not an exported trace" in fails([*record, *options], capsys)
+    assert table.read_bytes() == foreign
+    assert not out.exists()  # said before any work
+    table.unlink()
+    main(record)
+    assert "--overwrite" in fails(["trace", "--read", str(out), "--parquet", str(table)], capsys)
+    main(["trace", "--read", str(out), "--parquet", str(table), "--overwrite"])
 
 
 def test_import(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,19 +15,20 @@ from moescope.cli import main
 from moescope.errors import InputError
 from moescope.routing import RoutingTrace, TracedSequence
 from moescope.routing.subject import subject_of
-from moescope.studies.signatures.reproduce import published_table
+from moescope.studies.signatures.reproduce import published_table, reproduce
 from moescope.studies.signatures.settings import SignatureSettings
 from moescope.studies.signatures.study import signatures
 from moescope.study.result import StudyResult
+from moescope.study.run import Run
 from moescope.tasks import Prompt, load_prompts
 from tests.architectures import tiny_model
 from tests.planted_routing import CATEGORIES, random_trace
 
-FAST = SignatureSettings(n_permutations=99, n_label_permutations=19, n_null=19, n_boot=200)
+FAST = SignatureSettings(n_permutations=99, n_label_permutations=19, n_nulls=19, n_boot=200)
 
 
 def study(trace: RoutingTrace) -> StudyResult:
-    return signatures(trace=trace, settings=FAST)
+    return signatures(trace, None, FAST)
 
 
 def claim(result: StudyResult, start: str) -> moescope.types.Claim:
@@ -64,7 +65,8 @@ def test_planted_task_routing_is_found_at_its_layer_and_no_null_explains_it(plan
 
 
 def test_random_routing_is_called_chance():
-    result = study(random_trace(12, tokens=40, seed=4))
+    # its p is 0.06 (9999 permutations), which 99 would round to the level of significance itself
+    result = signatures(random_trace(12, tokens=40, seed=4), None, dataclasses.replace(FAST, n_permutations=199))
     assert claim(result, "Cohen's d of within").verdict == "explained by chance"
     assert claim(result, "cosine within").verdict == "explained by chance"
     assert claim(result, "accuracy of the category").verdict == "explained by chance"
@@ -104,7 +106,7 @@ def test_a_result_saves_with_every_figure_and_loads(planted: StudyResult, tmp_pa
     assert moescope.load(folder) == planted
     page = (folder / "report.html").read_text()
     assert all(f"{c.name}"[:20].replace("'", "&#39;") in page for c in planted.claims)
-    assert (published_table(planted)["published"] > 0).all()
+    assert (published_table(planted.tables)["published"] > 0).all()
 
 
 @pytest.mark.parametrize("quantity", ["frequency", "weight"])
@@ -116,8 +118,8 @@ def test_the_study_runs_on_a_tiny_random_model(quantity):
     result = signatures(
         tiny_model("olmoe", head=True),
         prompts,
-        settings=dataclasses.replace(FAST, **options),
-        report=lambda stage, done, total: seen.append(stage),
+        dataclasses.replace(FAST, **options),
+        run=Run(progress=lambda stage, done, total: seen.append(stage)),
     )
     assert result.kind == "signatures"
     assert len(result.claims) == 14
@@ -138,8 +140,70 @@ def test_the_study_runs_on_a_tiny_random_model(quantity):
     assert (result.tables["expert_tokens"].query("layer == 0 and expert == 1")["rate"] <= 1).all()
     if quantity == "weight":
         return
-    again = signatures(tiny_model("olmoe", head=True), prompts, settings=dataclasses.replace(FAST, **options))
+    again = signatures(tiny_model("olmoe", head=True), prompts, dataclasses.replace(FAST, **options))
     assert [c.measured for c in again.claims] == [c.measured for c in result.claims]
+
+
+def test_what_was_done_is_on_record(planted: StudyResult):
+    """Every split with its folds, and of every null what shows that it is not the measured routing."""
+    splits = {row["name"]: row for row in planted.rows}
+    assert set(splits) == {*planted.tables["routing_accuracy"]["split"]}
+    assert splits["stratified"]["rows_by_fold"] == [10, 10, 10, 9, 9]
+    assert splits["by topic"]["judge"]["groups"] < splits["stratified"]["judge"]["groups"] == 48
+    nulls = planted.tables["routing_nulls"]["null"]
+    assert {c["control"] for c in planted.meta["controls"]} == {*nulls} - {"measured routing"}
+
+
+def test_routing_that_is_the_same_for_all_prompts_is_refused():
+    trace = random_trace(3)
+    alike = dataclasses.replace(trace, ids=np.broadcast_to(trace.ids[:1], trace.ids.shape).copy())
+    with pytest.raises(InputError, match="every prompt is routed alike"):
+        study(alike)
+
+
+def test_without_a_token_that_occurs_twice_identity_explains_nothing():
+    trace = random_trace(6, planted=PLANTED)
+    result = study(dataclasses.replace(trace, tokens=np.arange(len(trace), dtype=np.int32)))
+    assert "same token reshuffled" not in set(result.tables["routing_nulls"]["null"])
+    assert any("no token occurs twice" in note for note in result.meta["notes"])
+
+
+def test_the_published_protocol_names_what_stands_in(tmp_path: Path):
+    settings = dataclasses.replace(FAST, new_tokens=0, n_label_permutations=0, n_nulls=2, twin=False)
+    result = reproduce(settings=settings, run=Run(limit=24, out=tmp_path / "r"))
+    assert moescope.load(tmp_path / "r") == result
+    assert len(result.tables["published"]) == 12
+    notes = " ".join(result.meta["notes"])
+    assert "routing-80 stands in" in notes
+    assert "embedded moe-tiny stands in" in notes
+    assert result.meta["title"] == "Published routing signatures beside moe-tiny"
+
+
+def test_a_trace_of_a_model_is_studied_as_the_model_itself(tmp_path: Path):
+    prompts = load_prompts("routing-80", limit=20)
+    settings = dataclasses.replace(FAST, new_tokens=3, n_label_permutations=0, n_nulls=2, twin=False)
+    recorded = moescope.trace("moe-tiny", prompts, moescope.TraceSettings(new_tokens=3), run=Run(out=tmp_path / "t"))
+    direct = signatures("moe-tiny", prompts, settings)
+    for given in (recorded, tmp_path / "t"):
+        result = signatures(given, prompts, dataclasses.replace(settings, tokenizer="moe-tiny"))
+        assert [c.measured for c in result.claims] == [c.measured for c in direct.claims]
+        assert list(result.tables["expert_tokens"]["token"]) == list(direct.tables["expert_tokens"]["token"])
+    assert signatures(recorded, settings=settings).meta["model"] == "moe-tiny"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"n_permutations": 18}, "n_permutations: must be at least 19"),
+        ({"n_label_permutations": 10}, "n_label_permutations: must be 0 or at least 19"),
+        ({"dense_experts": 1}, "dense_experts: must be 0 or at least 2"),
+        ({"experts": ((1,),)}, "experts: "),
+        ({"quantity": "mass"}, "quantity: 'mass' is none of frequency, weight"),
+    ],
+)
+def test_settings_that_cannot_decide_are_refused_when_made(settings, words):
+    with pytest.raises(InputError, match=words):
+        SignatureSettings(**settings)
 
 
 def test_a_recorded_trace_is_studied_without_a_model(tmp_path, capsys):
@@ -216,7 +280,8 @@ def test_bad_prompt_files_are_one_line(case, tmp_path, capsys):
         (["signatures"], ("MODEL", "--trace")),
         (["signatures", "dense-tiny", "--prompts", "routing-8"], ("routing-8", "routing-80")),
         (["signatures", "dense-tiny", "--nulls", "1"], ("--nulls", "at least 2")),
-        (["signatures", "dense-tiny", "--expert", "three"], ("--expert", "LAYER:EXPERT")),
+        (["signatures", "moe-tiny", "--trace", "t"], ("MODEL", "--trace")),
+        (["signatures", "dense-tiny", "--experts", "three"], ("--experts", "LAYER:EXPERT")),
         (["reproduce", "signatures", "dense-tiny", "--task", "a=halueval"], ("--task", "--prompts")),
     ],
 )
@@ -226,7 +291,7 @@ def test_bad_options_are_one_line(arguments, words, tmp_path, capsys):
 
 def test_a_dense_model_is_refused_in_one_line(tmp_path, capsys):
     prompts = write(tmp_path / "prompts.jsonl", GOOD)
-    arguments = ["signatures", "dense-tiny", "--prompts", str(prompts), "--tokens", "0", "--out", str(tmp_path / "out")]
+    arguments = ["signatures", "dense-tiny", "--prompts", str(prompts), "--new-tokens", "0", "--out", str(tmp_path / "out")]
     assert_refused(arguments, ("dense-tiny", "dense"), capsys)
 
 
@@ -250,7 +315,7 @@ def test_shipped_prompts_cross_topics_and_templates_with_categories():
     assert set(Counter((p.topic, p.category) for p in small).values()) == {1}
     limited = load_prompts("routing-480", limit=10, seed=1)
     assert sorted(Counter(p.category for p in limited).values()) == [2, 2, 3, 3]
-    with pytest.raises(InputError, match="--limit"):
+    with pytest.raises(InputError, match=r"^limit: 1 prompts are too few"):
         load_prompts("routing-80", limit=1)
 
 

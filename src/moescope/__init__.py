@@ -32,9 +32,12 @@ if TYPE_CHECKING:
     from moescope.studies.robustness.study import robustness
     from moescope.studies.route.settings import RouteSettings
     from moescope.studies.route.study import route
+    from moescope.studies.signatures.settings import SignatureSettings
     from moescope.studies.signatures.study import signatures
     from moescope.studies.steer.settings import SteerSettings
     from moescope.studies.steer.study import steer
+    from moescope.studies.trace.record import trace
+    from moescope.studies.trace.settings import TraceSettings
     from moescope.studies.transfer.settings import TransferSettings
     from moescope.studies.transfer.study import transfer
     from moescope.study.result import StudyResult, load
@@ -61,6 +64,10 @@ _WHERE = {
     "StudyResult": "moescope.study.result",
     "Task": "moescope.types",
     "TransferSettings": "moescope.studies.transfer.settings",
+    "SignatureSettings": "moescope.studies.signatures.settings",
+    "StudyResult": "moescope.study.result",
+    "Task": "moescope.types",
+    "TraceSettings": "moescope.studies.trace.settings",
     "circuits": "moescope.studies.circuits.study",
     "convert": "moescope.studies.convert.study",
     "distill": "moescope.studies.distill.study",
@@ -78,6 +85,7 @@ _WHERE = {
     "signatures": "moescope.studies.signatures.study",
     "steer": "moescope.studies.steer.study",
     "transfer": "moescope.studies.transfer.study",
+    "trace": "moescope.studies.trace.record",
 }
 __all__ = [
     "CircuitClassifier",
@@ -91,9 +99,11 @@ __all__ = [
     "RobustnessSettings",
     "RouteSettings",
     "Run",
+    "SignatureSettings",
     "SteerSettings",
     "StudyResult",
     "Task",
+    "TraceSettings",
     "TransferSettings",
     "circuits",
     "convert",
@@ -111,6 +121,7 @@ __all__ = [
     "route",
     "signatures",
     "steer",
+    "trace",
     "transfer",
 ]
 

@@ -22,7 +22,7 @@ app = App(
 _COMMANDS = {
     "demo": ("demo:demo", "The main jobs on the embedded models and shipped text, offline."),
     "circuits": ("circuits:circuits", "Find the neurons that carry each task, and test them against chance."),
-    "signatures": ("signatures:signatures", "Does a mixture-of-experts model route by task? Against its nulls."),
+    "signatures": ("verbs:signatures", "Does a mixture-of-experts model route by task? Against its nulls."),
     "trace": ("trace:trace", "Record which experts each token is sent to, or import that from vLLM or SGLang."),
     "coverage": ("trace:coverage", "Which mixture-of-experts types of the installed transformers can be traced."),
     "dynamics": ("circuits:dynamics", "When a circuit forms: the same tasks over a series of checkpoints."),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from moescope.cli.options import COMMON, SEARCH, Common, Search, Tasks, load_tasks
 from moescope.cli.output import finish, prepare, progress
+from moescope.errors import InputError
 
 
 def circuits(
@@ -79,9 +81,21 @@ def reproduce(
     from moescope.studies.circuits.reproduce import reproduce_circuits
 
     if study == "signatures":
-        from moescope.cli.signatures import reproduce as reproduce_signatures
+        from moescope.cli import verbs
 
-        reproduce_signatures(model, prompts, task, search, common)
+        if task:
+            raise InputError("--task: the signatures study has no tasks; name its prompts with --prompts")
+        verbs.reproduce_signatures(
+            model,
+            prompts=prompts,
+            n_folds=search.folds,
+            n_permutations=search.permutations,
+            n_label_permutations=search.label_permutations,
+            twin=search.twin,
+            max_tokens=search.max_tokens,
+            limit=search.limit,
+            **asdict(common),
+        )
         return
     if study == "secret-moe":
         from moescope.cli.distill import reproduce as reproduce_secret_moe

@@ -61,9 +61,12 @@ def _circuits(common: Common, report: Report) -> StudyResult:
 
 
 def _signatures(common: Common, report: Report) -> StudyResult:
-    from moescope.studies.signatures.demo import run_demo_part
+    from moescope.studies.signatures.settings import SignatureSettings
+    from moescope.studies.signatures.study import signatures
+    from moescope.study.run import Run
 
-    return run_demo_part(report, seed=common.seed, batch_tokens=common.batch_tokens, load_options=common.load_options())
+    run = Run(seed=common.seed, batch_tokens=common.batch_tokens, progress=report, **common.load_options())
+    return signatures("moe-tiny", settings=SignatureSettings(n_label_permutations=20, n_nulls=20), run=run)
 
 
 def _distill(common: Common, report: Report) -> StudyResult:

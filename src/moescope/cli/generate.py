@@ -9,18 +9,19 @@ from __future__ import annotations
 import inspect
 import re
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
-from cyclopts import Group, Parameter
+from cyclopts import CycloptsError, Group, Parameter
 from cyclopts import convert as cyclopts_convert
 
 from moescope.cli.output import prepare, print_json, print_result, progress
 from moescope.errors import InputError
 from moescope.study.run import Run
-from moescope.study.settings import Settings, documentation, hints
+from moescope.study.settings import Form, Settings, documentation, hints
 
 if TYPE_CHECKING:
     from moescope.study.result import StudyResult
@@ -63,6 +64,8 @@ class Verb:
     tables: tuple[str, ...] = ()
     fixed: Mapping[str, Any] | None = None
     """settings that this command does not offer, with their values"""
+    arguments: Callable[[dict[str, Any]], Iterable[Any]] = dict.values
+    """the verb's positional arguments from what the command was given, where they are not the inputs one by one"""
 
     def verb(self) -> Callable[..., StudyResult]:
         found: Callable[..., StudyResult] = getattr(
@@ -80,8 +83,12 @@ def option_of(name: str) -> str:
     return "--" + name.removeprefix("n_").replace("_", "-")
 
 
-def command(verb: Verb, help_text: str) -> Callable[..., None]:
-    """The function that cyclopts calls for ``verb``."""
+def command(verb: Verb, help_text: str, body: Callable[..., None] | None = None) -> Callable[..., None]:
+    """The function that cyclopts calls for ``verb``.
+
+    Args:
+        body: called with (inputs by name, settings, run, json, quiet) instead, where a result is not what the verb returns.
+    """
     name = verb.name or verb.function or verb.study
     settings = verb.settings_class()
     fixed = dict(verb.fixed or {})
@@ -96,6 +103,8 @@ def command(verb: Verb, help_text: str) -> Callable[..., None]:
             of_run = {f: given.pop(f) for f in hints(Run) if f in given}
             chosen = settings(**given, **fixed)
             how = Run(**of_run)
+            if body is not None:
+                return body(arguments, chosen, how, json=json, quiet=quiet)
             folder = prepare(how.out, name, overwrite=how.overwrite)
             with progress(quiet=quiet) as report:
                 # The default folder is ours to replace; one that the user names is theirs.
@@ -103,7 +112,7 @@ def command(verb: Verb, help_text: str) -> Callable[..., None]:
                 function = verb.verb()
                 taken = inspect.signature(function).parameters
                 named = {n: arguments.pop(n) for n, p in taken.items() if n in arguments and p.kind == p.KEYWORD_ONLY}
-                result = function(*arguments.values(), chosen, **named, run=place)
+                result = function(*verb.arguments(arguments), chosen, **named, run=place)
         except InputError as error:
             raise translated(error, options) from error
         if json:
@@ -141,7 +150,14 @@ def _parameter(cls: type[Settings], name: str, group: Group | None = None) -> in
     if group is not None:
         said["group"] = group
     if _is_tuple(bare):
-        said |= {"converter": _listed, "negative": "", "help": f"{said['help']} Several with commas."}
+        form = next((m.text for m in getattr(hints(cls)[name], "__metadata__", ()) if isinstance(m, Form)), "")
+        said["help"] = f"{said['help']} {form}".rstrip()
+        said |= {
+            "converter": partial(_listed, form=form),
+            "n_tokens": 1,
+            "negative": "",
+            "help": f"{said['help']} Several with commas.",
+        }
         said |= {} if default else {"show_default": False}
     elif bare is bool and default is False:
         said["negative"] = ""
@@ -170,15 +186,22 @@ def _is_tuple(hint: Any) -> bool:
     return get_origin(hint) is tuple or any(get_origin(h) is tuple for h in get_args(hint))
 
 
-def _listed(kind: Any, tokens: Any) -> tuple[Any, ...]:
+def _listed(kind: Any, tokens: Any, form: str = "") -> tuple[Any, ...]:
     """``1,2,5`` and repeated options alike; a pair such as ``5:17`` is a member that is a tuple itself."""
     if get_origin(kind) is not tuple:
         kind = next(h for h in get_args(kind) if get_origin(h) is tuple)
     member = get_args(kind)[0]
     parts = [part for token in tokens for part in token.value.split(",") if part.strip()]
     if get_origin(member) is tuple:
-        return tuple(tuple(_number(h, p) for h, p in zip(get_args(member), part.split(":"), strict=True)) for part in parts)
+        return tuple(_pair(get_args(member), part, form) for part in parts)
     return tuple(_number(member, part) for part in parts)
+
+
+def _pair(kinds: tuple[Any, ...], text: str, form: str) -> tuple[Any, ...]:
+    try:
+        return tuple(_number(kind, part) for kind, part in zip(kinds, text.split(":"), strict=True))
+    except (ValueError, CycloptsError):
+        raise ValueError(f"{text!r} is not {form or 'of ' + str(len(kinds)) + ' members, joined by colons'}") from None
 
 
 def _number(kind: Any, text: str) -> Any:

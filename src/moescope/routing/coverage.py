@@ -7,7 +7,7 @@ batch and in cached generation, and when the trace of a batch is that of its row
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES, model_type_to_module_name
 
+from moescope.capture.activations import Progress
 from moescope.capture.encode import Encoded
 from moescope.errors import InputError
 from moescope.models import LoadedModel, from_model
@@ -84,6 +85,24 @@ def _representative(types: list[str]) -> str:
         if known := [name for name in ordered if name in names]:
             return known[0]
     return types[0]
+
+
+def coverage(types: Sequence[str] | None = None, *, progress: Progress | None = None) -> list[Coverage]:
+    """What comes of tracing each type, by default of all that :func:`moe_types` finds (about a minute).
+
+    Raises:
+        InputError: a type is not among those.
+    """
+    known = moe_types()
+    for name in types or ():
+        if name not in known:
+            raise InputError(f"model type {name!r} is not among the {len(known)} with experts: {', '.join(known)}")
+    found = []
+    for name in types or known:
+        found.append(check_type(name))
+        if progress is not None:
+            progress(len(found), len(types or known))
+    return found
 
 
 def check_type(model_type: str) -> Coverage:

@@ -9,21 +9,46 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from moescope.errors import InputError
 from moescope.files.atomic import cannot_write
 from moescope.routing.trace import RoutingTrace
 
+_FIRST = ("sequence", "category", "group", "position", "generated")
 _CHUNK = 1 << 14  # tokens turned into rows at a time
 
 
-def export_parquet(trace: RoutingTrace, path: str | Path) -> int:
+def check_export_target(path: str | Path, *, overwrite: bool) -> None:
+    """Refuse a file that :func:`export_parquet` may not write to, before any work.
+
+    Raises:
+        InputError: it is there, and is not an earlier export or may not be replaced.
+    """
+    target = Path(path)
+    if not target.exists():
+        return
+    try:
+        ours = set(_FIRST) <= set(pq.read_schema(target).names)
+    except (OSError, pa.ArrowInvalid):
+        ours = False
+    if not ours:
+        raise InputError(f"{target} is there already and is not an exported trace; name another file", "parquet")
+    if not overwrite:
+        raise InputError(f"{target} is there already; name another file, or replace it by overwrite=True", "parquet")
+
+
+def export_parquet(trace: RoutingTrace, path: str | Path, *, overwrite: bool = False) -> int:
     """Write ``trace`` to one Parquet file, in pieces; returns its rows. Slots without an expert have no row.
 
     Columns: ``sequence`` (its id), ``category``, ``group``, ``position``, ``generated``, ``token`` (where recorded),
     ``layer`` (true number), ``slot``, ``expert``, ``weight`` (where recorded).
 
+    Args:
+        overwrite: replace an earlier export.
+
     Raises:
-        InputError: the file cannot be written.
+        InputError: the file cannot be written, or is there and may not be replaced.
     """
+    check_export_target(path, overwrite=overwrite)
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     names = {part: _words([getattr(s, part) for s in trace.sequences]) for part in ("id", "category", "group")}
@@ -51,7 +76,7 @@ def _words(values: list[str | None]) -> pa.DictionaryArray:
 
 def _schema(trace: RoutingTrace) -> pa.Schema:
     word = pa.dictionary(pa.int32(), pa.string())
-    fields = [("sequence", word), ("category", word), ("group", word), ("position", pa.int32()), ("generated", pa.bool_())]
+    fields = list(zip(_FIRST, (word, word, word, pa.int32(), pa.bool_()), strict=True))
     if trace.tokens is not None:
         fields.append(("token", pa.int32()))
     fields += [("layer", pa.int16()), ("slot", pa.int16()), ("expert", pa.int32())]

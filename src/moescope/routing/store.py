@@ -7,10 +7,12 @@ shard's prompts is: it tells whether a guessed text was among them, and no more.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +24,11 @@ from moescope.capture.activations import Progress
 from moescope.capture.encode import encode
 from moescope.capture.manifest import FINISHED, UNFINISHED, Shard, chain, check_contents, check_shard
 from moescope.errors import InputError
-from moescope.files.atomic import write_atomic
+from moescope.files.atomic import cannot_write, put_in_place, write_atomic
 from moescope.routing.capture import PromptLike, trace_prompts
 from moescope.routing.manifest import COLUMNS, FORMAT, TraceManifest
 from moescope.routing.trace import RoutingTrace, TracedSequence, check_same_model
+from moescope.study.store import check_place
 
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
@@ -126,30 +129,73 @@ def _refuse_existing(folder: Path) -> None:
         raise InputError(f"{folder}: a store is there already; resume it, delete it or choose another folder")
 
 
-def save_trace(trace: RoutingTrace, path: str | Path, *, shard_tokens: int = 1 << 20) -> None:
+def save_trace(trace: RoutingTrace, path: str | Path, *, overwrite: bool = False, shard_tokens: int = 1 << 20) -> None:
     """Write a trace as a store of shards of about ``shard_tokens`` tokens (whole sequences).
 
+    Args:
+        overwrite: put it in the place of a trace that is there, once it is written.
+
     Raises:
-        InputError: there is a store already, the trace is not valid, or the disk is full.
+        InputError: there is a store that may not be replaced, the trace is not valid, or the disk is full.
     """
     trace.validate()
-    with TraceStore.create(path) as store:
+    folder = check_trace_target(path, overwrite=overwrite)
+    place = folder
+    if overwrite and _files(folder):
+        place = _beside(folder)
+        remove_trace(place)
+    with TraceStore.create(place) as store:
         for first, stop in _runs(trace.lengths, shard_tokens):
             store.append(trace.select(range(first, stop)))
+    _replace(folder, place)
+
+
+def check_trace_target(path: str | Path, *, overwrite: bool) -> Path:
+    """The folder to write a trace to, absolute, refused before any work if none could be written.
+
+    Raises:
+        InputError: it is a file or cannot be made, holds a store of another kind, a damaged one, or a trace while ``overwrite``
+            is off.
+    """
+    folder = check_place(path)
+    _files(folder)
+    if (folder / FINISHED).exists() and not overwrite:
+        raise InputError(f"{folder}: a trace is there already; name another folder, or replace it by overwrite=True", "out")
+    return folder
 
 
 def remove_trace(path: str | Path) -> None:
     """Delete a store's files, finished or not, the manifest first, and nothing else in its folder.
 
     Raises:
-        InputError: no routing trace is there.
+        InputError: what is there is not a routing trace.
     """
-    folder = Path(path)
-    name = UNFINISHED if (folder / UNFINISHED).exists() else FINISHED
-    manifest = TraceManifest.read(folder / name)
-    (folder / name).unlink()
-    for shard in manifest.shards:
-        (folder / shard.file).unlink(missing_ok=True)
+    for name in _files(Path(path)):
+        (Path(path) / name).unlink(missing_ok=True)
+
+
+def _files(folder: Path) -> list[str]:
+    """Names of the files of the store in ``folder``, the manifests first; none where there is no store.
+
+    Raises:
+        InputError: a manifest is damaged, or no trace's.
+    """
+    manifests = [name for name in (UNFINISHED, FINISHED) if (folder / name).exists()]
+    return manifests + [shard.file for name in manifests for shard in TraceManifest.read(folder / name).shards]
+
+
+def _beside(folder: Path) -> Path:
+    """Where a trace is written that will replace the one in ``folder``."""
+    return folder.with_name(f".{folder.name}.partial")
+
+
+def _replace(folder: Path, place: Path) -> None:
+    """Put the finished trace in ``place`` where the one in ``folder`` is."""
+    if place != folder:
+        try:
+            put_in_place(place, folder, own=_files(folder))
+        except OSError as error:
+            raise cannot_write(folder, error) from error
 
 
 def _runs(lengths: np.ndarray, budget: int) -> list[tuple[int, int]]:
@@ -204,6 +250,7 @@ def trace_to_store(
     prompts: Sequence[PromptLike],
     path: str | Path,
     *,
+    overwrite: bool = False,
     shard_prompts: int = 64,
     max_tokens: int | None = None,
     progress: Progress | None = None,
@@ -212,38 +259,48 @@ def trace_to_store(
     """:func:`~moescope.routing.trace_prompts` to a store, ``shard_prompts`` prompts at a time; goes on where it was stopped.
 
     Args:
+        overwrite: put it in the place of another trace that is there, once it is whole.
         options: those of :func:`~moescope.routing.trace_prompts`.
 
     Raises:
-        InputError: a finished store is there, or an unfinished one of another model, other prompts or other options.
+        InputError: a finished store is there, or an unfinished one of another model, other prompts or other options, and
+            ``overwrite`` is off.
     """
-    folder = Path(path)
+    if not prompts:
+        raise InputError("none were given", "prompts")
+    folder = check_trace_target(path, overwrite=overwrite)
     settings = {"max_tokens": max_tokens, "shard_prompts": shard_prompts, **{k: _plain(v) for k, v in options.items()}}
-    store = _begun(folder, model, settings)
+    parts = [prompts[start : start + shard_prompts] for start in range(0, len(prompts), shard_prompts)]
+    place, store = folder, None
+    if overwrite and _files(folder):
+        for place in (folder, _beside(folder)):
+            with contextlib.suppress(InputError):  # begun, but not this trace
+                store = _begun(place, model, parts, settings)
+            if store is not None:
+                break
+        else:
+            remove_trace(place)
+    else:
+        store = _begun(folder, model, parts, settings)
     if store is None:
-        _refuse_existing(folder)
-    digest = ""
-    for start in range(0, len(prompts), shard_prompts):
-        part = prompts[start : start + shard_prompts]
-        sha256 = encode(model, [prompt.text for prompt in part], max_tokens=max_tokens).sha256
-        digest = chain(digest, sha256)
-        if store is not None and start + len(part) <= len(store):
-            if start + len(part) == len(store) and digest != store.manifest.prompts_sha256:
-                raise InputError(f"{folder}: the unfinished trace is of other prompts; use the same, or another folder")
-            continue
+        _refuse_existing(place)
+    done = 0 if store is None else len(store)
+    for part in parts[-(-done // shard_prompts) :]:
         trace = trace_prompts(model, part, max_tokens=max_tokens, **options)
         if store is None:  # not before: what cannot be traced leaves nothing behind
-            store = TraceStore.create(folder, settings)
-        store.append(trace, sha256)
+            store = TraceStore.create(place, settings)
+        store.append(trace, _digest(model, part, max_tokens))
         if progress is not None:
-            progress(start + len(part), len(prompts))
-    if store is None:
-        raise InputError("prompts: none were given")
+            progress(len(store), len(prompts))
+    assert store is not None
     store.finish()
+    _replace(folder, place)
 
 
-def _begun(folder: Path, model: LoadedModel, settings: dict[str, Any]) -> TraceStore | None:
-    """The unfinished store in ``folder``, if it is of this model and these settings."""
+def _begun(
+    folder: Path, model: LoadedModel, parts: Sequence[Sequence[PromptLike]], settings: dict[str, Any]
+) -> TraceStore | None:
+    """The unfinished store in ``folder``, if it is of this model, these prompts and these settings."""
     if not (folder / UNFINISHED).exists():
         return None
     store = TraceStore.resume(folder)
@@ -251,7 +308,16 @@ def _begun(folder: Path, model: LoadedModel, settings: dict[str, Any]) -> TraceS
         raise InputError(f"{folder}: the unfinished trace was begun with other options; use the same, or another folder")
     if store.manifest.shards and store.manifest.fingerprint != model.fingerprint:
         raise InputError(f"{folder}: the unfinished trace is of another model; use the same, or another folder")
+    done = parts[: len(store.manifest.shards)]
+    digest = reduce(chain, (_digest(model, part, settings["max_tokens"]) for part in done), "")
+    named = tuple(TracedSequence(p.id, p.category, p.group) for part in done for p in part)
+    if digest != store.manifest.prompts_sha256 or named != store.manifest.sequences:
+        raise InputError(f"{folder}: the unfinished trace is of other prompts; use the same, or another folder")
     return store
+
+
+def _digest(model: LoadedModel, prompts: Sequence[PromptLike], max_tokens: int | None) -> str:
+    return encode(model, [prompt.text for prompt in prompts], max_tokens=max_tokens).sha256
 
 
 def _plain(value: Any) -> Any:

@@ -55,7 +55,7 @@ class Subject:
             InputError: the texts are not known.
         """
         if self.texts is None:
-            raise InputError("the prompts' texts are not known; give --prompts for the surface baselines")
+            raise InputError("the texts are not known; give the traced prompts for the surface baselines", "prompts")
         groups = [str(i) for i in range(len(self))]
         examples = tuple(Example(t, int(c), g) for t, c, g in zip(self.texts, self.y, groups, strict=True))
         return Task("routing prompts", examples, tuple(self.categories), "prompts", sha256=task_sha256(examples))
@@ -78,7 +78,7 @@ def subject_of(trace: RoutingTrace, prompts: Sequence[Prompt] | None = None, tok
         by_id = {p.id: p for p in prompts}
         missing = next((s.id for s in trace.sequences if s.id not in by_id), None)
         if missing is not None:
-            raise InputError(f"--prompts: no prompt has the id {missing!r}, which stands in the trace; give the traced prompts")
+            raise InputError(f"no prompt has the id {missing!r}, which stands in the trace; give the traced prompts", "prompts")
         here = [by_id[s.id] for s in trace.sequences]
         category, groups, texts = [p.category for p in here], [p.group for p in here], [p.text for p in here]
     codes, names = check_categories([s.id for s in trace.sequences], category)

@@ -150,7 +150,7 @@ class Context:
         title: str,
         claims: Sequence[Claim],
         tables: Mapping[str, pd.DataFrame],
-        model: LoadedModel | None = None,
+        model: LoadedModel | str | None = None,
         tasks: Sequence[Task] = (),
         circuits: Mapping[str, Circuit] | None = None,
         artifacts: Mapping[str, Artifact] | None = None,
@@ -160,12 +160,13 @@ class Context:
         """The result with its provenance, written to ``run.out`` where that is given.
 
         Args:
+            model: what was studied, or its name where only its traces were.
             meta: further facts, which win over those that the context knows.
             kind: of the result, where it is not the study's name.
         """
         check_tables(self.study, tables)
         facts = {
-            **(subject(model, tasks) if model is not None else {}),
+            **(subject(model, tasks) if isinstance(model, LoadedModel) else {"model": model} if model else {}),
             "title": title,
             "seed": self.run.seed,
             "settings": _plain(self.settings),

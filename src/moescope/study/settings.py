@@ -58,6 +58,13 @@ class NonEmpty:
     """A tuple must have a member."""
 
 
+@dataclass(frozen=True)
+class Form:
+    """How a member that is a tuple itself is written as text, such as ``LAYER:EXPERT``."""
+
+    text: str
+
+
 def at_least(low: float) -> Bounds:
     return Bounds(low=low)
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import pandas as pd
 
 from moescope.errors import InputError
+from moescope.files.atomic import put_in_place
 from moescope.files.names import plain_name
 from moescope.study.encode import circuit_from_json, claim_from_json
 from moescope.types import Circuit, Claim
@@ -53,10 +54,8 @@ def save_result(
     show: Callable[[Path], None] | None,
 ) -> Path:
     """See :meth:`moescope.study.result.StudyResult.save`; ``show`` adds figures and page to the folder that it is given."""
-    folder = Path(os.path.abspath(folder))
-    if folder.is_symlink():
-        folder = folder.resolve()
     check_target(folder, overwrite=overwrite)
+    folder = check_place(folder)
     with _system_errors(folder), _parents(folder.parent):
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
         try:
@@ -64,7 +63,7 @@ def save_result(
             _write(values, tables, artifacts, draft)
             if show is not None:
                 show(draft)
-            _put_in_place(draft, folder)
+            put_in_place(draft, folder, own={*OWN, *_artifact_tops(folder)})
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     return folder
@@ -76,6 +75,24 @@ def check_target(folder: str | Path, *, overwrite: bool) -> None:
     Raises:
         InputError: it is a file, holds something else, holds a result while ``overwrite`` is off, or cannot be made.
     """
+    folder = check_place(folder)
+    if not folder.exists():
+        return
+    with _system_errors(folder):
+        if not any(folder.iterdir()):
+            return
+    if not _is_result(folder):
+        raise InputError(f"{folder} is not empty and is not a moescope result; name a new folder")
+    if not overwrite:
+        raise InputError(f"{folder} already holds a moescope result; name another folder or ask for it to be overwritten")
+
+
+def check_place(folder: str | Path) -> Path:
+    """The folder itself, absolute and behind links, if it is there or can be made.
+
+    Raises:
+        InputError: it is a file, or cannot be made.
+    """
     folder = Path(os.path.abspath(folder))
     if folder.is_symlink():
         folder = folder.resolve()
@@ -84,17 +101,9 @@ def check_target(folder: str | Path, *, overwrite: bool) -> None:
         raise InputError(f"{folder} cannot be made: {above} is a file; name another folder")
     if not os.access(above, os.W_OK | os.X_OK):
         raise InputError(f"{folder} cannot be made: no permission to write in {above}; name another folder")
-    if not folder.exists():
-        return
-    if not folder.is_dir():
+    if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; name a folder for the result")
-    with _system_errors(folder):
-        if not any(folder.iterdir()):
-            return
-    if not _is_result(folder):
-        raise InputError(f"{folder} is not empty and is not a moescope result; name a new folder")
-    if not overwrite:
-        raise InputError(f"{folder} already holds a moescope result; name another folder or ask for it to be overwritten")
+    return folder
 
 
 def _is_result(folder: Path) -> bool:
@@ -127,25 +136,6 @@ def _write(values: dict[str, Any], tables: dict[str, pd.DataFrame], artifacts: M
         out.write(text + "\n")
         out.flush()
         os.fsync(out.fileno())
-
-
-def _put_in_place(draft: Path, folder: Path) -> None:
-    """Rename ``draft`` to ``folder``; what stood there goes, but for entries that no result writes."""
-    if not folder.exists():
-        os.rename(draft, folder)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
-    os.rename(folder, old)  # onto the empty folder just made: one step on POSIX
-    try:
-        os.rename(draft, folder)
-    except OSError:
-        os.rename(old, folder)
-        raise
-    own = {*OWN, *_artifact_tops(old)}
-    for entry in list(old.iterdir()):
-        if entry.name not in own:
-            os.rename(entry, folder / entry.name)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _artifact_tops(folder: Path) -> set[str]:

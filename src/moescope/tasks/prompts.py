@@ -72,8 +72,9 @@ def load_prompts(source: str | Path, *, limit: int | None = None, seed: int = 0)
         prompts = _prompts(read_file(Path(name).expanduser()))
     else:
         raise InputError(
-            f"--prompts: unknown prompt set {name!r}{suggest(name, PROMPT_SETS)}; sets: {', '.join(PROMPT_SETS)}; "
-            f"or give a file ({', '.join(SUFFIXES)})"
+            f"unknown prompt set {name!r}{suggest(name, PROMPT_SETS)}; sets: {', '.join(PROMPT_SETS)}; "
+            f"or give a file ({', '.join(SUFFIXES)})",
+            "prompts",
         )
     return _limited(prompts, limit, seed)
 
@@ -126,7 +127,7 @@ def _limited(prompts: list[Prompt], limit: int | None, seed: int) -> list[Prompt
     if limit is None or limit >= len(prompts):
         return prompts
     if limit < 2:
-        raise InputError(f"--limit: {limit} prompts are too few; a study needs at least two of each category")
+        raise InputError(f"{limit} prompts are too few; a study needs at least two of each category", "limit")
     rng = np.random.default_rng(seed)
     members: dict[str | None, list[int]] = {}
     for i in rng.permutation(len(prompts)):

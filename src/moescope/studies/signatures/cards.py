@@ -7,29 +7,27 @@ import pandas as pd
 from moescope.routing.subject import Subject
 from moescope.studies.signatures.experts import ExpertCard, expert_card
 from moescope.studies.signatures.settings import SignatureSettings
-
-SIGNIFICANT = 0.05
+from moescope.study.verdicts import significant
 
 
 def chosen_experts(experts: pd.DataFrame, settings: SignatureSettings) -> list[tuple[int, int]]:
-    """(layer, expert) of the cards: those asked for, then per category the experts of largest eta squared with p < 0.05."""
+    """(layer, expert) of the cards: those asked for, then per category those of largest, and significant, eta squared."""
     found = list(settings.experts)
-    carrying = experts[experts["p_family"] < SIGNIFICANT].sort_values("eta2", ascending=False, kind="stable")
+    carrying = experts[experts["p_family"].map(significant)].sort_values("eta2", ascending=False, kind="stable")
     for category in dict.fromkeys(experts["category"]):
         best = carrying[carrying["category"] == category].head(settings.cards)
         found += [(int(layer), int(e)) for layer, e in zip(best["layer"], best["expert"], strict=True)]
     return list(dict.fromkeys(found))
 
 
-def card_tables(subject: Subject, experts: pd.DataFrame, settings: SignatureSettings) -> dict[str, pd.DataFrame]:
+def card_tables(subject: Subject, experts: pd.DataFrame, settings: SignatureSettings, seed: int) -> dict[str, pd.DataFrame]:
     """Tables ``expert_tokens``, ``expert_categories`` and ``expert_contexts``: the cards' parts with ``layer``, ``expert``.
 
     Raises:
         InputError: an expert asked for is not in the trace.
     """
     cards: list[ExpertCard] = [
-        expert_card(subject.trace, layer, e, decode=subject.decode, seed=settings.seed)
-        for layer, e in chosen_experts(experts, settings)
+        expert_card(subject.trace, layer, e, decode=subject.decode, seed=seed) for layer, e in chosen_experts(experts, settings)
     ]
     out = {}
     for name in ("tokens", "categories", "contexts"):

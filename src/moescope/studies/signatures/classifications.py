@@ -22,6 +22,8 @@ from moescope.routing.subject import Subject
 from moescope.routing.trace import PARTS
 from moescope.studies.signatures.separations import equal_lengths, with_part
 from moescope.studies.signatures.settings import SignatureSettings
+from moescope.study.protocol import Context
+from moescope.study.rows import FoldRows
 from moescope.tasks import group_folds, subset, surface_baselines
 
 SIGNATURE = "signature"
@@ -31,7 +33,7 @@ MIN_MATCHED = 10  # length-matched prompts of each category, below which their a
 _WORDS = ("bag of words", "words and bigrams", "length in tokens")
 
 
-def classification_tables(subject: Subject, settings: SignatureSettings) -> dict[str, pd.DataFrame]:
+def classification_tables(subject: Subject, settings: SignatureSettings, context: Context) -> dict[str, pd.DataFrame]:
     """Tables ``routing_accuracy`` and ``confusion``.
 
     ``routing_accuracy``: ``features`` (the headline signature, its variants, single layers, token ids, surface cues),
@@ -39,34 +41,37 @@ def classification_tables(subject: Subject, settings: SignatureSettings) -> dict
     lengths: all prompts cut to one), the fields of :class:`~moescope.routing.classify.Score`, and ``p`` where labels were
     permuted.
     """
-    y, seed = subject.y, settings.seed
+    y, seed = subject.y, context.run.seed
     head = signatures_of(subject.trace, quantity=settings.quantity)
     x = head.flat()
-    splits: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray | None]] = {}  # rows, their folds, their groups
+    splits: dict[str, tuple[np.ndarray, FoldRows]] = {}  # rows of the subject, and who among them judges whom
     everything = np.arange(len(y))
-    splits["stratified"] = (everything, group_folds(y, everything, settings.n_folds, seed), None)
+    splits["stratified"] = (everything, FoldRows("stratified", everything, group_folds(y, everything, settings.n_folds, seed)))
     for name, groups in (("by topic", subject.topics), ("by template", subject.templates)):
         folds = None if groups is None else folds_by(y, groups, settings.n_folds, seed)
-        if folds is not None:
-            splits[name] = (everything, folds, groups)
+        if groups is not None and folds is not None:
+            splits[name] = (everything, FoldRows(name, groups, folds))
     matched = length_matched(head.tokens, y, seed)
     if len(matched) >= MIN_MATCHED * len(subject.categories):
-        splits["length-matched"] = (matched, group_folds(y[matched], matched, settings.n_folds, seed), None)
+        folds = group_folds(y[matched], matched, settings.n_folds, seed)
+        splits["length-matched"] = (matched, FoldRows("length-matched", matched, folds))
     rows: list[dict[str, Any]] = []
     tables: dict[str, pd.DataFrame] = {}
     tokens = token_counts(subject.trace) if subject.trace.tokens is not None else None
-    for split, (kept, folds, groups) in splits.items():
+    for split, (kept, found) in splits.items():
+        parts = context.rows(found)
+        folds, groups = parts.folds, parts.groups
         predicted = cross_validate(x[kept], y[kept], folds)
-        rows.append(_row(SIGNATURE, "signature", split, y[kept], predicted, groups, settings))
+        rows.append(_row(SIGNATURE, "signature", split, y[kept], predicted, groups, settings, seed))
         if split == "stratified":
             tables["confusion"] = pd.DataFrame(confusion(y, predicted, subject.categories))
-            rows += _variants(subject, settings, folds)
+            rows += _variants(subject, settings, folds, seed)
         if tokens is not None:
             predicted = cross_validate(tokens[kept], y[kept], folds)
-            rows.append(_row(TOKENS, "cue", split, y[kept], predicted, groups, settings))
+            rows.append(_row(TOKENS, "cue", split, y[kept], predicted, groups, settings, seed))
         if subject.texts is not None:
             rows += _cues(subject, kept, folds, split)
-    frame = pd.DataFrame(rows + _equal_lengths(subject, settings))
+    frame = pd.DataFrame(rows + _equal_lengths(subject, settings, context))
     if settings.n_label_permutations:
         null, p = permuted_accuracy(
             x,
@@ -94,12 +99,13 @@ def _row(
     predicted: np.ndarray,
     groups: np.ndarray | None,
     settings: SignatureSettings,
+    seed: int,
 ) -> dict[str, Any]:
-    found = score(y, predicted, groups, n_boot=settings.n_boot, seed=settings.seed)
+    found = score(y, predicted, groups, n_boot=settings.n_boot, seed=seed)
     return {"features": features, "kind": kind, "split": split, **asdict(found)}
 
 
-def _variants(subject: Subject, settings: SignatureSettings, folds: np.ndarray) -> list[dict[str, Any]]:
+def _variants(subject: Subject, settings: SignatureSettings, folds: np.ndarray, seed: int) -> list[dict[str, Any]]:
     """Other quantities and parts, and single layers, in the headline's folds."""
     rows = []
     y = subject.y
@@ -112,25 +118,29 @@ def _variants(subject: Subject, settings: SignatureSettings, folds: np.ndarray) 
                 continue
             x = signatures_of(subject.trace.select(kept), quantity=quantity, part=part).flat()
             name = f"{quantity}, {part} tokens"
-            rows.append(_row(name, "variant", "stratified", y[kept], cross_validate(x, y[kept], folds[kept]), None, settings))
+            predicted = cross_validate(x, y[kept], folds[kept])
+            rows.append(_row(name, "variant", "stratified", y[kept], predicted, None, settings, seed))
     head = signatures_of(subject.trace, quantity=settings.quantity)
     for layer in head.layers:
         predicted = cross_validate(head.flat(layer), y, folds)
-        rows.append(_row(f"layer {layer}", "layer", "stratified", y, predicted, None, settings))
+        rows.append(_row(f"layer {layer}", "layer", "stratified", y, predicted, None, settings, seed))
     return rows
 
 
-def _equal_lengths(subject: Subject, settings: SignatureSettings) -> list[dict[str, Any]]:
+def _equal_lengths(subject: Subject, settings: SignatureSettings, context: Context) -> list[dict[str, Any]]:
     """Signature and token ids of the first tokens only, as many of every prompt."""
     kept, cut = equal_lengths(subject)
     y = subject.y[kept]
-    folds = folds_by(y, kept, settings.n_folds, settings.seed)
-    if folds is None:
+    seed = context.run.seed
+    found = folds_by(y, kept, settings.n_folds, seed)
+    if found is None:
         return []
+    folds = context.rows(FoldRows("equal lengths", kept, found)).folds
     predicted = cross_validate(signatures_of(cut, quantity=settings.quantity).flat(), y, folds)
-    rows = [_row(SIGNATURE, "signature", "equal lengths", y, predicted, None, settings)]
+    rows = [_row(SIGNATURE, "signature", "equal lengths", y, predicted, None, settings, seed)]
     if cut.tokens is not None:
-        rows.append(_row(TOKENS, "cue", "equal lengths", y, cross_validate(token_counts(cut), y, folds), None, settings))
+        predicted = cross_validate(token_counts(cut), y, folds)
+        rows.append(_row(TOKENS, "cue", "equal lengths", y, predicted, None, settings, seed))
     return rows
 
 

@@ -142,10 +142,10 @@ def expert_card(
         InputError: the layer or expert is not in the trace.
     """
     if layer not in trace.layers:
-        raise InputError(f"--expert: layer {layer} is not traced; the layers are {', '.join(map(str, trace.layers))}")
+        raise InputError(f"layer {layer} is not traced; the layers are {', '.join(map(str, trace.layers))}", "experts")
     at = trace.layers.index(layer)
     if not 0 <= expert < trace.n_experts[at]:
-        raise InputError(f"--expert: layer {layer} has experts 0 to {trace.n_experts[at] - 1}, not {expert}")
+        raise InputError(f"layer {layer} has experts 0 to {trace.n_experts[at] - 1}, not {expert}", "experts")
     hit = trace.ids[:, at] == expert  # (T, K)
     chosen = hit.any(1)
     rate = float(chosen.mean())

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import pandas as pd
 
-from moescope.models import load
 from moescope.studies.signatures import published
 from moescope.studies.signatures.settings import SignatureSettings
-from moescope.studies.signatures.study import Report, signatures
+from moescope.studies.signatures.study import measured
+from moescope.study.protocol import Context, ModelLike, PromptsLike
 from moescope.study.result import StudyResult
-from moescope.tasks.prompts import Prompt
+from moescope.study.run import Run
 
 EMBEDDED = "moe-tiny"
 PROMPTS = "routing-80"
+_SETTINGS, _RUN = SignatureSettings(), Run()
 
 
-def reproduce_signatures(
-    model: str | None = None,
-    prompts: Sequence[Prompt] | str | None = None,
+def reproduce(
+    model: ModelLike | None = None,
+    prompts: PromptsLike | None = None,
+    settings: SignatureSettings = _SETTINGS,
     *,
-    settings: SignatureSettings | None = None,
-    report: Report | None = None,
-    load_options: dict[str, Any] | None = None,
+    run: Run = _RUN,
 ) -> StudyResult:
     """Run the published settings (80 prompts, 32 generated tokens, all layers) and set the published figures beside.
 
@@ -35,35 +33,31 @@ def reproduce_signatures(
             are not at hand).
 
     Returns:
-        A result of kind ``"signatures"`` with a further table ``published`` [figure, published, measured].
+        The result of :func:`~moescope.studies.signatures.study.signatures` with a further table ``published`` [figure,
+        published, measured].
 
     Raises:
-        InputError: see :func:`signatures`.
+        InputError: see :func:`~moescope.studies.signatures.study.signatures`.
     """
-    settings = settings or SignatureSettings()
-    notes = [
-        f"Note: the source's own 80 prompts are not at hand; {prompts if isinstance(prompts, str) else PROMPTS} stands in."
-    ]
-    if prompts is not None and not isinstance(prompts, str):
-        notes = []
+    context = Context("signatures", settings, run)
+    if prompts is None or isinstance(prompts, str):
+        context.note(f"Note: the source's own 80 prompts are not at hand; {prompts or PROMPTS} stands in.")
     if model is None:
-        notes.append(
+        context.note(
             f"Note: no model was named, so the embedded {EMBEDDED} stands in for {published.RECORD['model']}; its figures test "
             "the method, not the source's model."
         )
-    loaded = load(model or EMBEDDED, head=settings.new_tokens > 0, **(load_options or {}))
-    result = signatures(loaded, prompts or PROMPTS, settings=settings, report=report)
-    meta = {**result.meta, "title": f"Published routing signatures beside {loaded.name}"}
-    meta["notes"] = [*notes, *result.meta.get("notes", [])]
-    return dataclasses.replace(result, meta=meta, tables={**result.tables, "published": published_table(result)})
+    found = measured(context, model or EMBEDDED, prompts or PROMPTS, settings)
+    found["tables"]["published"] = published_table(found["tables"])
+    return context.result(**{**found, "title": f"Published routing signatures beside {found['model'].name}"})
 
 
-def published_table(result: StudyResult) -> pd.DataFrame:
-    """Each published figure beside this result's own, with standard deviations where the source gives them."""
-    head = result.tables["similarity"].iloc[0]
-    accuracy = result.tables["routing_accuracy"].iloc[0]
-    layers = result.tables["routing_layers"]
-    means = result.tables["category_similarity"]
+def published_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Each published figure beside the study's own, with standard deviations where the source gives them."""
+    head = tables["similarity"].iloc[0]
+    accuracy = tables["routing_accuracy"].iloc[0]
+    layers = tables["routing_layers"]
+    means = tables["category_similarity"]
     same = means["category"] == means["other"]
     record = published.RECORD
     relative = int(layers["d_pairs"].to_numpy().argmax()) / max(len(layers) - 1, 1)

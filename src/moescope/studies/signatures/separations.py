@@ -33,6 +33,7 @@ from moescope.routing.subject import Subject
 from moescope.routing.trace import PARTS, Part, RoutingTrace
 from moescope.stats import permutation_p, permuted_label_matrix
 from moescope.studies.signatures.settings import SignatureSettings
+from moescope.study.protocol import Context
 
 CURVE = (2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -42,7 +43,7 @@ def expected_of(signatures: Signatures, trace: RoutingTrace) -> np.ndarray:
     return pooled_cosine(trace.counts(part=signatures.part), signatures.tokens)
 
 
-def similarity_table(subject: Subject, settings: SignatureSettings) -> pd.DataFrame:
+def similarity_table(subject: Subject, settings: SignatureSettings, seed: int) -> pd.DataFrame:
     """One row a measure (over all tokens), a variant (quantity, part; cosine), a measure on length-matched prompts, and the
     cosine of all prompts cut to one length.
 
@@ -54,7 +55,7 @@ def similarity_table(subject: Subject, settings: SignatureSettings) -> pd.DataFr
     head = signatures_of(subject.trace, quantity=settings.quantity)
     measures = similarities(head.flat(), expected_of(head, subject.trace))
     for measure, s in measures.items():
-        rows.append(_row(s, np.arange(len(subject)), subject, settings, head, measure))
+        rows.append(_row(s, np.arange(len(subject)), subject, settings, seed, head, measure))
     for quantity in QUANTITIES:
         if quantity == "weight" and subject.trace.weights is None:
             continue
@@ -63,15 +64,15 @@ def similarity_table(subject: Subject, settings: SignatureSettings) -> pd.DataFr
             if (quantity, part) == (settings.quantity, "all") or kept is None:
                 continue
             found = signatures_of(subject.trace.select(kept), quantity=quantity, part=part)
-            rows.append(_row(similarity(found.flat()), kept, subject, settings, found, "cosine"))
-    matched = length_matched(head.tokens, subject.y, settings.seed)
+            rows.append(_row(similarity(found.flat()), kept, subject, settings, seed, found, "cosine"))
+    matched = length_matched(head.tokens, subject.y, seed)
     if usable(subject.y, matched):
         for measure, s in measures.items():
-            row = _row(s[np.ix_(matched, matched)], matched, subject, settings, head, measure)
+            row = _row(s[np.ix_(matched, matched)], matched, subject, settings, seed, head, measure)
             rows.append({**row, "prompts": "length-matched"})
     kept, cut = equal_lengths(subject)
     found = signatures_of(cut, quantity=settings.quantity)
-    row = _row(similarity(found.flat()), kept, subject, settings, found, "cosine")
+    row = _row(similarity(found.flat()), kept, subject, settings, seed, found, "cosine")
     rows.append({**row, "prompts": f"first {found.tokens[0]} tokens"})
     return pd.DataFrame(rows)
 
@@ -104,14 +105,14 @@ def with_part(subject: Subject, part: Part) -> np.ndarray | None:
 
 
 def _row(
-    s: np.ndarray, rows: np.ndarray, subject: Subject, settings: SignatureSettings, of: Signatures, measure: str
+    s: np.ndarray, rows: np.ndarray, subject: Subject, settings: SignatureSettings, seed: int, of: Signatures, measure: str
 ) -> dict[str, Any]:
     y, blocks = subject.y[rows], subject.blocks()
     found = separation(s, y)
     labels = permuted_label_matrix(
-        y, None if blocks is None else blocks[rows], settings.n_permutations, np.random.default_rng(settings.seed)
+        y, None if blocks is None else blocks[rows], settings.n_permutations, np.random.default_rng(seed)
     )
-    interval = bootstrap_separation(s, y, n_boot=settings.n_boot, seed=settings.seed)
+    interval = bootstrap_separation(s, y, n_boot=settings.n_boot, seed=seed)
     naive = naive_interval(found)
     return {
         "prompts": "all",
@@ -130,16 +131,19 @@ def _row(
     }
 
 
-def null_table(subject: Subject, settings: SignatureSettings) -> pd.DataFrame:
+def null_table(subject: Subject, settings: SignatureSettings, context: Context) -> pd.DataFrame:
     """Frequency signatures of random routings of the same tokens, one row a null; the measured routing first.
 
     Columns ``null``, ``within``, ``across``, ``gap``, ``d_pairs`` (means over draws), each with ``_low`` and ``_high``
     (95 % of the draws), ``p`` (draws whose d reaches the measured one), ``n_draws``, ``note``.
     """
-    trace = subject.trace
-    s = similarity(signatures_of(trace).flat())
+    trace, seed = subject.trace, context.run.seed
+    own = signatures_of(trace)
+    s = similarity(own.flat())
     measured = separation(s, subject.y)
-    labels = permuted_label_matrix(subject.y, subject.blocks(), settings.n_permutations, np.random.default_rng(settings.seed))
+    labels = permuted_label_matrix(subject.y, subject.blocks(), settings.n_permutations, np.random.default_rng(seed))
+    moved = float((labels != subject.y).mean())
+    context.control("labels permuted", differs=moved > 0, evidence=f"{moved:.0%} of the labels are another category's")
     shuffled = "the measured routing with the prompts' categories shuffled" + (
         "" if subject.blocks() is None else " within each topic"
     )
@@ -151,15 +155,22 @@ def null_table(subject: Subject, settings: SignatureSettings) -> pd.DataFrame:
         "uniform": (uniform_router(trace), "every token takes its number of experts uniformly at random"),
         "own counts reshuffled": (shuffled_router(trace), "each layer's own choices dealt out anew among all tokens"),
     }
-    if trace.tokens is not None:
-        share = movable(trace.tokens)
+    share = 0.0 if trace.tokens is None else movable(trace.tokens)
+    if trace.tokens is not None and share:
         note = f"choices dealt out among equal tokens only; {share:.0%} of tokens occur more than once and can move"
         routers["same token reshuffled"] = (shuffled_router(trace, trace.tokens), note)
+    elif trace.tokens is not None:
+        context.note("Note: no token occurs twice, so what token identity alone explains cannot be told.")
     for name, (router, note) in routers.items():
-        found = [
-            separation(similarity(values.reshape(len(values), -1)), subject.y)
-            for values in draws(router, settings.n_null, settings.seed)
-        ]
+        found, others = [], 0
+        for values in draws(router, settings.n_nulls, seed):
+            found.append(separation(similarity(values.reshape(len(values), -1)), subject.y))
+            others += not np.array_equal(values, own.values)
+        if name == "same token reshuffled":  # where a token's identity decides, equal tokens' choices are equal too
+            differs, evidence = share > 0, f"{share:.0%} of tokens get the choice of any equal one"
+        else:
+            differs, evidence = others > 0, f"{others} of {settings.n_nulls} draws give other signatures than were measured"
+        context.control(name, differs=differs, evidence=evidence)
         rows.append(_null_row(name, _columns(found), measured.d_pairs, note))
     return pd.DataFrame(rows)
 
@@ -178,23 +189,25 @@ def _null_row(name: str, found: dict[str, np.ndarray], observed: float | None, n
     return row | {"n_draws": len(found["d_pairs"]), "note": note}
 
 
-def twin_row(subject: Subject, twin: RoutingTrace) -> dict[str, Any]:
+def twin_row(subject: Subject, twin: RoutingTrace, context: Context) -> dict[str, Any]:
     """A row of :func:`null_table` for a randomly initialised model, whose routing can only know tokens and positions.
 
     Both are compared on prompt tokens; ``note`` gives the measured d there.
     """
+    prints = [str(t.meta.get("fingerprint")) for t in (subject.trace, twin)]
+    context.control("random model", differs=prints[0] != prints[1], evidence=f"weights {prints[1]}, the model's {prints[0]}")
     measured = separation(similarity(signatures_of(subject.trace, part="prompt").flat()), subject.y)
     found = separation(similarity(signatures_of(twin, part="prompt").flat()), subject.y)
     note = f"prompt tokens only; the trained model has d = {measured.d_pairs:.2f} on them"
     return _null_row("random model", _columns([found]), None, note) | {"trained_d": measured.d_pairs}
 
 
-def layer_nulls(subject: Subject, settings: SignatureSettings) -> pd.DataFrame:
+def layer_nulls(subject: Subject, settings: SignatureSettings, seed: int) -> pd.DataFrame:
     """Within and across cosine of each layer under both load-balance baselines (means over draws): ``null``, ``layer``."""
     trace, rows = subject.trace, []
     for name, router in {"uniform": uniform_router(trace), "own counts reshuffled": shuffled_router(trace)}.items():
         found: list[list[Separation]] = [[] for _ in trace.layers]
-        for values in draws(router, min(settings.n_null, 20), settings.seed):
+        for values in draws(router, min(settings.n_nulls, 20), seed):
             for i, kept in enumerate(found):
                 kept.append(separation(similarity(values[:, i]), subject.y))
         for layer, kept in zip(trace.layers, found, strict=True):
@@ -203,7 +216,7 @@ def layer_nulls(subject: Subject, settings: SignatureSettings) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def random_curve(subject: Subject, settings: SignatureSettings) -> pd.DataFrame:
+def random_curve(subject: Subject, seed: int) -> pd.DataFrame:
     """Cosine by number of tokens: ``closed_form`` and ``simulated`` for uniform random routing, ``within`` and ``across``
     for T tokens drawn at random from every prompt that has so many (``n`` of them)."""
     trace = subject.trace
@@ -211,7 +224,7 @@ def random_curve(subject: Subject, settings: SignatureSettings) -> pd.DataFrame:
     shapes = list(zip(trace.n_experts, k, strict=True))  # (experts, top-k) of each layer
     longest = int(trace.lengths.max(initial=0))
     # Each token's place in a random order of its own sequence's tokens.
-    order = np.lexsort((np.random.default_rng(settings.seed).random(len(trace)), trace.sequence))
+    order = np.lexsort((np.random.default_rng(seed).random(len(trace)), trace.sequence))
     rank = np.empty(len(trace), dtype=np.int64)
     rank[order] = trace.position
     rows = []
@@ -220,7 +233,7 @@ def random_curve(subject: Subject, settings: SignatureSettings) -> pd.DataFrame:
             "tokens": n,
             "closed_form": float(np.mean([random_cosine(n, *shape) for shape in shapes])),
             # Layers mostly share their shape: each shape is simulated once.
-            "simulated": float(np.mean([simulated_cosine(n, *shape, seed=settings.seed) for shape in sorted(set(shapes))])),
+            "simulated": float(np.mean([simulated_cosine(n, *shape, seed=seed) for shape in sorted(set(shapes))])),
         }
         cut = some_tokens(trace, n, rank)
         y = subject.y[trace.lengths >= n]

@@ -2,44 +2,43 @@
 
 from __future__ import annotations
 
-import dataclasses
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from moescope.errors import InputError
-from moescope.models import LoadedModel, load, random_twin
+from moescope.models import LoadedModel, random_twin
 from moescope.routing.capture import trace_prompts
 from moescope.routing.dense import dense_trace, is_dense
-from moescope.routing.signatures import signatures_of
+from moescope.routing.signatures import Signatures, signatures_of
+from moescope.routing.store import load_trace
 from moescope.routing.subject import Subject, check_categories, subject_of
 from moescope.routing.trace import RoutingTrace
 from moescope.studies.signatures.cards import card_tables
+from moescope.studies.signatures.claims import signature_claims
 from moescope.studies.signatures.classifications import classification_tables
 from moescope.studies.signatures.experts import expert_table, layer_table
 from moescope.studies.signatures.maps import map_table, matrix_tables
 from moescope.studies.signatures.separations import layer_nulls, null_table, random_curve, similarity_table, twin_row
 from moescope.studies.signatures.settings import SignatureSettings
-from moescope.studies.signatures.verdicts import signature_claims
-from moescope.study.provenance import provenance
+from moescope.study.protocol import Context, ModelLike, PromptsLike
 from moescope.study.result import StudyResult
-from moescope.tasks.prompts import Prompt, load_prompts
+from moescope.study.run import Run
+from moescope.tasks.prompts import Prompt
 
-Report = Callable[[str, int, int], None]
 DEFAULT_PROMPTS = "routing-480"
+_SETTINGS, _RUN = SignatureSettings(), Run()
 
 
 def signatures(
-    model: str | LoadedModel | None = None,
-    prompts: Sequence[Prompt] | str | None = None,
+    model: ModelLike | RoutingTrace | Path,
+    prompts: PromptsLike | None = None,
+    settings: SignatureSettings = _SETTINGS,
     *,
-    trace: RoutingTrace | None = None,
-    settings: SignatureSettings | None = None,
-    report: Report | None = None,
-    **options: Any,
+    run: Run = _RUN,
 ) -> StudyResult:
     """Does a mixture-of-experts model route by task? The published comparison beside what chance and trivial cues give.
 
@@ -47,122 +46,58 @@ def signatures(
     controls that it lacks.
 
     Args:
-        model: Hub id, local folder, embedded name, or a model loaded with its head. Not needed with ``trace``; given
-            beside one, its tokenizer reads the tokens.
-        prompts: labelled prompts, the name of a shipped set, or a file; by default ``routing-480`` (with ``trace``: what
-            the trace says of its sequences).
-        trace: a recorded trace to study instead of running the model.
-        settings: see :class:`SignatureSettings`; or give its fields as keyword options.
-        report: called with (stage, done, total) for progress.
+        model: Hub id, local folder, embedded name, or a loaded model (with its head, if tokens are to be generated); or a
+            recorded trace (:func:`moescope.trace`), or as a ``Path`` the folder of one.
+        prompts: labelled prompts, the name of a shipped set, or a file; by default ``routing-480``, and for a trace what it
+            says of its sequences.
 
     Returns:
-        A :class:`moescope.study.result.StudyResult` of kind ``"signatures"``.
+        A result of kind ``"signatures"``: tables ``similarity`` and ``routing_nulls`` (cosine within and across categories,
+        Cohen's d, by measure and by null), ``routing_accuracy`` and ``confusion`` (telling the category, by split),
+        ``routing_layers``, ``layer_nulls`` and ``random_curve``, ``experts`` with the cards ``expert_tokens``,
+        ``expert_categories`` and ``expert_contexts``, ``signature_map``, ``category_similarity``, ``similarity_matrix``.
 
     Raises:
-        InputError: when the input cannot be used (neither model nor trace, a dense model, categories missing or of one
-            prompt, …); the message is one line.
+        InputError: the input cannot be used: a dense model, categories missing or of one prompt, a damaged trace, a trace in
+            which all prompts are routed alike, …
+
+    >>> import moescope
+    >>> result = moescope.signatures("moe-tiny", "routing-80", run=moescope.Run(seed=1))  # doctest: +SKIP
+    >>> result.to_frame("routing_nulls")  # doctest: +SKIP
     """
-    settings = dataclasses.replace(settings or SignatureSettings(), **options)
-    began = time.time()
-    tell = report or (lambda stage, done, total: None)
-    if isinstance(prompts, str) or (prompts is None and trace is None):
-        prompts = load_prompts(prompts or DEFAULT_PROMPTS)
-    loaded = load(model, head=settings.new_tokens > 0 and trace is None) if isinstance(model, str) else model
-    twin_trace = None
-    if trace is None:
-        if loaded is None:
-            raise InputError("MODEL: name a model to run, or give --trace with a recorded trace")
-        assert prompts is not None
-        # Before the model runs for minutes.
-        check_categories([p.id for p in prompts], [p.category for p in prompts])
-        trace = _trace(loaded, prompts, settings, tell, "reading and generating", settings.new_tokens)
-        if settings.twin:
-            twin = random_twin(loaded, settings.seed)
-            twin_trace = _trace(twin, prompts, settings, tell, "a random model's routing", 0)
-    subject = subject_of(trace, prompts, None if loaded is None else loaded.tokenizer)
-    tables = study_tables(subject, settings, tell, twin_trace)
-    claims = signature_claims(tables, subject)
-    meta = _meta(subject, loaded, settings)
-    meta["seconds"] = round(time.time() - began, 1)
-    tell("done", 1, 1)
-    return StudyResult("signatures", meta, tuple(claims), {}, tables)
+    context = Context("signatures", settings, run)
+    return context.result(**measured(context, model, prompts, settings))
 
 
-def study_tables(
-    subject: Subject, settings: SignatureSettings, tell: Report, twin: RoutingTrace | None = None
-) -> dict[str, pd.DataFrame]:
-    """All tables of the study; ``twin`` is the trace of a randomly initialised model on the same prompts."""
-    head = signatures_of(subject.trace, quantity=settings.quantity)
-    blocks = subject.blocks()
-    shared: dict[str, Any] = {"groups": blocks, "n_permutations": settings.n_permutations, "seed": settings.seed}
-    tables: dict[str, pd.DataFrame] = {}
-    stage, total = "signatures and their nulls", 8
-    tell(stage, 0, total)
-    tables["similarity"] = similarity_table(subject, settings)
-    tell(stage, 1, total)
-    tables["routing_nulls"] = null_table(subject, settings)
-    if twin is not None:
-        row = twin_row(subject, twin)
-        tables["routing_nulls"] = pd.concat([tables["routing_nulls"], pd.DataFrame([row])], ignore_index=True)
-    tell(stage, 2, total)
-    tables["routing_layers"] = layer_table(head, subject.y, **shared)
-    tables["layer_nulls"] = layer_nulls(subject, settings)
-    tell(stage, 3, total)
-    tables["random_curve"] = random_curve(subject, settings)
-    tell(stage, 4, total)
-    tables |= classification_tables(subject, settings)
-    tell(stage, 5, total)
-    tables["experts"] = expert_table(head, subject.y, subject.categories, **shared)
-    tables |= card_tables(subject, tables["experts"], settings)
-    tell(stage, 6, total)
-    tables["signature_map"] = map_table(head, subject, seed=settings.seed)
-    tell(stage, 7, total)
-    return tables | matrix_tables(head, subject)
-
-
-def _trace(
-    model: LoadedModel, prompts: Sequence[Prompt], settings: SignatureSettings, tell: Report, stage: str, new_tokens: int
-) -> RoutingTrace:
-    if is_dense(model):
-        if not settings.dense_experts:
-            raise InputError(
-                f"model {model.name} is dense: it has no experts to trace; give --dense-experts 16 to read groups of its "
-                "neurons as experts, or study it with `moescope circuits`"
-            )
-        return dense_trace(
-            model,
-            prompts,
-            n_experts=settings.dense_experts,
-            k=max(1, settings.dense_experts // 4),
-            max_tokens=settings.max_tokens,
-            batch_tokens=settings.batch_tokens,
-            seed=settings.seed,
-            progress=lambda done, total: tell("reading", done, total),
-        )
-    return trace_prompts(
-        model,
-        prompts,
-        max_new_tokens=new_tokens,
-        max_tokens=settings.max_tokens,
-        batch_tokens=settings.batch_tokens,
-        progress=lambda done, total: tell(stage, done, total),
-    )
-
-
-def _meta(subject: Subject, model: LoadedModel | None, settings: SignatureSettings) -> dict[str, Any]:
-    trace = subject.trace
-    tasks = [] if subject.texts is None else [subject.task()]
-    if model is not None:
-        meta = provenance(model, tasks, seed=settings.seed, settings=dataclasses.asdict(settings))
+def measured(
+    context: Context, model: ModelLike | RoutingTrace | Path, prompts: PromptsLike | None, settings: SignatureSettings
+) -> dict[str, Any]:
+    """What :meth:`Context.result` is given: model, title, claims, tables and further facts."""
+    twin = None
+    if isinstance(model, RoutingTrace | Path):
+        trace = load_trace(model) if isinstance(model, Path) else model
+        labelled = None if prompts is None else context.prompts(prompts)
+        loaded = None if settings.tokenizer is None else context.load(settings.tokenizer)
     else:
-        meta = {"seed": settings.seed, "settings": dataclasses.asdict(settings)}
-    name = meta.get("model") or trace.meta.get("model") or "a recorded trace"
+        labelled = context.prompts(prompts or DEFAULT_PROMPTS)
+        # Before the model runs for minutes.
+        check_categories([p.id for p in labelled], [p.category for p in labelled])
+        loaded = model if isinstance(model, LoadedModel) else context.load(model, head=settings.new_tokens > 0)
+        trace = _trace(context, loaded, labelled, settings, "reading and generating", settings.new_tokens)
+        if settings.twin:
+            random = random_twin(loaded, context.run.seed)
+            twin = _trace(context, random, labelled, settings, "a random model's routing", 0)
+    subject = subject_of(trace, labelled, None if loaded is None else loaded.tokenizer)
+    _note_lengths(context, subject, settings)
+    tables = _tables(context, subject, settings, twin)
+    name = trace.meta.get("model") or "a recorded trace" if loaded is None else loaded.name
     return {
-        **meta,
-        "notes": _notes(subject, settings),
-        "model": name,
+        "model": loaded or name,
         "title": f"Routing signatures of {name}",
-        "tasks": subject.categories,
+        "claims": signature_claims(tables, subject),
+        "tables": tables,
+        "tasks": [] if subject.texts is None else [subject.task()],
+        "categories": subject.categories,
         "trace": dict(trace.meta),
         "moe_layers": list(trace.layers),
         "experts": list(trace.n_experts),
@@ -173,14 +108,73 @@ def _meta(subject: Subject, model: LoadedModel | None, settings: SignatureSettin
     }
 
 
-def _notes(subject: Subject, settings: SignatureSettings) -> list[str]:
+def _tables(
+    context: Context, subject: Subject, settings: SignatureSettings, twin: RoutingTrace | None
+) -> dict[str, pd.DataFrame]:
+    """All tables of the study; ``twin`` is the trace of a randomly initialised model on the same prompts."""
+    head = _varied(signatures_of(subject.trace, quantity=settings.quantity))
+    seed = context.run.seed
+    shared: dict[str, Any] = {"groups": subject.blocks(), "n_permutations": settings.n_permutations, "seed": seed}
+    tables: dict[str, pd.DataFrame] = {}
+    tell, total = context.counter("signatures and their nulls"), 8
+    tell(0, total)
+    tables["similarity"] = similarity_table(subject, settings, seed)
+    tell(1, total)
+    tables["routing_nulls"] = null_table(subject, settings, context)
+    if twin is not None:
+        row = twin_row(subject, twin, context)
+        tables["routing_nulls"] = pd.concat([tables["routing_nulls"], pd.DataFrame([row])], ignore_index=True)
+    tell(2, total)
+    tables["routing_layers"] = layer_table(head, subject.y, **shared)
+    tables["layer_nulls"] = layer_nulls(subject, settings, seed)
+    tell(3, total)
+    tables["random_curve"] = random_curve(subject, seed)
+    tell(4, total)
+    tables |= classification_tables(subject, settings, context)
+    tell(5, total)
+    tables["experts"] = expert_table(head, subject.y, subject.categories, **shared)
+    tables |= card_tables(subject, tables["experts"], settings, seed)
+    tell(6, total)
+    tables["signature_map"] = map_table(head, subject, seed=seed)
+    tell(7, total)
+    return tables | matrix_tables(head, subject)
+
+
+def _varied(found: Signatures) -> Signatures:
+    """``found``, if any two prompts differ in it.
+
+    Raises:
+        InputError: none do, so that no null could differ from what was measured.
+    """
+    if not np.ptp(found.values, axis=0).any():
+        raise InputError("every prompt is routed alike (to all experts, or to the same): there are no signatures to compare")
+    return found
+
+
+def _trace(
+    context: Context, model: LoadedModel, prompts: Sequence[Prompt], settings: SignatureSettings, stage: str, new_tokens: int
+) -> RoutingTrace:
+    run = context.run
+    shared: dict[str, Any] = {"max_tokens": run.max_tokens, "batch_tokens": run.batch_tokens}
+    if not is_dense(model):
+        return trace_prompts(model, prompts, max_new_tokens=new_tokens, progress=context.counter(stage), **shared)
+    n = settings.dense_experts
+    if not n:
+        raise InputError(
+            f"model {model.name} is dense: it has no experts to trace; give dense_experts=16 to read groups of its neurons as "
+            "experts, or study it with `moescope circuits`"
+        )
+    k = max(1, n // 4)
+    return dense_trace(model, prompts, n_experts=n, k=k, seed=run.seed, progress=context.counter("reading"), **shared)
+
+
+def _note_lengths(context: Context, subject: Subject, settings: SignatureSettings) -> None:
     """What a reader must know of the prompts before any cosine: how long each category's are."""
     trace = subject.trace
     generated = np.bincount(trace.sequence[trace.generated], minlength=len(subject))
     middle = [f"{c} {np.median(trace.lengths[subject.y == i]):.0f}" for i, c in enumerate(subject.categories)]
-    notes = [f"Note: median tokens of a prompt with what was generated: {', '.join(middle)}."]
+    context.note(f"Note: median tokens of a prompt with what was generated: {', '.join(middle)}.")
     # The last generated token is never fed back to the model, so it has no routing.
     short = float((generated < settings.new_tokens - 1).mean())
     if trace.generated.any() and short > 0.1:
-        notes.append(f"Note: {short:.0%} of the texts ended before {settings.new_tokens} tokens were generated.")
-    return notes
+        context.note(f"Note: {short:.0%} of the texts ended before {settings.new_tokens} tokens were generated.")

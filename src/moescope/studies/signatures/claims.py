@@ -10,10 +10,10 @@ from scipy.stats import spearmanr
 
 from moescope.routing.subject import Subject
 from moescope.studies.signatures import published
-from moescope.studies.signatures.verdicts_accuracy import accuracy_claims, grouped_claim
+from moescope.studies.signatures.claims_accuracy import accuracy_claims, grouped_claim
+from moescope.study.verdicts import beyond_chance, significant
 from moescope.types import Claim, Verdict
 
-ALPHA = 0.05
 # The two readings of "load balance", by their row in the table of nulls.
 BASELINES = {"uniform": "uniform experts", "own counts reshuffled": "reshuffled counts"}
 _EXACT = 8  # layers up to which every order is enumerated
@@ -97,7 +97,7 @@ def _effect(head: pd.Series, similarity: pd.DataFrame, nulls: pd.DataFrame) -> C
     corrected = similarity[(similarity["measure"] == "null_corrected") & (similarity["prompts"] == "all")].iloc[0]
     cues = _effect_cues(nulls, corrected)
     verdict: Verdict
-    if p >= ALPHA or _as_far(nulls, "own counts reshuffled"):
+    if not significant(p) or _as_far(nulls, "own counts reshuffled"):
         verdict, note = "explained by chance", "shuffled labels or randomly dealt routing separate as well"
     elif cues:
         verdict, note = "explained by a trivial cue", cues[0]
@@ -123,7 +123,7 @@ def _as_far(nulls: pd.DataFrame, name: str) -> bool:
 def _effect_cues(nulls: pd.DataFrame, corrected: pd.Series) -> list[str]:
     """The trivial explanations that suffice, in words."""
     found = []
-    if corrected["p"] >= ALPHA:
+    if not significant(corrected["p"]):
         found.append("corrected for the prompts' lengths nothing is left of it")
     if "same token reshuffled" in nulls.index and _as_far(nulls, "same token reshuffled"):
         found.append(
@@ -156,7 +156,7 @@ def _depth(layers: pd.DataFrame) -> Claim:
     d = layers["d_pairs"].to_numpy()
     n = len(d)
     peak = int(layers["layer"].iloc[int(d.argmax())])
-    carrying = int((layers["p_family"] < ALPHA).sum())
+    carrying = int(layers["p_family"].map(significant).sum())
     measured = f"peak at layer {peak} of {n}"
     source = f"peak near layer {published.PEAK_LAYER} of {published.LAYERS}"
     by_layer = ", ".join(f"{layer}: {v:.2f}" for layer, v in zip(layers["layer"], d, strict=True)) if n <= _EXACT else ""
@@ -166,7 +166,7 @@ def _depth(layers: pd.DataFrame) -> Claim:
         return Claim("deeper layers separate more", measured, source, note=f"too few layers for a trend; {note}")
     rho = float(spearmanr(np.arange(n), d).statistic)
     p = _trend_p(d, rho)
-    verdict: Verdict = "reproduced" if rho > 0 and p < ALPHA else "not reproduced"
+    verdict: Verdict = "reproduced" if rho > 0 and significant(p) else "not reproduced"
     return Claim(
         "deeper layers separate more",
         measured,
@@ -207,7 +207,7 @@ def _length(similarity: pd.DataFrame, head: pd.Series) -> Claim:
         interval=_interval(cut, "d"),
         null=0.0,
         p=float(cut["p"]),
-        verdict="measured" if cut["p"] < ALPHA else "explained by chance",
+        verdict=beyond_chance(float(cut["p"])),
         note=note,
     )
 
@@ -241,7 +241,7 @@ def _twin(nulls: pd.DataFrame) -> Claim:
 
 
 def _experts(experts: pd.DataFrame) -> Claim:
-    carrying = experts[experts["p_family"] < ALPHA]
+    carrying = experts[experts["p_family"].map(significant)]
     by_category = carrying["category"].value_counts()
     best = experts.loc[experts["eta2"].idxmax()]
     listing = ", ".join(f"{name} {n}" for name, n in by_category.items()) or "none"

@@ -1,0 +1,1 @@
+"""Record which experts each token is sent to."""

@@ -32,7 +32,7 @@ _COMMANDS = {
     "robustness": ("steer:robustness", "How far a monitor of the routing can be trusted, and a search to fool it."),
     "transfer": ("steer:transfer", "What two models' routing of the same prompts has in common."),
     "reproduce": ("circuits:reproduce", "Published figures next to measured ones, with verdicts."),
-    "convert": ("convert:convert", "A dense model as a mixture-of-experts checkpoint, and whether that pays."),
+    "convert": ("verbs:convert", "A dense model as a mixture-of-experts checkpoint, and whether that pays."),
     "exit": ("exit:exit_", "A classifier that leaves the model early, with a bound on what that costs."),
     "route": ("exit:route", "Name a prompt's task from the first layers, or call it unknown."),
     "serve": ("serve:serve", "A live page and an API: classify, name tasks, watch experts and circuits fire."),

@@ -32,7 +32,7 @@ def print_result(result: StudyResult, folder: Path, tables: tuple[str, ...] = ()
     from moescope.study.store import place
 
     print_claims(result)
-    for name in tables:
+    for name in (name for name in tables if name in result.tables):
         print(result.to_frame(name).to_string(index=False), end="\n\n")
     for note in result.meta.get("notes") or []:
         print(note)

@@ -10,8 +10,24 @@ from moescope.cli.generate import Input, Verb, command
 MODEL = Input("model", str, "Hub id, local folder or embedded name (`moescope models`).")
 TASKS = Input("tasks", list[str], "NAME=SOURCE; repeat for more. See `moescope tasks`.", "--task")
 TEXTS = Input("texts", Path | None, "File with text, category (and group) instead of the shipped passages.", "--text", None)
+CIRCUITS = Input("circuits", Path | None, "A result of `moescope circuits` on this model.", "--circuits", None)
 
 VERBS: dict[str, tuple[Verb, str]] = {
+    "convert": (
+        Verb(
+            "convert",
+            "ConvertSettings",
+            (
+                MODEL,
+                Input("texts", Path | None, "Text that decides the split (default: shipped WikiText).", "--calibration", None),
+                Input("heldout", Path | None, "Text that judges it (default: the last quarter of it).", "--heldout", None),
+                Input("finetune_text", Path | None, "Text to train on (default: that of the split).", "--finetune-text", None),
+                CIRCUITS,
+            ),
+            tables=("frontier", "speed", "tasks"),
+        ),
+        "A dense model as a mixture-of-experts checkpoint, and whether that pays.",
+    ),
     "prune": (
         Verb("prune", "PruneSettings", (MODEL, TEXTS)),
         "Which experts could be left out, as a mask, with the loss that it adds.",

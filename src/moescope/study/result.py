@@ -70,8 +70,8 @@ class StudyResult:
     circuits: dict[str, Circuit] = field(default_factory=dict)
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     artifacts: dict[str, Artifact] = field(default_factory=dict)
-    """by name, which is also the folder that it is saved in (``"mask"``, ``"exit/certainty"``), but for a ``"checkpoint"``, which
-    is saved in the result's own folder; :class:`Stored` once loaded"""
+    """by name, which is also the folder that it is saved in (``"mask"``, ``"exit/certainty"``), but that of a
+    ``"checkpoint"`` is the result's own; :class:`Stored` once loaded"""
 
     def __post_init__(self) -> None:
         for name in self.tables:

@@ -115,13 +115,13 @@ def test_out_of_memory_or_interruption_leaves_nothing(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr("moescope.studies.convert.study.measure_frontier", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        convert(source("llama"), tmp_path / "out", experts=8, speed=False, window=64, calibration_tokens=2048)
+        conversion(source("llama"), tmp_path / "out", experts=8, speed=False, window=64, calibration_tokens=2048)
     assert not list(tmp_path.iterdir())
 
 
 def test_weights_are_safetensors_only(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    convert(
+    conversion(
         source("llama"),
         tmp_path / "out",
         experts=8,

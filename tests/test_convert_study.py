@@ -14,10 +14,10 @@ import transformers
 import moescope.study.result
 from moescope.cli import main
 from moescope.errors import InputError
-from moescope.studies.convert.speed import Runner, Workload, active_share, ceilings, measure
 from moescope.studies.convert.build import build_model
-from moescope.studies.convert.study import checked_equality, relative_difference
 from moescope.studies.convert.claims import recommend
+from moescope.studies.convert.speed import Runner, Workload, active_share, ceilings, measure
+from moescope.studies.convert.study import checked_equality, relative_difference
 from moescope.study.result import StudyResult
 from tests.made_conversions import conversion, converted, source, windows
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from moescope.studies.circuits.study import circuits
     from moescope.studies.convert.settings import ConvertSettings
     from moescope.studies.convert.study import convert
+    from moescope.studies.distill.settings import DistillSettings
     from moescope.studies.distill.study import distill
     from moescope.studies.prune.settings import PruneSettings
     from moescope.studies.prune.study import prune
@@ -40,6 +41,7 @@ _WHERE = {
     "CircuitSettings": "moescope.studies.circuits.settings",
     "Claim": "moescope.types",
     "ConvertSettings": "moescope.studies.convert.settings",
+    "DistillSettings": "moescope.studies.distill.settings",
     "DivergenceSelector": "moescope.select.estimators",
     "InputError": "moescope.errors",
     "PruneSettings": "moescope.studies.prune.settings",
@@ -64,6 +66,7 @@ __all__ = [
     "CircuitSettings",
     "Claim",
     "ConvertSettings",
+    "DistillSettings",
     "DivergenceSelector",
     "InputError",
     "PruneSettings",

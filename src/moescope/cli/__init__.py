@@ -26,7 +26,7 @@ _COMMANDS = {
     "trace": ("trace:trace", "Record which experts each token is sent to, or import that from vLLM or SGLang."),
     "coverage": ("trace:coverage", "Which mixture-of-experts types of the installed transformers can be traced."),
     "dynamics": ("circuits:dynamics", "When a circuit forms: the same tasks over a series of checkpoints."),
-    "distill": ("distill:distill", "One MLP layer as thousands of tiny experts, beside Gaussian inputs."),
+    "distill": ("verbs:distill", "One MLP layer as thousands of tiny experts, beside Gaussian inputs."),
     "steer": ("steer:steer", "Ban, force, boost or scale experts, or ablate neurons; effect beside random ones."),
     "prune": ("verbs:prune", "Which experts could be left out, as a mask, with the loss that it adds."),
     "robustness": ("steer:robustness", "How far a monitor of the routing can be trusted, and a search to fool it."),

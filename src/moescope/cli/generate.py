@@ -14,7 +14,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
-from cyclopts import Group, Parameter
+from cyclopts import CoercionError, Group, Parameter
 from cyclopts import convert as cyclopts_convert
 
 from moescope.cli.output import prepare, print_json, print_result, progress
@@ -166,18 +166,24 @@ def _is_tuple(hint: Any) -> bool:
 
 
 def _listed(kind: Any, tokens: Any) -> tuple[Any, ...]:
-    """``1,2,5`` and repeated options alike; a pair such as ``5:17`` is a member that is a tuple itself."""
+    """``1,2,5`` and repeated options alike, ``none`` for no member; ``5:17`` is a member that is a tuple itself."""
     if get_origin(kind) is not tuple:
         kind = next(h for h in get_args(kind) if get_origin(h) is tuple)
     member = get_args(kind)[0]
     parts = [part for token in tokens for part in token.value.split(",") if part.strip()]
+    if parts == ["none"]:
+        return ()
     if get_origin(member) is tuple:
         return tuple(tuple(_number(h, p) for h, p in zip(get_args(member), part.split(":"), strict=True)) for part in parts)
     return tuple(_number(member, part) for part in parts)
 
 
 def _number(kind: Any, text: str) -> Any:
-    return cyclopts_convert(kind, [text.strip()])
+    """``text`` as ``kind``, or as it is where the settings will say what is wrong with it."""
+    try:
+        return cyclopts_convert(kind, [text.strip()])
+    except CoercionError:
+        return text.strip()
 
 
 def translated(error: InputError, options: Mapping[str, str]) -> InputError:

@@ -11,6 +11,7 @@ MODEL = Input("model", str, "Hub id, local folder or embedded name (`moescope mo
 TASKS = Input("tasks", list[str], "NAME=SOURCE; repeat for more. See `moescope tasks`.", "--task")
 TEXTS = Input("texts", Path | None, "File with text, category (and group) instead of the shipped passages.", "--text", None)
 CIRCUITS = Input("circuits", Path | None, "A result of `moescope circuits` on this model.", "--circuits", None)
+PLAIN = Input("texts", Path | None, "File of texts parted by blank lines (default: shipped WikiText-2).", "--text", None)
 
 VERBS: dict[str, tuple[Verb, str]] = {
     "convert": (
@@ -27,6 +28,20 @@ VERBS: dict[str, tuple[Verb, str]] = {
             tables=("frontier", "speed", "tasks"),
         ),
         "A dense model as a mixture-of-experts checkpoint, and whether that pays.",
+    ),
+    "distill": (
+        Verb(
+            "distill",
+            "DistillSettings",
+            (
+                MODEL,
+                PLAIN,
+                Input("store", Path | None, "Store of mlp_in and mlp_out of the layer, instead of text.", "--store", None),
+                CIRCUITS,
+                Input("dictionary", Path | None, "Safetensors file with a W_dec to compare with.", "--dictionary", None),
+            ),
+        ),
+        "One MLP layer as thousands of tiny experts, beside Gaussian inputs.",
     ),
     "prune": (
         Verb("prune", "PruneSettings", (MODEL, TEXTS)),

@@ -121,9 +121,9 @@ class Context:
         if not result.circuits:
             raise InputError(f"{where} holds no circuits; give a result of `moescope circuits`", "circuits")
         if result.meta.get("fingerprint") != model.fingerprint:
-            made = result.meta.get("fingerprint")
             raise InputError(
-                f"{where} is of a model of fingerprint {made}, not {model.fingerprint}; run `moescope circuits` on {model.name}",
+                f"{where} is of a model of fingerprint {result.meta.get('fingerprint')}, not {model.fingerprint}; "
+                f"run `moescope circuits` on {model.name}",
                 "circuits",
             )
         return dict(result.circuits)

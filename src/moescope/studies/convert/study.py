@@ -85,7 +85,9 @@ def convert(
         if finetune_text is not None:
             raise InputError("nothing is fine-tuned without finetune=STEPS", "finetune_text")
     else:
-        training, validation = _tuning_windows(loaded, finetune_text, texts, heldout, testing, settings, run, target.max_positions)
+        training, validation = _tuning_windows(
+            loaded, finetune_text, texts, heldout, testing, settings, run, target.max_positions
+        )
         training, validation, _ = put_on_record(context, "fine-tuning", fit=training, select=validation, judge=testing)
         text |= {"fine-tuning": training, "validation": validation}
     began = time.time()
@@ -189,7 +191,9 @@ def _control(context: Context, found: Converted) -> None:
         same += int(pairs.sum()) - int((theirs >= 0).sum())
         total += split.routed.size * (split.routed.shape[1] - 1)
     context.control(
-        "random split", differs=same < total, evidence=f"{same / total:.1%} of the pairs of neurons that share an expert still do"
+        "random split",
+        differs=same < total,
+        evidence=f"{same / total:.1%} of the pairs of neurons that share an expert still do",
     )
 
 

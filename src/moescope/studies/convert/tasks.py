@@ -38,7 +38,8 @@ def evaluate_tasks(
     for task in tasks:
         if task not in known:
             raise InputError(
-                f"lm-evaluation-harness has no task {task!r}; name one of its own, or give its folder as eval_include", "eval_task"
+                f"lm-evaluation-harness has no task {task!r}; name one of its own, or give its folder as eval_include",
+                "eval_task",
             )
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for name, model in models.items():

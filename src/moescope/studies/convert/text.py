@@ -74,11 +74,11 @@ def read_windows(
         )
     testing = _cut(model, judged, length, settings.heldout_tokens, other)
     if testing.tokens == 0:
-        raise InputError(
-            f"held-out text ({other}) is shorter than one window of {length} tokens: give a longer one", "heldout"
-        )
+        raise InputError(f"held-out text ({other}) is shorter than one window of {length} tokens: give a longer one", "heldout")
     if set(calibrating.names) & set(testing.names):
-        raise InputError(f"held-out text ({other}) has a window of {length} tokens that calibrates too; give another", "heldout")
+        raise InputError(
+            f"held-out text ({other}) has a window of {length} tokens that calibrates too; give another", "heldout"
+        )
     return calibrating, testing
 
 

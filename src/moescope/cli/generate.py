@@ -90,7 +90,8 @@ def command(verb: Verb, help_text: str) -> Callable[..., None]:
 
     def run(*positional: Any, **given: Any) -> None:
         json, quiet = given.pop("json", False), given.pop("quiet", False)
-        named = {i.name: given.pop(i.name, i.default) for i in verb.inputs if i.option is not None}
+        arguments = dict(zip([i.name for i in verb.inputs if i.option is None], positional, strict=False))
+        arguments |= {i.name: given.pop(i.name, i.default) for i in verb.inputs if i.name not in arguments}
         try:
             of_run = {f: given.pop(f) for f in hints(Run) if f in given}
             chosen = settings(**given, **fixed)
@@ -99,7 +100,10 @@ def command(verb: Verb, help_text: str) -> Callable[..., None]:
             with progress(quiet=quiet) as report:
                 # The default folder is ours to replace; one that the user names is theirs.
                 place = replace(how, out=folder, overwrite=how.overwrite or how.out is None, progress=report)
-                result = verb.verb()(*positional, settings=chosen, run=place, **named)
+                function = verb.verb()
+                taken = inspect.signature(function).parameters
+                named = {n: arguments.pop(n) for n, p in taken.items() if n in arguments and p.kind == p.KEYWORD_ONLY}
+                result = function(*arguments.values(), chosen, **named, run=place)
         except InputError as error:
             raise translated(error, options) from error
         if json:

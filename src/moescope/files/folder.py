@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePath
 
 from moescope.errors import InputError
@@ -34,10 +34,10 @@ def check_place(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def whole_folder(folder: Path, own: Callable[[Path], Collection[PurePath]]) -> Iterator[Path]:
+def whole_folder(folder: Path, own: Collection[str | PurePath]) -> Iterator[Path]:
     """An empty folder to write into, which takes ``folder``'s place when the body ends, and is removed if it fails.
 
-    Of a folder that stood there, what ``own`` lists goes (paths below it; a folder with all that is in it); everything else is
+    Of a folder that stood there, what ``own`` lists goes (paths below it; a folder with all that is in it). Everything else is
     carried over, under ``NAME.kept`` where the new folder has such a name itself. Links are moved or removed, never followed.
 
     Raises:
@@ -48,16 +48,17 @@ def whole_folder(folder: Path, own: Callable[[Path], Collection[PurePath]]) -> I
         try:
             draft.chmod(0o777 & ~umask())  # mkdtemp makes it private; a result is an ordinary folder
             yield draft
-            _put_in_place(draft, folder, own)
+            put_in_place(draft, folder, own=own)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
 
-def _put_in_place(draft: Path, folder: Path, own: Callable[[Path], Collection[PurePath]]) -> None:
+def put_in_place(draft: Path, folder: Path, *, own: Collection[str | PurePath]) -> None:
+    """Rename ``draft``, a folder beside ``folder``, to ``folder``, as :func:`whole_folder` does at its end."""
     if not folder.exists():
         os.rename(draft, folder)
         return
-    kept = list(_foreign(folder, set(own(folder)), PurePath()))
+    kept = list(_foreign(folder, {PurePath(path) for path in own}, PurePath()))
     old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
     os.rename(folder, old)  # onto the empty folder just made: one step on POSIX
     try:

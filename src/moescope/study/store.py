@@ -55,7 +55,7 @@ def save_result(
     """See :meth:`moescope.study.result.StudyResult.save`; ``show`` adds figures and page to the folder that it is given."""
     folder = settled(folder)
     check_target(folder, overwrite=overwrite)
-    with whole_folder(folder, _own) as draft:
+    with whole_folder(folder, _own(folder)) as draft:
         _write(values, tables, artifacts, draft)
         if show is not None:
             show(draft)

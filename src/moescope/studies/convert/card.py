@@ -1,10 +1,8 @@
-"""The checkpoint as it is written, with a model card as the Hub reads it."""
+"""A checkpoint's card, as the Hub reads it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,21 +11,6 @@ import transformers
 from moescope.studies.convert.settings import ConvertSettings
 from moescope.study.provenance import machine
 from moescope.types import Claim
-
-
-@dataclass(frozen=True, eq=False)
-class Checkpoint:
-    """What plain transformers loads, with its card."""
-
-    model: Any
-    tokenizer: Any
-    card: str
-
-    def write(self, folder: Path, /) -> None:
-        """Write weights, configuration, tokenizer and ``README.md``."""
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        (folder / "README.md").write_text(self.card, encoding="utf-8")
 
 
 def card_text(

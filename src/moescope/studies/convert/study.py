@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import platform
 import tempfile
@@ -18,7 +19,8 @@ from moescope.errors import InputError
 from moescope.files.folder import settled, system_errors
 from moescope.models import LoadedModel
 from moescope.studies.convert.build import build_model
-from moescope.studies.convert.card import Checkpoint, card_text
+from moescope.studies.convert.card import card_text
+from moescope.studies.convert.checkpoint import Checkpoint
 from moescope.studies.convert.claims import convert_claims, recommend
 from moescope.studies.convert.finetune import WINDOWS, require_peft
 from moescope.studies.convert.frontier import measure_frontier
@@ -85,15 +87,15 @@ def convert(
         if finetune_text is not None:
             raise InputError("nothing is fine-tuned without finetune=STEPS", "finetune_text")
     else:
-        training, validation = _tuning_windows(
-            loaded, finetune_text, texts, heldout, testing, settings, run, target.max_positions
-        )
+        training, validation = _tuning_windows(loaded, finetune_text, texts, heldout, settings, run, target.max_positions)
         training, validation, _ = put_on_record(context, "fine-tuning", fit=training, select=validation, judge=testing)
         text |= {"fine-tuning": training, "validation": validation}
     began = time.time()
     splitting = context.counter("splitting the MLPs")
     found = convert_layers(loaded, target, counts, calibrating, settings, run.seed, tuple(seats.values()), splitting)
     made = {"converted": build_model(loaded, target, counts, found.chosen)}
+    # of what was split: a model that was tuned is another one, however many experts are active
+    equality = checked_equality(loaded, made["converted"], counts, testing)
     pruned: dict[str, Any] = {}
     if found.random:
         _control(context, found)
@@ -105,62 +107,66 @@ def convert(
             (pruned if kind == STATIC else made)[kind] = tuned
     chosen = TUNED if TUNED in made else "converted"
     minutes = (time.time() - began) / 60
-    # What is measured is what will be written.
-    converted = made[chosen] = _reloaded(made[chosen], loaded, run)
-    # of what was split: a model that was tuned is another one, however many experts are active
-    equality = checked_equality(loaded, made["converted"], counts, testing)
-    frontier, qualities = measure_frontier(
-        loaded, made, pruned, found, counts, testing, seed=run.seed, report=context.counter("held-out text")
-    )
-    tables = {"layers": found.table, "frontier": frontier} | ({"finetuning": tuning.table} if tuning else {})
-    limits = ceilings(loaded.module, converted)
-    speed = None
-    if settings.speed:
-        runners = [Runner("dense", loaded.module), *(Runner(name, converted, name) for name in IMPLEMENTATIONS)]
-        speed = pd.DataFrame(measure(runners, fitting(target.max_positions), report=context.counter("tokens per second")))
-        for bound in ("ceiling", "ceiling_reading"):
-            of_work = speed["workload"].map({name: limit[bound] for name, limit in limits.items()})
-            speed[bound] = of_work.where(speed["runner"] != "dense")
-        tables["speed"] = speed
-    if settings.eval_task:
-        models = {"original": loaded.module, "converted": converted}
-        tables["tasks"] = evaluate_tasks(
-            models, loaded.tokenizer, settings.eval_task, include=settings.eval_include, limit=run.limit, seed=run.seed
-        )
-    here = frontier[(frontier["kind"] == chosen) & (frontier["active"] == counts.active)].iloc[0]
-    advice = recommend(float(here["rise"]), speed, settings.tolerance)
-    claims = convert_claims(
-        counts, active_share(loaded.module, converted), equality, qualities, frontier, speed, limits, advice, tuning
-    )
-    for note in (*([advice.text] if advice else []), *target.notes):
-        context.note(note)
-    facts: dict[str, Any] = {
-        "title": f"{loaded.name} as a mixture of experts, {counts.active} of {counts.experts} active",
-        "counts": dataclasses.asdict(counts),
-        "target": dataclasses.asdict(target),
-        "text": {name: {"source": w.source, "tokens": w.tokens, "sha256": w.sha256} for name, w in text.items()},
-        "tuned": chosen == TUNED,
-        "minutes_to_convert": round(minutes, 2),
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
-    }
-    card = card_text(loaded.name, facts, settings, run.seed, claims, tables)
-    return context.result(
-        model=loaded,
-        claims=claims,
-        tables=tables,
-        circuits=seats,
-        artifacts={"checkpoint": Checkpoint(converted, loaded.tokenizer, card)},
-        **facts,
-    )
-
-
-def _reloaded(module: Any, model: LoadedModel, run: Run) -> Any:
-    """``module`` as transformers reads what it writes."""
     beside = None if run.out is None else next(p for p in settled(run.out).parents if p.exists())
-    with system_errors(Path(beside or tempfile.gettempdir())), tempfile.TemporaryDirectory(dir=beside) as folder:
-        module.save_pretrained(folder)
-        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype)
-        return loaded.eval().requires_grad_(False)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".", suffix=".partial", dir=beside)))
+        with system_errors(run.out or folder):
+            made[chosen].save_pretrained(folder)
+            loaded.tokenizer.save_pretrained(folder)
+        # What is measured is what was written.
+        converted = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=loaded.dtype).eval().requires_grad_(False)
+        made[chosen] = converted
+        if chosen == "converted":
+            equality = checked_equality(loaded, converted, counts, testing)
+        frontier, qualities = measure_frontier(
+            loaded, made, pruned, found, counts, testing, seed=run.seed, report=context.counter("held-out text")
+        )
+        tables = {"layers": found.table, "frontier": frontier} | ({"finetuning": tuning.table} if tuning else {})
+        limits = ceilings(loaded.module, converted)
+        speed = None
+        if settings.speed:
+            runners = [Runner("dense", loaded.module), *(Runner(name, converted, name) for name in IMPLEMENTATIONS)]
+            speed = pd.DataFrame(measure(runners, fitting(target.max_positions), report=context.counter("tokens per second")))
+            for bound in ("ceiling", "ceiling_reading"):
+                of_work = speed["workload"].map({name: limit[bound] for name, limit in limits.items()})
+                speed[bound] = of_work.where(speed["runner"] != "dense")
+            tables["speed"] = speed
+        if settings.eval_task:
+            models = {"original": loaded.module, "converted": converted}
+            tables["tasks"] = evaluate_tasks(
+                models, loaded.tokenizer, settings.eval_task, include=settings.eval_include, limit=run.limit, seed=run.seed
+            )
+        here = frontier[(frontier["kind"] == chosen) & (frontier["active"] == counts.active)].iloc[0]
+        advice = recommend(float(here["rise"]), speed, settings.tolerance)
+        claims = convert_claims(
+            counts, active_share(loaded.module, converted), equality, qualities, frontier, speed, limits, advice, tuning
+        )
+        for note in (*([advice.text] if advice else []), *target.notes):
+            context.note(note)
+        facts: dict[str, Any] = {
+            "title": f"{loaded.name} as a mixture of experts, {counts.active} of {counts.experts} active",
+            "counts": dataclasses.asdict(counts),
+            "target": dataclasses.asdict(target),
+            "text": {name: {"source": w.source, "tokens": w.tokens, "sha256": w.sha256} for name, w in text.items()},
+            "tuned": chosen == TUNED,
+            "minutes_to_convert": round(minutes, 2),
+            "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+        }
+        (folder / "README.md").write_text(card_text(loaded.name, facts, settings, run.seed, claims, tables), encoding="utf-8")
+        checkpoint = Checkpoint(folder)
+        result = context.result(
+            model=loaded,
+            claims=claims,
+            tables=tables,
+            circuits=seats,
+            artifacts={"checkpoint": checkpoint},
+            **facts,
+        )
+        if run.out is None:
+            checkpoint.draft = stack.pop_all()
+        else:
+            checkpoint.folder = settled(run.out)
+    return result
 
 
 def checked_equality(dense: LoadedModel, converted: Any, counts: Counts, windows: Windows) -> float:
@@ -220,7 +226,6 @@ def _tuning_windows(
     text: Source,
     calibration: Source,
     heldout: Source,
-    testing: Windows,
     settings: ConvertSettings,
     run: Run,
     positions: int,
@@ -230,7 +235,4 @@ def _tuning_windows(
     elif model.dtype != torch.float32:
         raise InputError("finetune_rank=full trains the weights in their own precision: give dtype=fp32, or a rank")
     most = (settings.finetune or 0) * WINDOWS
-    found = read_tuning_windows(model, text, calibration, heldout, settings, positions, most, run.seed)
-    if {name for windows in found for name in windows.names}.intersection(testing.names):
-        raise InputError("a window of it is held out too; give another text", "finetune_text")
-    return found
+    return read_tuning_windows(model, text, calibration, heldout, settings, positions, most, run.seed)

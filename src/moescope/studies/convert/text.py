@@ -41,11 +41,6 @@ class Windows:
     def tokens(self) -> int:
         return self.ids.numel()
 
-    @property
-    def names(self) -> list[str]:
-        """Of each sequence, the sha256 of its tokens."""
-        return [hashlib.sha256(row.tobytes()).hexdigest()[:16] for row in self.ids.numpy()]
-
     def batches(self, tokens: int = 4096) -> Iterator[torch.Tensor]:
         """Ids (B, length) with at most ``tokens`` tokens each, or one sequence."""
         yield from self.ids.split(max(1, tokens // self.ids.shape[1]))
@@ -75,10 +70,8 @@ def read_windows(
     testing = _cut(model, judged, length, settings.heldout_tokens, other)
     if testing.tokens == 0:
         raise InputError(f"held-out text ({other}) is shorter than one window of {length} tokens: give a longer one", "heldout")
-    if set(calibrating.names) & set(testing.names):
-        raise InputError(
-            f"held-out text ({other}) has a window of {length} tokens that calibrates too; give another", "heldout"
-        )
+    if calibrating.sha256 == testing.sha256:
+        raise InputError(f"{other} is the calibration text; give another, or leave it out to split one", "heldout")
     return calibrating, testing
 
 
@@ -125,11 +118,13 @@ def read_tuning_windows(
 def put_on_record(context: Context, name: str, **parts: Windows) -> list[Windows]:
     """``parts`` by what they are for, ``fit``, ``select`` or ``judge``, as the rows that they are on record as.
 
+    A window is known by the text that it is cut from and its place in that; training and validation are of one text.
+
     Raises:
         RowsOverlap: a window that judges does something else too.
     """
     numbers = np.split(np.arange(sum(map(len, parts.values()))), np.cumsum([len(p) for p in parts.values()])[:-1])
-    groups = np.concatenate([windows.names for windows in parts.values()])
+    groups = np.array([f"{windows.sha256} {i}" for windows in parts.values() for i in range(len(windows))])
     rows = context.rows(Rows(name, groups, **dict(zip(parts, numbers, strict=True))))
     ids = torch.cat([windows.ids for windows in parts.values()])
     return [dataclasses.replace(windows, ids=ids[getattr(rows, role)]) for role, windows in parts.items()]
@@ -139,8 +134,6 @@ def _sides(calibration: Source, heldout: Source) -> tuple[tuple[list[str], str],
     """Paragraphs and name of the text that calibrates, and of the one that is held out."""
     paragraphs, name = _paragraphs(calibration)
     if heldout is not None:
-        if calibration is not None and Path(heldout).resolve() == Path(calibration).resolve():
-            raise InputError(f"{heldout} is the calibration text; give another, or leave it out to split one", "heldout")
         return (paragraphs, name), _paragraphs(heldout)
     cut = int(len(paragraphs) * _SHARE)
     return (paragraphs[:cut], f"{name}, first three quarters"), (paragraphs[cut:], f"{name}, last quarter")

@@ -148,9 +148,8 @@ def main() -> None:
     files = list(known.values())
     lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files)
     print(f"files {len(files)}, lines {lines}, statements {sum(map(statements, files))}")
-    print(
-        f"import edges between rooms {len(edges)}, upward {len(upward) if level else 'not known'}, circles of files {len(rings)}"
-    )
+    climbing = len(upward) if level else "not known"
+    print(f"import edges between rooms {len(edges)}, upward {climbing}, circles of files {len(rings)}")
     for a, b in upward:
         print(f"  upward: {a} -> {b}")
     for ring in rings:

@@ -28,11 +28,14 @@ from machine import describe
 from moescope.files.atomic import write_atomic
 from moescope.models import load
 from moescope.report.style import BLUE, VERMILLION, letter, look, new_figure
-from moescope.studies.distill import DataSettings, DistillSettings, Pairs, Teacher, control_pairs, model_pairs
 from moescope.studies.distill.baselines import baseline_fvu
 from moescope.studies.distill.claims import ratio_table, summary_table
-from moescope.studies.distill.layer_data import pieces
+from moescope.studies.distill.controls import control_pairs
+from moescope.studies.distill.data import Pairs
+from moescope.studies.distill.layer_data import model_pairs, pieces
 from moescope.studies.distill.runs import run_students
+from moescope.studies.distill.settings import DistillSettings
+from moescope.studies.distill.teacher import Teacher
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from training.corpus import one_text
@@ -51,7 +54,7 @@ def measure(name: str, scratch: Path) -> dict[str, Any]:
     model = load(name)
     teacher = Teacher(model, LAYER)
     texts = pieces([part for part in one_text().split("\n\n") if part.strip()], 700)
-    activations = model_pairs(teacher, texts, DataSettings(tokens=plan["tokens"], memory=8 << 30))
+    activations = model_pairs(teacher, texts, DistillSettings(tokens=plan["tokens"], memory=8))
     rows: list[pd.DataFrame] = []
     body: Any = model.body
     embedding = body.get_input_embeddings().weight.detach().float().cpu()
@@ -66,7 +69,7 @@ def measure(name: str, scratch: Path) -> dict[str, Any]:
                     experts=EXPERTS,
                     active=(plan["active"],),
                     rank=RANK,
-                    lrs=plan[kind],
+                    lr=plan[kind],
                     steps=steps,
                     seeds=SEEDS,
                     batch=BATCH,

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,9 +29,9 @@ from transformers.models.glm4_moe.modeling_glm4_moe import Glm4MoeExperts
 
 from machine import describe
 from moescope.kernels.experts import pack, path
-from moescope.studies.convert import convert
 from moescope.studies.convert.settings import Counts
 from moescope.studies.convert.speed import Runner, Workload, active_share, ceilings, measure
+from moescope.studies.convert.study import convert
 from moescope.studies.convert.target import Target, set_active, target_config
 
 RESULT = Path(__file__).parent / "results" / "convert.json"
@@ -233,8 +232,7 @@ def model(
 
 
 def embedded() -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        result = convert("dense-tiny", Path(folder) / "out")
+    result = convert("dense-tiny")
     print(result.claims_frame()[["name", "measured", "null", "note"]].to_string())
     tables = {name: result.to_frame(name).to_dict("records") for name in ("frontier", "speed")}
     return {"recommendation": result.claims[0].note, "minutes_to_convert": result.meta["minutes_to_convert"], **tables}

@@ -176,12 +176,15 @@ def kernel_times(experts: int, repeats: int) -> dict[str, float]:
 def million(steps: int = 60) -> dict[str, Any]:
     """A student of a million experts of the embedded model's layer 3, trained for a minute or two."""
     from moescope.models import load
-    from moescope.studies.distill import DataSettings, Job, Teacher, TrainSettings, evaluate, model_pairs, scaling_of, train
-    from moescope.studies.distill.layer_data import pieces
+    from moescope.studies.distill.data import scaling_of
+    from moescope.studies.distill.evaluate import evaluate
+    from moescope.studies.distill.layer_data import model_pairs, pieces
+    from moescope.studies.distill.teacher import Teacher
+    from moescope.studies.distill.training import Job, TrainSettings, train
     from moescope.tasks import plain_text
 
     teacher = Teacher(load("dense-tiny"), 3)
-    pairs = model_pairs(teacher, pieces(plain_text(), 512), DataSettings())
+    pairs = model_pairs(teacher, pieces(plain_text(), 512))
     before = _resident()
     student = Student(spec("product-key", 1_000_000), teacher.shape, scaling_of(pairs))
     job = Job(student, 5e-3)

@@ -15,11 +15,13 @@ from pathlib import Path
 from machine import describe
 from moescope.files.atomic import write_atomic
 from moescope.models import load
-from moescope.studies.distill import DataSettings, DistillSettings, StudentSpec, Teacher, model_pairs
 from moescope.studies.distill.claims import summary_table
-from moescope.studies.distill.layer_data import pieces
+from moescope.studies.distill.layer_data import model_pairs, pieces
 from moescope.studies.distill.runs import run_students
+from moescope.studies.distill.settings import DistillSettings
+from moescope.studies.distill.spec import StudentSpec
 from moescope.studies.distill.study import equal_cost_students
+from moescope.studies.distill.teacher import Teacher
 from moescope.tasks import plain_text
 
 RESULT = Path(__file__).parent / "results" / "distill_frontier.json"
@@ -28,7 +30,7 @@ STEPS, RATE, SEEDS = 600, 3e-3, 2
 
 def main() -> None:
     teacher = Teacher(load("dense-tiny"), 3)
-    pairs = model_pairs(teacher, pieces(plain_text(), 512), DataSettings())
+    pairs = model_pairs(teacher, pieces(plain_text(), 512))
     experts = {"full": (1024,), "low-rank": (4096,), "product-key": (4096, 16384)}
     students = [
         StudentSpec(shared=16, experts=m, active=16, router=router, rank=64)  # type: ignore[arg-type]
@@ -37,7 +39,7 @@ def main() -> None:
     ]
     specs = {spec.name: spec for spec in students}
     specs |= equal_cost_students(specs, teacher.shape, None)
-    settings = DistillSettings(layer=3, lrs=(RATE,), seeds=SEEDS, steps=STEPS)
+    settings = DistillSettings(layer=3, lr=(RATE,), seeds=SEEDS, steps=STEPS)
     runs = run_students(pairs, specs, teacher.shape, settings)
     table = summary_table(runs.rows.assign(data="activations"))
     columns = ["student", "fvu", "low", "high", "multiply_adds", "router_multiply_adds", "bytes_large_batch", "dead"]

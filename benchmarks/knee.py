@@ -20,21 +20,13 @@ import pandas as pd
 from machine import describe
 from moescope.files.atomic import write_atomic
 from moescope.report.style import BLUE, VERMILLION, letter, look, new_figure
-from moescope.studies.distill import (
-    DictionarySettings,
-    DictionaryTeacher,
-    Job,
-    LayerShape,
-    Student,
-    StudentSpec,
-    TrainSettings,
-    control_pairs,
-    dictionary_pairs,
-    evaluate,
-    fvu,
-    scaling_of,
-    train,
-)
+from moescope.studies.distill.controls import control_pairs
+from moescope.studies.distill.data import scaling_of
+from moescope.studies.distill.evaluate import evaluate, fvu
+from moescope.studies.distill.spec import StudentSpec
+from moescope.studies.distill.students import LayerShape, Student
+from moescope.studies.distill.synthetic import DictionarySettings, DictionaryTeacher, dictionary_pairs
+from moescope.studies.distill.training import Job, TrainSettings, train
 
 RESULTS = Path(__file__).parent / "results"
 WIDTH, SEEDS, STEPS, BATCH, RATE = 128, 3, 1000, 256, 2e-2

@@ -1,4 +1,4 @@
-"""Before any test module is imported: without a GPU, Triton kernels run in Triton's interpreter, and the server's tests need its
+"""Before any test module is imported: without a GPU, Triton kernels run in Triton's interpreter; the server's tests need its
 extra.
 
 Triton reads the variable when it is imported, which transformers does by itself.

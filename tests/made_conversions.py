@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,8 +11,11 @@ from moescope.models import LoadedModel, from_model
 from moescope.studies.convert.build import build_model
 from moescope.studies.convert.layers import Converted, convert_layers
 from moescope.studies.convert.settings import ConvertSettings, Counts, counts_of
+from moescope.studies.convert.study import convert
 from moescope.studies.convert.target import Target, target_of
 from moescope.studies.convert.text import Windows
+from moescope.study.result import StudyResult
+from moescope.study.run import Run
 from tests.architectures import build, tiny_tokenizer
 
 # Widths that cut into 8 experts of 8 neurons; no sliding window, which the targets lack.
@@ -56,5 +60,11 @@ def converted(model: LoadedModel, **options: Any) -> tuple[Any, Counts, Target, 
     settings = ConvertSettings(**({"experts": 8, "active": 3, "controls": False} | options))
     target = target_of(model.module, model.config)
     counts = counts_of(settings, model.config.intermediate_size, has_shared=target.has_shared)
-    found = convert_layers(model, target, counts, windows(), settings)
+    found = convert_layers(model, target, counts, windows(), settings, 0)
     return build_model(model, target, counts, found.chosen), counts, target, found
+
+
+def conversion(model: Any, out: Path, *, overwrite: bool = False, **options: Any) -> StudyResult:
+    """The study, written to ``out``: its inputs and its settings alike as options."""
+    inputs = {name: options.pop(name) for name in ("texts", "heldout", "finetune_text", "circuits") if name in options}
+    return convert(model, settings=ConvertSettings(**options), run=Run(out=out, overwrite=overwrite), **inputs)

@@ -16,15 +16,15 @@ import moescope.studies.convert.finetune as finetuning
 from moescope.cli import main
 from moescope.errors import InputError
 from moescope.models import load
-from moescope.studies.convert import ConvertSettings, convert
 from moescope.studies.convert.build import build_model
 from moescope.studies.convert.distillation import distance
 from moescope.studies.convert.finetune import finetune, untouched
+from moescope.studies.convert.settings import ConvertSettings
 from moescope.studies.convert.student import Fixed, TopK, route
 from moescope.studies.convert.text import read_tuning_windows
 from moescope.study.result import StudyResult
 from moescope.tasks import plain_text
-from tests.made_conversions import SOURCES, converted, source, windows
+from tests.made_conversions import SOURCES, conversion, converted, source, windows
 
 pytest.importorskip("peft")
 
@@ -39,12 +39,12 @@ def tune(model: Any, steps: int = 4, rate: float | None = 3e-3, seed: int = 0, r
     """The tuned result of a tiny source model on random windows, and the conversion it began from."""
     made = converted(model)
     _, counts, target, found = made
-    settings = ConvertSettings(finetune=steps, finetune_lr=rate, finetune_rank=rank, seed=seed)
+    settings = ConvertSettings(finetune=steps, finetune_lr=rate, finetune_rank=rank)
 
     def choices() -> list[TopK]:
         return [TopK(split, router, counts.active - counts.shared) for split, router in found.chosen]
 
-    return finetune(model, target, choices, windows(12, 32), windows(8, 32, seed=1), settings), made
+    return finetune(model, target, choices, windows(12, 32), windows(8, 32, seed=1), settings, seed), made
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def weights(dense: Any) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def result(dense: Any, weights: dict[str, torch.Tensor], folder: Path) -> StudyResult:
-    return convert(dense, folder, **SMALL)
+    return conversion(dense, folder, **SMALL)
 
 
 def test_it_helps_on_held_out_text(result: StudyResult) -> None:
@@ -87,7 +87,7 @@ def test_what_is_claimed_is_of_the_tuned_model(result: StudyResult, folder: Path
     assert "fine-tuned against the dense model" in card
     assert "No weight was trained" not in card
     assert "fine-tuning: 10 steps, LoRA of rank 8" in card
-    recipe = json.loads((folder / "conversion.json").read_text())["recipe"]
+    recipe = json.loads((folder / "results.json").read_text())["meta"]
     assert len({recipe["text"][part]["source"] for part in ("fine-tuning", "held-out")}) == 2
     history = result.to_frame("finetuning")
     assert (
@@ -155,9 +155,9 @@ def test_every_weight_of_the_mlps_can_be_trained(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.module.state_dict().items())
     model.module.to(torch.bfloat16)
     model.dtype = torch.bfloat16
-    with pytest.raises(InputError, match="give --dtype fp32, or a rank"):
-        convert(model, tmp_path / "full", **(TINY | {"finetune_rank": "full"}), finetune=2)
-    convert(model, tmp_path / "lora", **TINY, finetune=2, finetune_lr=3e-3)
+    with pytest.raises(InputError, match="give dtype=fp32, or a rank"):
+        conversion(model, tmp_path / "full", **(TINY | {"finetune_rank": "full"}), finetune=2)
+    conversion(model, tmp_path / "lora", **TINY, finetune=2, finetune_lr=3e-3)
     written = load_file(tmp_path / "lora" / "model.safetensors")
     assert {t.dtype for name, t in written.items() if "e_score" not in name} == {torch.bfloat16}
 
@@ -190,8 +190,8 @@ def test_the_best_state_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_does_not_help_is_not_written(tmp_path: Path) -> None:
-    out = convert(source("llama"), tmp_path / "tuned", **TINY, finetune=3, finetune_lr=0.3)
-    plain = convert(source("llama"), tmp_path / "plain", **TINY)
+    out = conversion(source("llama"), tmp_path / "tuned", **TINY, finetune=3, finetune_lr=0.3)
+    plain = conversion(source("llama"), tmp_path / "plain", **TINY)
     one, two = ((tmp_path / f / "model.safetensors").read_bytes() for f in ("tuned", "plain"))
     assert one == two
     assert not out.meta["tuned"]
@@ -202,7 +202,7 @@ def test_what_does_not_help_is_not_written(tmp_path: Path) -> None:
 
 
 def test_controls_are_tuned_alike(tmp_path: Path) -> None:
-    out = convert(source("llama"), tmp_path / "out", **(TINY | {"controls": True}), finetune=3, finetune_lr=3e-3)
+    out = conversion(source("llama"), tmp_path / "out", **(TINY | {"controls": True}), finetune=3, finetune_lr=3e-3)
     frontier = out.to_frame("frontier").set_index(["kind", "active"])["rise"]
     assert {"tuned", "random tuned", "static tuned"} <= set(frontier.index.get_level_values(0))
     assert list(frontier["random tuned"].index) == list(frontier["static tuned"].index) == [3]
@@ -216,17 +216,17 @@ def test_the_original_tuned_alike_stays_itself(dense: Any) -> None:
     model = source("llama")
     target = converted(model)[2]
     settings = ConvertSettings(finetune=3, finetune_lr=3e-3)
-    assert untouched(model, target, windows(8, 32), settings) == 0
+    assert untouched(model, target, windows(8, 32), settings, 0) == 0
 
     def every() -> list[Fixed]:
         return [Fixed(torch.ones(64)) for _ in range(model.n_layers)]
 
-    assert finetune(model, target, every, windows(12, 32), windows(8, 32, seed=1), settings).module is None
+    assert finetune(model, target, every, windows(12, 32), windows(8, 32, seed=1), settings, 0).module is None
 
 
 def test_divergence_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no finite number at step \d+ with a learning rate of 1e\+30.*--finetune-lr"):
-        convert(source("llama"), tmp_path / "out", **TINY, finetune=4, finetune_lr=1e30)
+    with pytest.raises(InputError, match=r"no finite number at step \d+ with a learning rate of 1e\+30.*finetune_lr=1e\+29"):
+        conversion(source("llama"), tmp_path / "out", **TINY, finetune=4, finetune_lr=1e30)
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(finetuning, "RATES", (1e30, 1e-3))
     tuned, _ = tune(source("llama"), steps=10, rate=None)
@@ -239,17 +239,17 @@ def test_interruption_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
     monkeypatch.setattr(finetuning._Run, "validate", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        convert(source("llama"), tmp_path / "out", **TINY, finetune=2)
+        conversion(source("llama"), tmp_path / "out", **TINY, finetune=2)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--finetune", "0"], "--finetune: 0 is too few"),
-        (["--finetune=-3"], "--finetune: -3 is too few"),
-        (["--finetune", "5", "--finetune-rank", "0"], "--finetune-rank: 0 is too few"),
-        (["--finetune", "5", "--finetune-lr", "0"], "--finetune-lr: 0.0 is no learning rate"),
+        (["--finetune", "0"], "--finetune: must be at least 1, got 0"),
+        (["--finetune=-3"], "--finetune: must be at least 1, got -3"),
+        (["--finetune", "5", "--finetune-rank", "0"], "--finetune-rank: must be at least 1 or full, got 0"),
+        (["--finetune", "5", "--finetune-lr", "0"], "--finetune-lr: must be above 0, got 0"),
         (["--finetune-lr", "0.1"], "without --finetune STEPS"),
         (["--finetune-text", "short.txt"], "without --finetune STEPS"),
         (["--finetune", "5", "--finetune-text", "short.txt"], "at least 16 are needed"),
@@ -273,7 +273,7 @@ def test_bad_options(
 def test_without_peft(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(InputError, match=r"pip install 'moescope\[finetune\]'"):
-        convert(source("llama"), tmp_path / "out", **TINY, finetune=2)
+        conversion(source("llama"), tmp_path / "out", **TINY, finetune=2)
     assert not list(tmp_path.iterdir())
 
 
@@ -282,7 +282,7 @@ def test_held_out_paragraphs_are_not_trained_on(dense: Any, tmp_path: Path) -> N
     text = tmp_path / "everything.txt"
     text.write_text("\n".join(paragraphs))
     settings = ConvertSettings(finetune=10**6, window=64)
-    training, validation = read_tuning_windows(dense, text, None, None, settings, 256, 10**9)
+    training, validation = read_tuning_windows(dense, text, None, None, settings, 256, 10**9, 0)
     held = len(paragraphs) - int(len(paragraphs) * 0.75)
     assert f"less {held} paragraphs that are held out" in training.source
     first, last = (dense.tokenizer(p, add_special_tokens=False)["input_ids"][5:25] for p in (paragraphs[0], paragraphs[-1]))

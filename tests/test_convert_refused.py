@@ -10,19 +10,18 @@ import torch
 
 from moescope.errors import InputError
 from moescope.models import from_model
-from moescope.studies.convert import ConvertSettings, convert
-from moescope.studies.convert.settings import counts_of
+from moescope.studies.convert.settings import ConvertSettings, counts_of
 from moescope.studies.convert.target import target_config, target_of
 from moescope.types import Circuit, Neuron, Site
 from tests.architectures import TINY, build, tiny_model, tiny_tokenizer
-from tests.made_conversions import source
+from tests.made_conversions import conversion, source
 
 
 def refused(model: Any, folder: Path, **options: Any) -> str:
     with pytest.raises(InputError) as caught:
-        convert(model, folder, **({"speed": False} | options))
+        conversion(model, folder, **({"speed": False} | options))
     assert "\n" not in str(caught.value)
-    assert not folder.exists() or "already" in str(caught.value) or "exists" in str(caught.value)
+    assert not folder.exists() or "not a moescope result" in str(caught.value)
     assert not list(folder.parent.glob(".*.partial"))
     return str(caught.value)
 
@@ -53,22 +52,22 @@ def test_a_bias_that_has_no_place(tmp_path: Path) -> None:
 def test_text_that_is_too_short(tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text("A few words.\nAnd a few more of them.\n")
-    message = refused(source("llama"), tmp_path / "out", calibration=short, window=16)
+    message = refused(source("llama"), tmp_path / "out", texts=short, window=16)
     assert "short.txt" in message
     assert "at least 1024" in message
     long = tmp_path / "long.txt"
     long.write_text("\n".join(f"Line {i} of a text that is long enough." for i in range(200)))
-    message = refused(source("llama"), tmp_path / "out", calibration=long, heldout=short, window=256)
+    message = refused(source("llama"), tmp_path / "out", texts=long, heldout=short, window=256)
     assert "held-out" in message
-    assert "is the calibration text" in refused(source("llama"), tmp_path / "out", calibration=long, heldout=long)
-    assert "No such file" in refused(source("llama"), tmp_path / "out", calibration=tmp_path / "absent.txt")
+    assert "is the calibration text" in refused(source("llama"), tmp_path / "out", texts=long, heldout=long)
+    assert "No such file" in refused(source("llama"), tmp_path / "out", texts=tmp_path / "absent.txt")
 
 
 def test_a_folder_that_is_taken(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     message = refused(source("llama"), tmp_path / "mine", overwrite=True)
-    assert "not a conversion" in message
+    assert "not a moescope result" in message
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
 
 
@@ -76,7 +75,7 @@ def test_counts(tmp_path: Path) -> None:
     assert "take 2, 4, 8" in refused(source("llama"), tmp_path / "out", experts=7)
     for options in ({"active": 9}, {"active": 1}, {"shared": 0}, {"shared": 3}):
         message = refused(source("llama"), tmp_path / "out", **({"experts": 8, "active": 3} | options))
-        assert f"--{next(iter(options))}" in message
+        assert message.startswith(f"{next(iter(options))}: ")
     assert "no shared experts" in refused(source("olmo2"), tmp_path / "out", experts=8, active=3, shared=1)
 
 
@@ -97,7 +96,7 @@ def test_counts_that_are_left_open() -> None:
 def test_circuits_that_hold_no_neurons_of_the_mlps(neuron: Neuron, text: str, tmp_path: Path) -> None:
     circuit = Circuit("certainty", (neuron,), (1.0,))
     assert text in refused(source("llama"), tmp_path / "out", method="circuits", circuits=[circuit], experts=8)
-    assert "--circuits" in refused(source("llama"), tmp_path / "out", method="circuits", experts=8)
+    assert refused(source("llama"), tmp_path / "out", method="circuits", experts=8).startswith("circuits: ")
 
 
 def test_a_sliding_window_shortens_the_context() -> None:
@@ -116,13 +115,13 @@ def test_out_of_memory_or_interruption_leaves_nothing(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr("moescope.studies.convert.study.measure_frontier", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        convert(source("llama"), tmp_path / "out", experts=8, speed=False, window=64, calibration_tokens=2048)
+        conversion(source("llama"), tmp_path / "out", experts=8, speed=False, window=64, calibration_tokens=2048)
     assert not list(tmp_path.iterdir())
 
 
 def test_weights_are_safetensors_only(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    convert(
+    conversion(
         source("llama"),
         tmp_path / "out",
         experts=8,

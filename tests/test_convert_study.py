@@ -13,12 +13,13 @@ import transformers
 
 import moescope.study.result
 from moescope.cli import main
-from moescope.studies.convert import convert
+from moescope.errors import InputError
+from moescope.studies.convert.build import build_model
+from moescope.studies.convert.claims import recommend
 from moescope.studies.convert.speed import Runner, Workload, active_share, ceilings, measure
-from moescope.studies.convert.study import relative_difference
-from moescope.studies.convert.verdict import recommend
+from moescope.studies.convert.study import checked_equality, relative_difference
 from moescope.study.result import StudyResult
-from tests.made_conversions import converted, source, windows
+from tests.made_conversions import conversion, converted, source, windows
 
 SMALL: dict[str, Any] = {"experts": 40, "active": 10, "calibration_tokens": 4096, "heldout_tokens": 512, "speed": False}
 
@@ -34,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def result(folder: Path) -> StudyResult:
     """The embedded model on little text, without the clock."""
-    return convert("dense-tiny", folder, **SMALL)
+    return conversion("dense-tiny", folder, **SMALL)
 
 
 def test_the_split_beats_its_controls(result: StudyResult) -> None:
@@ -61,11 +62,14 @@ def test_claims(result: StudyResult) -> None:
 
 
 def test_what_lies_in_the_folder(result: StudyResult, folder: Path) -> None:
-    assert moescope.study.result.load(folder / "report") == result
+    assert moescope.study.result.load(folder) == result
     assert "frontier" in result.figures()
-    recipe = json.loads((folder / "conversion.json").read_text())
-    assert recipe["recipe"]["counts"] == {"experts": 40, "active": 10, "shared": 2}
-    assert recipe["recipe"]["text"]["calibration"]["sha256"] != recipe["recipe"]["text"]["held-out"]["sha256"]
+    recipe = json.loads((folder / "results.json").read_text())["meta"]
+    assert recipe["counts"] == {"experts": 40, "active": 10, "shared": 2}
+    assert recipe["text"]["calibration"]["sha256"] != recipe["text"]["held-out"]["sha256"]
+    (rows,) = recipe["rows"]
+    assert (rows["fit"]["rows"], rows["judge"]["rows"]) == (16, 2)
+    assert [control["control"] for control in recipe["controls"]] == ["random split"]
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n")
     assert "base_model: dense-tiny" in card
@@ -80,7 +84,7 @@ def test_what_lies_in_the_folder(result: StudyResult, folder: Path) -> None:
 
 
 def test_the_same_seed_gives_the_same_weights(result: StudyResult, folder: Path, tmp_path: Path) -> None:
-    again = convert("dense-tiny", tmp_path / "again", **(SMALL | {"controls": False}))
+    again = conversion("dense-tiny", tmp_path / "again", **(SMALL | {"controls": False}))
     assert again.claims[3].measured == result.claims[3].measured
     first, second = ((f / "model.safetensors").read_bytes() for f in (folder, tmp_path / "again"))
     assert first == second
@@ -90,7 +94,7 @@ def test_calibration_text_is_not_what_it_is_judged_on(tmp_path: Path) -> None:
     lines = [f"Line {i} says {i * i} and nothing else worth a note." for i in range(400)]
     text = tmp_path / "text.txt"
     text.write_text("\n".join(lines))
-    out = convert(source("llama"), tmp_path / "out", calibration=text, **TINY)
+    out = conversion(source("llama"), tmp_path / "out", texts=text, **TINY)
     described = out.meta["text"]
     assert described["calibration"]["source"] == "text.txt, first three quarters"
     assert described["held-out"]["source"] == "text.txt, last quarter"
@@ -100,7 +104,7 @@ def test_bfloat16_is_written_as_it_came(tmp_path: Path) -> None:
     model = source("llama")
     model.module.to(torch.bfloat16)
     model.dtype = torch.bfloat16
-    convert(model, tmp_path / "out", **TINY)
+    conversion(model, tmp_path / "out", **TINY)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert loaded.dtype == torch.bfloat16
     gate = loaded.model.layers[0].mlp.gate
@@ -169,6 +173,27 @@ def test_a_wrong_conversion_would_be_noticed() -> None:
     assert relative_difference(model.module, built, counts, windows(2)) <= 1e-4
     built.model.layers[1].mlp.experts.down_proj[3] *= 1.1
     assert relative_difference(model.module, built, counts, windows(2)) > 1e-3
+    with pytest.raises(InputError, match="every expert active the logits differ"):
+        checked_equality(model, built, counts, windows(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_wrong_conversion_is_not_written(dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = source("llama")
+    model.module.to(dtype)
+    model.dtype = dtype
+    conversion(model, tmp_path / "right", **TINY)
+
+    def wrong(*arguments: Any, **options: Any) -> Any:
+        built = build_model(*arguments, **options)
+        for layer in built.model.layers:
+            layer.mlp.experts.down_proj.copy_(layer.mlp.experts.down_proj.roll(1, 0))
+        return built
+
+    monkeypatch.setattr("moescope.studies.convert.study.build_model", wrong)
+    with pytest.raises(InputError, match="every expert active the logits differ"):
+        conversion(model, tmp_path / "wrong", **TINY)
+    assert [p.name for p in tmp_path.iterdir()] == ["right"]
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,11 +206,9 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit) as stopped:
         main(["convert", "dense-tiny", "-o", str(out), *options])
     assert stopped.value.code == 2
-    assert (
-        capsys.readouterr().err == f"error: --out: {out} already holds a conversion; name another folder or give --overwrite\n"
-    )
+    assert f"error: {out} already holds a moescope result" in capsys.readouterr().err
     main(["convert", "dense-tiny", "-o", str(out), "--overwrite", "--active", "20", *options])
-    assert json.loads((out / "conversion.json").read_text())["recipe"]["counts"]["active"] == 20
+    assert json.loads((out / "results.json").read_text())["meta"]["counts"]["active"] == 20
 
 
 @pytest.mark.slow
@@ -205,11 +228,11 @@ def test_one_run_of_the_evaluation_harness(tmp_path: Path) -> None:
         "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{q}}'\ndoc_to_choice: '{{choices}}'\n"
         "doc_to_target: '{{gold}}'\nmetric_list:\n  - metric: acc\n"
     )
-    out = convert(
+    out = conversion(
         "dense-tiny",
         tmp_path / "out",
         **(SMALL | {"active": 40, "controls": False}),
-        eval_tasks=["tiny_pairs"],
+        eval_task=["tiny_pairs"],
         eval_include=data.parent,
     )
     tasks = out.to_frame("tasks").set_index("metric")

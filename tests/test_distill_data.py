@@ -9,24 +9,25 @@ from scipy import stats
 
 from moescope.capture import ActivationStore, capture, encode
 from moescope.errors import InputError
-from moescope.studies.distill import (
+from moescope.studies.distill.baselines import baseline_fvu
+from moescope.studies.distill.controls import control_pairs, moments
+from moescope.studies.distill.data import (
+    SPLITS,
     ArrayPairs,
     Block,
-    DataSettings,
-    DictionarySettings,
-    DictionaryTeacher,
-    Teacher,
-    control_pairs,
-    dictionary_pairs,
-    fvu,
-    model_pairs,
+    batches,
+    batches_per_epoch,
+    count,
     scaling_of,
-    store_pairs,
+    split_units,
+    whole,
 )
-from moescope.studies.distill.baselines import baseline_fvu
-from moescope.studies.distill.controls import moments
-from moescope.studies.distill.data import SPLITS, batches, batches_per_epoch, count, split_units, whole
-from moescope.studies.distill.layer_data import pieces
+from moescope.studies.distill.evaluate import fvu
+from moescope.studies.distill.layer_data import model_pairs, pieces, store_pairs
+from moescope.studies.distill.settings import DistillSettings
+from moescope.studies.distill.synthetic import DictionarySettings, DictionaryTeacher, dictionary_pairs
+from moescope.studies.distill.teacher import Teacher
+from moescope.study.run import Run
 from tests.architectures import tiny_model
 
 TEXTS = [f"{'word ' * (i % 7 + 1)}number {i}" for i in range(60)]
@@ -51,7 +52,7 @@ def teach(x: torch.Tensor) -> torch.Tensor:
 def test_model_pairs_are_the_layers_own_inputs_and_outputs_without_first_token_and_padding() -> None:
     model = tiny_model("llama")
     teacher = Teacher(model, 2)
-    pairs = model_pairs(teacher, TEXTS, DataSettings(batch_tokens=100))
+    pairs = model_pairs(teacher, TEXTS, run=Run(batch_tokens=100))
     encoded = encode(model, TEXTS)
     assert sum(count(pairs, split) for split in SPLITS) == int((encoded.lengths - 1).sum())
     # one text at a time, without any padding
@@ -73,8 +74,8 @@ def test_model_pairs_are_the_layers_own_inputs_and_outputs_without_first_token_a
 def test_streamed_equals_kept() -> None:
     """The same batches whether the data fit the memory or are read from the model again."""
     teacher = Teacher(tiny_model("llama"), 1)
-    kept = model_pairs(teacher, TEXTS, DataSettings())
-    streamed = model_pairs(teacher, TEXTS, DataSettings(memory=1))
+    kept = model_pairs(teacher, TEXTS)
+    streamed = model_pairs(teacher, TEXTS, DistillSettings(memory=1e-9))
     assert isinstance(kept, ArrayPairs)
     assert not isinstance(streamed, ArrayPairs)
     for split in SPLITS:
@@ -89,14 +90,14 @@ def test_store_pairs_equal_model_pairs(tmp_path) -> None:
     store = ActivationStore.collect(
         tmp_path / "s", model, TEXTS, sites, position="all", dtype="float32", skip_special=False, shard_texts=25
     )
-    direct, stored = model_pairs(teacher, TEXTS, DataSettings()), store_pairs(teacher, store, DataSettings())
+    direct, stored = model_pairs(teacher, TEXTS), store_pairs(teacher, store)
     for split in SPLITS:
         torch.testing.assert_close(whole(stored, split).x, whole(direct, split).x, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(whole(stored, split).y, whole(direct, split).y, atol=1e-5, rtol=1e-5)
     with pytest.raises(InputError, match="activations of another model"):
-        store_pairs(Teacher(tiny_model("llama", seed=1), 1), store, DataSettings())
+        store_pairs(Teacher(tiny_model("llama", seed=1), 1), store)
     with pytest.raises(InputError, match="site mlp_in:2 is not in the store"):
-        store_pairs(Teacher(model, 2), store, DataSettings())
+        store_pairs(Teacher(model, 2), store)
 
 
 def test_splits_balance_tokens_not_texts() -> None:
@@ -137,7 +138,7 @@ def test_an_activation_that_is_not_finite_names_site_and_text() -> None:
     with torch.no_grad():
         model.structure.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
     with pytest.raises(InputError, match=r"site mlp_out:1, text \d+"):
-        model_pairs(Teacher(model, 1), TEXTS, DataSettings())
+        model_pairs(Teacher(model, 1), TEXTS)
 
 
 def test_scaling_makes_the_loss_an_fvu() -> None:
@@ -201,13 +202,13 @@ def test_shuffled_outputs_cannot_be_learned_and_a_shuffled_teacher_is_another_fu
     assert baseline_fvu(pairs)["linear"] < 0.5
     assert baseline_fvu(control_pairs("shuffled-outputs", pairs, teach))["linear"] > 0.98
     teacher = Teacher(tiny_model("llama"), 1)
-    real = model_pairs(teacher, TEXTS, DataSettings())
+    real = model_pairs(teacher, TEXTS)
     before = {n: t.clone() for n, t in teacher.model.body.state_dict().items()}
     made = control_pairs("shuffled-teacher", real, teacher)
     assert torch.equal(whole(made, "train").x, whole(real, "train").x)
     assert not torch.allclose(whole(made, "train").y, whole(real, "train").y, atol=1e-2)
     assert all(torch.equal(before[n], t) for n, t in teacher.model.body.state_dict().items())  # and is put back
-    with pytest.raises(InputError, match="--control: 'noise' is none of"):
+    with pytest.raises(InputError, match="control: 'noise' is none of"):
         control_pairs("noise", pairs, teach)
 
 

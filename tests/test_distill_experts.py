@@ -11,23 +11,21 @@ import torch
 from safetensors.torch import save_file
 
 from moescope.errors import InputError
-from moescope.studies.distill import (
-    DistillSettings,
-    Student,
-    StudentSpec,
-    Teacher,
+from moescope.studies.distill.expert_study import expert_study
+from moescope.studies.distill.neighbours import (
     circuit_overlap,
-    distill,
-    generation_table,
     load_dictionary,
     nearest_directions,
     nearest_neurons,
-    read_experts,
-    splice_table,
+    pairing_null,
 )
-from moescope.studies.distill.expert_study import expert_study
-from moescope.studies.distill.neighbours import pairing_null
-from moescope.studies.distill.students import Scaling
+from moescope.studies.distill.reading import read_experts
+from moescope.studies.distill.settings import DistillSettings
+from moescope.studies.distill.spec import StudentSpec
+from moescope.studies.distill.splice import generation_table, splice_table
+from moescope.studies.distill.students import Scaling, Student
+from moescope.studies.distill.study import distill
+from moescope.studies.distill.teacher import Teacher
 from moescope.study.result import StudyResult
 from moescope.types import Circuit, Neuron, Site
 from tests.architectures import tiny_model
@@ -148,19 +146,19 @@ def test_bad_dictionaries_and_circuits_are_one_line(teacher, tmp_path: Path) -> 
         "circuits", {"fingerprint": "x"}, circuits={"a": Circuit("a", (Neuron(Site("resid", 1), 0),), (1.0,))}
     )
     with pytest.raises(InputError, match="fingerprint x"):
-        distill(teacher.model, 1, texts=TEXTS, circuits=foreign)
+        distill(teacher.model, TEXTS, DistillSettings(layer=1), circuits=foreign)
     with pytest.raises(InputError, match="no circuits"):
-        distill(teacher.model, 1, texts=TEXTS, circuits=StudyResult("circuits", {"fingerprint": teacher.model.fingerprint}))
+        distill(teacher.model, TEXTS, circuits=StudyResult("circuits", {"fingerprint": teacher.model.fingerprint}))
 
 
 def test_lift_is_of_documents_not_of_tokens() -> None:
     """A feature of the letter x: in one story of many tokens it proves nothing, in every story it does."""
-    from moescope.studies.distill import DataSettings, model_pairs
     from moescope.studies.distill.data import whole
+    from moescope.studies.distill.layer_data import model_pairs
 
     teacher = Teacher(tiny_model("llama"), 0)
     filler = [f"{'mnop' * 6}{i}" for i in range(24)]
-    block = whole(model_pairs(teacher, [t + "x" * 12 for t in filler], DataSettings()), "train")
+    block = whole(model_pairs(teacher, [t + "x" * 12 for t in filler]), "train")
     student = Student(
         StudentSpec(kind="transcoder", experts=4, active=1), teacher.shape, Scaling(block.x.mean(0), 1.0, torch.zeros(32), 1.0)
     )
@@ -211,10 +209,8 @@ def test_study_reads_experts_beside_circuits_and_dictionary(tmp_path: Path) -> N
         circuits={"sentiment": Circuit("sentiment", tuple(Neuron(Site("mlp_act", 1), i) for i in range(9)), (1.0,) * 9)},
     )
     save_file({"W_dec": torch.randn(16, 32)}, tmp_path / "sae.safetensors")
-    settings = DistillSettings(layer=1, experts=36, active=(2,), rank=6, lrs=(1e-2,), seeds=1, steps=8, batch=256, controls=())
-    result, students = distill(
-        model, texts=TEXTS * 2, settings=settings, circuits=known.save(tmp_path / "c"), dictionary=tmp_path / "sae.safetensors"
-    )
+    settings = DistillSettings(layer=1, experts=36, active=(2,), rank=6, lr=(1e-2,), seeds=1, steps=8, batch=256, control=())
+    result = distill(model, TEXTS * 2, settings, circuits=known.save(tmp_path / "c"), dictionary=tmp_path / "sae.safetensors")
     experts = result.to_frame("experts")
     assert {"category", "category_p", "neuron", "circuit_neuron", "direction"} <= set(experts.columns)
     assert set(experts["category"].dropna()) <= {"code", "math", "story", "factual"}
@@ -225,7 +221,8 @@ def test_study_reads_experts_beside_circuits_and_dictionary(tmp_path: Path) -> N
         assert any(name.startswith(start) for name in names), start
     # random experts after eight steps are not the teacher's neurons
     assert next(c for c in result.claims if c.name.startswith("similarity")).p > 0.01
-    assert {"original", *students} == set(result.to_frame("generation")["layer_is"])
+    assert {"original", *result.to_frame("summary")["student"]} == set(result.to_frame("generation")["layer_is"])
+    assert len(result.artifacts) == result.to_frame("summary")["student"].nunique()
 
 
 def test_a_block_of_experts_is_read_without_neurons() -> None:

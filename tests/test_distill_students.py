@@ -8,12 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moescope.errors import InputError
-from moescope.studies.distill import LayerShape, Scaling, Student, StudentSpec, Teacher, load_student, save_student
 from moescope.studies.distill.accounting import per_neuron, spec_cost
 from moescope.studies.distill.routers import ProductKeyRouter, build_router
+from moescope.studies.distill.save import load_student, save_student
 from moescope.studies.distill.settings import DistillSettings
+from moescope.studies.distill.spec import StudentSpec
 from moescope.studies.distill.start import start_from_teacher
+from moescope.studies.distill.students import LayerShape, Scaling, Student
 from moescope.studies.distill.study import equal_cost_students
+from moescope.studies.distill.teacher import Teacher
 from tests.architectures import SETTINGS, tiny_model
 
 GLU = LayerShape(12, 10, "silu", True)
@@ -156,16 +159,16 @@ def test_cost_counts_every_weight_that_a_token_reads() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"experts": 8, "active": 9}, "--active: 9 of 8"),
-        ({"experts": 8, "active": 0}, "--active: 0 of 8"),
-        ({"experts": 0, "active": 1}, "--experts"),
-        ({"kind": "dense"}, "--shared"),
-        ({"kind": "dense", "shared": 3, "experts": 5}, "--experts"),
-        ({"kind": "transcoder", "experts": 8, "active": 2, "width": 2}, "--kind transcoder"),
+        ({"experts": 8, "active": 9}, "^active: 9 of 8"),
+        ({"experts": 8, "active": 0}, "^active: 0 of 8"),
+        ({"experts": 0, "active": 1}, "^experts: "),
+        ({"kind": "dense"}, "^shared: "),
+        ({"kind": "dense", "shared": 3, "experts": 5}, "^experts: "),
+        ({"kind": "transcoder", "experts": 8, "active": 2, "width": 2}, "^kind: a transcoder"),
         ({"experts": 97, "active": 2, "router": "product-key"}, "take 100 instead"),
         ({"experts": 100, "active": 2, "router": "product-key", "rank": 7}, "even rank"),
-        ({"experts": 8, "active": 2, "beta": 0.0}, "--beta"),
-        ({"experts": 8, "active": 2, "router": "random"}, "--router"),
+        ({"experts": 8, "active": 2, "beta": 0.0}, "^beta: "),
+        ({"experts": 8, "active": 2, "router": "random"}, "^router: "),
     ],
 )
 def test_a_spec_that_cannot_be_is_one_line(fields: dict, message: str) -> None:
@@ -221,13 +224,13 @@ def test_a_dense_student_as_wide_as_its_teacher_can_start_as_its_teacher(name: s
 
 
 def test_experts_of_a_block_are_not_mistaken_for_neurons() -> None:
-    with pytest.raises(InputError, match="--start random"):
+    with pytest.raises(InputError, match="use start=random"):
         _ = Teacher(tiny_model("olmoe"), 1).neurons
 
 
 def test_layer_that_is_not_there_or_has_no_mlp() -> None:
     model = tiny_model("llama")
-    with pytest.raises(InputError, match=r"--layer 9: .* layers 0 to 3"):
+    with pytest.raises(InputError, match=r"layer=9: .* layers 0 to 3"):
         Teacher(model, 9)
     taps = model.structure.taps
     for kind in ("mlp_in", "mlp_act", "mlp_out"):

@@ -11,52 +11,45 @@ import torch
 
 from moescope import load as load_result
 from moescope.errors import InputError
-from moescope.studies.distill import (
-    DictionarySettings,
-    DictionaryTeacher,
-    DistillSettings,
-    Job,
-    LayerShape,
-    Student,
-    StudentSpec,
-    Teacher,
-    TrainSettings,
-    control_pairs,
-    dictionary_pairs,
-    distill,
-    evaluate,
-    fvu,
-    load_student,
-    read_experts,
-    scaling_of,
-    splice_table,
-    spliced,
-    train,
-)
 from moescope.studies.distill.claims import distill_claims
+from moescope.studies.distill.controls import control_pairs
+from moescope.studies.distill.data import scaling_of
+from moescope.studies.distill.evaluate import evaluate, fvu
 from moescope.studies.distill.published import RECORD, mean_ratio, table_ratio
-from moescope.studies.distill.reproduce import published_table, reproduce_secret_moe
+from moescope.studies.distill.reading import read_experts
+from moescope.studies.distill.reproduce import published_table, reproduce
+from moescope.studies.distill.save import load_student
+from moescope.studies.distill.settings import DistillSettings
+from moescope.studies.distill.spec import StudentSpec
+from moescope.studies.distill.splice import splice_table, spliced
+from moescope.studies.distill.students import LayerShape, Student
+from moescope.studies.distill.study import distill
+from moescope.studies.distill.synthetic import DictionarySettings, DictionaryTeacher, dictionary_pairs
+from moescope.studies.distill.teacher import Teacher
+from moescope.studies.distill.training import Job, TrainSettings, train
+from moescope.study.names import slug
 from tests.architectures import tiny_model
 
 TEXTS = [f"{'some words ' * (i % 5 + 2)}and number {i}" for i in range(80)]
-SMALL = {"experts": 36, "active": (2, 4), "rank": 6, "lrs": (1e-2,), "seeds": 2, "steps": 12, "batch": 256}
+SMALL = {"experts": 36, "active": (2, 4), "rank": 6, "lr": (1e-2,), "seeds": 2, "steps": 12, "batch": 256}
 
 
 @pytest.fixture(scope="module")
 def study():
     model = tiny_model("llama", head=True)
-    return distill(
-        model, 1, texts=TEXTS, routers=("low-rank", "product-key"), transcoders=True, controls=("gaussian", "twin"), **SMALL
+    settings = DistillSettings(
+        layer=1, router=("low-rank", "product-key"), transcoders=True, control=("gaussian", "twin"), **SMALL
     )
+    return distill(model, TEXTS, settings)
 
 
 def test_result_has_every_student_on_every_source(study) -> None:
-    result, students = study
+    result = study
     summary = result.to_frame("summary")
     assert set(summary["data"]) == {"activations", "gaussian", "twin"}
     counts = summary.groupby("data")["student"].nunique()
     assert counts.nunique() == 1
-    assert set(students) == set(summary["student"])
+    assert set(result.artifacts) == {f"students/{slug(name)}" for name in summary["student"]}
     assert (summary["seeds"] == 2).all()
     moe = summary[summary["kind"] == "moe"]
     assert set(moe["active_neurons"]) == {4, 8}
@@ -70,15 +63,29 @@ def test_result_has_every_student_on_every_source(study) -> None:
 
 
 def test_result_is_saved_drawn_and_read_back(study, tmp_path: Path) -> None:
-    result, _ = study
+    result = study
     assert {"fvu", "cost", "training", "load", "splice"} <= set(result.figures())
     result.save(tmp_path / "out")
     assert load_result(tmp_path / "out") == result
     assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
 
 
+def test_the_rows_and_the_controls_are_on_record(study) -> None:
+    held, real, twin = study.rows
+    assert (held["fit"]["rows"], held["judge"]["rows"]) == (76, 4)
+    assert real["name"] == "texts of tiny-llama"
+    assert {role: entry["sha256"] for role, entry in real.items() if role != "name"} == {
+        role: entry["sha256"] for role, entry in twin.items() if role != "name"
+    }
+    assert real["fit"]["rows"] + real["select"]["rows"] + real["judge"]["rows"] == 76
+    gaussian, other = study.meta["controls"]
+    assert (gaussian["control"], other["control"]) == ("gaussian", "twin")
+    assert "inputs differ by" in gaussian["evidence"]
+    assert study.meta["fingerprint"] in other["evidence"]
+
+
 def test_every_claim_of_a_gain_stands_beside_the_gaussian_one(study) -> None:
-    result, _ = study
+    result = study
     gains = [c for c in result.claims if c.name.endswith("on activations")]
     assert len(gains) == 8  # two sizes; two routers, two transcoders
     assert all(c.null is not None and c.interval is not None and c.p is not None for c in gains)
@@ -168,7 +175,7 @@ def test_published_table_and_ratios_agree(study) -> None:
     for model, value in RECORD["mlp_over_moe_at_64_active"]["gaussian"].items():
         best = max(table_ratio("gaussian", model, 64, c) for c in RECORD["columns"][1:])
         assert best == pytest.approx(value, abs=0.011)
-    table = published_table(study[0])
+    table = published_table(study)
     row = table[table["figure"] == "FVU, activations, 64 active, moe"].iloc[0]
     assert row["pythia-70m"] == 0.079
     assert np.isnan(row["measured"])  # this study has 4 and 8 active neurons
@@ -176,7 +183,7 @@ def test_published_table_and_ratios_agree(study) -> None:
 
 
 def test_reproduce_says_that_the_embedded_model_stands_in() -> None:
-    result, _ = reproduce_secret_moe(None, texts=TEXTS, **(SMALL | {"active": (32,), "seeds": 1}))
+    result = reproduce(None, TEXTS, DistillSettings(**(SMALL | {"active": (32,), "seeds": 1})))
     assert any("dense-tiny stands in" in note for note in result.meta["notes"])
     table = result.to_frame("published").set_index("figure")
     row = table.loc["dense / MoE, activations, 64 active"]
@@ -227,13 +234,13 @@ def test_splice_table_is_the_models_own_loss() -> None:
 
 def test_reading_names_the_token_that_an_expert_answers() -> None:
     """A transcoder whose features 0 and 1 are the mean inputs of two tokens: the reading must say so."""
-    from moescope.studies.distill import DataSettings, model_pairs
     from moescope.studies.distill.data import whole
+    from moescope.studies.distill.layer_data import model_pairs
 
     model = tiny_model("llama")
     teacher = Teacher(model, 0)  # at the first layer the input is mostly the token's own embedding
     texts = [f"{'abcdefgh' * 3}x{'ijkl' * 2}" if i % 2 else f"{'mnopqrst' * 3}yz" for i in range(40)]
-    block = whole(model_pairs(teacher, texts, DataSettings()), "train")
+    block = whole(model_pairs(teacher, texts), "train")
     student = Student(StudentSpec(kind="transcoder", experts=12, active=1), teacher.shape, scaling_of(_as_pairs(block)))
     scaled = student.scaling.inputs(block.x)
     with torch.no_grad():
@@ -252,7 +259,7 @@ def test_reading_names_the_token_that_an_expert_answers() -> None:
 
 
 def _as_pairs(block):
-    from moescope.studies.distill import ArrayPairs
+    from moescope.studies.distill.data import ArrayPairs
 
     return ArrayPairs("block", dict.fromkeys(("train", "validation", "test"), block))
 
@@ -302,7 +309,7 @@ def command(**options: object) -> list[str]:
         ({"layer": "17"}, "--layer 17: dense-tiny has layers 0 to 5"),
         ({"control": "noise"}, "--control: 'noise' is none of gaussian"),
         ({"router": "best"}, "--router: 'best' is none of full"),
-        ({"lr": "fast"}, "--lr: 'fast' is not a list of numbers"),
+        ({"lr": "fast"}, "--lr: 'fast' is not a number"),
         ({"text": "no-such-file.txt"}, "--text: no-such-file.txt cannot be read"),
         ({"tokens": "900000000"}, "--tokens: 900000000 vectors were asked for"),
         ({"store": "nowhere"}, "nowhere: no store of activations there"),
@@ -329,8 +336,9 @@ def test_command_writes_result_and_students(capsys, tmp_path: Path) -> None:
     assert "FVU of dense / moe 2+2 of 64" in " ".join(capsys.readouterr().out.split())
     result = load_result(tmp_path / "out")
     assert result.kind == "distill"
-    files = sorted((tmp_path / "out" / "students").glob("*.safetensors"))
+    files = sorted((tmp_path / "out" / "students").glob("*/student.safetensors"))
     assert len(files) == result.to_frame("summary")["student"].nunique()
-    moe = next(file for file in files if file.name.startswith("moe_2_2_of_64"))
+    moe = next(file for file in files if file.parent.name.startswith("moe_2_2_of_64"))
+    assert set(result.artifacts) == {f"students/{file.parent.name}" for file in files}
     student = load_student(moe, fingerprint=result.meta["fingerprint"])
     assert student(torch.zeros(3, 256)).shape == (3, 256)

@@ -15,24 +15,16 @@ import pytest
 import torch
 
 from moescope.errors import InputError
-from moescope.studies.distill import (
-    ArrayPairs,
-    Block,
-    Job,
-    LayerShape,
-    Student,
-    StudentSpec,
-    TrainSettings,
-    evaluate,
-    scaling_of,
-    train,
-)
 from moescope.studies.distill.claims import log_interval, ratio_table
-from moescope.studies.distill.evaluate import Evaluation
+from moescope.studies.distill.data import ArrayPairs, Block, scaling_of
+from moescope.studies.distill.evaluate import Evaluation, evaluate
 from moescope.studies.distill.optimizer import RowAdam
 from moescope.studies.distill.revive import revive
 from moescope.studies.distill.runs import run_students
 from moescope.studies.distill.settings import DistillSettings
+from moescope.studies.distill.spec import StudentSpec
+from moescope.studies.distill.students import LayerShape, Student
+from moescope.studies.distill.training import Job, TrainSettings, train
 
 SHAPE = LayerShape(8, 5, "relu", False)
 SPECS = {
@@ -121,7 +113,7 @@ def test_a_killed_process_resumes_to_the_same_curve(tmp_path: Path) -> None:
     code = f"""
 import time, torch
 from pathlib import Path
-from moescope.studies.distill import TrainSettings, train
+from moescope.studies.distill.training import TrainSettings, train
 from tests.test_distill_training import jobs, pairs
 settings = TrainSettings(steps=90, batch=128, every=20, checkpoint=Path({str(file)!r}))
 train(pairs(), jobs(), settings, lambda step, total: time.sleep(0.02 if step < 45 else 60))
@@ -182,7 +174,7 @@ def test_bf16_comes_close_to_fp32() -> None:
 
 
 def test_rate_is_chosen_on_validation_and_every_seed_is_tested() -> None:
-    settings = DistillSettings(layer=0, experts=40, active=(3,), rank=4, lrs=(1e-5, 1e-2), seeds=3, steps=60, batch=128)
+    settings = DistillSettings(layer=0, experts=40, active=(3,), rank=4, lr=(1e-5, 1e-2), seeds=3, steps=60, batch=128)
     runs = run_students(pairs(), SPECS, SHAPE, settings)
     rows = runs.rows
     assert set(rows[rows["chosen"]]["lr"]) == {1e-2}

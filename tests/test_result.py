@@ -13,6 +13,7 @@ import pytest
 
 import moescope
 from moescope.errors import InputError
+from moescope.files.folder import umask
 from moescope.report import registry as figures
 from moescope.study import store
 from moescope.study.result import StudyResult
@@ -83,7 +84,7 @@ def test_the_folder_has_what_it_says(tmp_path: Path) -> None:
         assert entry["sha256"] == hashlib.sha256((folder / "tables" / f"{name}.parquet").read_bytes()).hexdigest()
     names = figures.available(result)
     assert {p.name for p in (folder / "figures").iterdir()} == {f"{n}.{e}" for n in names for e in ("png", "svg")}
-    assert (folder.stat().st_mode & 0o777) == (tmp_path.stat().st_mode | 0o055) & 0o777 & ~store._umask()
+    assert (folder.stat().st_mode & 0o777) == (tmp_path.stat().st_mode | 0o055) & 0o777 & ~umask()
 
 
 def test_results_json_is_strict(tmp_path: Path) -> None:

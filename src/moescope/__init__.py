@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from moescope.studies.circuits.study import circuits
     from moescope.studies.convert.settings import ConvertSettings
     from moescope.studies.convert.study import convert
+    from moescope.studies.distill.settings import DistillSettings
     from moescope.studies.distill.study import distill
     from moescope.studies.exit.settings import ExitSettings
     from moescope.studies.exit.study import exit
@@ -53,6 +54,7 @@ _WHERE = {
     "CircuitSettings": "moescope.studies.circuits.settings",
     "Claim": "moescope.types",
     "ConvertSettings": "moescope.studies.convert.settings",
+    "DistillSettings": "moescope.studies.distill.settings",
     "DivergenceSelector": "moescope.select.estimators",
     "ExitSettings": "moescope.studies.exit.settings",
     "InputError": "moescope.errors",
@@ -60,14 +62,12 @@ _WHERE = {
     "RobustnessSettings": "moescope.studies.robustness.settings",
     "RouteSettings": "moescope.studies.route.settings",
     "Run": "moescope.study.run",
+    "SignatureSettings": "moescope.studies.signatures.settings",
     "SteerSettings": "moescope.studies.steer.settings",
     "StudyResult": "moescope.study.result",
     "Task": "moescope.types",
-    "TransferSettings": "moescope.studies.transfer.settings",
-    "SignatureSettings": "moescope.studies.signatures.settings",
-    "StudyResult": "moescope.study.result",
-    "Task": "moescope.types",
     "TraceSettings": "moescope.studies.trace.settings",
+    "TransferSettings": "moescope.studies.transfer.settings",
     "circuits": "moescope.studies.circuits.study",
     "convert": "moescope.studies.convert.study",
     "distill": "moescope.studies.distill.study",
@@ -84,14 +84,15 @@ _WHERE = {
     "route": "moescope.studies.route.study",
     "signatures": "moescope.studies.signatures.study",
     "steer": "moescope.studies.steer.study",
-    "transfer": "moescope.studies.transfer.study",
     "trace": "moescope.studies.trace.record",
+    "transfer": "moescope.studies.transfer.study",
 }
 __all__ = [
     "CircuitClassifier",
     "CircuitSettings",
     "Claim",
     "ConvertSettings",
+    "DistillSettings",
     "DivergenceSelector",
     "ExitSettings",
     "InputError",

@@ -98,9 +98,12 @@ def reproduce(
         )
         return
     if study == "secret-moe":
-        from moescope.cli.distill import reproduce as reproduce_secret_moe
+        from moescope.studies.distill.reproduce import reproduce as reproduce_secret_moe
 
-        reproduce_secret_moe(model, common)
+        folder = prepare(common.out, "reproduce-secret-moe", overwrite=common.overwrite)
+        with progress() as report:
+            result = reproduce_secret_moe(model, run=common.run(report))
+        finish(result, folder, common, tables=("published",))
         return
     folder = prepare(common.out, f"reproduce-{study}", overwrite=common.overwrite)
     with progress() as report:

@@ -15,7 +15,7 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
-from cyclopts import CycloptsError, Group, Parameter
+from cyclopts import CoercionError, CycloptsError, Group, Parameter
 from cyclopts import convert as cyclopts_convert
 
 from moescope.cli.output import prepare, print_json, print_result, progress
@@ -187,14 +187,24 @@ def _is_tuple(hint: Any) -> bool:
 
 
 def _listed(kind: Any, tokens: Any, form: str = "") -> tuple[Any, ...]:
-    """``1,2,5`` and repeated options alike; a pair such as ``5:17`` is a member that is a tuple itself."""
+    """``1,2,5`` and repeated options alike, ``none`` for no member; ``5:17`` is a member that is a tuple itself."""
     if get_origin(kind) is not tuple:
         kind = next(h for h in get_args(kind) if get_origin(h) is tuple)
     member = get_args(kind)[0]
     parts = [part for token in tokens for part in token.value.split(",") if part.strip()]
+    if parts == ["none"]:
+        return ()
     if get_origin(member) is tuple:
         return tuple(_pair(get_args(member), part, form) for part in parts)
-    return tuple(_number(member, part) for part in parts)
+    return tuple(_or_text(member, part) for part in parts)
+
+
+def _or_text(kind: Any, text: str) -> Any:
+    """``text`` as ``kind``, or as it is where the settings will say what is wrong with it."""
+    try:
+        return _number(kind, text)
+    except CoercionError:
+        return text.strip()
 
 
 def _pair(kinds: tuple[Any, ...], text: str, form: str) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from moescope.errors import InputError
+from moescope.study.run import Progress, Run
 
 
 @Parameter(name="*")
@@ -26,6 +27,10 @@ class Common:
     device: Annotated[str | None, Parameter(help="cpu, cuda, cuda:1 … (default: cuda where there is one).")] = None
     device_map: Annotated[str | None, Parameter(help="Passed to transformers, e.g. auto.")] = None
     batch_tokens: Annotated[int, Parameter(help="Padded tokens in one batch.")] = 8192
+
+    def run(self, progress: Progress) -> Run:
+        """As verbs take it; the result is saved by the command."""
+        return Run(seed=self.seed, batch_tokens=self.batch_tokens, progress=progress, **self.load_options())
 
     def load_options(self) -> dict[str, Any]:
         return {"dtype": self.dtype, "device": self.device, "device_map": self.device_map}

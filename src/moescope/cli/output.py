@@ -29,13 +29,15 @@ def prepare(out: Path | None, command: str, *, overwrite: bool = False) -> Path:
 
 def print_result(result: StudyResult, folder: Path, tables: tuple[str, ...] = ()) -> None:
     """The claims, the tables named, the notes, and where the report and the artifacts are."""
+    from moescope.study.store import place
+
     print_claims(result)
-    for name in tables:
+    for name in (name for name in tables if name in result.tables):
         print(result.to_frame(name).to_string(index=False), end="\n\n")
     for note in result.meta.get("notes") or []:
         print(note)
     for name in result.artifacts:
-        print(f"{name}: {(folder / name).resolve()}")
+        print(f"{name}: {(folder / place(name)).resolve()}")
     print(f"report: {(folder / 'report.html').resolve()}")
 
 

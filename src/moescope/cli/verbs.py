@@ -28,7 +28,39 @@ def _model_or_trace(given: dict[str, Any]) -> tuple[Any, Any]:
     return given["model"] or given["trace"], given["prompts"]
 
 
+CIRCUITS = Input("circuits", Path | None, "A result of `moescope circuits` on this model.", "--circuits", None)
+PLAIN = Input("texts", Path | None, "File of texts parted by blank lines (default: shipped WikiText-2).", "--text", None)
+
 VERBS: dict[str, tuple[Verb, str]] = {
+    "convert": (
+        Verb(
+            "convert",
+            "ConvertSettings",
+            (
+                MODEL,
+                Input("texts", Path | None, "Text that decides the split (default: shipped WikiText).", "--calibration", None),
+                Input("heldout", Path | None, "Text that judges it (default: the last quarter of it).", "--heldout", None),
+                Input("finetune_text", Path | None, "Text to train on (default: that of the split).", "--finetune-text", None),
+                CIRCUITS,
+            ),
+            tables=("frontier", "speed", "tasks"),
+        ),
+        "A dense model as a mixture-of-experts checkpoint, and whether that pays.",
+    ),
+    "distill": (
+        Verb(
+            "distill",
+            "DistillSettings",
+            (
+                MODEL,
+                PLAIN,
+                Input("store", Path | None, "Store of mlp_in and mlp_out of the layer, instead of text.", "--store", None),
+                CIRCUITS,
+                Input("dictionary", Path | None, "Safetensors file with a W_dec to compare with.", "--dictionary", None),
+            ),
+        ),
+        "One MLP layer as thousands of tiny experts, beside Gaussian inputs.",
+    ),
     "exit": (
         Verb("exit", "ExitSettings", (MODEL, TASKS)),
         "A classifier that leaves the model early, with a bound on what that costs.",

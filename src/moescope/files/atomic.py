@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
-import tempfile
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from moescope.errors import InputError
@@ -53,25 +51,6 @@ def write_atomic(path: Path, parts: Iterable[bytes]) -> int:
         with contextlib.suppress(OSError):  # gone after a successful replace; never hide the first error
             temporary.unlink()
     return size
-
-
-def put_in_place(draft: Path, folder: Path, *, own: Collection[str]) -> None:
-    """Rename ``draft``, a folder beside ``folder``, to ``folder``; of what stood there the entries named ``own`` go, and no
-    others."""
-    if not folder.exists():
-        os.rename(draft, folder)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
-    os.rename(folder, old)  # onto the empty folder just made: one step on POSIX
-    try:
-        os.rename(draft, folder)
-    except OSError:
-        os.rename(old, folder)
-        raise
-    for entry in list(old.iterdir()):
-        if entry.name not in own:
-            os.rename(entry, folder / entry.name)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def reserve(path: Path, size: int) -> None:

@@ -24,11 +24,11 @@ from moescope.capture.activations import Progress
 from moescope.capture.encode import encode
 from moescope.capture.manifest import FINISHED, UNFINISHED, Shard, chain, check_contents, check_shard
 from moescope.errors import InputError
-from moescope.files.atomic import cannot_write, put_in_place, write_atomic
+from moescope.files.atomic import cannot_write, write_atomic
+from moescope.files.folder import check_place, put_in_place, settled
 from moescope.routing.capture import PromptLike, trace_prompts
 from moescope.routing.manifest import COLUMNS, FORMAT, TraceManifest
 from moescope.routing.trace import RoutingTrace, TracedSequence, check_same_model
-from moescope.study.store import check_place
 
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
@@ -157,7 +157,8 @@ def check_trace_target(path: str | Path, *, overwrite: bool) -> Path:
         InputError: it is a file or cannot be made, holds a store of another kind, a damaged one, or a trace while ``overwrite``
             is off.
     """
-    folder = check_place(path)
+    folder = settled(path)
+    check_place(folder)
     _files(folder)
     if (folder / FINISHED).exists() and not overwrite:
         raise InputError(f"{folder}: a trace is there already; name another folder, or replace it by overwrite=True", "out")

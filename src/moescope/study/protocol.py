@@ -27,6 +27,7 @@ from moescope.errors import InputError
 from moescope.models import LoadedModel, load
 from moescope.study.provenance import machine, subject
 from moescope.study.result import Artifact, StudyResult
+from moescope.study.result import load as load_result
 from moescope.study.rows import FoldRows, Rows
 from moescope.study.run import Counter, Run
 from moescope.study.schema import check_tables
@@ -44,6 +45,8 @@ TextsLike = Sequence[Passage] | str | Path | None
 """Passages with category and group, a file of them, or None for the shipped ones."""
 PromptsLike = Sequence[Prompt] | str
 """Labelled prompts, the name of a shipped set, or a file."""
+CircuitsLike = StudyResult | str | Path | Sequence[Circuit] | None
+"""A result of :func:`moescope.circuits` or its folder, or circuits themselves."""
 
 _R = TypeVar("_R", Rows, FoldRows)
 
@@ -103,6 +106,28 @@ class Context:
     def prompts(self, prompts: PromptsLike) -> Sequence[Prompt]:
         """The prompts, read where a set or a file is named."""
         return load_prompts(prompts, limit=self.run.limit, seed=self.run.seed) if isinstance(prompts, str) else prompts
+
+    def circuits(self, source: CircuitsLike, model: LoadedModel) -> dict[str, Circuit]:
+        """The circuits by task; a result that they are taken from is of ``model``.
+
+        Raises:
+            InputError: it holds none, or is of another model.
+        """
+        if source is None:
+            return {}
+        if not isinstance(source, StudyResult | str | Path):
+            return {circuit.task: circuit for circuit in source}
+        result = source if isinstance(source, StudyResult) else load_result(source)
+        where = result.meta.get("title") or "the result" if isinstance(source, StudyResult) else source
+        if not result.circuits:
+            raise InputError(f"{where} holds no circuits; give a result of `moescope circuits`", "circuits")
+        if result.meta.get("fingerprint") != model.fingerprint:
+            raise InputError(
+                f"{where} is of a model of fingerprint {result.meta.get('fingerprint')}, not {model.fingerprint}; "
+                f"run `moescope circuits` on {model.name}",
+                "circuits",
+            )
+        return dict(result.circuits)
 
     # Progress
 

@@ -39,10 +39,13 @@ class Stored:
     """An artifact of a result that was read from disk, its checksums compared."""
 
     folder: Path
+    files: tuple[str, ...]
 
     def write(self, folder: Path, /) -> None:
         """Copy its files."""
-        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+        for file in self.files:
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.folder / file, folder / file)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +70,8 @@ class StudyResult:
     circuits: dict[str, Circuit] = field(default_factory=dict)
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     artifacts: dict[str, Artifact] = field(default_factory=dict)
-    """by name, which is also the folder that it is saved in (``"mask"``, ``"exit/certainty"``); :class:`Stored` once loaded"""
+    """by name, which is also the folder that it is saved in (``"mask"``, ``"exit/certainty"``), but that of a
+    ``"checkpoint"`` is the result's own; :class:`Stored` once loaded"""
 
     def __post_init__(self) -> None:
         for name in self.tables:
@@ -173,7 +177,7 @@ def load(folder: str | Path) -> StudyResult:
         InputError: the folder or a file in it is absent, damaged, from a newer moescope, or something else.
     """
     parts = load_result(Path(folder))
-    artifacts: dict[str, Artifact] = {name: Stored(path) for name, path in parts.artifacts.items()}
+    artifacts: dict[str, Artifact] = {name: Stored(*parts_of) for name, parts_of in parts.artifacts.items()}
     return StudyResult(parts.kind, parts.meta, parts.claims, parts.circuits, parts.tables, artifacts)
 
 

@@ -1,22 +1,19 @@
-"""A result as a folder: written beside its place under another name, then renamed, so that it is whole or absent."""
+"""A result as a folder, whole or absent."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple, Protocol
 
 import pandas as pd
 
 from moescope.errors import InputError
-from moescope.files.atomic import put_in_place
+from moescope.files.folder import check_place, settled, system_errors, whole_folder
 from moescope.files.names import plain_name
 from moescope.study.encode import circuit_from_json, claim_from_json
 from moescope.types import Circuit, Claim
@@ -25,6 +22,7 @@ SCHEMA_VERSION = 1
 FORMAT = "moescope result"
 MANIFEST = "results.json"
 OWN = (MANIFEST, "tables", "figures", "report.html")
+CHECKPOINT = "checkpoint"
 
 
 class Parts(NamedTuple):
@@ -35,7 +33,8 @@ class Parts(NamedTuple):
     claims: tuple[Claim, ...]
     circuits: dict[str, Circuit]
     tables: dict[str, pd.DataFrame]
-    artifacts: dict[str, Path]
+    artifacts: dict[str, tuple[Path, tuple[str, ...]]]
+    """folder and files of each"""
 
 
 class Writes(Protocol):
@@ -54,18 +53,12 @@ def save_result(
     show: Callable[[Path], None] | None,
 ) -> Path:
     """See :meth:`moescope.study.result.StudyResult.save`; ``show`` adds figures and page to the folder that it is given."""
+    folder = settled(folder)
     check_target(folder, overwrite=overwrite)
-    folder = check_place(folder)
-    with _system_errors(folder), _parents(folder.parent):
-        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
-        try:
-            draft.chmod(0o777 & ~_umask())  # mkdtemp makes it private; a result is an ordinary folder
-            _write(values, tables, artifacts, draft)
-            if show is not None:
-                show(draft)
-            put_in_place(draft, folder, own={*OWN, *_artifact_tops(folder)})
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+    with whole_folder(folder, _own(folder)) as draft:
+        _write(values, tables, artifacts, draft)
+        if show is not None:
+            show(draft)
     return folder
 
 
@@ -75,35 +68,17 @@ def check_target(folder: str | Path, *, overwrite: bool) -> None:
     Raises:
         InputError: it is a file, holds something else, holds a result while ``overwrite`` is off, or cannot be made.
     """
-    folder = check_place(folder)
+    folder = settled(folder)
+    check_place(folder)
     if not folder.exists():
         return
-    with _system_errors(folder):
+    with system_errors(folder):
         if not any(folder.iterdir()):
             return
     if not _is_result(folder):
         raise InputError(f"{folder} is not empty and is not a moescope result; name a new folder")
     if not overwrite:
         raise InputError(f"{folder} already holds a moescope result; name another folder or ask for it to be overwritten")
-
-
-def check_place(folder: str | Path) -> Path:
-    """The folder itself, absolute and behind links, if it is there or can be made.
-
-    Raises:
-        InputError: it is a file, or cannot be made.
-    """
-    folder = Path(os.path.abspath(folder))
-    if folder.is_symlink():
-        folder = folder.resolve()
-    above = next(p for p in folder.parents if p.exists())
-    if not above.is_dir():
-        raise InputError(f"{folder} cannot be made: {above} is a file; name another folder")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise InputError(f"{folder} cannot be made: no permission to write in {above}; name another folder")
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; name a folder for the result")
-    return folder
 
 
 def _is_result(folder: Path) -> bool:
@@ -115,6 +90,13 @@ def _is_result(folder: Path) -> bool:
 
 
 def _write(values: dict[str, Any], tables: dict[str, pd.DataFrame], artifacts: Mapping[str, Writes], draft: Path) -> None:
+    made: dict[str, dict[str, str]] = {}
+    for name in sorted(artifacts, key=lambda name: name != CHECKPOINT):  # which is written into an empty folder like any
+        folder = draft / place(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        artifacts[name].write(folder)
+        files = (f for f in sorted(folder.rglob("*")) if f.is_file())
+        made[name] = {f.relative_to(folder).as_posix(): _sha256(f) for f in files}
     (draft / "tables").mkdir()
     entries: dict[str, dict[str, Any]] = {}
     for name, table in tables.items():
@@ -124,12 +106,6 @@ def _write(values: dict[str, Any], tables: dict[str, pd.DataFrame], artifacts: M
         except (ValueError, TypeError) as error:  # pyarrow's own errors are both
             raise InputError(f"table {name!r} cannot be stored: {error}") from error
         entries[name] = {"file": f"tables/{name}.parquet", "sha256": _sha256(path), "rows": len(table)}
-    made: dict[str, dict[str, str]] = {}
-    for name, artifact in artifacts.items():
-        folder = draft / _inside(name)
-        folder.mkdir(parents=True)
-        artifact.write(folder)
-        made[name] = {f.relative_to(folder).as_posix(): _sha256(f) for f in sorted(folder.rglob("*")) if f.is_file()}
     manifest = {"format": FORMAT, "schema_version": SCHEMA_VERSION, **values, "tables": entries, "artifacts": made}
     text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False)
     with (draft / MANIFEST).open("w", encoding="utf-8") as out:
@@ -138,12 +114,14 @@ def _write(values: dict[str, Any], tables: dict[str, pd.DataFrame], artifacts: M
         os.fsync(out.fileno())
 
 
-def _artifact_tops(folder: Path) -> set[str]:
+def _own(folder: Path) -> set[PurePath]:
+    """What the result in ``folder`` has written there, by its manifest."""
+    own = {PurePath(name) for name in OWN}
     try:
         made = json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("artifacts", {})
-        return {_inside(str(name)).parts[0] for name in made}
+        return own | {place(name) / _inside(file) for name, files in made.items() for file in files}
     except (OSError, ValueError, AttributeError):
-        return set()
+        return own
 
 
 def load_result(folder: Path) -> Parts:
@@ -203,6 +181,16 @@ def _read_table(folder: Path, manifest: Path, name: str, entry: Any) -> pd.DataF
         raise InputError(f"{path} cannot be read: {error}") from error
 
 
+def place(name: str) -> Path:
+    """Where in the result's folder an artifact stands: in a folder of its name; a checkpoint in the folder itself, so that the
+    folder that a user names is what transformers loads.
+
+    Raises:
+        ValueError: the name would lead elsewhere.
+    """
+    return Path() if name == CHECKPOINT else _inside(name)
+
+
 def _inside(name: str) -> Path:
     """``name`` as a path of plain parts.
 
@@ -212,47 +200,18 @@ def _inside(name: str) -> Path:
     return Path(*(plain_name(part) for part in name.split("/")))
 
 
-def _check_artifact(folder: Path, manifest: Path, name: str, files: Any) -> Path:
-    """The folder of an artifact whose files are all there with their checksums."""
-    place = folder / _inside(name)
+def _check_artifact(folder: Path, manifest: Path, name: str, files: Any) -> tuple[Path, tuple[str, ...]]:
+    """The folder of an artifact and its files, all there with their checksums."""
+    here = folder / place(name)
     for file, digest in files.items():
-        path = place / _inside(file)
+        path = here / _inside(file)
         if not path.is_file():
             raise InputError(f"{path} is missing, though {manifest.name} lists it; run the study again")
         if _sha256(path) != digest:
             raise InputError(f"{path} is damaged: its sha256 is not the one in {manifest.name}; run the study again")
-    return place
+    return here, tuple(files)
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as source:
         return hashlib.file_digest(source, "sha256").hexdigest()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-@contextlib.contextmanager
-def _system_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error) or type(error).__name__
-        raise InputError(f"{folder} could not be written ({reason}); free some space or name another folder") from error
-
-
-@contextlib.contextmanager
-def _parents(parent: Path) -> Iterator[None]:
-    """Make ``parent``; should the body fail, take away again what was made."""
-    made = [p for p in (parent, *parent.parents) if not p.exists()]
-    parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        for path in made:
-            with contextlib.suppress(OSError):
-                path.rmdir()
-        raise

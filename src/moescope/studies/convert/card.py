@@ -1,61 +1,46 @@
-"""What lies in the folder beside the weights: a model card for people, a recipe for programs."""
+"""A checkpoint's card, as the Hub reads it."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+import transformers
 
-from moescope.study.encode import plain
-from moescope.study.result import StudyResult
-
-RECIPE = "conversion.json"
-
-
-def write_recipe(folder: Path, result: StudyResult) -> None:
-    """``conversion.json``: how the checkpoint was made, and what was measured on it."""
-    recipe = {
-        "format": "moescope conversion",
-        "recipe": result.meta,
-        "claims": [
-            {"name": c.name, "measured": c.measured, "interval": c.interval, "null": c.null, "note": c.note}
-            for c in result.claims
-        ],
-        "tables": {name: table.to_dict("records") for name, table in result.tables.items()},
-    }
-    text = json.dumps(plain(recipe), indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / RECIPE).write_text(text + "\n", encoding="utf-8")
+from moescope.studies.convert.settings import ConvertSettings
+from moescope.study.provenance import machine
+from moescope.types import Claim
 
 
-def write_card(folder: Path, result: StudyResult) -> None:
-    """``README.md``: a model card as the Hub reads it."""
-    (folder / "README.md").write_text(card_text(result), encoding="utf-8")
-
-
-def card_text(result: StudyResult) -> str:
-    meta = result.meta
-    counts, target = meta["counts"], meta["target"]
+def card_text(
+    model: str,
+    facts: Mapping[str, Any],
+    settings: ConvertSettings,
+    seed: int,
+    claims: Sequence[Claim],
+    tables: Mapping[str, pd.DataFrame],
+) -> str:
+    """The card, from what the result's ``meta`` says of a conversion, and what was measured on it."""
+    counts, target = facts["counts"], facts["target"]
     loads = "transformers, vLLM and SGLang" if target["model_type"] == "glm4_moe" else "transformers and vLLM"
     parts = [
         "---",
         "library_name: transformers",
         "pipeline_tag: text-generation",
-        f"base_model: {meta['model']}",
+        f"base_model: {model}",
         "tags: [mixture-of-experts, moescope]",
         "---",
         "",
-        f"# {meta['title']}",
+        f"# {facts['title']}",
         "",
-        f"**{result.claims[0].note}**",
+        f"**{claims[0].note}**",
         "",
-        f"The dense model `{meta['model']}` ({target['source']}), each of its MLPs cut into {counts['experts']} experts of "
+        f"The dense model `{model}` ({target['source']}), each of its MLPs cut into {counts['experts']} experts of "
         f"which {counts['active']} work on a token ({counts['shared']} of these on every token). "
         + (
             "Experts and routers were then fine-tuned against the dense model. "
-            if meta["tuned"]
+            if facts["tuned"]
             else "No weight was trained: with every expert active it is the dense model. "
         )
         + "The licence of the source applies.",
@@ -76,29 +61,29 @@ def card_text(result: StudyResult) -> str:
         "",
         "| | measured | 95 % | note |",
         "|---|---|---|---|",
-        *(f"| {c.name} | {_cell(c.measured)} | {_interval(c.interval)} | {c.note} |" for c in result.claims),
+        *(f"| {c.name} | {_cell(c.measured)} | {_interval(c.interval)} | {c.note} |" for c in claims),
         "",
         "## Quality over the activated share",
         "",
-        *_table(result.tables["frontier"], ("kind", "active", "share", "perplexity", "rise", "kl", "agreement")),
+        *_table(tables["frontier"], ("kind", "active", "share", "perplexity", "rise", "kl", "agreement")),
         "",
     ]
-    if "speed" in result.tables:
+    if "speed" in tables:
         columns = ("runner", "workload", "tokens_per_second", "speedup", "ceiling", "ceiling_reading")
-        parts += [f"## Tokens per second ({meta['machine']})", "", *_table(result.tables["speed"], columns), ""]
-    if "tasks" in result.tables:
-        parts += ["## Tasks (lm-evaluation-harness)", "", *_table(result.tables["tasks"], tuple(result.tables["tasks"])), ""]
+        parts += [f"## Tokens per second ({facts['machine']})", "", *_table(tables["speed"], columns), ""]
+    if "tasks" in tables:
+        parts += ["## Tasks (lm-evaluation-harness)", "", *_table(tables["tasks"], tuple(tables["tasks"])), ""]
     parts += [
         "## Recipe",
         "",
-        f"- split: {meta['settings']['method']}; router: {meta['settings']['router']}; seed {meta['seed']}",
-        *_tuning(meta["settings"], meta["tuned"]),
+        f"- split: {settings.method}; router: {settings.router}; seed {seed}",
+        *_tuning(settings, facts["tuned"]),
         *(
             f"- {part} text: {text['source']}, {text['tokens']:,} tokens, sha256 {text['sha256']}…"
-            for part, text in meta["text"].items()
+            for part, text in facts["text"].items()
         ),
-        f"- made by moescope {meta['versions']['moescope']} with transformers {meta['versions']['transformers']}; "
-        f"everything is in `{RECIPE}`, the full report in `report/`",
+        f"- made by moescope {machine()['versions']['moescope']} with transformers {transformers.__version__}; "
+        "everything is in `results.json`, the full report in `report.html`",
     ]
     return "\n".join(parts) + "\n"
 
@@ -112,13 +97,13 @@ def _change(model_type: str) -> str:
     )
 
 
-def _tuning(settings: dict[str, Any], tuned: bool) -> list[str]:
-    if settings["finetune"] is None:
+def _tuning(settings: ConvertSettings, tuned: bool) -> list[str]:
+    if settings.finetune is None:
         return []
     kept = "" if tuned else ", which did not improve and is not in the weights"
-    rank = settings["finetune_rank"]
+    rank = settings.finetune_rank
     how = "all weights of the MLPs" if rank == "full" else f"LoRA of rank {rank}, merged"
-    return [f"- fine-tuning: {settings['finetune']} steps, {how}{kept}"]
+    return [f"- fine-tuning: {settings.finetune} steps, {how}{kept}"]
 
 
 def _cell(value: Any) -> str:

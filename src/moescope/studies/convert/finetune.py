@@ -63,6 +63,7 @@ def finetune(
     training: Windows,
     validation: Windows,
     settings: ConvertSettings,
+    seed: int,
     report: Callable[[int, int], None] | None = None,
 ) -> Tuned:
     """Train for ``settings.finetune`` steps; the state that validates best is kept, the untuned one included.
@@ -81,7 +82,7 @@ def finetune(
     total = tried * len(rates) + steps
 
     def run(rate: float, length: int, before: int) -> _Run:
-        made = _Run(model, target, choices(), rate, settings)
+        made = _Run(model, target, choices(), rate, settings, seed)
         made.train(training, validation, length, lambda step: report(before + step, total) if report else None)
         return made
 
@@ -96,31 +97,37 @@ def finetune(
         return run(best, steps, total - steps).result(validation)
     except _Diverged as error:
         raise InputError(
-            f"--finetune: the loss is no finite number at step {error} with a learning rate of {best:g}; "
-            f"give a smaller one with --finetune-lr (try {best / 10:g})"
+            f"the loss is no finite number at step {error} with a learning rate of {best:g}; try finetune_lr={best / 10:g}",
+            "finetune",
         ) from error
 
 
-def untouched(model: LoadedModel, target: Target, validation: Windows, settings: ConvertSettings) -> float:
+def untouched(model: LoadedModel, target: Target, validation: Windows, settings: ConvertSettings, seed: int) -> float:
     """Validation KL of the original with adapters on it and every neuron working, before a step."""
     choices = [Fixed(torch.ones(model.config.intermediate_size)) for _ in range(model.n_layers)]
-    return _Run(model, target, choices, RATES[0], settings).validate(validation)
+    return _Run(model, target, choices, RATES[0], settings, seed).validate(validation)
 
 
 class _Run:
     """One training from the untuned state at one rate."""
 
     def __init__(
-        self, model: LoadedModel, target: Target, choices: Sequence[nn.Module], rate: float, settings: ConvertSettings
+        self,
+        model: LoadedModel,
+        target: Target,
+        choices: Sequence[nn.Module],
+        rate: float,
+        settings: ConvertSettings,
+        seed: int,
     ) -> None:
         self.teacher: Any = model.module
         self.device = model.device
         self.choices = choices
         self.rate = rate
-        self.seed = settings.seed
+        self.seed = seed
         twin = twin_of(model.module)
         route(twin, target, choices)
-        self.student = adapted(twin, settings)
+        self.student = adapted(twin, settings.finetune_rank, seed)
         for choice in choices:
             for name, parameter in choice.named_parameters():
                 parameter.requires_grad_(name != "bias" or target.has_shared)  # FlexOlmo has no place for a bias
@@ -199,9 +206,8 @@ class _Run:
         return [p.detach().clone() for p in self.trained]
 
 
-def adapted(twin: Any, settings: ConvertSettings) -> Any:
+def adapted(twin: Any, rank: int | str, seed: int) -> Any:
     """``twin`` with adapters on its MLPs, which alone are trained, or with trained copies of the MLPs' own weights."""
-    rank = settings.finetune_rank
     linear = {f"{a}.{b}": m for a, mlp in _mlps(twin) for b, m in mlp.named_modules() if isinstance(m, nn.Linear)}
     if rank == "full":
         for module in linear.values():
@@ -211,7 +217,7 @@ def adapted(twin: Any, settings: ConvertSettings) -> Any:
     config = peft.LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=list(linear))
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for something by its older name
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(seed)
         return peft.get_peft_model(twin, config).eval()
 
 
@@ -234,5 +240,5 @@ def require_peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise InputError(f"--finetune needs peft ({error}): install it with pip install 'moescope[finetune]'") from error
+        raise InputError(f"needs peft ({error}): install it with pip install 'moescope[finetune]'", "finetune") from error
     return peft

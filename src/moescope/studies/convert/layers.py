@@ -45,6 +45,7 @@ def convert_layers(
     counts: Counts,
     windows: Windows,
     settings: ConvertSettings,
+    seed: int,
     circuits: Sequence[Circuit] = (),
     report: Callable[[int, int], None] | None = None,
 ) -> Converted:
@@ -56,7 +57,7 @@ def convert_layers(
         mlp = module.model.layers[layer].mlp
         gate, up, down = (t.float().cpu() for t in layer_tensors(target, mlp))
         activate = activation_of(mlp, target.activation)
-        seen = Coactivation(down, counts.active / counts.experts, settings.seed + layer)
+        seen = Coactivation(down, counts.active / counts.experts, seed + layer)
         importance = torch.zeros(len(gate))
         for h in activations(x, gate, up, activate):
             seen.add(h)
@@ -72,7 +73,7 @@ def convert_layers(
                 shared=counts.shared,
                 method=method,
                 circuits=seats.get(layer, ()),
-                seed=settings.seed + layer,
+                seed=seed + layer,
             )
             members = torch.from_numpy(split.routed)
             mass = torch.cat([expert_masses(h, down, members) for h in activations(x, gate, up, activate)])
@@ -84,7 +85,7 @@ def convert_layers(
                 gate=gate,
                 members=members,
                 biased=target.has_shared,
-                seed=settings.seed + layer,
+                seed=seed + layer,
             )
             kept.append((split, router))
             found.rows.append(
@@ -106,7 +107,7 @@ def circuit_neurons(circuits: Sequence[Circuit], model: LoadedModel) -> dict[int
         InputError: no circuit was given, one does not lie in MLP activations, or names a neuron that the model lacks.
     """
     if not circuits:
-        raise InputError("--method circuits needs --circuits: a result of `moescope circuits MODEL --site mlp_act`")
+        raise InputError("method=circuits needs them: a result of `moescope circuits MODEL --site mlp_act`", "circuits")
     found: dict[int, list[list[int]]] = {}
     for circuit in circuits:
         layers: dict[int, list[int]] = {}

@@ -1,77 +1,61 @@
-"""The options of a conversion, checked before any work begins."""
+"""How a dense model is converted."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
 from moescope.errors import InputError
+from moescope.study.settings import Settings, at_least, between
 
 Method = Literal["coactivation", "circuits", "random"]
 Router = Literal["ridge", "centroid", "distilled"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertSettings:
-    """How a dense model becomes a mixture of experts.
+class ConvertSettings(Settings):
+    """How a dense model becomes a mixture of experts, and how that is judged."""
 
-    Attributes:
-        experts: equal slices into which each MLP is cut, shared ones included; None takes about 64, as the MLP's width
-            allows.
-        active: slices that work on each token, shared ones included; None takes a quarter.
-        shared: of these, how many work on every token; None takes a sixteenth of ``experts`` (none where the target type
-            has no shared experts).
-        method: which neurons go together. ``coactivation``: those that work on the same tokens; ``circuits``: also, the
-            neurons of each given circuit in one expert; ``random``: the control.
-        router: ``ridge``: least squares of the norm of each expert's output, closed form; ``centroid``: from the weights
-            alone, the mean gate direction; ``distilled``: ridge, then trained to name the experts that matter most.
-        calibration_tokens: tokens of the calibration text that are read, at most.
-        heldout_tokens: tokens of held-out text on which quality is measured, at most.
-        window: tokens of one sequence of either, at most; the model's context where that is shorter.
-        tolerance: relative rise in perplexity up to which a conversion may be recommended.
-        speed: measure tokens per second; without it no recommendation is given.
-        controls: also convert at random and prune statically, at the same active share; where the conversion is fine-tuned,
-            both are fine-tuned alike.
-        finetune: steps of training against the original before the experts are cut; None trains nothing.
-        finetune_rank: rank of the LoRA adapters on the MLPs' projections; ``full`` trains the projections' weights
-            themselves, for which they are held once more, with gradients and Adam's two moments.
-        finetune_lr: largest learning rate; None tries two rates for a tenth of the steps each, and takes what validates
-            better.
-    """
-
-    experts: int | None = None
-    active: int | None = None
-    shared: int | None = None
+    experts: Annotated[int | None, at_least(2)] = None
+    """Equal slices into which each MLP is cut, shared ones included (default: about 64, as the MLP's width allows)."""
+    active: Annotated[int | None, at_least(1)] = None
+    """Of these, active on each token, shared ones included (default: a quarter)."""
+    shared: Annotated[int | None, at_least(0)] = None
+    """Of these, active on every token (default: a sixteenth of all; none where the target type has no shared experts)."""
     method: Method = "coactivation"
+    """Together go neurons that work on the same tokens; also those of a circuit; or any, at random (the control)."""
     router: Router = "ridge"
-    calibration_tokens: int = 32768
-    heldout_tokens: int = 8192
-    window: int = 512
-    tolerance: float = 0.05
-    speed: bool = True
-    controls: bool = True
-    finetune: int | None = None
+    """Least squares of the norm of each expert's output; from the weights alone; least squares, then trained a little."""
+    calibration_tokens: Annotated[int, at_least(1)] = 32768
+    """Tokens of the calibration text to read, at most."""
+    heldout_tokens: Annotated[int, at_least(2)] = 8192
+    """Tokens of the held-out text to read, at most."""
+    window: Annotated[int, at_least(2)] = 512
+    """Tokens of one sequence of either, at most; the model's context where that is shorter."""
+    finetune: Annotated[int | None, at_least(1)] = None
+    """Steps of training against the original before the experts are cut (LoRA; needs the extra `finetune`)."""
     finetune_rank: int | Literal["full"] = 32
-    finetune_lr: float | None = None
-    seed: int = 0
+    """Rank of the LoRA adapters, which are merged; full: the MLPs' weights themselves, held once more with Adam's moments."""
+    finetune_lr: Annotated[float | None, between(0, math.inf)] = None
+    """Largest learning rate (default: two are tried for a tenth of the steps each, and the one that validates better taken)."""
+    tolerance: Annotated[float, at_least(0)] = 0.05
+    """Relative rise in perplexity that may be recommended."""
+    speed: bool = True
+    """Measure tokens per second; without it no recommendation is given."""
+    controls: bool = True
+    """Compare with a random split and with static pruning at the same active share, fine-tuned alike."""
+    eval_task: tuple[str, ...] = ()
+    """lm-evaluation-harness task to run on both models."""
+    eval_include: Path | None = None
+    """Folder with harness tasks of your own."""
 
-    def __post_init__(self) -> None:
-        for option, value, least in (
-            ("--calibration-tokens", self.calibration_tokens, 1),
-            ("--heldout-tokens", self.heldout_tokens, 2),
-            ("--window", self.window, 2),
-            ("--finetune", self.finetune, 1),
-            ("--finetune-rank", self.finetune_rank if self.finetune_rank != "full" else None, 1),
-        ):
-            if value is not None and value < least:
-                raise InputError(f"{option}: {value} is too few; take at least {least}")
-        if self.tolerance < 0:
-            raise InputError(f"--tolerance: {self.tolerance} is negative; 0.05 allows five percent")
-        if self.finetune_lr is not None and not 0 < self.finetune_lr < math.inf:
-            raise InputError(f"--finetune-lr: {self.finetune_lr} is no learning rate; take one above 0, such as 0.001")
+    def check(self) -> None:
+        if self.finetune_rank != "full" and self.finetune_rank < 1:
+            raise InputError(f"must be at least 1 or full, got {self.finetune_rank}", "finetune_rank")
         if self.finetune is None and self.finetune_lr is not None:
-            raise InputError("--finetune-lr: nothing is fine-tuned without --finetune STEPS")
+            raise InputError("nothing is fine-tuned without finetune=STEPS", "finetune_lr")
 
 
 @dataclass(frozen=True)
@@ -103,17 +87,18 @@ def counts_of(settings: ConvertSettings, width: int, *, has_shared: bool) -> Cou
     elif experts not in possible:
         near = sorted(sorted(possible, key=lambda n: abs(n - experts))[:3])
         raise InputError(
-            f"--experts: {experts} does not cut the MLP's {width} neurons into equal experts of a multiple of {_MULTIPLE} "
-            f"neurons (which transformers' grouped_mm needs); take {', '.join(map(str, near))}"
+            f"{experts} does not cut the MLP's {width} neurons into equal experts of a multiple of {_MULTIPLE} neurons "
+            f"(which transformers' grouped_mm needs); take {', '.join(map(str, near))}",
+            "experts",
         )
     active = settings.active if settings.active is not None else max(1 + has_shared, round(experts / 4))
     if not 1 + has_shared <= active <= experts:
-        raise InputError(f"--active: {active} is not between {1 + has_shared} and the {experts} experts")
+        raise InputError(f"{active} is not between {1 + has_shared} and the {experts} experts", "active")
     shared = settings.shared
     if shared is None:
         shared = min(max(1, experts // 16), active - 1) if has_shared else 0
     if not has_shared and shared:
-        raise InputError(f"--shared: {shared} cannot be: the target type has no shared experts; take 0")
+        raise InputError(f"{shared} cannot be: the target type has no shared experts; take 0", "shared")
     if has_shared and not 1 <= shared < active:
-        raise InputError(f"--shared: {shared} is not between 1 and {active - 1} (one active expert must be routed)")
+        raise InputError(f"{shared} is not between 1 and {active - 1} (one active expert must be routed)", "shared")
     return Counts(experts, active, shared)

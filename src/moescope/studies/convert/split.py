@@ -78,7 +78,7 @@ def split_neurons(
     rate[kept] = -1  # a circuit's neurons are routed together, however busy they are
     always = np.sort(np.argsort(-rate, kind="stable")[: shared * width])
     if np.isin(always, kept).any():
-        raise InputError(f"--circuits: {len(np.unique(kept))} neurons of one layer leave too few for {shared} shared experts")
+        raise InputError(f"{len(np.unique(kept))} neurons of one layer leave too few for {shared} shared experts", "circuits")
     rest = np.setdiff1d(np.arange(n), always)
     fixed = np.full(len(rest), FREE)
     seat = 0
@@ -87,7 +87,7 @@ def split_neurons(
         places = places[fixed[places] == FREE]  # a neuron of two circuits stays with the first
         for start in range(0, len(places), width):
             if seat >= experts - shared:
-                raise InputError(f"--circuits: the circuits of one layer need more than the {experts - shared} routed experts")
+                raise InputError(f"those of one layer need more than the {experts - shared} routed experts", "circuits")
             fixed[places[start : start + width]] = seat
             seat += 1
     labels = balanced_kmeans(found.sketch.numpy()[rest], experts - shared, width, fixed=fixed, seed=seed)

@@ -38,7 +38,8 @@ def evaluate_tasks(
     for task in tasks:
         if task not in known:
             raise InputError(
-                f"--eval-task: lm-evaluation-harness has no task {task!r}; name one of its own, or give --eval-include"
+                f"lm-evaluation-harness has no task {task!r}; name one of its own, or give its folder as eval_include",
+                "eval_task",
             )
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for name, model in models.items():
@@ -69,6 +70,6 @@ def _harness() -> tuple[Any, Any]:
         from lm_eval.models.huggingface import HFLM
     except ImportError as error:
         raise InputError(
-            f"--eval-task needs lm-evaluation-harness ({error}): install it with pip install 'moescope[eval]'"
+            f"needs lm-evaluation-harness ({error}): install it with pip install 'moescope[eval]'", "eval_task"
         ) from error
     return lm_eval, HFLM

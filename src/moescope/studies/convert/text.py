@@ -14,8 +14,12 @@ import torch
 from moescope.errors import InputError
 from moescope.models import LoadedModel
 from moescope.studies.convert.settings import ConvertSettings
+from moescope.study.protocol import Context
+from moescope.study.rows import Rows
 from moescope.tasks import plain_text
 
+Source = str | Path | None
+"""A file of UTF-8 text; None where there is a default."""
 _SHARE = 0.75  # of one text's paragraphs that go to calibration where no held-out text is given
 _LONG = 80  # characters of a paragraph that two texts do not share by chance
 _LEAST = 16  # windows to tune on
@@ -30,6 +34,9 @@ class Windows:
     source: str
     sha256: str
 
+    def __len__(self) -> int:
+        return len(self.ids)
+
     @property
     def tokens(self) -> int:
         return self.ids.numel()
@@ -40,7 +47,7 @@ class Windows:
 
 
 def read_windows(
-    model: LoadedModel, calibration: str | Path | None, heldout: str | Path | None, settings: ConvertSettings, positions: int
+    model: LoadedModel, calibration: Source, heldout: Source, settings: ConvertSettings, positions: int
 ) -> tuple[Windows, Windows]:
     """Calibration and held-out windows.
 
@@ -57,24 +64,26 @@ def read_windows(
     if calibrating.tokens < least:
         raise InputError(
             f"calibration text ({name}) gives {calibrating.tokens} tokens; at least {least} are needed "
-            f"(1024, or twice the {model.d_model} inputs of a router): give a longer one with --calibration"
+            f"(1024, or twice the {model.d_model} inputs of a router): give a longer one",
+            "texts",
         )
     testing = _cut(model, judged, length, settings.heldout_tokens, other)
     if testing.tokens == 0:
-        raise InputError(
-            f"held-out text ({other}) is shorter than one window of {length} tokens: give a longer one with --heldout"
-        )
+        raise InputError(f"held-out text ({other}) is shorter than one window of {length} tokens: give a longer one", "heldout")
+    if calibrating.sha256 == testing.sha256:
+        raise InputError(f"{other} is the calibration text; give another, or leave it out to split one", "heldout")
     return calibrating, testing
 
 
 def read_tuning_windows(
     model: LoadedModel,
-    text: str | Path | None,
-    calibration: str | Path | None,
-    heldout: str | Path | None,
+    text: Source,
+    calibration: Source,
+    heldout: Source,
     settings: ConvertSettings,
     positions: int,
     most: int,
+    seed: int,
 ) -> tuple[Windows, Windows]:
     """Windows to train on, ``most`` of them at most, and windows to validate on: an eighth of all, drawn by the seed.
 
@@ -97,26 +106,40 @@ def read_tuning_windows(
     if count < _LEAST:
         raise InputError(
             f"fine-tuning text ({name}) gives {count} windows of {length} tokens; at least {_LEAST} are needed: "
-            "give a longer one with --finetune-text, or a shorter --window"
+            "give a longer one, or a shorter window",
+            "finetune_text",
         )
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(settings.seed))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     held = min(_MOST_VALIDATION, count // 8)
     validating, training = order[:held].sort().values, order[held:].sort().values
     return dataclasses.replace(found, ids=found.ids[training]), dataclasses.replace(found, ids=found.ids[validating])
 
 
-def _sides(calibration: str | Path | None, heldout: str | Path | None) -> tuple[tuple[list[str], str], tuple[list[str], str]]:
+def put_on_record(context: Context, name: str, **parts: Windows) -> list[Windows]:
+    """``parts`` by what they are for, ``fit``, ``select`` or ``judge``, as the rows that they are on record as.
+
+    A window is known by the text that it is cut from and its place in that; training and validation are of one text.
+
+    Raises:
+        RowsOverlap: a window that judges does something else too.
+    """
+    numbers = np.split(np.arange(sum(map(len, parts.values()))), np.cumsum([len(p) for p in parts.values()])[:-1])
+    groups = np.array([f"{windows.sha256} {i}" for windows in parts.values() for i in range(len(windows))])
+    rows = context.rows(Rows(name, groups, **dict(zip(parts, numbers, strict=True))))
+    ids = torch.cat([windows.ids for windows in parts.values()])
+    return [dataclasses.replace(windows, ids=ids[getattr(rows, role)]) for role, windows in parts.items()]
+
+
+def _sides(calibration: Source, heldout: Source) -> tuple[tuple[list[str], str], tuple[list[str], str]]:
     """Paragraphs and name of the text that calibrates, and of the one that is held out."""
     paragraphs, name = _paragraphs(calibration)
     if heldout is not None:
-        if calibration is not None and Path(heldout).resolve() == Path(calibration).resolve():
-            raise InputError(f"--heldout: {heldout} is the calibration text; give another, or leave it out to split one")
         return (paragraphs, name), _paragraphs(heldout)
     cut = int(len(paragraphs) * _SHARE)
     return (paragraphs[:cut], f"{name}, first three quarters"), (paragraphs[cut:], f"{name}, last quarter")
 
 
-def _paragraphs(source: str | Path | None) -> tuple[list[str], str]:
+def _paragraphs(source: Source) -> tuple[list[str], str]:
     if source is None:
         return plain_text(), "WikiText-2 test excerpt"
     path = Path(source)

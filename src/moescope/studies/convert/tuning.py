@@ -49,6 +49,7 @@ def tune_all(
     training: Windows,
     validation: Windows,
     settings: ConvertSettings,
+    seed: int,
     stage: Callable[[str], Callable[[int, int], None]],
 ) -> Tuning:
     """Fine-tune the conversion and, where they were made, its controls, each at the rate that suits it."""
@@ -65,11 +66,11 @@ def tune_all(
     models: dict[str, Any] = {}
     for kind, choices in students.items():
         name = "fine-tuning" if kind == TUNED else f"fine-tuning the control: {kind.split()[0]}"
-        run = finetune(model, target, choices, training, validation, settings, stage(name))
+        run = finetune(model, target, choices, training, validation, settings, seed, stage(name))
         runs[kind] = run
         if run.module is not None:
             models[kind] = run.module if kind == STATIC else _cut(model, target, counts, found, kind, run)
-    return Tuning(runs, models, untouched(model, target, validation, settings), training, validation)
+    return Tuning(runs, models, untouched(model, target, validation, settings, seed), training, validation)
 
 
 def _cut(model: LoadedModel, target: Target, counts: Counts, found: Converted, kind: str, run: Tuned) -> Any:

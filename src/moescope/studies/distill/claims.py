@@ -8,10 +8,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from moescope.stats import benjamini_hochberg
 from moescope.studies.distill import published
 from moescope.studies.distill.accounting import per_neuron, spec_cost
 from moescope.studies.distill.settings import DistillSettings
 from moescope.studies.distill.students import LayerShape
+from moescope.study.verdicts import beyond_chance, significant
 from moescope.types import Claim, Verdict
 
 ACTIVATIONS = "activations"
@@ -151,7 +153,7 @@ def _ratio_claim(row: pd.Series, ratio: pd.DataFrame, model: str, dead: float) -
         null = float(control["ratio"].iloc[0])
         if len(own) > 1 and len(other) > 1:
             p = float(stats.ttest_ind(own, other, equal_var=False, alternative="greater").pvalue)
-            holds = p < 0.05 and own.mean() > 0
+            holds = significant(p) and own.mean() > 0
             verdict = "reproduced" if holds else "not reproduced"
             more = "more" if holds else "no more"
             note = f"experts gain {more} on activations than on Gaussian inputs of the same covariance (Welch over seeds)"
@@ -241,6 +243,35 @@ def _splice_claims(table: pd.DataFrame) -> list[Claim]:
         for name in loss.index
         if name not in ("original", "mean output")
     ]
+
+
+def category_claim(name: str, table: pd.DataFrame) -> Claim:
+    """How many of the experts in ``table`` prefer a category."""
+    p = table["category_p"].to_numpy(dtype=float)
+    tested = ~np.isnan(p)
+    found = sum(map(significant, benjamini_hochberg(p[tested]))) if tested.any() else 0
+    return Claim(
+        f"experts of {name} that prefer a category of text",
+        f"{found} of {int(tested.sum())}",
+        verdict="measured" if found else "explained by chance",
+        note="of the most used; labels shuffled among documents, false discovery rate 5 %",
+    )
+
+
+def overlap_claim(name: str, row: dict[str, object]) -> Claim:
+    """How many of a circuit's neurons a student's experts sit at."""
+    task, here, p = row["task"], row["circuit_neurons"], float(row["p"])  # type: ignore[arg-type]
+    if not here:
+        note = "the circuit has no mlp_act neuron in this layer: nothing to compare"
+        return Claim(f"neurons of the {task} circuit that experts of {name} sit at", 0, note=note)
+    return Claim(
+        f"neurons of the {task} circuit that experts of {name} sit at",
+        int(row["overlap"]),  # type: ignore[call-overload]
+        null=float(row["expected"]),  # type: ignore[arg-type]
+        p=p,
+        verdict=beyond_chance(p),
+        note=f"of {here} in this layer, among {row['expert_neurons']} nearest neurons of experts; null: random sets",
+    )
 
 
 def _interval(low: float, high: float) -> tuple[float, float] | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 import torch
@@ -20,7 +19,6 @@ from moescope.studies.distill.data import SPLITS, ArrayPairs, Block, Pairs, Spli
 from moescope.studies.distill.teacher import Teacher
 
 Label = Callable[[Tensor], Tensor]
-Control = Literal["gaussian", "kurtosis", "mixture", "shuffled-teacher", "shuffled-outputs"]
 CONTROLS: dict[str, str] = {
     "gaussian": "Gaussian inputs with the same mean and covariance, labelled by the teacher (as published)",
     "kurtosis": "independent principal components with the same mean, covariance and kurtosis, labelled by the teacher",
@@ -37,12 +35,12 @@ def control_pairs(name: str, pairs: Pairs, teacher: Label, *, seed: int = 0) -> 
         InputError: no such control, or a teacher whose weights cannot be shuffled.
     """
     if name not in CONTROLS:
-        raise InputError(f"--control: {name!r} is none of {', '.join(CONTROLS)}")
+        raise InputError(f"{name!r} is none of {', '.join(CONTROLS)}", "control")
     if name == "shuffled-outputs":
         return shuffled_outputs(pairs, seed)
     if name == "shuffled-teacher":
         if not isinstance(teacher, Teacher):
-            raise InputError("--control shuffled-teacher: it needs a model's layer as teacher")
+            raise InputError("shuffled-teacher needs a model's layer as teacher", "control")
         shuffled = shuffled_teacher(teacher, seed)
         real = {split: whole(pairs, split) for split in SPLITS}
         return _pairs(name, pairs, {s: Block(b.x, shuffled(b.x), b.tokens) for s, b in real.items()})
@@ -59,6 +57,14 @@ def control_pairs(name: str, pairs: Pairs, teacher: Label, *, seed: int = 0) -> 
         x = sample(count(pairs, split), rng)
         made[split] = Block(x, teacher(x), None)
     return _pairs(name, pairs, made)
+
+
+def distances(control: Pairs, real: Pairs, most: int = 4096) -> tuple[float, float]:
+    """How far a control's inputs and outputs are from the real ones in the first ``most`` training vectors: the norm of the
+    difference over that of the real ones."""
+    one, two = whole(control, "train", most), whole(real, "train", most)
+    n = min(len(one.x), len(two.x))
+    return tuple(float((a[:n] - b[:n]).norm() / b[:n].norm()) for a, b in ((one.x, two.x), (one.y, two.y)))  # type: ignore
 
 
 def _pairs(name: str, pairs: Pairs, made: dict[Split, Block]) -> ArrayPairs:

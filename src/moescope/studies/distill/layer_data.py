@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,30 +14,39 @@ from moescope.capture import ActivationStore, Encoded, capture, encode
 from moescope.capture.activations import check_finite, padded_batches
 from moescope.errors import InputError
 from moescope.studies.distill.data import SPLITS, ArrayPairs, Block, Pairs, Split, split_units, whole
+from moescope.studies.distill.settings import DistillSettings
 from moescope.studies.distill.teacher import Teacher
+from moescope.study.rows import Rows
+from moescope.study.run import Run
+from moescope.tasks import plain_text
 from moescope.types import Site
 
 Progress = Callable[[int, int], None]
+Record = Callable[[Rows], Rows]
 
 
-@dataclass(frozen=True, kw_only=True)
-class DataSettings:
-    """How much is read, and how it is split.
+_SHARES = (0.8, 0.1, 0.1)  # of train, validation and test, in vectors
+_SETTINGS, _RUN = DistillSettings(), Run()
 
-    Attributes:
-        tokens: vectors to use in all; None: all of the text.
-        shares: of train, validation and test, in vectors.
-        buffer: vectors held at once when the data do not fit ``memory``.
-        memory: bytes; smaller data are kept, larger ones are read from the model again in every epoch.
+
+def read_texts(source: Sequence[str] | str | Path | None) -> list[str]:
+    """The texts of a file, parted by blank lines; None: the shipped excerpt of WikiText-2.
+
+    Raises:
+        InputError: the file cannot be read or is empty.
     """
-
-    tokens: int | None = None
-    shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    buffer: int = 65536
-    memory: int = 2 << 30
-    batch_tokens: int = 8192
-    max_tokens: int | None = None
-    seed: int = 0
+    if source is None:
+        return plain_text()
+    if not isinstance(source, str | Path):
+        return list(source)
+    try:
+        parts = [part.strip() for part in Path(source).read_text(encoding="utf-8").split("\n\n")]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{source} cannot be read ({error}); give a UTF-8 text file", "texts") from error
+    texts = [part for part in parts if part]
+    if not texts:
+        raise InputError(f"{source} holds no text", "texts")
+    return texts
 
 
 def pieces(texts: Sequence[str], characters: int) -> list[str]:
@@ -101,29 +110,47 @@ class StorePairs:
         return Block(sides[0], sides[1], None)
 
 
-def model_pairs(teacher: Teacher, texts: Sequence[str], settings: DataSettings, progress: Progress | None = None) -> Pairs:
+def model_pairs(
+    teacher: Teacher,
+    texts: Sequence[str],
+    settings: DistillSettings = _SETTINGS,
+    run: Run = _RUN,
+    *,
+    progress: Progress | None = None,
+    record: Record = lambda rows: rows,
+) -> Pairs:
     """Read a layer's inputs and outputs on ``texts``; no text is in two splits.
 
     Kept in memory where they fit, else streamed. A text of one token has nothing to give and is left out.
 
+    Args:
+        settings: ``tokens``, ``memory`` and ``buffer`` are used.
+        record: given the rows that train, validate and test.
+
     Raises:
         InputError: too little text, or an activation that is not finite (the text is named).
     """
-    encoded = encode(teacher.model, texts, max_tokens=settings.max_tokens)
+    encoded = encode(teacher.model, texts, max_tokens=run.max_tokens)
     lengths = encoded.lengths - 1
-    use = _enough(lengths, settings)
-    parts = split_units(lengths[use], settings.shares, settings.seed)
-    split_texts = {split: Encoded.from_ids([encoded[int(use[u])] for u in units]) for split, units in parts.items()}
-    streamed = ModelPairs(teacher, split_texts, buffer=settings.buffer, batch_tokens=settings.batch_tokens)
-    if _size(teacher, int(lengths[use].sum())) > settings.memory:
+    parts = _split(f"texts of {teacher.model.name}", lengths, settings, run, record)
+    split_texts = {split: Encoded.from_ids([encoded[int(u)] for u in units]) for split, units in parts.items()}
+    streamed = ModelPairs(teacher, split_texts, buffer=settings.buffer, batch_tokens=run.batch_tokens)
+    if not _fits(teacher, lengths, parts, settings):
         return streamed
     kept: dict[Split, Block] = {}
     for split in SPLITS:
-        kept[split] = _read(teacher, split_texts[split], settings.batch_tokens, progress if split == "train" else None)
+        kept[split] = _read(teacher, split_texts[split], run.batch_tokens, progress if split == "train" else None)
     return ArrayPairs(streamed.name, kept, buffer=settings.buffer)
 
 
-def store_pairs(teacher: Teacher, store: ActivationStore, settings: DataSettings) -> Pairs:
+def store_pairs(
+    teacher: Teacher,
+    store: ActivationStore,
+    settings: DistillSettings = _SETTINGS,
+    run: Run = _RUN,
+    *,
+    record: Record = lambda rows: rows,
+) -> Pairs:
     """The same from a store made with :class:`~moescope.capture.ActivationStore` (sites ``mlp_in`` and ``mlp_out`` of the
     layer, position ``"all"``).
 
@@ -137,10 +164,9 @@ def store_pairs(teacher: Teacher, store: ActivationStore, settings: DataSettings
         if site not in store.sites:
             raise InputError(f"{store.path}: site {site} is not in the store; it has {', '.join(store.manifest.sites)}")
     lengths = store_lengths(store) - 1
-    use = _enough(lengths, settings)
-    parts = {split: use[units] for split, units in split_units(lengths[use], settings.shares, settings.seed).items()}
+    parts = _split(f"texts of {store.path}", lengths, settings, run, record)
     streamed = StorePairs(teacher, store, parts, buffer=settings.buffer)
-    if _size(teacher, int(lengths[use].sum())) > settings.memory:
+    if not _fits(teacher, lengths, parts, settings):
         return streamed
     return ArrayPairs(streamed.name, {split: whole(streamed, split) for split in SPLITS}, buffer=settings.buffer)
 
@@ -154,23 +180,32 @@ def store_lengths(store: ActivationStore) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _enough(lengths: np.ndarray, settings: DataSettings) -> np.ndarray:
-    """Texts with at least one vector, in random order until ``settings.tokens`` vectors are there."""
-    order = np.random.default_rng([settings.seed, 1]).permutation(len(lengths))
+def _split(name: str, lengths: np.ndarray, settings: DistillSettings, run: Run, record: Record) -> dict[Split, np.ndarray]:
+    """Numbers of the texts that train, validate and test, as they are on record."""
+    use = _enough(lengths, settings.tokens, run.seed)
+    train, validation, test = (use[units] for units in split_units(lengths[use], _SHARES, run.seed).values())
+    rows = record(Rows(name, np.arange(len(lengths)), fit=train, select=validation, judge=test))
+    return {"train": rows.fit, "validation": rows.select, "test": rows.judge}
+
+
+def _enough(lengths: np.ndarray, tokens: int | None, seed: int) -> np.ndarray:
+    """Texts with at least one vector, in random order until ``tokens`` vectors are there."""
+    order = np.random.default_rng([seed, 1]).permutation(len(lengths))
     order = order[lengths[order] > 0]
-    if settings.tokens is None:
+    if tokens is None:
         return np.sort(order)
     ends = np.cumsum(lengths[order])
-    if not len(ends) or ends[-1] < settings.tokens:
+    if not len(ends) or ends[-1] < tokens:
         raise InputError(
-            f"--tokens: {settings.tokens} vectors were asked for, the text gives {int(ends[-1]) if len(ends) else 0}; "
-            "give more text or fewer tokens"
+            f"{tokens} vectors were asked for, the text gives {int(ends[-1]) if len(ends) else 0}; give more text or fewer",
+            "tokens",
         )
-    return np.sort(order[: int(np.searchsorted(ends, settings.tokens)) + 1])
+    return np.sort(order[: int(np.searchsorted(ends, tokens)) + 1])
 
 
-def _size(teacher: Teacher, vectors: int) -> int:
-    return 4 * vectors * (teacher.entry.width + teacher.exit.width)
+def _fits(teacher: Teacher, lengths: np.ndarray, parts: dict[Split, np.ndarray], settings: DistillSettings) -> bool:
+    vectors = sum(int(lengths[units].sum()) for units in parts.values())
+    return 4 * vectors * (teacher.entry.width + teacher.exit.width) <= int(settings.memory * 2**30)
 
 
 def _read(teacher: Teacher, encoded: Encoded, batch_tokens: int, progress: Progress | None = None) -> Block:

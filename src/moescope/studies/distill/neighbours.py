@@ -139,17 +139,17 @@ def load_dictionary(path: str | Path, width: int) -> Tensor:
             name = next((n for n in _DECODERS if n in have), None)
             if name is None:
                 raise InputError(
-                    f"--dictionary: {path} has no W_dec or decoder.weight; it has: {', '.join(have[:5]) or 'nothing'}"
+                    f"{path} has no W_dec or decoder.weight; it has: {', '.join(have[:5]) or 'nothing'}", "dictionary"
                 )
             found = file.get_tensor(name).float()
     except (OSError, SafetensorError) as error:
-        raise InputError(f"--dictionary: {path} cannot be read ({error}); give a safetensors file") from error
+        raise InputError(f"{path} cannot be read ({error}); give a safetensors file", "dictionary") from error
     if name == "decoder.weight":
         found = found.T
     if found.dim() != 2 or found.shape[1] != width or not bool(torch.isfinite(found).all()):
         raise InputError(
-            f"--dictionary: {name} of {path} has shape {tuple(found.shape)}; finite directions of the layer's output width "
-            f"{width} are needed"
+            f"{name} of {path} has shape {tuple(found.shape)}; finite ones of the layer's output width {width} are needed",
+            "dictionary",
         )
     return found.contiguous()
 

@@ -4,58 +4,58 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from moescope.models import load
 from moescope.studies.distill import published
 from moescope.studies.distill.claims import ACTIVATIONS
 from moescope.studies.distill.settings import DistillSettings
-from moescope.studies.distill.students import Student
-from moescope.studies.distill.study import Report, distill
+from moescope.studies.distill.study import distill
+from moescope.study.protocol import Context, ModelLike
 from moescope.study.result import StudyResult
+from moescope.study.run import Run
 
-EMBEDDED, EMBEDDED_LAYER = "dense-tiny", 3
+EMBEDDED = "dense-tiny"
+# with as many shared as active, the source's headline size of 64 active neurons
+_SETTINGS, _RUN = DistillSettings(active=(32,), experts=4096, epochs=10), Run()
 
 
-def reproduce_secret_moe(
-    model: str | None = None,
+def reproduce(
+    model: ModelLike | None = None,
+    texts: Sequence[str] | str | Path | None = None,
+    settings: DistillSettings = _SETTINGS,
     *,
-    settings: DistillSettings | None = None,
-    texts: Sequence[str] | None = None,
-    report: Report | None = None,
-    load_options: dict[str, Any] | None = None,
-    **options: Any,
-) -> tuple[StudyResult, dict[str, Student]]:
+    run: Run = _RUN,
+) -> StudyResult:
     """Distil a layer by the published protocol and set the published figures beside the measured ones.
 
     Args:
-        model: Pythia-70M, Pythia-410M or Gemma-3-270M by Hub id or folder take the published layer, any other model its
-            middle one; None: the embedded model, and a note says so.
-        settings: None: the published students (s = k, softmax over the chosen, low-rank router) at a size for a laptop.
-            ``layer`` in ``options`` or ``settings`` overrides the published one.
+        model: None: the embedded model, and a note says so.
+        settings: the published students (s = k, softmax over the chosen, low-rank router) at a size for a laptop. Where it
+            names no layer, Pythia-70M, Pythia-410M and Gemma-3-270M take the published one.
 
     Returns:
         As :func:`distill`; the result has a further table ``published`` [figure, one column for each of
         the source's models, measured].
     """
-    loaded = load(model or EMBEDDED, head=True, **(load_options or {}))
+    context = Context("distill", settings, run)
+    loaded = context.load(EMBEDDED if model is None else model, head=model is None or isinstance(model, str))
     source = next((name for name in published.MODELS if name in loaded.name.lower()), None)
-    if settings is None:
-        default = EMBEDDED_LAYER if model is None else loaded.n_layers // 2
-        layer = options.pop("layer", published.RECORD["layers"][source]["layer"] if source else default)
-        settings = DistillSettings(layer=layer, **options)
-    else:
-        settings = dataclasses.replace(settings, **options)
-    result, students = distill(loaded, settings=settings, texts=texts, report=report)
+    if source and settings.layer is None:
+        settings = dataclasses.replace(settings, layer=published.RECORD["layers"][source]["layer"])
+    result = distill(loaded, texts, settings, run=dataclasses.replace(run, out=None))
     notes = [] if source else [f"Note: {loaded.name} stands in for the source's models; its figures test the method, not them."]
     notes.append(
         f"Note: the source trains 100 epochs of some 4M tokens with 10,000 and 100,000 experts; this run had "
         f"{int(result.tables['curves']['step'].max())} steps of {settings.batch} with {settings.experts}."
     )
-    meta = {**result.meta, "title": f"Published students beside {loaded.name}, layer {settings.layer}", "notes": notes}
-    return dataclasses.replace(result, meta=meta, tables={**result.tables, "published": published_table(result)}), students
+    meta = {**result.meta, "title": f"Published students beside {loaded.name}, layer {result.meta['layer']}", "notes": notes}
+    result = dataclasses.replace(result, meta=meta, tables={**result.tables, "published": published_table(result)})
+    if run.out is not None:
+        result.save(run.out, overwrite=run.overwrite)
+    return result
 
 
 def published_table(result: StudyResult) -> pd.DataFrame:

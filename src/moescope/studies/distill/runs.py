@@ -42,6 +42,7 @@ def run_students(
     shape: LayerShape,
     settings: DistillSettings,
     *,
+    seed: int = 0,
     teacher: Teacher | None = None,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
@@ -51,16 +52,17 @@ def run_students(
     All runs of a stage share each pass over the data. A student whose every learning rate diverged has no further seed.
 
     Args:
+        seed: of the students' starts and of the order of the data.
         teacher: students train on its device; needed by those that start from its neurons.
         checkpoint: file name to keep two checkpoints at, one for each stage.
     """
     scaling = scaling_of(pairs)
     sample = whole(pairs, "train", 8192).x if any(s.start == "teacher" for s in specs.values()) else None
 
-    def job(spec: StudentSpec, lr: float, seed: int) -> Job:
-        student = Student(spec, shape, scaling, seed=1000 * settings.seed + seed)
+    def job(spec: StudentSpec, lr: float, number: int) -> Job:
+        student = Student(spec, shape, scaling, seed=1000 * seed + number)
         if spec.start == "teacher" and teacher is not None and sample is not None:
-            start_from_teacher(student, teacher.neurons, sample, seed=seed)
+            start_from_teacher(student, teacher.neurons, sample, seed=number)
         return Job(student if teacher is None else student.to(teacher.model.device), lr)
 
     plan = TrainSettings(
@@ -69,18 +71,18 @@ def run_students(
         batch=settings.batch,
         precision=settings.precision,
         revive=settings.revive,
-        seed=settings.seed,
+        seed=seed,
         checkpoint=_file(checkpoint, "rates"),
     )
-    first = {(name, lr, 0): job(spec, lr, 0) for name, spec in specs.items() for lr in settings.lrs}
+    first = {(name, lr, 0): job(spec, lr, 0) for name, spec in specs.items() for lr in settings.lr}
     train(pairs, {str(key): j for key, j in first.items()}, plan, _half(progress, 0, 2))
     chosen: dict[str, float] = {}
     for name in specs:
-        lr = min(settings.lrs, key=lambda rate: first[name, rate, 0].validation)
+        lr = min(settings.lr, key=lambda rate: first[name, rate, 0].validation)
         if not first[name, lr, 0].diverged:
             chosen[name] = lr
-    later = {(name, lr, seed): job(specs[name], lr, seed) for name, lr in chosen.items() for seed in range(1, settings.seeds)}
-    plan = replace(plan, seed=settings.seed + 1, checkpoint=_file(checkpoint, "seeds"))
+    later = {(name, lr, n): job(specs[name], lr, n) for name, lr in chosen.items() for n in range(1, settings.seeds)}
+    plan = replace(plan, seed=seed + 1, checkpoint=_file(checkpoint, "seeds"))
     train(pairs, {str(key): j for key, j in later.items()}, plan, _half(progress, 1, 2))
     return _collect({**first, **later}, specs, chosen, pairs)
 

@@ -15,6 +15,19 @@ from moescope.studies.distill.students import LayerShape, Scaling, Student
 FORMAT = "moescope-student-1"
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class DistilledStudent:
+    """A student, and the layer that it stands for."""
+
+    student: Student
+    fingerprint: str
+    layer: int
+
+    def write(self, folder: Path, /) -> None:
+        """Write ``student.safetensors``."""
+        save_student(self.student, folder / "student.safetensors", fingerprint=self.fingerprint, layer=self.layer)
+
+
 def save_student(student: Student, path: str | Path, *, fingerprint: str | None = None, layer: int | None = None) -> Path:
     """Write a student, whole or not at all. ``fingerprint`` and ``layer`` name the model and layer that it stands for.
 

@@ -1,99 +1,89 @@
-"""The options of a distillation study, checked before any work begins."""
+"""How a layer is distilled."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
-from moescope.errors import InputError
-from moescope.studies.distill.controls import CONTROLS
 from moescope.studies.distill.spec import RouterKind, Start, StudentSpec
+from moescope.study.settings import NonEmpty, Settings, above, at_least
+
+Control = Literal["gaussian", "kurtosis", "mixture", "shuffled-teacher", "shuffled-outputs", "twin"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillSettings:
-    """How a layer is distilled. The defaults are the published protocol, at a size that suits a laptop.
+class DistillSettings(Settings):
+    """Which students are trained, on what, for how long. The defaults are the published protocol, at a size for a laptop."""
 
-    Attributes:
-        layer: which layer's MLP.
-        experts: experts of each MoE student (published: 10,000 and 100,000).
-        active: experts that run for a token, one student each; a shared MLP of as many neurons runs beside them, so that
-            active neurons are twice this, and the dense student has as many.
-        routers: one MoE student each.
-        rank: of low-rank routers and product-key queries.
-        width: neurons of one expert.
-        expert_activation: ``"model"`` or ``"linear"``.
-        transcoders: also train an ungated top-k transcoder and a skip transcoder of the same dictionary and active features.
-        equal_cost: also train the dense student whose multiply-adds equal those of each MoE student, router included (at
-            most as wide as the teacher).
-        controls: see :data:`CONTROLS`; "twin" is the same layer of the randomly initialised model.
-        start: of every student, dense ones too, so that their ratio compares structures and not starts.
-        lrs: tried at the first seed; the best on validation is used for every seed and reported on test.
-        seeds: of the students' start and the order of the data; at least 3 for intervals.
-        steps: updates; None: ``epochs`` passes (published: 100).
-        tokens: vectors read from the text; None: all of it.
-        memory: GiB of vectors that are kept; more are read from the model again in every epoch.
-    """
-
-    layer: int
-    experts: int = 10_000
-    active: tuple[int, ...] = (4, 16, 64)
-    routers: tuple[RouterKind, ...] = ("low-rank",)
-    rank: int = 64
-    width: int = 1
+    layer: Annotated[int | None, at_least(0)] = None
+    """Whose MLP to distil (default: the middle one)."""
+    experts: Annotated[int, at_least(1)] = 10_000
+    """Experts of each mixture-of-experts student (published: 10,000 and 100,000)."""
+    active: Annotated[tuple[int, ...], NonEmpty(), at_least(1)] = (16,)
+    """Experts that run for a token, a student for each. As many neurons are shared; a dense student has as many."""
+    router: Annotated[tuple[RouterKind, ...], NonEmpty()] = ("low-rank",)
+    """full, low-rank, product-key: a mixture-of-experts student for each."""
+    rank: Annotated[int, at_least(1)] = 64
+    """Of low-rank routers and product-key queries."""
+    expert_width: Annotated[int, at_least(1)] = 1
+    """Neurons of one expert."""
     expert_activation: Literal["model", "linear"] = "model"
-    beta: float = 1.0
+    """Of the experts' neurons."""
+    beta: Annotated[float, above(0)] = 1.0
+    """Inverse temperature of the gates' softmax."""
     start: Start = "random"
+    """Of every student, dense ones too: random as published, or the teacher's own neurons."""
     transcoders: bool = False
+    """Also train an ungated top-k transcoder and a skip transcoder of the same dictionary and active features."""
     equal_cost: bool = True
-    controls: tuple[str, ...] = ("gaussian",)
-    lrs: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
-    seeds: int = 3
-    steps: int | None = None
-    epochs: int = 20
-    batch: int = 1024
+    """Also train dense students of the same multiply-adds, router included (at most as wide as the layer)."""
+    control: tuple[Control, ...] = ("gaussian",)
+    """gaussian, kurtosis, mixture, shuffled-teacher, shuffled-outputs, twin (the layer of the random model); or none."""
+    lr: Annotated[tuple[float, ...], NonEmpty(), above(0)] = (1e-3, 3e-3, 1e-2)
+    """Learning rates, of which the first seed's validation chooses one for every seed."""
+    seeds: Annotated[int, at_least(1)] = 3
+    """Seeds of every student's start and of the order of the data (3 for intervals)."""
+    steps: Annotated[int | None, at_least(1)] = None
+    """Updates (default: as many passes over the data as epochs says)."""
+    epochs: Annotated[int, at_least(1)] = 20
+    """Passes over the training split (published: 100)."""
+    batch: Annotated[int, at_least(1)] = 1024
+    """Vectors in a step."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the students' dense products and router scores; weights and updates stay float32."""
     revive: bool = False
-    tokens: int | None = None
-    memory: float = 2.0
-    buffer: int = 65536
-    batch_tokens: int = 8192
-    seed: int = 0
+    """Give dead experts a new start (not in the published protocol)."""
+    tokens: Annotated[int | None, at_least(1)] = None
+    """Vectors to read (default: all of the text)."""
+    memory: Annotated[float, above(0)] = 2.0
+    """GiB of vectors to keep; more are read again in every epoch."""
+    buffer: Annotated[int, at_least(1)] = 65536
+    """Vectors held at once where they are read again."""
+    checkpoint: Path | None = None
+    """Where to keep checkpoints; run again to go on from them."""
 
-    def __post_init__(self) -> None:
-        if not self.active:
-            raise InputError("--active: give at least one number of active experts")
-        if self.seeds < 1:
-            raise InputError(f"--seeds: {self.seeds}; give at least 1 (3 for intervals)")
-        if not self.lrs or not all(lr > 0 for lr in self.lrs):
-            raise InputError(f"--lr: learning rates must be positive, got {self.lrs}")
-        if not self.memory > 0:
-            raise InputError(f"--memory: {self.memory} GiB; give a positive number")
-        if not self.routers:
-            raise InputError("--router: give at least one router")
-        for name in self.controls:
-            if name not in CONTROLS and name != "twin":
-                raise InputError(f"--control: {name!r} is none of {', '.join([*CONTROLS, 'twin'])}")
+    def check(self) -> None:
         self.students()
 
     def students(self) -> dict[str, StudentSpec]:
         """Every student but those of equal cost, whose size is known only when the layer is."""
         specs = []
         for k in self.active:
-            specs.append(StudentSpec(kind="dense", shared=2 * k * self.width, start=self.start))
+            specs.append(StudentSpec(kind="dense", shared=2 * k * self.expert_width, start=self.start))
             specs += [
                 StudentSpec(
-                    shared=k * self.width,
+                    shared=k * self.expert_width,
                     experts=self.experts,
                     active=k,
-                    width=self.width,
+                    width=self.expert_width,
                     activation=self.expert_activation,
                     router=router,
                     rank=self.rank,
                     beta=self.beta,
                     start=self.start,
                 )
-                for router in self.routers
+                for router in self.router
             ]
             if self.transcoders:
                 for kind in ("transcoder", "skip-transcoder"):

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from moescope.errors import InputError
+from moescope.study.settings import Settings, above, at_least
 
 Kind = Literal["dense", "moe", "transcoder", "skip-transcoder"]
 RouterKind = Literal["full", "low-rank", "product-key"]
 Start = Literal["random", "teacher"]
-KINDS = ("dense", "moe", "transcoder", "skip-transcoder")
-ROUTERS = ("full", "low-rank", "product-key")
-STARTS = ("random", "teacher")
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudentSpec:
+class StudentSpec(Settings):
     """A student of an MLP layer.
 
     Attributes:
@@ -38,54 +36,37 @@ class StudentSpec:
             drive them.
 
     Raises:
-        InputError: fields that contradict each other; the message names the option.
+        InputError: a value out of bounds, or fields that contradict each other.
     """
 
     kind: Kind = "moe"
-    shared: int = 0
-    experts: int = 0
-    active: int = 0
-    width: int = 1
+    shared: Annotated[int, at_least(0)] = 0
+    experts: Annotated[int, at_least(0)] = 0
+    active: Annotated[int, at_least(0)] = 0
+    width: Annotated[int, at_least(1)] = 1
     activation: Literal["model", "linear"] = "model"
     router: RouterKind = "low-rank"
-    rank: int = 128
-    beta: float = 1.0
+    rank: Annotated[int, at_least(1)] = 128
+    beta: Annotated[float, above(0)] = 1.0
     start: Start = "random"
 
-    def __post_init__(self) -> None:
-        for option, value, known in (
-            ("kind", self.kind, KINDS),
-            ("router", self.router, ROUTERS),
-            ("start", self.start, STARTS),
-        ):
-            if value not in known:
-                raise InputError(f"--{option}: {value!r} is none of {', '.join(known)}")
-        if self.activation not in ("model", "linear"):
-            raise InputError(f"--expert-activation: {self.activation!r} is neither model nor linear")
-        if self.shared < 0:
-            raise InputError(f"--shared: {self.shared} neurons; give 0 or more")
+    def check(self) -> None:
         if self.kind == "dense":
             if self.shared < 1:
-                raise InputError("--shared: a dense student needs at least 1 neuron")
+                raise InputError("a dense student needs at least 1 neuron", "shared")
             if self.experts or self.active:
-                raise InputError("--experts and --active: a dense student has none; leave them out or choose another kind")
+                raise InputError("a dense student has none, nor active ones; leave both out or choose another kind", "experts")
             return
         if self.experts < 1:
-            raise InputError(f"--experts: {self.experts} experts; give at least 1")
+            raise InputError(f"{self.experts} experts; give at least 1", "experts")
         if not 1 <= self.active <= self.experts:
-            raise InputError(f"--active: {self.active} of {self.experts} experts cannot be active; give 1 to {self.experts}")
-        if self.width < 1:
-            raise InputError(f"--expert-width: {self.width} neurons; give at least 1")
+            raise InputError(f"{self.active} of {self.experts} experts cannot be active; give 1 to {self.experts}", "active")
         if self.kind != "moe" and (self.shared or self.width != 1):
-            raise InputError(f"--kind {self.kind}: it has no shared neurons and features of width 1; leave both out")
-        if self.kind == "moe" and self.router != "full" and self.rank < 1:
-            raise InputError(f"--rank: {self.rank}; give at least 1")
+            raise InputError(f"a {self.kind} has no shared neurons and features of width 1; leave both out", "kind")
         if self.kind == "moe" and self.router == "product-key":
             if self.rank % 2:
-                raise InputError(f"--rank: {self.rank}; a product-key query has two halves, give an even rank")
+                raise InputError(f"{self.rank}: a product-key query has two halves, give an even rank", "rank")
             key_grid(self.experts)
-        if not self.beta > 0:
-            raise InputError(f"--beta: {self.beta}; give a positive number")
 
     @property
     def active_neurons(self) -> int:
@@ -123,6 +104,6 @@ def key_grid(experts: int) -> tuple[int, int]:
     if low * 8 < experts // low:
         root = round(experts**0.5)
         raise InputError(
-            f"--experts: {experts} has no two factors of similar size, which product keys need; take {root * root} instead"
+            f"{experts} has no two factors of similar size, which product keys need; take {root * root} instead", "experts"
         )
     return low, experts // low

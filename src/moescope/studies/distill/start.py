@@ -27,7 +27,7 @@ def start_from_teacher(student: Student, neurons: MlpNeurons, sample: Tensor, *,
         if bank is not None and (
             type(bank.activation) is not type(neurons.activation) or (bank.w_lin is None) != (neurons.w_lin is None)
         ):
-            raise InputError(f"--start teacher: the neurons of a {spec.kind} student differ in form from the teacher's")
+            raise InputError(f"start=teacher: the neurons of a {spec.kind} student differ in form from the teacher's")
     x = student.scaling.inputs(sample)
     strength = neurons.activations(sample).abs() * neurons.w_out.norm(dim=1)  # (n, F)
     order = strength.mean(0).argsort(descending=True)

@@ -3,130 +3,132 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from moescope.capture import ActivationStore
 from moescope.capture.encode import model_limit
-from moescope.errors import InputError
-from moescope.models import LoadedModel, load, random_twin
+from moescope.models import LoadedModel, random_twin
 from moescope.studies.distill.accounting import per_neuron, spec_cost
 from moescope.studies.distill.baselines import baseline_fvu
 from moescope.studies.distill.claims import ACTIVATIONS, distill_claims, ratio_table, summary_table
-from moescope.studies.distill.controls import control_pairs
+from moescope.studies.distill.controls import control_pairs, distances
 from moescope.studies.distill.data import SPLITS, Pairs, count
-from moescope.studies.distill.expert_study import circuits_of, expert_study
-from moescope.studies.distill.layer_data import DataSettings, model_pairs, pieces, store_pairs
+from moescope.studies.distill.expert_study import expert_study
+from moescope.studies.distill.layer_data import model_pairs, pieces, read_texts, store_pairs
 from moescope.studies.distill.neighbours import load_dictionary
 from moescope.studies.distill.runs import Runs, run_students
+from moescope.studies.distill.save import DistilledStudent
 from moescope.studies.distill.settings import DistillSettings
 from moescope.studies.distill.spec import StudentSpec
 from moescope.studies.distill.splice import generation_table, splice_table
-from moescope.studies.distill.students import LayerShape, Student
+from moescope.studies.distill.students import LayerShape
 from moescope.studies.distill.teacher import Teacher
-from moescope.study.provenance import provenance
-from moescope.study.result import StudyResult
-from moescope.tasks import plain_text
+from moescope.study.names import slug
+from moescope.study.protocol import CircuitsLike, Context, ModelLike
+from moescope.study.result import Artifact, StudyResult
+from moescope.study.rows import halves
+from moescope.study.run import Run
 from moescope.types import Claim
 
-Report = Callable[[str, int, int], None]
 _HOLD, _HELD = 20, 100  # every 20th text, at most 100
+_SETTINGS, _RUN = DistillSettings(), Run()
 
 
 def distill(
-    model: str | LoadedModel,
-    layer: int | None = None,
+    model: ModelLike,
+    texts: Sequence[str] | str | Path | None = None,
+    settings: DistillSettings = _SETTINGS,
     *,
-    texts: Sequence[str] | None = None,
     store: str | Path | None = None,
-    settings: DistillSettings | None = None,
-    circuits: StudyResult | str | Path | None = None,
+    circuits: CircuitsLike = None,
     dictionary: str | Path | None = None,
-    checkpoint: Path | None = None,
-    report: Report | None = None,
-    **options: Any,
-) -> tuple[StudyResult, dict[str, Student]]:
+    run: Run = _RUN,
+) -> StudyResult:
     """Distil one MLP layer into dense and mixture-of-experts students, on its activations and on the controls.
 
     Implements "Secret mixtures of experts inside your LLM" (arXiv 2512.18452) with the nulls that it lacks.
 
     Args:
-        model: Hub id, local folder, embedded name, or a loaded model. With its head, the model's loss with a student in
-            place of the layer is measured too.
-        layer: may stand in ``settings`` instead.
-        texts: what to read activations on; None: the shipped excerpt of WikiText-2.
-        store: an :class:`~moescope.capture.ActivationStore` of ``mlp_in`` and ``mlp_out`` of the layer, instead of texts.
-        settings: see :class:`DistillSettings`; or give its fields as keyword options.
-        circuits: a result of :func:`moescope.circuits` on this model, or its folder: experts are compared with its neurons.
+        model: loaded with its head where it is given by name; the model's loss with a student in the layer's place needs it.
+        texts: what to read activations on, or a file of texts parted by blank lines; None: the shipped WikiText-2 excerpt.
+        store: an :class:`~moescope.capture.ActivationStore` of ``mlp_in`` and ``mlp_out`` of the layer, read instead of the
+            texts that train.
+        circuits: of this model: experts are compared with their neurons.
         dictionary: a safetensors file with the decoder (``W_dec``) of a sparse autoencoder of the layer's output or of the
             residual stream: experts are compared with its directions.
-        checkpoint: file name for checkpoints; a run that was cut off goes on from there.
-        report: called with (stage, done, total) for progress.
 
     Returns:
-        The result, of kind ``"distill"``, and the students of the first seed on activations by name.
+        A result of kind ``"distill"``. Tables: ``students`` (a row for each training run), ``curves``, ``baselines``,
+        ``summary``, ``ratio`` (dense over experts at equal active neurons), ``load``, ``experts`` and, where they could be
+        measured, ``expert_circuits``, ``splice`` and ``generation``. Artifacts: ``students/NAME``, the
+        :class:`~moescope.studies.distill.save.DistilledStudent` of each structure, of the first seed on activations.
 
     Raises:
-        InputError: when the input cannot be used; the message is one line.
+        InputError: there is no such layer or no MLP in it, too little text, or an input that is of another model.
+
+    >>> import moescope
+    >>> settings = moescope.DistillSettings(layer=3, experts=1024, steps=250)
+    >>> result = moescope.distill("dense-tiny", settings=settings)  # doctest: +SKIP
+    >>> result.to_frame("ratio")  # doctest: +SKIP
     """
-    if settings is None:
-        if layer is None:
-            raise InputError("--layer: name the layer to distil, e.g. --layer 3")
-        settings = DistillSettings(layer=layer, **options)
-    else:
-        if layer is not None:
-            options["layer"] = layer
-        settings = dataclasses.replace(settings, **options)
-    began = time.time()
-    loaded = load(model) if isinstance(model, str) else model
-    teacher = Teacher(loaded, settings.layer)
-    shape = teacher.shape
-    known = circuits_of(circuits, loaded)
+    context = Context("distill", settings, run)
+    given = read_texts(texts)
+    loaded = context.load(model, head=isinstance(model, str))
+    layer = loaded.n_layers // 2 if settings.layer is None else settings.layer
+    teacher = Teacher(loaded, layer)
+    shape, width = teacher.shape, _width(teacher)
+    known = context.circuits(circuits, loaded)
     directions = None if dictionary is None else load_dictionary(dictionary, shape.d_out)
-    context = model_limit(loaded) or 1024
-    given = pieces(plain_text() if texts is None else texts, 2 * context)  # a token is seldom under two characters
+    characters = 2 * (model_limit(loaded) or 1024)  # a token is seldom under two characters
+    parts = pieces(given, characters)
+    numbers = np.arange(len(parts))
     # for the spliced model's loss and for reading experts: texts that no student is trained on
-    held = given[::_HOLD][:_HELD]
-    read = [text for number, text in enumerate(given) if number % _HOLD or number >= _HOLD * _HELD]
-    pairs = _read(teacher, read, store, settings, report)
+    rows = context.rows(halves("pieces of text", numbers, (numbers % _HOLD != 0) | (numbers >= _HOLD * _HELD)))
+    read, held = ([parts[i] for i in which] for which in (rows.fit, rows.judge))
+    if store is None:
+        reading = context.counter(f"reading {loaded.name}")
+        pairs = model_pairs(teacher, read, settings, run, progress=reading, record=context.rows)
+    else:
+        pairs = store_pairs(teacher, ActivationStore.open(store), settings, run, record=context.rows)
     specs = settings.students()
     if settings.equal_cost:
-        specs |= equal_cost_students(specs, shape, _width(teacher))
-    tables: dict[str, list[pd.DataFrame]] = {"students": [], "curves": [], "baselines": []}
-    found: dict[str, Runs] = {}
+        specs |= equal_cost_students(specs, shape, width)
     body: Any = loaded.body
     embedding = body.get_input_embeddings().weight.detach().float().cpu()
-    for name in (ACTIVATIONS, *settings.controls):
-        here, labeller = pairs, teacher
-        if name == "twin":
-            labeller = Teacher(random_twin(loaded, settings.seed), settings.layer)
-            here = _read(labeller, read, None, settings, report)
-        elif name != ACTIVATIONS:
-            here = control_pairs(name, pairs, teacher, seed=settings.seed)
+    found: dict[str, Runs] = {}
+    baselines: list[pd.DataFrame] = []
+    for name in (ACTIVATIONS, *settings.control):
+        here, labeller = (pairs, teacher) if name == ACTIVATIONS else _control(context, name, pairs, teacher, read, settings)
         found[name] = run_students(
             here,
             {n: _start(spec, name) for n, spec in specs.items()},
             shape,
             settings,
+            seed=run.seed,
             teacher=labeller,
-            checkpoint=None if checkpoint is None else checkpoint.with_name(f"{checkpoint.stem}-{name}"),
-            progress=_stage(report, f"training on {name}"),
+            checkpoint=None
+            if settings.checkpoint is None
+            else settings.checkpoint.with_name(f"{settings.checkpoint.stem}-{name}"),
+            progress=context.counter(f"training on {name}"),
         )
-        tables["students"].append(found[name].rows.assign(data=name))
-        tables["curves"].append(found[name].curves.assign(data=name))
-        baselines = baseline_fvu(here, embedding)
-        tables["baselines"].append(pd.DataFrame({"data": name, "baseline": [*baselines], "fvu": [*baselines.values()]}))
-    frames = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
+        explained = baseline_fvu(here, embedding)
+        baselines.append(pd.DataFrame({"data": name, "baseline": [*explained], "fvu": [*explained.values()]}))
+    frames = {
+        "students": pd.concat([runs.rows.assign(data=name) for name, runs in found.items()], ignore_index=True),
+        "curves": pd.concat([runs.curves.assign(data=name) for name, runs in found.items()], ignore_index=True),
+        "baselines": pd.concat(baselines, ignore_index=True),
+    }
     frames["summary"] = summary_table(frames["students"])
     frames["ratio"] = ratio_table(frames["students"])
     best = found[ACTIVATIONS].best
     frames["load"] = _loads(found[ACTIVATIONS])
     if loaded.has_head:
-        frames["splice"] = splice_table(teacher, best, held, batch_tokens=settings.batch_tokens)
+        frames["splice"] = splice_table(teacher, best, held, batch_tokens=run.batch_tokens)
         frames["generation"] = generation_table(teacher, best, held)
     about_experts: list[Claim] = []
     read_one = next((n for n in best if specs[n].kind != "dense"), None)
@@ -138,22 +140,46 @@ def distill(
             held,
             circuits=known,
             dictionary=directions,
-            characters=2 * context,
-            batch_tokens=settings.batch_tokens,
-            seed=settings.seed,
+            characters=characters,
+            batch_tokens=run.batch_tokens,
+            seed=run.seed,
         )
         frames |= found_experts
-    meta = provenance(loaded, [], seed=settings.seed, settings=dataclasses.asdict(settings))
-    meta |= {
-        "title": f"Layer {settings.layer} of {loaded.name} distilled",
-        "data": dict[str, Any](source=pairs.name, **{split: count(pairs, split) for split in SPLITS}),
-        "teacher": {**dataclasses.asdict(shape), "width": _width(teacher)},
-        "seconds": round(time.time() - began, 1),
+    students: dict[str, Artifact] = {
+        f"students/{slug(name)}": DistilledStudent(student, loaded.fingerprint, layer) for name, student in best.items()
     }
-    claims = [*distill_claims(frames, settings, shape, _width(teacher), loaded.name), *about_experts]
-    if report is not None:
-        report("done", 1, 1)
-    return StudyResult("distill", meta, tuple(claims), {}, frames), best
+    return context.result(
+        model=loaded,
+        title=f"Layer {layer} of {loaded.name} distilled",
+        claims=[*distill_claims(frames, settings, shape, width, loaded.name), *about_experts],
+        tables=frames,
+        artifacts=students,
+        layer=layer,
+        data={"source": pairs.name, **{split: count(pairs, split) for split in SPLITS}},
+        teacher={**dataclasses.asdict(shape), "width": width},
+    )
+
+
+def _control(
+    context: Context, name: str, pairs: Pairs, teacher: Teacher, texts: Sequence[str], settings: DistillSettings
+) -> tuple[Pairs, Teacher]:
+    """The control's data and the layer that they come from, its distance from the real ones put on record."""
+    labeller, run, evidence = teacher, context.run, ""
+    if name == "twin":
+        twin: LoadedModel = random_twin(teacher.model, run.seed)
+        labeller, evidence = Teacher(twin, teacher.layer), f"fingerprint {twin.fingerprint}, not {teacher.model.fingerprint}; "
+        here = model_pairs(
+            labeller, texts, settings, run, progress=context.counter(f"reading {twin.name}"), record=context.rows
+        )
+    else:
+        here = control_pairs(name, pairs, teacher, seed=run.seed)
+    inputs, outputs = distances(here, pairs)
+    context.control(
+        name,
+        differs=max(inputs, outputs) > 0.01,
+        evidence=f"{evidence}inputs differ by {inputs:.2f} and outputs by {outputs:.2f} of the real ones' norm",
+    )
+    return here, labeller
 
 
 def equal_cost_students(specs: dict[str, StudentSpec], shape: LayerShape, widest: int | None) -> dict[str, StudentSpec]:
@@ -173,21 +199,6 @@ def _start(spec: StudentSpec, data: str) -> StudentSpec:
     return dataclasses.replace(spec, start="random") if data in ("shuffled-teacher", "twin") else spec
 
 
-def _read(
-    teacher: Teacher, texts: list[str], store: str | Path | None, settings: DistillSettings, report: Report | None
-) -> Pairs:
-    data = DataSettings(
-        tokens=settings.tokens,
-        buffer=settings.buffer,
-        memory=int(settings.memory * 2**30),
-        batch_tokens=settings.batch_tokens,
-        seed=settings.seed,
-    )
-    if store is not None:
-        return store_pairs(teacher, ActivationStore.open(store), data)
-    return model_pairs(teacher, texts, data, _stage(report, f"reading {teacher.model.name}"))
-
-
 def _width(teacher: Teacher) -> int | None:
     """Neurons of the teacher; None for a block of experts."""
     inner = [site for site in teacher.model.sites("mlp_act") if site.layer == teacher.layer]
@@ -204,7 +215,3 @@ def _loads(runs: Runs) -> pd.DataFrame:
         ranks = sorted({round((len(load) - 1) * i / 63) for i in range(64)})
         rows += [{"student": name, "rank": rank, "load": float(load[rank])} for rank in ranks]
     return pd.DataFrame(rows, columns=["student", "rank", "load"])
-
-
-def _stage(report: Report | None, stage: str) -> Callable[[int, int], None] | None:
-    return None if report is None else lambda done, total: report(stage, done, total)

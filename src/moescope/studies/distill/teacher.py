@@ -56,12 +56,12 @@ class Teacher:
 
     def __init__(self, model: LoadedModel, layer: int) -> None:
         if not 0 <= layer < model.n_layers:
-            raise InputError(f"--layer {layer}: {model.name} has layers 0 to {model.n_layers - 1}")
+            raise InputError(f"layer={layer}: {model.name} has layers 0 to {model.n_layers - 1}")
         self.model, self.layer = model, layer
         self.site_in, self.site_out = Site("mlp_in", layer), Site("mlp_out", layer)
         have = [site.layer for site in model.sites("mlp_in")]
         if layer not in have:
-            raise InputError(f"--layer {layer}: layer {layer} of {model.name} has no MLP; layers with one: {_list(have)}")
+            raise InputError(f"layer={layer}: layer {layer} of {model.name} has no MLP; layers with one: {_list(have)}")
         self.entry, self.exit = model.tap_point(self.site_in), model.tap_point(self.site_out)
 
     @cached_property
@@ -116,7 +116,7 @@ class Teacher:
         parts = self._parts()
         problem = f"layer {self.layer} of {self.model.name}: its neurons cannot be told apart"
         if parts is None:
-            raise InputError(f"{problem} (a block of experts, or an unknown structure); use --start random")
+            raise InputError(f"{problem} (a block of experts, or an unknown structure); use start=random")
         up, lin, down = parts
         first, bias = _map(up)
         w_lin = bias_lin = None
@@ -129,7 +129,7 @@ class Teacher:
         probe = torch.randn(8, self.shape.d_in, generator=torch.Generator().manual_seed(0))
         truth, ours = self(probe), found(probe)
         if float((ours - truth).norm() / truth.norm().clamp(min=1e-12)) > 0.02:  # bf16 models round at each step
-            raise InputError(f"{problem} (an unknown structure); use --start random")
+            raise InputError(f"{problem} (an unknown structure); use start=random")
         return found
 
     def _parts(self) -> tuple[nn.Module, nn.Module | None, nn.Module] | None:

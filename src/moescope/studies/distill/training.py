@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from moescope.studies.distill.evaluate import evaluate
 from moescope.studies.distill.optimizer import RowAdam
 from moescope.studies.distill.revive import revive
 from moescope.studies.distill.students import Student
+from moescope.study.settings import Settings, at_least
 
 Progress = Callable[[int, int], None]
 FORMAT = "moescope-distill-1"
@@ -28,40 +29,26 @@ _EXPLODED = 1e3  # scaled losses are FVUs: a start is of order 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """One schedule for all students of a run: Adam, cosine to zero.
+class TrainSettings(Settings):
+    """One schedule for all students of a run: Adam, cosine to zero."""
 
-    Attributes:
-        steps: updates; None: ``epochs`` passes over the training split.
-        batch: vectors in a step.
-        precision: ``"bf16"`` computes dense products and router scores in bfloat16; weights and updates stay float32.
-        every: steps between points of the curve, where a checkpoint is written; None: a twelfth of the run.
-        checkpoint: file to resume from and to keep up to date.
-        validation_tokens: vectors of the validation split used for the curve.
-        revive: give experts that no token chose since the last point of the curve a new start (0: never; else from that
-            point on, the last fifth of the run excepted).
-        seed: of the order of the data.
-
-    Raises:
-        InputError: a number that cannot be; the message names the option.
-    """
-
-    steps: int | None = None
-    epochs: int = 1
-    batch: int = 1024
+    steps: Annotated[int | None, at_least(1)] = None
+    """updates; None: ``epochs`` passes over the training split"""
+    epochs: Annotated[int, at_least(1)] = 1
+    batch: Annotated[int, at_least(1)] = 1024
+    """vectors in a step"""
     precision: Literal["fp32", "bf16"] = "fp32"
-    every: int | None = None
+    """``"bf16"`` computes dense products and router scores in bfloat16; weights and updates stay float32"""
+    every: Annotated[int | None, at_least(1)] = None
+    """steps between points of the curve, where a checkpoint is written; None: a twelfth of the run"""
     checkpoint: Path | None = None
-    validation_tokens: int = 8192
+    """file to resume from and to keep up to date"""
+    validation_tokens: Annotated[int, at_least(1)] = 8192
+    """vectors of the validation split used for the curve"""
     revive: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for option, value in (("steps", self.steps), ("epochs", self.epochs), ("batch", self.batch), ("every", self.every)):
-            if value is not None and value < 1:
-                raise InputError(f"--{option}: {value}; give at least 1")
-        if self.precision not in ("fp32", "bf16"):
-            raise InputError(f"--precision: {self.precision!r} is neither fp32 nor bf16")
+    """give experts that no token chose since the last point of the curve a new start, the last fifth of the run excepted"""
+    seed: Annotated[int, at_least(0)] = 0
+    """of the order of the data"""
 
 
 @dataclass(eq=False)
@@ -108,7 +95,8 @@ def train(pairs: Pairs, jobs: Mapping[str, Job], settings: TrainSettings, progre
     if not first:
         raise InputError(
             f"{pairs.name}: {count(pairs, 'train')} training vectors (buffer {pairs.buffer}) do not fill a batch of "
-            f"{settings.batch}; use more text or a smaller --batch"
+            f"{settings.batch}; use more text or a smaller one",
+            "batch",
         )
     total = settings.steps or first * settings.epochs  # epochs differ by what does not fill a batch
     every = settings.every or max(1, total // 12)

@@ -1,4 +1,4 @@
-"""Does the conversion pay? Said plainly, from what was measured."""
+"""What a conversion says: does it pay?"""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def convert_claims(
         Claim(
             "all experts active: relative difference of the logits",
             equality,
-            verdict="identity" if equality <= 1e-4 else "measured",
+            verdict="identity",
             note="root mean square over held-out text, in the checkpoint's dtype"
             + ("; of the split before fine-tuning, after which it is another model" if tuned else ""),
         ),

@@ -12,7 +12,8 @@ from moescope.capture.manifest import Manifest
 from moescope.cli import main
 from moescope.errors import InputError
 from moescope.files.names import plain_name
-from moescope.routing.store import TraceStore, load_trace, remove_trace, save_trace
+from moescope.routing.place import remove_trace
+from moescope.routing.store import TraceStore, load_trace, save_trace
 from tests.test_routing_trace_store import make
 
 ESCAPES = ["../../victim.txt", "/etc/passwd", "..", "", "a/b", "a\\b", "C:x", ".hidden", "a\nb", None, 3, "x" * 999]

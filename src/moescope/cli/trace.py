@@ -45,7 +45,8 @@ _TRACE = Verb(
 def _trace(given: dict[str, Any], settings: TraceSettings, run: Run, *, json: bool, quiet: bool) -> None:
     from moescope.routing.export import check_export_target, export_parquet
     from moescope.routing.importers import EngineModel, import_sglang, import_vllm
-    from moescope.routing.store import check_trace_target, load_trace, save_trace
+    from moescope.routing.place import check_trace_target
+    from moescope.routing.store import load_trace, save_trace
 
     sources = {"MODEL": "model", "--vllm": "vllm", "--sglang": "sglang", "--read": "read"}
     if sum(given[name] is not None for name in sources.values()) != 1:

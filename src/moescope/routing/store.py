@@ -24,10 +24,10 @@ from moescope.capture.activations import Progress
 from moescope.capture.encode import encode
 from moescope.capture.manifest import FINISHED, UNFINISHED, Shard, chain, check_contents, check_shard
 from moescope.errors import InputError
-from moescope.files.atomic import cannot_write, write_atomic
-from moescope.files.folder import check_place, put_in_place, settled
+from moescope.files.atomic import write_atomic
 from moescope.routing.capture import PromptLike, trace_prompts
 from moescope.routing.manifest import COLUMNS, FORMAT, TraceManifest
+from moescope.routing.place import beside, check_trace_target, files_of, put_trace, remove_trace
 from moescope.routing.trace import RoutingTrace, TracedSequence, check_same_model
 
 if TYPE_CHECKING:
@@ -141,62 +141,13 @@ def save_trace(trace: RoutingTrace, path: str | Path, *, overwrite: bool = False
     trace.validate()
     folder = check_trace_target(path, overwrite=overwrite)
     place = folder
-    if overwrite and _files(folder):
-        place = _beside(folder)
+    if overwrite and files_of(folder):
+        place = beside(folder)
         remove_trace(place)
     with TraceStore.create(place) as store:
         for first, stop in _runs(trace.lengths, shard_tokens):
             store.append(trace.select(range(first, stop)))
-    _replace(folder, place)
-
-
-def check_trace_target(path: str | Path, *, overwrite: bool) -> Path:
-    """The folder to write a trace to, absolute, refused before any work if none could be written.
-
-    Raises:
-        InputError: it is a file or cannot be made, holds a store of another kind, a damaged one, or a trace while ``overwrite``
-            is off.
-    """
-    folder = settled(path)
-    check_place(folder)
-    _files(folder)
-    if (folder / FINISHED).exists() and not overwrite:
-        raise InputError(f"{folder}: a trace is there already; name another folder, or replace it by overwrite=True", "out")
-    return folder
-
-
-def remove_trace(path: str | Path) -> None:
-    """Delete a store's files, finished or not, the manifest first, and nothing else in its folder.
-
-    Raises:
-        InputError: what is there is not a routing trace.
-    """
-    for name in _files(Path(path)):
-        (Path(path) / name).unlink(missing_ok=True)
-
-
-def _files(folder: Path) -> list[str]:
-    """Names of the files of the store in ``folder``, the manifests first; none where there is no store.
-
-    Raises:
-        InputError: a manifest is damaged, or no trace's.
-    """
-    manifests = [name for name in (UNFINISHED, FINISHED) if (folder / name).exists()]
-    return manifests + [shard.file for name in manifests for shard in TraceManifest.read(folder / name).shards]
-
-
-def _beside(folder: Path) -> Path:
-    """Where a trace is written that will replace the one in ``folder``."""
-    return folder.with_name(f".{folder.name}.partial")
-
-
-def _replace(folder: Path, place: Path) -> None:
-    """Put the finished trace in ``place`` where the one in ``folder`` is."""
-    if place != folder:
-        try:
-            put_in_place(place, folder, own=_files(folder))
-        except OSError as error:
-            raise cannot_write(folder, error) from error
+    put_trace(folder, place)
 
 
 def _runs(lengths: np.ndarray, budget: int) -> list[tuple[int, int]]:
@@ -273,8 +224,8 @@ def trace_to_store(
     settings = {"max_tokens": max_tokens, "shard_prompts": shard_prompts, **{k: _plain(v) for k, v in options.items()}}
     parts = [prompts[start : start + shard_prompts] for start in range(0, len(prompts), shard_prompts)]
     place, store = folder, None
-    if overwrite and _files(folder):
-        for place in (folder, _beside(folder)):
+    if overwrite and files_of(folder):
+        for place in (folder, beside(folder)):
             with contextlib.suppress(InputError):  # begun, but not this trace
                 store = _begun(place, model, parts, settings)
             if store is not None:
@@ -295,7 +246,7 @@ def trace_to_store(
             progress(len(store), len(prompts))
     assert store is not None
     store.finish()
-    _replace(folder, place)
+    put_trace(folder, place)
 
 
 def _begun(

@@ -88,7 +88,7 @@ def measured(
             random = random_twin(loaded, context.run.seed)
             twin = _trace(context, random, labelled, settings, "a random model's routing", 0)
     subject = subject_of(trace, labelled, None if loaded is None else loaded.tokenizer)
-    _note_lengths(context, subject, settings)
+    _note_lengths(context, subject, 0 if isinstance(model, RoutingTrace | Path) else settings.new_tokens)
     tables = _tables(context, subject, settings, twin)
     name = trace.meta.get("model") or "a recorded trace" if loaded is None else loaded.name
     return {
@@ -168,13 +168,16 @@ def _trace(
     return dense_trace(model, prompts, n_experts=n, k=k, seed=run.seed, progress=context.counter("reading"), **shared)
 
 
-def _note_lengths(context: Context, subject: Subject, settings: SignatureSettings) -> None:
-    """What a reader must know of the prompts before any cosine: how long each category's are."""
+def _note_lengths(context: Context, subject: Subject, new_tokens: int) -> None:
+    """What a reader must know of the prompts before any cosine: how long each category's are.
+
+    ``new_tokens``: how many were asked for; 0 where a recorded trace does not say.
+    """
     trace = subject.trace
     generated = np.bincount(trace.sequence[trace.generated], minlength=len(subject))
     middle = [f"{c} {np.median(trace.lengths[subject.y == i]):.0f}" for i, c in enumerate(subject.categories)]
     context.note(f"Note: median tokens of a prompt with what was generated: {', '.join(middle)}.")
     # The last generated token is never fed back to the model, so it has no routing.
-    short = float((generated < settings.new_tokens - 1).mean())
+    short = float((generated < new_tokens - 1).mean())
     if trace.generated.any() and short > 0.1:
-        context.note(f"Note: {short:.0%} of the texts ended before {settings.new_tokens} tokens were generated.")
+        context.note(f"Note: {short:.0%} of the texts ended before {new_tokens} tokens were generated.")

@@ -8,7 +8,8 @@ from typing import Any
 from moescope.models import LoadedModel
 from moescope.routing.capture import trace_prompts
 from moescope.routing.generate import Decoding
-from moescope.routing.store import check_trace_target, load_trace, trace_to_store
+from moescope.routing.place import check_trace_target
+from moescope.routing.store import load_trace, trace_to_store
 from moescope.routing.trace import RoutingTrace
 from moescope.studies.trace.settings import TraceSettings
 from moescope.study.protocol import Context, ModelLike, PromptsLike

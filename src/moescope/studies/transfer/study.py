@@ -64,7 +64,7 @@ def transfer(
     if prompts is None and not (isinstance(model_a, RoutingTrace) and isinstance(model_b, RoutingTrace)):
         prompts = "routing-480"
     asked = None if prompts is None else context.prompts(prompts)
-    other = {} if settings.dtype_b is None else {"dtype": settings.dtype_b}
+    other: dict[str, Any] = {} if settings.dtype_b is None else {"dtype": settings.dtype_b}
     both = [
         one if isinstance(one, RoutingTrace) else context.load(one, **options)
         for one, options in ((model_a, {}), (model_b, other))

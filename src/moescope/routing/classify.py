@@ -15,6 +15,7 @@ from sklearn.preprocessing import MaxAbsScaler, StandardScaler
 from moescope.errors import InputError
 from moescope.routing.trace import RoutingTrace
 from moescope.stats import group_bootstrap, permutation_p, permuted_label_matrix, wilson
+from moescope.study.rows import FoldRows
 from moescope.tasks import group_folds
 
 
@@ -113,6 +114,14 @@ def folds_by(y: np.ndarray, groups: np.ndarray, n_folds: int, seed: int) -> np.n
         return group_folds(y, groups, min(n_folds, len(set(groups.tolist()))), seed)
     except InputError:
         return None
+
+
+def prompt_folds(y: np.ndarray, topics: np.ndarray | None, n_folds: int, seed: int) -> FoldRows:
+    """Folds that keep topics whole where prompts have them: prompts on one topic are no test of each other."""
+    if topics is not None and (folds := folds_by(y, topics, n_folds, seed)) is not None:
+        return FoldRows("prompts, topics whole", topics, folds)
+    alone = np.arange(len(y))
+    return FoldRows("prompts", alone, group_folds(y, alone, n_folds, seed))
 
 
 def token_counts(trace: RoutingTrace) -> sparse.csr_matrix:

@@ -20,7 +20,7 @@ import torch
 from moescope.capture.encode import Encoded, encode
 from moescope.errors import InputError
 from moescope.models import LoadedModel, from_model
-from moescope.routing.classify import folds_by
+from moescope.routing.classify import prompt_folds
 from moescope.routing.counts import routing_counts
 from moescope.routing.dense import fit_dense_experts, is_dense
 from moescope.routing.nulls import pooled_cosine
@@ -33,9 +33,8 @@ from moescope.studies.robustness.perturb import perturbed
 from moescope.studies.robustness.settings import RobustnessSettings
 from moescope.study.protocol import Context, ModelLike, PromptsLike
 from moescope.study.result import StudyResult
-from moescope.study.rows import FoldRows
 from moescope.study.run import Run
-from moescope.tasks import Prompt, group_folds
+from moescope.tasks import Prompt
 
 _SETTINGS, _RUN = RobustnessSettings(), Run()
 
@@ -70,7 +69,8 @@ def robustness(
     make = _counters(loaded, asked, settings, run)
     counter, encoded = make(loaded), read([p.text for p in asked])
     clean = counter(encoded)  # (N, L, E)
-    folds = context.rows(_folds(asked, y, settings.n_folds, run.seed))
+    topics = np.array([p.topic for p in asked]) if all(p.topic for p in asked) else None
+    folds = context.rows(prompt_folds(y, topics, settings.n_folds, run.seed))
     monitors = Monitors.fit(flat_signatures(clean), y, folds)
     rows = np.arange(len(y))
     base = _Base(clean, encoded.lengths, y, monitors.predict(flat_signatures(clean), rows))
@@ -208,16 +208,6 @@ def suffix_vocabulary(model: LoadedModel) -> np.ndarray:
     return np.array(
         [i for i, text in enumerate(texts) if i not in special and text and "\N{REPLACEMENT CHARACTER}" not in text]
     )
-
-
-def _folds(prompts: Sequence[Prompt], y: np.ndarray, n_folds: int, seed: int) -> FoldRows:
-    topics = [p.topic for p in prompts]
-    if all(topics):
-        by_topic = folds_by(y, np.array(topics), n_folds, seed)
-        if by_topic is not None:
-            return FoldRows("prompts, topics whole", np.array(topics), by_topic)
-    alone = np.arange(len(y))
-    return FoldRows("prompts", alone, group_folds(y, alone, n_folds, seed))
 
 
 def _other_precision(model: LoadedModel) -> LoadedModel:

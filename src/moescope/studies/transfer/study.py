@@ -11,7 +11,7 @@ import pandas as pd
 
 from moescope.errors import InputError
 from moescope.models import LoadedModel
-from moescope.routing.classify import cross_validate, folds_by, token_counts
+from moescope.routing.classify import cross_validate, prompt_folds, token_counts
 from moescope.routing.dense import any_trace
 from moescope.routing.signatures import Signatures, signatures_of
 from moescope.routing.subject import Subject, subject_of
@@ -25,7 +25,7 @@ from moescope.study.protocol import Context, ModelLike, PromptsLike
 from moescope.study.result import StudyResult
 from moescope.study.rows import FoldRows
 from moescope.study.run import Run
-from moescope.tasks import Prompt, group_folds
+from moescope.tasks import Prompt
 
 _SETTINGS, _RUN = TransferSettings(), Run()
 
@@ -64,7 +64,7 @@ def transfer(
     if prompts is None and not (isinstance(model_a, RoutingTrace) and isinstance(model_b, RoutingTrace)):
         prompts = "routing-480"
     asked = None if prompts is None else context.prompts(prompts)
-    other = {} if settings.dtype_b is None else {"dtype": settings.dtype_b}
+    other: dict[str, Any] = {} if settings.dtype_b is None else {"dtype": settings.dtype_b}
     both = [
         one if isinstance(one, RoutingTrace) else context.load(one, **options)
         for one, options in ((model_a, {}), (model_b, other))
@@ -102,7 +102,7 @@ def transfer(
             [{"layer_a": None, "layer_b": None, **dataclasses.asdict(overall)}, *_layer_rows(left, right)]
         )
     }
-    rows = context.rows(_folds(a, settings.n_folds, run.seed))
+    rows = context.rows(prompt_folds(y, a.topics, settings.n_folds, run.seed))
     tables["alignment"], held = _aligned(context, settings, left, right, y, rows)
     claims = [*similarity_claims(overall), *alignment_claims(tables["alignment"], held)]
     if same_shape(traces[0], traces[1]):
@@ -139,16 +139,6 @@ def _paired(trace_a: RoutingTrace, trace_b: RoutingTrace, prompts: Sequence[Prom
     if missing:
         raise InputError(f"the two traces are not of the same prompts: {missing[0]!r} is in one alone; trace the same prompts")
     return subject_of(trace_a, prompts), subject_of(trace_b.select(ids), prompts)
-
-
-def _folds(subject: Subject, n_folds: int, seed: int) -> FoldRows:
-    """Folds that keep topics whole where prompts have them: prompts on one topic are no test of each other."""
-    if subject.topics is not None:
-        by_topic = folds_by(subject.y, subject.topics, n_folds, seed)
-        if by_topic is not None:
-            return FoldRows("prompts, topics whole", subject.topics, by_topic)
-    alone = np.arange(len(subject.y))
-    return FoldRows("prompts", alone, group_folds(subject.y, alone, n_folds, seed))
 
 
 def _aligned(

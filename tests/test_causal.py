@@ -12,10 +12,12 @@ import torch
 
 from moescope.errors import InputError
 from moescope.intervene import intervene, replicas
+from moescope.intervene.neuron_sets import NeuronSets
 from moescope.intervene.replicas import Replicas
+from moescope.intervene.running_text import loss_readout, plain_windows
 from moescope.models import LoadedModel
 from moescope.studies.circuits.causal import ablation_study
-from moescope.studies.circuits.causal_targets import NeuronSets, Probe, answer_tokens, loss_readout, plain_windows, task_readout
+from moescope.studies.circuits.causal_targets import Probe, answer_tokens, task_readout
 from moescope.studies.circuits.erasure import erasure_study
 from moescope.types import Example, Neuron, Site, Task
 from tests.architectures import SETTINGS, tiny_model

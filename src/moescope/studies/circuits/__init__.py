@@ -8,9 +8,10 @@ from types import ModuleType
 from typing import Any
 
 from moescope.select.estimators import CircuitClassifier, DivergenceSelector
+from moescope.studies.circuits.causal_run import AblationSettings
 from moescope.studies.circuits.dynamics import formation
 from moescope.studies.circuits.settings import CircuitSettings
-from moescope.studies.circuits.study import AblationSettings, circuits
+from moescope.studies.circuits.study import circuits
 
 __all__ = ["AblationSettings", "CircuitClassifier", "CircuitSettings", "DivergenceSelector", "circuits", "formation"]
 

@@ -9,21 +9,22 @@ import numpy as np
 import pandas as pd
 
 from moescope.errors import InputError
-from moescope.models import LoadedModel
 from moescope.select.nested import nested_cv
 from moescope.select.ranking import layer_matched_sets, random_sets
 from moescope.stats import group_bootstrap, paired_bootstrap_difference, permutation_p, permute_labels
 from moescope.studies.circuits.control_task import control_labels
 from moescope.studies.circuits.depth import best_layer_correct, layer_probes, probe_correct
-from moescope.studies.circuits.features import Features, capture_features
+from moescope.studies.circuits.features import Features
 from moescope.studies.circuits.geometry import rotated
 from moescope.studies.circuits.pairs import set_hits
+from moescope.studies.circuits.reread import Reread
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.single import TaskFindings
-from moescope.tasks import fixed_wrap, matched_subset
+from moescope.tasks import matched_subset
 
 SURFACE = "surface: "
 MAJORITY = "majority class"
+SAMPLED = "circuit_on_sample"
 N_ROTATIONS = 3
 N_CONTROL_TASKS = 10
 STEPS = 6
@@ -34,8 +35,8 @@ def control_table(
     settings: CircuitSettings,
     surface: pd.DataFrame,
     *,
-    model: LoadedModel,
-    twin: LoadedModel | None,
+    tokenizer: Any,
+    read: Reread,
     step: Callable[[str], None],
 ) -> pd.DataFrame:
     """One row per control, the circuit itself first.
@@ -47,7 +48,8 @@ def control_table(
 
     Args:
         surface: rows of :func:`moescope.tasks.surface_baselines`.
-        twin: a randomly initialised model, or None to leave it out.
+        read: the template and the twin. Where they were read on a sample of the rows, the circuit found and tested on
+            this sample alone has a row of its own, ``SAMPLED``, and their gaps are to it.
         step: called with the name of each of ``STEPS`` parts as it begins (for progress).
     """
     features, k = found.features, settings.k
@@ -74,6 +76,15 @@ def control_table(
         name = MAJORITY if line["control"] == MAJORITY else SURFACE + str(line["control"])
         rows.append({"control": name, "accuracy": line["accuracy"], "low": line["low"], "high": line["high"], "note": ""})
 
+    def add_read(control: str, correct: np.ndarray, note: str) -> None:
+        """A control on the rows that were read anew, beside the circuit found on these rows alone."""
+        gap = paired_bootstrap_difference(own, correct, read.own.groups, seed=settings.seed)
+        same = {"gap": gap.value, "gap_low": gap.low, "gap_high": gap.high, "p": gap.p}
+        row = _row(control, correct, read.own.groups, settings, note) | same
+        if read.sampled:
+            row["note"] += f"; {read.note}: ± {(row['high'] - row['low']) / 2:.1%}; the gap is that of {SAMPLED}"
+        rows.append(row)
+
     step("random circuits")
     rng = np.random.default_rng(settings.seed)
     columns = features.columns
@@ -85,7 +96,7 @@ def control_table(
         rows.append(_draws(control, values, f"{len(values)} sets of {k}; the range of 95 % of them"))
     step("permuted labels")
     rows += _permuted_labels(found, settings)
-    rows += _control_task(found, settings, model)
+    rows += _control_task(found, settings, tokenizer)
 
     step("rotated basis")
     # Several rotations: one draw of a basis is itself random.
@@ -108,14 +119,16 @@ def control_table(
     step("surface-matched subset")
     rows.append(_matched(found, settings))
     step("fixed template")
-    wrapped = capture_features(model, fixed_wrap(features.task), columns, settings)
-    add("fixed_template", _nested(wrapped, wrapped.x, settings), "same closing words after every text")
+    own = circuit
+    if read.sampled:
+        own = _nested(read.own, read.own.x, settings)
+        rows.append(_row(SAMPLED, own, read.own.groups, settings, f"found and tested {read.note}: for the gaps below"))
+    add_read("fixed_template", _nested(read.template, read.template.x, settings), "same closing words after every text")
     step("randomly initialised twin")
-    if twin is not None:
-        untrained = capture_features(twin, features.task, columns, settings)
+    if read.twin is not None:
         note = "same architecture and tokenizer, random weights"
-        add("random_twin_circuit", _nested(untrained, untrained.x, settings), note)
-        add("random_twin_probe", best_layer_correct(layer_probes(untrained), untrained.folds)[0], note)
+        add_read("random_twin_circuit", _nested(read.twin, read.twin.x, settings), note)
+        add_read("random_twin_probe", best_layer_correct(layer_probes(read.twin), read.twin.folds)[0], note)
     table = pd.DataFrame(rows, columns=["control", "accuracy", "low", "high", "gap", "gap_low", "gap_high", "p", "note"])
     table.insert(0, "task", features.task.name)
     return table
@@ -157,13 +170,13 @@ def _permuted_labels(found: TaskFindings, settings: CircuitSettings) -> list[dic
     return [_draws("permuted_labels", values, f"{len(values)} label permutations, the range of 95 % of them") | {"p": p}]
 
 
-def _control_task(found: TaskFindings, settings: CircuitSettings, model: LoadedModel) -> list[dict[str, Any]]:
+def _control_task(found: TaskFindings, settings: CircuitSettings, tokenizer: Any) -> list[dict[str, Any]]:
     """Selectivity (Hewitt and Liang 2019): the same procedure on random labels that are a function of the input."""
     features = found.features
     rng = np.random.default_rng(settings.seed)
     gains, values = [], []
     for _ in range(N_CONTROL_TASKS):
-        y, n_types = control_labels(features, model.tokenizer, settings.position, rng)
+        y, n_types = control_labels(features, tokenizer, settings.position, rng)
         try:
             correct = _nested(features, features.x, settings, y)
         except InputError:  # a fold trains on one class only: the texts have too few kinds of input for this control

@@ -96,7 +96,14 @@ def _series(checkpoints: Sequence[str | Path], revisions: Sequence[str] | None) 
 
 
 def _at_checkpoint(model: LoadedModel, task: Task, settings: CircuitSettings) -> tuple[dict[str, Any], np.ndarray]:
-    features = capture_features(model, task, columns_of(model, settings.site), settings)
+    features = capture_features(
+        model,
+        task,
+        columns_of(model, settings.site),
+        settings,
+        batch_tokens=settings.batch_tokens,
+        max_tokens=settings.max_tokens,
+    )
     sums = fold_class_sums(features.x, features.y, features.folds)
     scores = divergence(*sums.total(), sigma=settings.sigma)
     correct = nested_cv(

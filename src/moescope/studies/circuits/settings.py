@@ -26,6 +26,9 @@ class CircuitSettings:
         n_label_permutations: label permutations of the whole nested selection and cross-validation; 0 leaves them out.
         n_random: random circuits per control.
         twin: also study a randomly initialised model of the same architecture.
+        control_half_width: controls that need the model to read texts anew (twin, fixed template) get as many rows as an
+            accuracy's 95 % interval of ± this needs; 0 gives them all that ``control_cost`` pays for.
+        control_cost: and no more than cost together this share of one pass over the texts, in forward tokens.
     """
 
     site: str = "resid"
@@ -40,6 +43,8 @@ class CircuitSettings:
     n_label_permutations: int = 100
     n_random: int = 100
     twin: bool = True
+    control_half_width: float = 0.05
+    control_cost: float = 0.5
     max_tokens: int | None = None
     batch_tokens: int = 8192
     seed: int = 0
@@ -55,6 +60,10 @@ class CircuitSettings:
             if getattr(self, option) < low:
                 name = option.removeprefix("n_").replace("_", "-")
                 raise InputError(f"--{name}: must be at least {low}, got {getattr(self, option)}")
+        if not 0 <= self.control_half_width < 0.5:
+            raise InputError(f"control_half_width: must be from 0 up to 0.5, got {self.control_half_width}")
+        if not self.control_cost > 0:
+            raise InputError(f"control_cost: must be positive, got {self.control_cost}")
         if self.batch_tokens < 1:
             raise InputError(f"--batch-tokens: must be at least 1, got {self.batch_tokens}")
         if self.sigma not in ("pooled", "total", "negative"):

@@ -5,41 +5,29 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 
 from moescope.errors import InputError
 from moescope.models import LoadedModel, load, random_twin
-from moescope.studies.circuits.causal import ablation_study
+from moescope.models.forward_tokens import ForwardTokens
+from moescope.studies.circuits.causal_run import AblationSettings, causal_sites, causal_tables
 from moescope.studies.circuits.causal_verdicts import ablation_claims, erasure_claims
 from moescope.studies.circuits.controls import STEPS, control_table
-from moescope.studies.circuits.erasure import erasure_study
 from moescope.studies.circuits.features import Features, capture_features, columns_of
 from moescope.studies.circuits.language import language_rows
 from moescope.studies.circuits.pairs import cross_task_rows, native_row, overlap_rows, task_map_rows
+from moescope.studies.circuits.reread import reread
 from moescope.studies.circuits.settings import CircuitSettings
-from moescope.studies.circuits.single import TaskFindings, analyse, overlap_ks, rank_columns
+from moescope.studies.circuits.single import TaskFindings, analyse, overlap_ks
 from moescope.studies.circuits.verdicts import circuit_claims
 from moescope.study.provenance import provenance
 from moescope.study.result import StudyResult
-from moescope.tasks import load_task, plain_text, split_half, subset, surface_baselines
+from moescope.tasks import load_task, surface_baselines
 from moescope.types import Task
 
 Report = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class AblationSettings:
-    """How the causal test is run (STATISTICS rule 11: at least 100 matched random sets)."""
-
-    mode: Literal["mean", "resample", "zero", "patch"] = "mean"
-    ks: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
-    n_random: int = 100
-    max_rows: int = 400
-    text_tokens: int = 2048
 
 
 def circuits(
@@ -86,11 +74,16 @@ def circuits(
             f"--k: K = {settings.k} is over half of the {min(columns.widths)} neurons of a layer at site {settings.site!r}, "
             "too many to match with random neurons of the same layer; choose a smaller K"
         )
+    tokens = ForwardTokens()
+    # What the interventions need of the untouched model is read in the same pass.
+    final = causal_sites(loaded, columns) if ablate is not None else ()
+    limits: dict[str, Any] = {"batch_tokens": settings.batch_tokens, "max_tokens": settings.max_tokens}
     features: dict[str, Features] = {}
     for task in loaded_tasks:
-        features[task.name] = capture_features(
-            loaded, task, columns, settings, progress=tell.counter(f"{task.name}: reading activations")
-        )
+        reading = tell.counter(f"{task.name}: reading activations")
+        with tokens.of(loaded, "main"):
+            here = capture_features(loaded, task, columns, settings, final=final, progress=reading, **limits)
+        features[task.name] = here
     twin = random_twin(loaded, settings.seed) if settings.twin else None
     found: dict[str, TaskFindings] = {}
     parts: dict[str, list[pd.DataFrame]] = {}
@@ -101,7 +94,10 @@ def circuits(
         surface = surface_baselines(task, here.folds, tokenizer=loaded.tokenizer)
         found[task.name] = analyse(here, settings, surface=float(surface["accuracy"].max()), n_layers=loaded.n_layers)
         tell(stage, 3, steps)
-        controls = control_table(found[task.name], settings, surface, model=loaded, twin=twin, step=tell.steps(stage, 3, steps))
+        read = reread(here, settings, model=loaded, twin=twin, tokens=tokens, **limits)
+        controls = control_table(
+            found[task.name], settings, surface, tokenizer=loaded.tokenizer, read=read, step=tell.steps(stage, 3, steps)
+        )
         for name, table in {**found[task.name].tables, "controls": controls}.items():
             parts.setdefault(name, []).append(table)
     tables = {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
@@ -111,11 +107,13 @@ def circuits(
         tables["language"] = pd.DataFrame(languages)
     claims = circuit_claims(found, tables, settings)
     if ablate is not None:
-        tables |= _ablations(loaded, features, settings, ablate, tell)
+        tables |= causal_tables(loaded, features, settings, ablate, tokens, tell.counter)
         claims += ablation_claims(tables["ablation"], settings) + erasure_claims(tables["erasure"])
     meta = provenance(loaded, loaded_tasks, seed=settings.seed, settings=dataclasses.asdict(settings))
     meta["title"] = f"Task circuits of {loaded.name}"
     meta["seconds"] = round(time.time() - began, 1)
+    bare = sum(int(here.encoded.lengths.sum()) for here in features.values() if here.encoded is not None)
+    meta["forward_tokens"] = {"bare": bare, **tokens.totals()}
     if ablate is not None:
         meta["ablation"] = dataclasses.asdict(ablate)
     tell.finish()
@@ -173,54 +171,3 @@ def _across_tasks(found: dict[str, TaskFindings], settings: CircuitSettings, tel
         "cross_task": pd.DataFrame(cross),
         "task_map": pd.DataFrame(task_map_rows(list(found.values()), settings)),
     }
-
-
-def _ablations(
-    model: LoadedModel,
-    features: dict[str, Features],
-    settings: CircuitSettings,
-    ablate: AblationSettings,
-    tell: _Stages,
-) -> dict[str, pd.DataFrame]:
-    """Circuits are ranked on one half of the groups and switched off on the other, beside erasure of the direction."""
-    curves, erased = [], []
-    for name, here in features.items():
-        half = split_half(here.y, here.groups, settings.seed)
-        ranking = rank_columns(here.x[half], here.y[half], settings.sigma)[: max(ablate.ks)]
-        fit, rest = np.flatnonzero(half), np.flatnonzero(~half)
-        if len(rest) > ablate.max_rows:
-            rest = _whole_groups(rest, here.groups, ablate.max_rows, settings.seed)
-        task = subset(here.task, np.concatenate([fit, rest]))
-        shared: dict[str, Any] = {
-            "selection": np.arange(len(task)) < len(fit),
-            "seed": settings.seed,
-            "batch_tokens": settings.batch_tokens,
-            "max_tokens": settings.max_tokens,
-        }
-        curves.append(
-            ablation_study(
-                model,
-                task,
-                [here.columns.neuron(int(c)) for c in ranking],
-                ks=[k for k in ablate.ks if k <= here.columns.n],
-                mode=ablate.mode,
-                n_random=ablate.n_random,
-                wikitext=plain_text(),
-                text_tokens=ablate.text_tokens,
-                progress=tell.counter(f"{name}: switching neurons off"),
-                **shared,
-            )
-        )
-        erased.append(erasure_study(model, task, progress=tell.counter(f"{name}: erasing the class direction"), **shared))
-    return {
-        "ablation": pd.concat(curves, ignore_index=True),
-        "erasure": pd.concat(erased, ignore_index=True),
-    }
-
-
-def _whole_groups(rows: np.ndarray, groups: np.ndarray, limit: int, seed: int) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    names, counts = np.unique(groups[rows], return_counts=True)
-    order = rng.permutation(len(names))
-    chosen = names[order[np.cumsum(counts[order]) <= limit]]
-    return rows[np.isin(groups[rows], chosen)]

@@ -14,7 +14,8 @@ from moescope.errors import InputError
 from moescope.routing.counts import routing_counts
 from moescope.runtime.mask import PruneMask, prune_mask
 from moescope.studies.prune.saliency import expert_saliency
-from moescope.studies.prune.study import PruneSettings, prune_study
+from moescope.studies.prune.settings import PruneSettings
+from moescope.studies.prune.study import prune
 from moescope.tasks.passages import Passage
 from tests.architectures import EXPERT_LAYERS, tiny_model
 
@@ -121,8 +122,10 @@ def test_leaving_out_experts_that_write_nothing_costs_least_by_reap() -> None:
     passages = [
         Passage("".join(rng.choice(list("abcdefgh "), 40)), category, str(i)) for category in ("a", "b") for i in range(6)
     ]
-    settings = PruneSettings(ratio=0.5, ratios=(), n_random=5, tokens=400)
-    result, mask = prune_study(model, passages, settings=settings)
+    settings = PruneSettings(ratio=0.5, ratios=(), n_random=5, text_tokens=400)
+    result = prune(model, passages, settings)
+    mask = result.artifacts["mask"]
+    assert isinstance(mask, PruneMask)
     assert mask.pruned == {(layer, e) for layer, experts in idle.items() for e in experts}
     # banning an idle expert hands its slot to another, so the cost is not nought; the saliency is what is sure
     table = result.to_frame("pruning").set_index("criterion")

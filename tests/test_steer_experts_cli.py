@@ -48,7 +48,7 @@ def test_ablate_takes_a_circuit_of_a_dense_model(folders: dict[str, Path], tmp_p
 def test_prune_writes_its_mask(folders: dict[str, Path], tmp_path: Path) -> None:
     out = ["--random", "2", "--text-tokens", "300", "--ratio", "0.5", "--out", str(tmp_path / "out")]
     main(["prune", str(folders["olmoe"]), *out])
-    mask = PruneMask.load(tmp_path / "out" / "prune_mask.safetensors")
+    mask = PruneMask.load(tmp_path / "out" / "mask" / "mask.safetensors")
     assert mask.ratio == 0.5
     assert mask.meta["criterion"] == "reap"
 
@@ -77,8 +77,10 @@ def test_robustness_of_a_dense_model(folders: dict[str, Path], tmp_path: Path) -
         (["steer", "olmoe", "--ablate", "nowhere.json"], "nowhere.json: cannot be read"),
         (["steer", "llama", "--ban-expert", "0:0"], "dense"),
         (["prune", "llama"], "dense"),
-        (["prune", "olmoe", "--ratio", "0.9"], "--prune 0.9"),
-        (["prune", "olmoe", "--mask", "mask.pkl"], "mask.pkl: a prune mask is written as"),
+        (["prune", "olmoe", "--ratio", "0.9"], "--ratio: 0.9 leaves"),
+        (["prune", "olmoe", "--ratio", "1"], "--ratio: must be from 0 and below 1, got 1"),
+        (["prune", "olmoe", "--random", "0"], "--random: must be at least 1, got 0"),
+        (["prune", "olmoe", "--by", "taste"], "taste"),
         (["robustness", "olmoe", "--queries", "0"], "--queries: 0"),
     ],
 )

@@ -3,6 +3,9 @@
 >>> import moescope
 >>> result = moescope.circuits("dense-tiny", ["certainty=halueval", "sentiment=uci-sentiment"])  # doctest: +SKIP
 >>> result.save("out")  # doctest: +SKIP
+
+A verb is a plain function ``verb(model, inputs, settings, *, run)`` that returns a :class:`StudyResult`; ``dir(moescope)``
+lists them all.
 """
 
 from __future__ import annotations
@@ -12,49 +15,72 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moescope.errors import InputError
+    from moescope.models import list_models
     from moescope.models import load as load_model
-    from moescope.studies.circuits import CircuitClassifier, CircuitSettings, DivergenceSelector, circuits, formation
-    from moescope.studies.convert import ConvertSettings, convert
-    from moescope.studies.distill import distill
+    from moescope.select.estimators import CircuitClassifier, DivergenceSelector
+    from moescope.studies.circuits.dynamics import formation
+    from moescope.studies.circuits.settings import CircuitSettings
+    from moescope.studies.circuits.study import circuits
+    from moescope.studies.convert.settings import ConvertSettings
+    from moescope.studies.convert.study import convert
+    from moescope.studies.distill.study import distill
+    from moescope.studies.prune.settings import PruneSettings
+    from moescope.studies.prune.study import prune
     from moescope.studies.signatures.study import signatures
     from moescope.study.result import StudyResult, load
-    from moescope.tasks import load_prompts, load_task
+    from moescope.study.run import Run
+    from moescope.tasks import list_tasks, load_prompts, load_task
+    from moescope.types import Claim, Task
 
 __version__ = metadata.version("moescope")
 
-# Names are imported when first used: `moescope --help` must not wait for torch.
+# Name -> where it stands. Names are imported when first used: `moescope --help` must not wait for torch.
 _WHERE = {
-    "CircuitClassifier": "moescope.studies.circuits",
-    "CircuitSettings": "moescope.studies.circuits",
-    "ConvertSettings": "moescope.studies.convert",
-    "DivergenceSelector": "moescope.studies.circuits",
+    "CircuitClassifier": "moescope.select.estimators",
+    "CircuitSettings": "moescope.studies.circuits.settings",
+    "Claim": "moescope.types",
+    "ConvertSettings": "moescope.studies.convert.settings",
+    "DivergenceSelector": "moescope.select.estimators",
     "InputError": "moescope.errors",
+    "PruneSettings": "moescope.studies.prune.settings",
+    "Run": "moescope.study.run",
     "StudyResult": "moescope.study.result",
-    "circuits": "moescope.studies.circuits",
-    "convert": "moescope.studies.convert",
-    "distill": "moescope.studies.distill",
-    "formation": "moescope.studies.circuits",
+    "Task": "moescope.types",
+    "circuits": "moescope.studies.circuits.study",
+    "convert": "moescope.studies.convert.study",
+    "distill": "moescope.studies.distill.study",
+    "formation": "moescope.studies.circuits.dynamics",
+    "list_models": "moescope.models",
+    "list_tasks": "moescope.tasks",
     "load": "moescope.study.result",
-    "load_model": "moescope.models",
+    "load_model": "moescope.models:load",
     "load_prompts": "moescope.tasks",
     "load_task": "moescope.tasks",
+    "prune": "moescope.studies.prune.study",
     "signatures": "moescope.studies.signatures.study",
 }
 __all__ = [
     "CircuitClassifier",
     "CircuitSettings",
+    "Claim",
     "ConvertSettings",
     "DivergenceSelector",
     "InputError",
+    "PruneSettings",
+    "Run",
     "StudyResult",
+    "Task",
     "circuits",
     "convert",
     "distill",
     "formation",
+    "list_models",
+    "list_tasks",
     "load",
     "load_model",
     "load_prompts",
     "load_task",
+    "prune",
     "signatures",
 ]
 
@@ -62,7 +88,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'moescope' has no attribute {name!r}")
-    module = import_module(_WHERE[name])
-    if name in ("circuits", "convert", "distill"):
-        return module  # it can be called: see there
-    return getattr(module, "load" if name == "load_model" else name)
+    module, _, attribute = _WHERE[name].partition(":")
+    value = getattr(import_module(module), attribute or name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*_WHERE, "__version__"])

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 
 class InputError(ValueError):
-    """The input cannot be used. The message is one line that names the file, row, layer or option, and the mend.
+    """The input cannot be used. The message is one line that names the file, row, layer or parameter, and the mend.
 
-    The command line prints it after ``error:`` and exits with code 2.
+    ``parameter`` is the parameter at fault by its name in Python, where it is one; the message then begins with it
+    (``"n_folds: must be at least 2, got 1"``). The command line prints the message after ``error:``, the parameter as the
+    option it stands for, and exits with code 2.
     """
 
-    def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+    def __init__(self, message: str, parameter: str | None = None) -> None:
+        self.parameter = parameter
+        text = " ".join(message.split())
+        super().__init__(text if parameter is None else f"{parameter}: {text}")

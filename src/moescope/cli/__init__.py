@@ -28,7 +28,7 @@ _COMMANDS = {
     "dynamics": ("circuits:dynamics", "When a circuit forms: the same tasks over a series of checkpoints."),
     "distill": ("distill:distill", "One MLP layer as thousands of tiny experts, beside Gaussian inputs."),
     "steer": ("steer:steer", "Ban, force, boost or scale experts, or ablate neurons; effect beside random ones."),
-    "prune": ("steer:prune", "Which experts could be left out, as a mask, with the loss that it adds."),
+    "prune": ("verbs:prune", "Which experts could be left out, as a mask, with the loss that it adds."),
     "robustness": ("steer:robustness", "How far a monitor of the routing can be trusted, and a search to fool it."),
     "transfer": ("steer:transfer", "What two models' routing of the same prompts has in common."),
     "reproduce": ("circuits:reproduce", "Published figures next to measured ones, with verdicts."),

@@ -30,7 +30,7 @@ def circuits(
     from moescope.studies.circuits import AblationSettings
     from moescope.studies.circuits import circuits as study
 
-    folder = prepare(common, "circuits")
+    folder = prepare(common.out, "circuits", overwrite=common.overwrite)
     settings = search.settings(common)
     tasks = load_tasks(task, search.limit, common.seed)
     ablation = AblationSettings(mode=ablate, n_random=max(100, search.random)) if ablate else None
@@ -52,7 +52,7 @@ def dynamics(
     """When does a circuit form? The same tasks over a series of checkpoints of one model."""
     from moescope.studies.circuits import formation
 
-    folder = prepare(common, "dynamics")
+    folder = prepare(common.out, "dynamics", overwrite=common.overwrite)
     settings = search.settings(common)
     tasks = load_tasks(task, search.limit, common.seed)
     with progress() as report:
@@ -88,7 +88,7 @@ def reproduce(
 
         reproduce_secret_moe(model, common)
         return
-    folder = prepare(common, f"reproduce-{study}")
+    folder = prepare(common.out, f"reproduce-{study}", overwrite=common.overwrite)
     with progress() as report:
         result = reproduce_circuits(
             model,

@@ -27,7 +27,7 @@ def demo(*, common: Common = COMMON) -> None:
     parts = {"circuits": _circuits, "signatures": _signatures, "distill": _distill}
     places = {name: replace(common, out=folder / name, overwrite=overwrite) for name in parts}
     for name, place in places.items():
-        prepare(place, name)
+        prepare(place.out, name, overwrite=place.overwrite)
     shown = {}
     for name, part in parts.items():
         with progress() as report:

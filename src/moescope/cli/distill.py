@@ -71,7 +71,7 @@ def distill(
     from moescope.studies.distill import DistillSettings
     from moescope.studies.distill import distill as study
 
-    folder = prepare(common, "distill")
+    folder = prepare(common.out, "distill", overwrite=common.overwrite)
     settings = DistillSettings(
         layer=layer,
         experts=experts,
@@ -117,7 +117,7 @@ def reproduce(model: str | None, common: Common) -> None:
     """`moescope reproduce secret-moe`."""
     from moescope.studies.distill.reproduce import reproduce_secret_moe
 
-    folder = prepare(common, "reproduce-secret-moe")
+    folder = prepare(common.out, "reproduce-secret-moe", overwrite=common.overwrite)
     with progress() as report:
         result, students = reproduce_secret_moe(
             model,

@@ -47,7 +47,7 @@ def exit_(
     from moescope.studies.exit import ExitSettings, early_exit
     from moescope.study.names import slug
 
-    folder = prepare(common, "exit")
+    folder = prepare(common.out, "exit", overwrite=common.overwrite)
     settings = ExitSettings(
         risk=risk,
         delta=delta,
@@ -92,7 +92,7 @@ def route(
     from moescope.studies.route import RouteSettings
     from moescope.studies.route import route as study_route
 
-    folder = prepare(common, "route")
+    folder = prepare(common.out, "route", overwrite=common.overwrite)
     settings = RouteSettings(
         unknown=unknown,
         layer=layer,

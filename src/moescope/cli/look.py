@@ -32,9 +32,9 @@ def compare(folders: list[Path], /, *, out: Path = Path("moescope-out/compare"))
 
 def models(*, json: bool = False) -> None:
     """List the embedded models, with their cards."""
-    from moescope.models import card, embedded
+    from moescope.models import list_models
 
-    cards = {name: card(name) for name in embedded()}
+    cards = list_models()
     if json:
         print_json(cards)
     else:
@@ -43,11 +43,9 @@ def models(*, json: bool = False) -> None:
 
 def tasks(*, json: bool = False) -> None:
     """List the task presets, and how a task of your own is named."""
-    from moescope.tasks import PRESETS
+    from moescope.tasks import list_tasks
 
-    rows = {
-        name: preset.about + ("" if preset.shipped else f" (from the Hub: {preset.repo})") for name, preset in PRESETS.items()
-    }
+    rows = list_tasks()
     if json:
         print_json(rows)
         return

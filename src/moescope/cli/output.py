@@ -17,27 +17,34 @@ if TYPE_CHECKING:
     from moescope.study.result import StudyResult
 
 
-def prepare(common: Common, command: str, *, overwrite: bool = False) -> Path:
+def prepare(out: Path | None, command: str, *, overwrite: bool = False) -> Path:
     """The result's folder, refused before any work is done if it could not be written at the end."""
     from moescope.study.store import check_target
 
     # The default folder is ours to replace; one that the user names is theirs.
-    folder = common.out or Path("moescope-out") / command
-    check_target(folder, overwrite=common.overwrite or common.out is None or overwrite)
+    folder = out or Path("moescope-out") / command
+    check_target(folder, overwrite=overwrite or out is None)
     return folder
+
+
+def print_result(result: StudyResult, folder: Path, tables: tuple[str, ...] = ()) -> None:
+    """The claims, the tables named, the notes, and where the report and the artifacts are."""
+    print_claims(result)
+    for name in tables:
+        print(result.to_frame(name).to_string(index=False), end="\n\n")
+    for note in result.meta.get("notes") or []:
+        print(note)
+    for name in result.artifacts:
+        print(f"{name}: {(folder / name).resolve()}")
+    print(f"report: {(folder / 'report.html').resolve()}")
 
 
 def finish(result: StudyResult, folder: Path, common: Common, tables: tuple[str, ...] = ()) -> None:
     saved = result.save(folder, overwrite=common.overwrite or common.out is None)
     if common.json:
         print_json({**result.json(), "folder": str(saved)})
-        return
-    print_claims(result)
-    for name in tables:
-        print(result.to_frame(name).to_string(index=False), end="\n\n")
-    for note in result.meta.get("notes") or []:
-        print(note)
-    print(f"report: {(saved / 'report.html').resolve()}")
+    else:
+        print_result(result, saved, tables)
 
 
 def print_claims(result: StudyResult) -> None:
@@ -51,9 +58,9 @@ def print_json(value: Any) -> None:
 
 
 @contextmanager
-def progress() -> Iterator[Callable[[str, int, int], None]]:
+def progress(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar on stderr with one line per stage: done, total, time left."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=quiet)
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),

@@ -82,7 +82,7 @@ def signatures(
     from moescope.models import load
     from moescope.studies.signatures.study import signatures as study
 
-    folder = prepare(common, "signatures")
+    folder = prepare(common.out, "signatures", overwrite=common.overwrite)
     settings = compare.settings(common)
     if model is None and trace is None:
         raise InputError("MODEL: name a model to run (`moescope models` lists the embedded ones), or give --trace")
@@ -108,7 +108,7 @@ def reproduce(model: str | None, prompts: str | None, task: list[str] | None, se
 
     if task:
         raise InputError("--task: the signatures study has no tasks; name its prompts with --prompts")
-    folder = prepare(common, "reproduce-signatures")
+    folder = prepare(common.out, "reproduce-signatures", overwrite=common.overwrite)
     settings = SignatureSettings(
         n_folds=search.folds,
         n_permutations=search.permutations,

@@ -66,7 +66,7 @@ def steer(
     from moescope.tasks.passages import load_passages
     from moescope.tasks.prompts import load_prompts
 
-    folder = prepare(common, "steer")
+    folder = prepare(common.out, "steer", overwrite=common.overwrite)
     asked = load_prompts(prompts)
     passages = load_passages(text)
     by_hand = {"ban": ban_expert, "force": force_expert, "boost": boost, "scale": scale}
@@ -139,47 +139,6 @@ def _amount(option: str, text: str, default: float) -> tuple[str, float]:
         raise InputError(f"{option} {text!r}: {number!r} is not a number") from None
 
 
-def prune(
-    model: str,
-    /,
-    *,
-    ratio: float = 0.25,
-    by: Literal["reap", "frequency", "mass"] = "reap",
-    mask: Path | None = None,
-    text: Text = None,
-    random: int = 20,
-    text_tokens: int = 4096,
-    common: Common = COMMON,
-) -> None:
-    """Which experts could be left out: saliency, a mask, and the loss that leaving them out adds, beside random ones.
-
-    Args:
-        ratio: share of every layer's experts to leave out.
-        by: REAP saliency, how often an expert is chosen, or the sum of its weighted output norms.
-        mask: where the mask goes, .safetensors or .json (default: prune_mask.safetensors in --out).
-        random: random masks per ratio.
-        text_tokens: of each category's text, half for the saliency and half for the loss.
-    """
-    from moescope.models import load
-    from moescope.runtime.mask import check_target
-    from moescope.studies.prune.study import PruneSettings, prune_study
-    from moescope.tasks.passages import load_passages
-
-    folder = prepare(common, "prune")
-    if mask is not None:
-        check_target(mask)
-    settings = PruneSettings(
-        by=by, ratio=ratio, n_random=random, tokens=text_tokens, seed=common.seed, batch_tokens=common.batch_tokens
-    )
-    with progress() as report:
-        loaded = load(model, head=True, **common.load_options())
-        result, found = prune_study(loaded, load_passages(text), settings=settings, report=report)
-    finish(result, folder, common)
-    target = found.save(mask or folder / "prune_mask.safetensors")
-    if not common.json:
-        print(f"mask: {target.resolve()}")
-
-
 def robustness(
     model: str,
     /,
@@ -206,7 +165,7 @@ def robustness(
     from moescope.studies.robustness.study import RobustnessSettings, robustness_study
     from moescope.tasks.prompts import load_prompts
 
-    folder = prepare(common, "robustness")
+    folder = prepare(common.out, "robustness", overwrite=common.overwrite)
     asked = load_prompts(prompts)
     settings = RobustnessSettings(
         attacked=attacked,
@@ -258,7 +217,7 @@ def transfer(
     from moescope.studies.transfer.study import TransferSettings, transfer_study
     from moescope.tasks.prompts import load_prompts
 
-    folder = prepare(common, "transfer")
+    folder = prepare(common.out, "transfer", overwrite=common.overwrite)
     asked = load_prompts(prompts)
     options = common.load_options()
     settings = TransferSettings(dimensions=dimensions, n_alignments=alignments, seed=common.seed)

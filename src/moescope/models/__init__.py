@@ -4,7 +4,7 @@ from moescope.models.load import LoadedModel, from_model, load
 from moescope.models.sites import describe_sites, parse_sites
 from moescope.models.taps import TapPoint
 from moescope.models.twin import random_twin
-from moescope.models.zoo import card, embedded
+from moescope.models.zoo import card, embedded, list_models
 
 __all__ = [
     "LoadedModel",
@@ -13,6 +13,7 @@ __all__ = [
     "describe_sites",
     "embedded",
     "from_model",
+    "list_models",
     "load",
     "parse_sites",
     "random_twin",

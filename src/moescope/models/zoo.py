@@ -22,6 +22,11 @@ def embedded() -> dict[str, Path]:
     return {folder.name: folder for folder in folders if (folder / "model.safetensors").is_file()}
 
 
+def list_models() -> dict[str, str]:
+    """Name and card of each embedded model."""
+    return {name: card(name) for name in embedded()}
+
+
 def extra(name: str) -> Path:
     """The folder of a model of :data:`EXTRAS`.
 

@@ -5,8 +5,8 @@ A figure whose tables are missing does not exist; a panel whose table is missing
 Each study has its own module of figures. To add one: write ``studies/STUDY/figures.py`` with a function
 ``entries(result) -> Iterator[Entry]`` that yields the figures which the result's tables allow, in the order in which the
 report shows them, and enter it in :data:`moescope.studies.FIGURES`. ``Entry.draw`` is called inside
-:func:`moescope.report.style.look`; make its figure with :func:`moescope.report.style.new_figure`, and take colours, markers and letters from there too. The
-HTML page, ``StudyResult.figures()`` and ``save`` then show it without further change.
+:func:`moescope.report.style.look`; make its figure with :func:`moescope.report.style.new_figure`, and take colours, markers
+and letters from there too. The HTML page, ``StudyResult.figures()`` and ``save`` then show it without further change.
 """
 
 from __future__ import annotations

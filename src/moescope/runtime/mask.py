@@ -67,6 +67,10 @@ class PruneMask:
         write_atomic(target, [data])
         return target
 
+    def write(self, folder: Path, /) -> Path:
+        """As an artifact of a result: ``mask.safetensors``."""
+        return self.save(folder / "mask.safetensors")
+
     @classmethod
     def load(cls, path: str | Path) -> PruneMask:
         """Read what :meth:`save` wrote.
@@ -129,13 +133,13 @@ def prune_mask(saliency: dict[int, np.ndarray], ratio: float, *, top_k: int, met
         InputError: the ratio is not in [0, 1), or leaves fewer than ``top_k``.
     """
     if not 0 <= ratio < 1:
-        raise InputError(f"--prune {ratio}: give the share of experts to leave out, from 0 to below 1")
+        raise InputError(f"{ratio}: give the share of experts to leave out, from 0 to below 1", "ratio")
     keep = {}
     for layer, values in saliency.items():
         n = round(ratio * len(values))
         if len(values) - n < top_k:
             raise InputError(
-                f"--prune {ratio}: leaves {len(values) - n} of {len(values)} experts, but each token needs {top_k}"
+                f"{ratio} leaves {len(values) - n} of {len(values)} experts, but each token needs {top_k}", "ratio"
             )
         mask = np.ones(len(values), dtype=bool)
         mask[np.argsort(values[::-1], kind="stable")[:n]] = False

@@ -7,6 +7,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,18 @@ def git_revision() -> str | None:
     return out.stdout.strip() or None
 
 
-def provenance(model: LoadedModel, tasks: list[Task], *, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """What goes into a result's ``meta``."""
+def machine() -> dict[str, Any]:
+    """What ran: command, versions, revision of moescope, and when."""
+    return {
+        "command": shlex.join(["moescope", *sys.argv[1:]]) if Path(sys.argv[0]).stem == "moescope" else None,
+        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
+        "git_revision": git_revision(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def subject(model: LoadedModel, tasks: Sequence[Task]) -> dict[str, Any]:
+    """What was studied: the model and the tasks, by hash."""
     return {
         "model": model.name,
         "model_revision": model.revision,
@@ -50,10 +61,9 @@ def provenance(model: LoadedModel, tasks: list[Task], *, seed: int, settings: di
         "device": str(model.device),
         "tasks": [task.name for task in tasks],
         "data": {task.name: {"source": task.source, "n": len(task), "sha256": task.sha256} for task in tasks},
-        "seed": seed,
-        "settings": settings,
-        "command": shlex.join(["moescope", *sys.argv[1:]]) if Path(sys.argv[0]).stem == "moescope" else None,
-        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
-        "git_revision": git_revision(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def provenance(model: LoadedModel, tasks: Sequence[Task], *, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """What goes into a result's ``meta``."""
+    return {**subject(model, tasks), "seed": seed, "settings": settings, **machine()}

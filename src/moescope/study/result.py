@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,24 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _NAME = re.compile(r"[A-Za-z0-9_]+")
+
+
+class Artifact(Protocol):
+    """What a study made for others to run: a classifier, a router, a mask, a student, a checkpoint."""
+
+    def write(self, folder: Path, /) -> object:
+        """Write its files into ``folder``, which is there and empty."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An artifact of a result that was read from disk, its checksums compared."""
+
+    folder: Path
+
+    def write(self, folder: Path, /) -> None:
+        """Copy its files."""
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +64,8 @@ class StudyResult:
     claims: tuple[Claim, ...] = ()
     circuits: dict[str, Circuit] = field(default_factory=dict)
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+    """by name, which is also the folder that it is saved in (``"mask"``, ``"exit/certainty"``); :class:`Stored` once loaded"""
 
     def __post_init__(self) -> None:
         for name in self.tables:
@@ -53,6 +74,7 @@ class StudyResult:
         object.__setattr__(self, "meta", plain(self.meta))
         object.__setattr__(self, "claims", tuple(tidy_claim(c) for c in self.claims))
         object.__setattr__(self, "circuits", dict(self.circuits))
+        object.__setattr__(self, "artifacts", dict(self.artifacts))
         object.__setattr__(self, "tables", {name: _storable(table) for name, table in self.tables.items()})
 
     def __eq__(self, other: object) -> bool:
@@ -60,9 +82,16 @@ class StudyResult:
             return NotImplemented
         if self.json() != other.json() or self.tables.keys() != other.tables.keys():
             return False
+        if self.artifacts.keys() != other.artifacts.keys():
+            return False
         return all(_same(self.tables[name], other.tables[name]) for name in self.tables)
 
     __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Which rows fitted, selected, calibrated and judged, as the study put it on record."""
+        return list(self.meta.get("rows") or [])
 
     def claims_frame(self) -> pd.DataFrame:
         """The claims, one row each: name, published, measured, low, high, null, p, verdict, note."""
@@ -118,7 +147,7 @@ class StudyResult:
         }
 
     def save(self, folder: str | Path, *, overwrite: bool = False, figures: bool = True) -> Path:
-        """Write the result as a folder: results.json, tables/, figures/ and report.html.
+        """Write the result as a folder: results.json, tables/, figures/, report.html and the artifacts.
 
         The folder appears whole or not at all. Files in it that are not of the result survive an overwrite.
 
@@ -132,16 +161,18 @@ class StudyResult:
                 is full or not writable.
         """
         show = partial(import_module("moescope.report.html").write_pages, self) if figures else None
-        return save_result(self.json(), self.tables, Path(folder), overwrite=overwrite, show=show)
+        return save_result(self.json(), self.tables, self.artifacts, Path(folder), overwrite=overwrite, show=show)
 
 
 def load(folder: str | Path) -> StudyResult:
-    """Read a result that :meth:`StudyResult.save` wrote; every table is checked against its sha256.
+    """Read a result that :meth:`StudyResult.save` wrote; every table and artifact is checked against its sha256.
 
     Raises:
         InputError: the folder or a file in it is absent, damaged, from a newer moescope, or something else.
     """
-    return StudyResult(*load_result(Path(folder)))
+    parts = load_result(Path(folder))
+    artifacts: dict[str, Artifact] = {name: Stored(path) for name, path in parts.artifacts.items()}
+    return StudyResult(parts.kind, parts.meta, parts.claims, parts.circuits, parts.tables, artifacts)
 
 
 def _drawing() -> Any:

@@ -9,13 +9,14 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import pandas as pd
 
 from moescope.errors import InputError
+from moescope.files.names import plain_name
 from moescope.study.encode import circuit_from_json, claim_from_json
 from moescope.types import Circuit, Claim
 
@@ -33,11 +34,19 @@ class Parts(NamedTuple):
     claims: tuple[Claim, ...]
     circuits: dict[str, Circuit]
     tables: dict[str, pd.DataFrame]
+    artifacts: dict[str, Path]
+
+
+class Writes(Protocol):
+    """An artifact, as far as writing it goes."""
+
+    def write(self, folder: Path, /) -> object: ...
 
 
 def save_result(
     values: dict[str, Any],
     tables: dict[str, pd.DataFrame],
+    artifacts: Mapping[str, Writes],
     folder: Path,
     *,
     overwrite: bool,
@@ -52,7 +61,7 @@ def save_result(
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
         try:
             draft.chmod(0o777 & ~_umask())  # mkdtemp makes it private; a result is an ordinary folder
-            _write(values, tables, draft)
+            _write(values, tables, artifacts, draft)
             if show is not None:
                 show(draft)
             _put_in_place(draft, folder)
@@ -96,7 +105,7 @@ def _is_result(folder: Path) -> bool:
     return isinstance(manifest, dict) and manifest.get("format") == FORMAT
 
 
-def _write(values: dict[str, Any], tables: dict[str, pd.DataFrame], draft: Path) -> None:
+def _write(values: dict[str, Any], tables: dict[str, pd.DataFrame], artifacts: Mapping[str, Writes], draft: Path) -> None:
     (draft / "tables").mkdir()
     entries: dict[str, dict[str, Any]] = {}
     for name, table in tables.items():
@@ -106,7 +115,13 @@ def _write(values: dict[str, Any], tables: dict[str, pd.DataFrame], draft: Path)
         except (ValueError, TypeError) as error:  # pyarrow's own errors are both
             raise InputError(f"table {name!r} cannot be stored: {error}") from error
         entries[name] = {"file": f"tables/{name}.parquet", "sha256": _sha256(path), "rows": len(table)}
-    manifest = {"format": FORMAT, "schema_version": SCHEMA_VERSION, **values, "tables": entries}
+    made: dict[str, dict[str, str]] = {}
+    for name, artifact in artifacts.items():
+        folder = draft / _inside(name)
+        folder.mkdir(parents=True)
+        artifact.write(folder)
+        made[name] = {f.relative_to(folder).as_posix(): _sha256(f) for f in sorted(folder.rglob("*")) if f.is_file()}
+    manifest = {"format": FORMAT, "schema_version": SCHEMA_VERSION, **values, "tables": entries, "artifacts": made}
     text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False)
     with (draft / MANIFEST).open("w", encoding="utf-8") as out:
         out.write(text + "\n")
@@ -126,10 +141,19 @@ def _put_in_place(draft: Path, folder: Path) -> None:
     except OSError:
         os.rename(old, folder)
         raise
+    own = {*OWN, *_artifact_tops(old)}
     for entry in list(old.iterdir()):
-        if entry.name not in OWN:
+        if entry.name not in own:
             os.rename(entry, folder / entry.name)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _artifact_tops(folder: Path) -> set[str]:
+    try:
+        made = json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("artifacts", {})
+        return {_inside(str(name)).parts[0] for name in made}
+    except (OSError, ValueError, AttributeError):
+        return set()
 
 
 def load_result(folder: Path) -> Parts:
@@ -150,6 +174,7 @@ def load_result(folder: Path) -> Parts:
     version = data.get("schema_version")
     if not isinstance(version, int) or version > SCHEMA_VERSION:
         raise InputError(f"{path} has schema version {version}, this moescope reads up to {SCHEMA_VERSION}; update moescope")
+    made = data.setdefault("artifacts", {}) and _mapping(data, "artifacts", path)
     tables = {name: _read_table(folder, path, name, entry) for name, entry in _mapping(data, "tables", path).items()}
     try:
         return Parts(
@@ -158,6 +183,7 @@ def load_result(folder: Path) -> Parts:
             claims=tuple(claim_from_json(c) for c in data["claims"]),
             circuits={name: circuit_from_json(c) for name, c in _mapping(data, "circuits", path).items()},
             tables=tables,
+            artifacts={name: _check_artifact(folder, path, name, files) for name, files in made.items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); run the study again") from error
@@ -185,6 +211,27 @@ def _read_table(folder: Path, manifest: Path, name: str, entry: Any) -> pd.DataF
         raise
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def _inside(name: str) -> Path:
+    """``name`` as a path of plain parts.
+
+    Raises:
+        ValueError: it would lead elsewhere.
+    """
+    return Path(*(plain_name(part) for part in name.split("/")))
+
+
+def _check_artifact(folder: Path, manifest: Path, name: str, files: Any) -> Path:
+    """The folder of an artifact whose files are all there with their checksums."""
+    place = folder / _inside(name)
+    for file, digest in files.items():
+        path = place / _inside(file)
+        if not path.is_file():
+            raise InputError(f"{path} is missing, though {manifest.name} lists it; run the study again")
+        if _sha256(path) != digest:
+            raise InputError(f"{path} is damaged: its sha256 is not the one in {manifest.name}; run the study again")
+    return place
 
 
 def _sha256(path: Path) -> str:

@@ -3,7 +3,7 @@
 from moescope.tasks.build import RenderedTask, slots, subset
 from moescope.tasks.folds import group_folds, split_half
 from moescope.tasks.load import load_task
-from moescope.tasks.presets import PRESETS, Preset
+from moescope.tasks.presets import PRESETS, Preset, list_tasks
 from moescope.tasks.prompts import PROMPT_SETS, Prompt, load_prompts
 from moescope.tasks.spec import TaskSpec, parse_spec
 from moescope.tasks.surface import fixed_wrap, matched_subset, surface_baselines, surface_features, surface_predictions
@@ -18,6 +18,7 @@ __all__ = [
     "TaskSpec",
     "fixed_wrap",
     "group_folds",
+    "list_tasks",
     "load_prompts",
     "load_task",
     "matched_subset",

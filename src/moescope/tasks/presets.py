@@ -216,3 +216,10 @@ PRESETS: dict[str, Preset] = {
         ),
     )
 }  # fmt: skip
+
+
+def list_tasks() -> dict[str, str]:
+    """Name of each task preset, and what it is."""
+    return {
+        name: preset.about + ("" if preset.shipped else f" (from the Hub: {preset.repo})") for name, preset in PRESETS.items()
+    }

@@ -1,0 +1,1 @@
+"""Which experts could be left out, and the loss that it adds, beside random ones."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -20,13 +20,11 @@ from moescope.capture.encode import Encoded, batches, pad, padding_id
 from moescope.capture.session import CaptureSession
 from moescope.errors import InputError
 from moescope.models.experts import recording
+from moescope.studies.prune.settings import CRITERIA, Criterion
 
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
     from moescope.models.experts import Dispatch, ExpertLayer
-
-Criterion = Literal["reap", "frequency", "mass"]
-CRITERIA: tuple[Criterion, ...] = ("reap", "frequency", "mass")
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +49,7 @@ class Saliency:
             InputError: another criterion.
         """
         if criterion not in CRITERIA:
-            raise InputError(f"--by {criterion!r}: choose from {', '.join(CRITERIA)}")
+            raise InputError(f"{criterion!r} is none of {', '.join(CRITERIA)}", "by")
         if criterion == "frequency":
             return {layer: n / self.tokens for layer, n in self.chosen.items()}
         if criterion == "mass":

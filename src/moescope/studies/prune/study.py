@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import time
-from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,151 +14,114 @@ from moescope.intervene.experts import ExpertEdits, steer_experts
 from moescope.intervene.text_loss import encode_texts, text_losses
 from moescope.runtime.mask import PruneMask, prune_mask
 from moescope.stats import group_bootstrap, permutation_p
-from moescope.studies.prune.saliency import CRITERIA, Criterion, expert_saliency
-from moescope.study.provenance import provenance
+from moescope.studies.prune.claims import prune_claims
+from moescope.studies.prune.saliency import Saliency, expert_saliency
+from moescope.studies.prune.settings import CRITERIA, PruneSettings
+from moescope.study.protocol import Context, ModelLike, TextsLike
 from moescope.study.result import StudyResult
-from moescope.types import Claim
+from moescope.study.rows import halves
+from moescope.study.run import Run
 
-if TYPE_CHECKING:
-    from moescope.models import LoadedModel
-    from moescope.tasks.passages import Passage
-
-Report = Callable[[str, int, int], None]
+_SETTINGS, _RUN = PruneSettings(), Run()
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PruneSettings:
-    """How pruning is measured.
-
-    Attributes:
-        by: the criterion whose mask is exported.
-        ratio: of that mask.
-        ratios: of the table; ``ratio`` is added.
-        n_random: random masks per ratio, the same number of experts in each layer.
-        tokens: of text per category, half for reading saliency and half for the loss.
-    """
-
-    by: Criterion = "reap"
-    ratio: float = 0.25
-    ratios: tuple[float, ...] = (0.125, 0.25, 0.5)
-    n_random: int = 20
-    tokens: int = 4096
-    length: int = 256
-    seed: int = 0
-    batch_tokens: int = 8192
-
-    def __post_init__(self) -> None:
-        if self.by not in CRITERIA:
-            raise InputError(f"--by {self.by!r}: choose from {', '.join(CRITERIA)}")
-        if self.n_random < 1:
-            raise InputError(f"--random: {self.n_random} random masks; at least 1 is needed")
-
-
-def prune_study(
-    model: LoadedModel,
-    passages: Sequence[Passage],
-    *,
-    settings: PruneSettings | None = None,
-    report: Report | None = None,
-) -> tuple[StudyResult, PruneMask]:
+def prune(model: ModelLike, texts: TextsLike = None, settings: PruneSettings = _SETTINGS, *, run: Run = _RUN) -> StudyResult:
     """Read saliency on one half of the documents, and measure on the other what banning the least salient experts costs.
 
     An expert that is left out is banned as in :func:`moescope.intervene.steer_experts`: the router chooses among the rest.
 
+    Args:
+        model: a mixture of experts, with its head where it is loaded already.
+        texts: passages with category and group, or a file of them; None: the shipped ones.
+
     Returns:
-        A result of kind ``"prune"`` (tables ``pruning``: criterion, ratio, effect on the loss in nats per token with a
-        bootstrap interval over documents, loss; and ``saliency``), and the mask of ``settings.by`` at ``settings.ratio``.
+        A result of kind ``"prune"``: tables ``pruning`` (criterion, ratio, effect on the loss in nats per token with a
+        bootstrap interval over documents, loss) and ``saliency``; artifact ``mask``, the
+        :class:`~moescope.runtime.mask.PruneMask` of ``settings.by`` at ``settings.ratio``.
 
     Raises:
         InputError: the model is dense or has no head, a ratio leaves too few experts.
+
+    >>> import moescope
+    >>> result = moescope.prune("moe-tiny", settings=moescope.PruneSettings(ratio=0.5))  # doctest: +SKIP
+    >>> result.artifacts["mask"].pruned  # doctest: +SKIP
     """
-    settings = settings or PruneSettings()
-    began = time.time()
-    encoded, used = encode_texts(model, passages, tokens=settings.tokens, length=settings.length)
+    context = Context("prune", settings, run)
+    loaded = context.load(model, head=True)
+    encoded, used = encode_texts(loaded, context.passages(texts), tokens=settings.text_tokens, length=settings.length)
     documents = np.array([f"{p.category}/{p.group}" for p in used])
-    fit = _half(documents, np.array([p.category for p in used]), settings.seed)
-    rows_fit, rows_rest = np.flatnonzero(fit), np.flatnonzero(~fit)
+    rows = context.rows(halves("documents", documents, _half(documents, np.array([p.category for p in used]), run.seed)))
+    read, held = (Encoded.from_ids([encoded[i] for i in part.tolist()]) for part in (rows.select, rows.judge))
+    found = expert_saliency(loaded, read, progress=context.counter("reading saliency"))
+    masks = _masks(found, settings, run)
+    for (criterion, ratio), members in masks.items():
+        if criterion == "random":
+            own = masks[settings.by, ratio][0]
+            others = sum(mask.pruned != own.pruned for mask in members)
+            context.control(
+                f"random masks at {ratio:g}",
+                differs=others > 0 or not own.pruned,
+                evidence=f"{others} of {len(members)} leave out other experts than {settings.by} does",
+            )
+    clean = text_losses(loaded, held, batch_tokens=run.batch_tokens)
+    lines: list[dict[str, Any]] = []
+    random: dict[float, np.ndarray] = {}
+    for criterion, ratio in context.steps("pruning", list(masks)):
+        effects = np.stack(
+            [
+                text_losses(
+                    loaded,
+                    held,
+                    partial(steer_experts, loaded, ExpertEdits(ban=mask.pruned)),  # type: ignore[arg-type]
+                    batch_tokens=run.batch_tokens,
+                )
+                - clean
+                for mask in masks[criterion, ratio]
+            ]
+        )
+        by_text = effects.mean(0)
+        low, high = group_bootstrap(by_text, documents[rows.judge], seed=run.seed)
+        if criterion == "random":
+            random[ratio] = effects.mean(1)
+        line = {"criterion": criterion, "ratio": ratio, "masks": len(effects), "loss": float(clean.mean() + by_text.mean())}
+        lines.append({**line, "effect": float(by_text.mean()), "low": low, "high": high})
+    table = pd.DataFrame(lines)
+    table["p"] = [
+        float(permutation_p(-r["effect"] - 1e-9, -random[r["ratio"]])) if r["criterion"] != "random" else np.nan for r in lines
+    ]
+    mask = masks[settings.by, settings.ratio][0]
+    own_line = table.query("criterion == @settings.by and ratio == @settings.ratio").iloc[0]
+    mask.meta.update(
+        {
+            "model": loaded.name,
+            "fingerprint": loaded.fingerprint,
+            "criterion": settings.by,
+            "ratio": settings.ratio,
+            "loss_before": float(clean.mean()),
+            "loss_after": float(own_line["loss"]),
+        }
+    )
+    return context.result(
+        model=loaded,
+        title=f"Pruning the experts of {loaded.name}",
+        claims=prune_claims(table),
+        tables={"pruning": table, "saliency": found.to_frame()},
+        artifacts={"mask": mask},
+        loss=float(clean.mean()),
+        tokens={"saliency": found.tokens, "loss": int(held.lengths.sum())},
+    )
 
-    def tell(stage: str) -> Callable[[int, int], None]:
-        return lambda done, total: report(stage, done, total) if report is not None else None
 
-    found = expert_saliency(model, Encoded.from_ids([encoded[i] for i in rows_fit.tolist()]), progress=tell("reading saliency"))
-    held = Encoded.from_ids([encoded[i] for i in rows_rest.tolist()])
-    groups = documents[rows_rest]
-    clean = text_losses(model, held, batch_tokens=settings.batch_tokens)
-    rng = np.random.default_rng(settings.seed)
-    ratios = sorted({*settings.ratios, settings.ratio})
+def _masks(found: Saliency, settings: PruneSettings, run: Run) -> dict[tuple[str, float], list[PruneMask]]:
+    """By criterion and ratio; ``random`` has as many as asked for."""
+    rng = np.random.default_rng(run.seed)
     masks: dict[tuple[str, float], list[PruneMask]] = {}
-    for ratio in ratios:
+    for ratio in sorted({*settings.ratios, settings.ratio}):
         for name in CRITERIA:
             masks[name, ratio] = [prune_mask(found.by(name), ratio, top_k=found.top_k)]
         shuffled = [{layer: rng.random(len(v)) for layer, v in found.chosen.items()} for _ in range(settings.n_random)]
         masks["random", ratio] = [prune_mask(values, ratio, top_k=found.top_k) for values in shuffled]
-    total, done = sum(map(len, masks.values())), 0
-    rows: list[dict[str, Any]] = []
-    random: dict[float, np.ndarray] = {}
-    for (criterion, ratio), members in masks.items():
-        effects = []
-        for mask in members:
-            banned = ExpertEdits(ban=mask.pruned)  # type: ignore[arg-type]
-            applied = partial(steer_experts, model, banned)
-            effects.append(text_losses(model, held, applied, batch_tokens=settings.batch_tokens) - clean)
-            done += 1
-            tell("pruning")(done, total)
-        by_text = np.mean(effects, axis=0)
-        low, high = group_bootstrap(by_text, groups, seed=settings.seed)
-        if criterion == "random":
-            random[ratio] = np.mean(effects, axis=1)
-        rows.append(
-            {
-                "criterion": criterion,
-                "ratio": ratio,
-                "masks": len(members),
-                "loss": float(clean.mean() + by_text.mean()),
-                "effect": float(by_text.mean()),
-                "low": low,
-                "high": high,
-            }
-        )
-    table = pd.DataFrame(rows)
-    table["p"] = [
-        float(permutation_p(-r["effect"] - 1e-9, -random[r["ratio"]])) if r["criterion"] != "random" else np.nan for r in rows
-    ]
-    meta = provenance(model, [], seed=settings.seed, settings=dataclasses.asdict(settings))
-    meta |= {"title": f"Pruning the experts of {model.name}", "seconds": round(time.time() - began, 1)}
-    meta["loss"] = float(clean.mean())
-    meta["tokens"] = {"saliency": found.tokens, "loss": int(held.lengths.sum())}
-    own = table.query("criterion == @settings.by and ratio == @settings.ratio").iloc[0]
-    mask = masks[settings.by, settings.ratio][0]
-    mask.meta.update(
-        {
-            "model": model.name,
-            "fingerprint": model.fingerprint,
-            "criterion": settings.by,
-            "ratio": settings.ratio,
-            "loss_before": float(clean.mean()),
-            "loss_after": float(own["loss"]),
-        }
-    )
-    claims = [_claim(r, table) for r in table.query("criterion != 'random'").to_dict("records")]
-    if report is not None:
-        report("done", 1, 1)
-    return StudyResult("prune", meta, tuple(claims), tables={"pruning": table, "saliency": found.to_frame()}), mask
-
-
-def _claim(row: dict[str, Any], table: pd.DataFrame) -> Claim:
-    null = table.query("criterion == 'random' and ratio == @row['ratio']").iloc[0]
-    better = row["p"] < 0.05
-    word = "less than" if better else "no less than"
-    return Claim(
-        name=f"pruning {row['ratio']:.1%} by {row['criterion']}: loss added",
-        measured=row["effect"],
-        interval=(row["low"], row["high"]),
-        null=float(null["effect"]),
-        p=row["p"],
-        verdict="measured" if better else "explained by chance",
-        note=f"costs {word} random experts do ({int(null['masks'])} masks); nats a token, experts banned, none retrained",
-    )
+    return masks
 
 
 def _half(documents: np.ndarray, categories: np.ndarray, seed: int) -> np.ndarray:

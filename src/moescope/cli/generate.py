@@ -1,0 +1,197 @@
+"""Commands made from verbs: a study's settings are its options, so that each is declared once.
+
+An option is called after its field, without the ``n_`` of a number (``n_folds`` is ``--folds``); its help is the string under
+the field; a message of the library that names a parameter is printed with the option's name.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields, replace
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
+
+from cyclopts import Group, Parameter
+from cyclopts import convert as cyclopts_convert
+
+from moescope.cli.output import prepare, print_json, print_result, progress
+from moescope.errors import InputError
+from moescope.study.run import Run
+from moescope.study.settings import Settings, documentation, hints
+
+if TYPE_CHECKING:
+    from moescope.study.result import StudyResult
+
+RUN = Group("Run", sort_key=2)
+_LEFT_OUT = ("progress",)
+_SHORT = {"out": ("--out", "-o")}
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a verb takes beside its settings: its parameter, and how it is said on the command line."""
+
+    name: str
+    type: Any
+    help: str
+    option: str | None = None
+    """None: a positional argument"""
+    default: Any = inspect.Parameter.empty
+
+    def parameter(self) -> inspect.Parameter:
+        kind = inspect.Parameter.POSITIONAL_ONLY if self.option is None else inspect.Parameter.KEYWORD_ONLY
+        said = Parameter(name=self.option, help=self.help, negative="") if self.option else Parameter(help=self.help)
+        return inspect.Parameter(self.name, kind, default=self.default, annotation=Annotated[self.type, said])
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A command that is one verb: where its function and settings stand, what it takes, what it prints beside its claims."""
+
+    study: str
+    """folder in ``moescope.studies``"""
+    settings: str
+    inputs: tuple[Input, ...]
+    function: str = ""
+    """default: the study's name"""
+    module: str = "study"
+    name: str = ""
+    """of the command and of its default folder; default: the function's"""
+    tables: tuple[str, ...] = ()
+    fixed: Mapping[str, Any] | None = None
+    """settings that this command does not offer, with their values"""
+
+    def verb(self) -> Callable[..., StudyResult]:
+        found: Callable[..., StudyResult] = getattr(
+            import_module(f"moescope.studies.{self.study}.{self.module}"), self.function or self.study
+        )
+        return found
+
+    def settings_class(self) -> type[Settings]:
+        found: type[Settings] = getattr(import_module(f"moescope.studies.{self.study}.settings"), self.settings)
+        return found
+
+
+def option_of(name: str) -> str:
+    """The option that stands for a field of some settings."""
+    return "--" + name.removeprefix("n_").replace("_", "-")
+
+
+def command(verb: Verb, help_text: str) -> Callable[..., None]:
+    """The function that cyclopts calls for ``verb``."""
+    name = verb.name or verb.function or verb.study
+    settings = verb.settings_class()
+    fixed = dict(verb.fixed or {})
+    options = {i.name: i.option or i.name.upper() for i in verb.inputs}
+    options |= {f: option_of(f) for cls in (settings, Run) for f in hints(cls) if f not in _LEFT_OUT and f not in fixed}
+
+    def run(*positional: Any, **given: Any) -> None:
+        json, quiet = given.pop("json", False), given.pop("quiet", False)
+        arguments = dict(zip([i.name for i in verb.inputs if i.option is None], positional, strict=False))
+        arguments |= {i.name: given.pop(i.name, i.default) for i in verb.inputs if i.name not in arguments}
+        try:
+            of_run = {f: given.pop(f) for f in hints(Run) if f in given}
+            chosen = settings(**given, **fixed)
+            how = Run(**of_run)
+            folder = prepare(how.out, name, overwrite=how.overwrite)
+            with progress(quiet=quiet) as report:
+                # The default folder is ours to replace; one that the user names is theirs.
+                place = replace(how, out=folder, overwrite=how.overwrite or how.out is None, progress=report)
+                result = verb.verb()(*arguments.values(), chosen, run=place)
+        except InputError as error:
+            raise translated(error, options) from error
+        if json:
+            print_json({**result.json(), "folder": str(folder)})
+        else:
+            print_result(result, folder, verb.tables)
+
+    parameters = [i.parameter() for i in verb.inputs]
+    parameters += [_parameter(settings, f) for f in hints(settings) if f not in fixed]
+    parameters += [_parameter(Run, f, group=RUN) for f in hints(Run) if f not in _LEFT_OUT]
+    parameters += [
+        _flag("json", "Print the result as JSON instead of a table."),
+        _flag("quiet", "Show no progress."),
+    ]
+    parameters.sort(key=lambda p: (p.kind, p.default is not inspect.Parameter.empty if p.kind == p.POSITIONAL_ONLY else 0))
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    run.__name__, run.__doc__ = name, f"{help_text}\n\n{_about(verb)}"
+    return run
+
+
+def _about(verb: Verb) -> str:
+    if any(i.name == "model" for i in verb.inputs):
+        return "MODEL is a Hub id, a local folder or an embedded name (`moescope models`)."
+    return ""
+
+
+def _parameter(cls: type[Settings], name: str, group: Group | None = None) -> inspect.Parameter:
+    field = next(f for f in fields(cls) if f.name == name)
+    default = field.default if field.default is not MISSING else inspect.Parameter.empty
+    if field.default_factory is not MISSING:
+        default = field.default_factory()
+    bare = _bare(hints(cls)[name])
+    said: dict[str, Any] = {"name": _SHORT.get(name, (option_of(name),)), "help": documentation(cls).get(name, "")}
+    if group is not None:
+        said["group"] = group
+    if _is_tuple(bare):
+        said |= {"converter": _listed, "negative": "", "help": f"{said['help']} Several with commas."}
+    elif bare is bool and default is False:
+        said["negative"] = ""
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[bare, Parameter(**said)]
+    )
+
+
+def _flag(name: str, about: str) -> inspect.Parameter:
+    said = Parameter(name=f"--{name}", help=about, negative="", group=RUN)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, said])
+
+
+def _bare(hint: Any) -> Any:
+    """The annotation without bounds, which the settings check themselves."""
+    if get_origin(hint) is Annotated:
+        return _bare(get_args(hint)[0])
+    if get_origin(hint) in (Union, types.UnionType):
+        return Union[tuple(_bare(h) for h in get_args(hint))]  # noqa: UP007  (made at run time)
+    if get_origin(hint) is tuple:
+        return tuple[tuple(_bare(h) for h in get_args(hint))]  # type: ignore[misc]
+    return hint
+
+
+def _is_tuple(hint: Any) -> bool:
+    return get_origin(hint) is tuple or any(get_origin(h) is tuple for h in get_args(hint))
+
+
+def _listed(kind: Any, tokens: Any) -> tuple[Any, ...]:
+    """``1,2,5`` and repeated options alike; a pair such as ``5:17`` is a member that is a tuple itself."""
+    if get_origin(kind) is not tuple:
+        kind = next(h for h in get_args(kind) if get_origin(h) is tuple)
+    member = get_args(kind)[0]
+    parts = [part for token in tokens for part in token.value.split(",") if part.strip()]
+    if get_origin(member) is tuple:
+        return tuple(tuple(_number(h, p) for h, p in zip(get_args(member), part.split(":"), strict=True)) for part in parts)
+    return tuple(_number(member, part) for part in parts)
+
+
+def _number(kind: Any, text: str) -> Any:
+    return cyclopts_convert(kind, [text.strip()])
+
+
+def translated(error: InputError, options: Mapping[str, str]) -> InputError:
+    """The same error in the words of the command line: ``n_folds: …`` is ``--folds: …``, ``twin=False`` is ``--no-twin``."""
+    text = str(error)
+    if error.parameter is not None:
+        text = text.removeprefix(f"{error.parameter}: ")
+        text = f"{options.get(error.parameter, option_of(error.parameter))}: {text}"
+
+    def option(match: re.Match[str]) -> str:
+        name = options[match[1]]
+        value = match[2].strip("'\"")
+        return f"{name} {value}" if value not in ("True", "False") else name if value == "True" else f"--no-{name[2:]}"
+
+    known = "|".join(sorted(map(re.escape, options), key=len, reverse=True))
+    return InputError(re.sub(rf"\b({known})=((?:'[^']*'|\"[^\"]*\"|[\w.:/-])+)", option, text))

@@ -1,0 +1,30 @@
+"""How pruning is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
+
+from moescope.study.settings import Settings, at_least, between
+
+Criterion = Literal["reap", "frequency", "mass"]
+CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
+_SHARE = between(0, 1, open_low=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneSettings(Settings):
+    """Which experts are left out, and on how much text that is measured."""
+
+    by: Criterion = "reap"
+    """REAP saliency, how often an expert is chosen, or the sum of its weighted output norms: whose mask is exported."""
+    ratio: Annotated[float, _SHARE] = 0.25
+    """Share of every layer's experts that the mask leaves out."""
+    ratios: Annotated[tuple[float, ...], _SHARE] = (0.125, 0.25, 0.5)
+    """Shares of the table; that of the mask is added."""
+    n_random: Annotated[int, at_least(1)] = 20
+    """Random masks per share, the same number of experts in each layer."""
+    text_tokens: Annotated[int, at_least(2)] = 4096
+    """Of each category's text, half for the saliency and half for the loss."""
+    length: Annotated[int, at_least(2)] = 256
+    """Tokens of one piece of text."""

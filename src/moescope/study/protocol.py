@@ -1,0 +1,192 @@
+"""The one way in which every study runs: settings in, a context that owns the run, a result out.
+
+A verb is a plain function ``verb(model, inputs, settings=Settings(), *, run=Run()) -> StudyResult``::
+
+    def prune(model: ModelLike, texts=None, settings=PruneSettings(), *, run=Run()) -> StudyResult:
+        context = Context("prune", settings, run)
+        loaded = context.load(model, head=True)
+        rows = context.rows(halves("prune", groups, chosen))   # who fits, selects, calibrates, judges: kept apart by group
+        ...                                                     # measure; context.counter("pruning") shows progress
+        context.control("random masks", differs=…, evidence="…")  # a control that is what it controls is a fault
+        return context.result(model=loaded, title=…, claims=…, tables=…, artifacts={"mask": mask})
+
+The context owns progress, seed, time, provenance, device and the record of rows and controls; ``run.out`` saves the result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+
+from moescope.errors import InputError
+from moescope.models import LoadedModel, load
+from moescope.study.provenance import machine, subject
+from moescope.study.result import Artifact, StudyResult
+from moescope.study.rows import FoldRows, Rows
+from moescope.study.run import Counter, Run
+from moescope.study.settings import Settings
+from moescope.study.store import check_target
+from moescope.tasks import Prompt, load_prompts, load_task
+from moescope.tasks.passages import Passage, load_passages
+from moescope.types import Circuit, Claim, Task
+
+ModelLike = str | LoadedModel
+"""A Hub id, a local folder, an embedded name, or a loaded model."""
+TasksLike = Sequence[Task | str] | Mapping[str, Task | str]
+"""Tasks or their specifications (``"certainty=halueval"``), or both by name."""
+TextsLike = Sequence[Passage] | str | Path | None
+"""Passages with category and group, a file of them, or None for the shipped ones."""
+PromptsLike = Sequence[Prompt] | str
+"""Labelled prompts, the name of a shipped set, or a file."""
+
+_R = TypeVar("_R", Rows, FoldRows)
+
+
+class ControlFault(AssertionError):
+    """A control is what it was to control: a fault of the study, not of its input."""
+
+
+class Context:
+    """One run of one study.
+
+    Raises:
+        InputError: ``run.out`` cannot be written to, said before any work.
+    """
+
+    def __init__(self, study: str, settings: Settings, run: Run) -> None:
+        self.study, self.settings, self.run = study, settings, run
+        self.notes: list[str] = []
+        self._began = time.time()
+        self._rows: list[dict[str, Any]] = []
+        self._controls: list[dict[str, Any]] = []
+        if run.out is not None:
+            check_target(run.out, overwrite=run.overwrite)
+
+    # What a study works with
+
+    def load(self, model: ModelLike, *, head: bool = False, **options: Any) -> LoadedModel:
+        """The model, loaded as ``run`` says unless it is in memory already; ``head``: with its language-model head."""
+        if not isinstance(model, LoadedModel):
+            return load(model, head=head, **{**self.run.load_options(), **options})
+        if head and not model.has_head:
+            raise InputError(f"{model.name} has no head, which this study needs; load it with head=True", "model")
+        return model
+
+    def tasks(self, tasks: TasksLike, *, least: int = 1) -> list[Task]:
+        """The tasks, read where they are specifications; their names differ.
+
+        Raises:
+            InputError: fewer than ``least``, two of one name, or a specification that cannot be read.
+        """
+        given: Sequence[Task | str] = [_named(n, t) for n, t in tasks.items()] if isinstance(tasks, Mapping) else tasks
+        loaded = [
+            load_task(task, limit=self.run.limit, seed=self.run.seed) if isinstance(task, str) else task for task in given
+        ]
+        if len(loaded) < least:
+            raise InputError(f"at least {least} needed, e.g. certainty=halueval", "tasks")
+        names = [task.name for task in loaded]
+        double = next((name for name in names if names.count(name) > 1), None)
+        if double:
+            raise InputError(f"two are called {double!r}; name them apart, e.g. {double}2=SOURCE", "tasks")
+        return loaded
+
+    def passages(self, texts: TextsLike) -> Sequence[Passage]:
+        """The passages, read where a file is named."""
+        return load_passages(texts) if texts is None or isinstance(texts, str | Path) else texts
+
+    def prompts(self, prompts: PromptsLike) -> Sequence[Prompt]:
+        """The prompts, read where a set or a file is named."""
+        return load_prompts(prompts, limit=self.run.limit, seed=self.run.seed) if isinstance(prompts, str) else prompts
+
+    # Progress
+
+    def tell(self, stage: str, done: int, total: int) -> None:
+        """Say how far a stage is."""
+        if self.run.progress is not None:
+            self.run.progress(stage, done, total)
+
+    def counter(self, stage: str) -> Counter:
+        """``tell`` for one stage."""
+        return lambda done, total: self.tell(stage, done, total)
+
+    def steps(self, stage: str, names: Sequence[Any]) -> Iterator[Any]:
+        """``names`` one by one, telling that each begins."""
+        for done, name in enumerate(names):
+            self.tell(stage, done, len(names))
+            yield name
+
+    # What is put on record
+
+    def rows(self, rows: _R) -> _R:
+        """Put on record who fits, selects, calibrates and judges, and return it to be worked with."""
+        self._rows.append(rows.record())
+        return rows
+
+    def control(self, name: str, *, differs: bool, evidence: str) -> None:
+        """Put on record what shows that a control differs from what it controls.
+
+        Raises:
+            ControlFault: it does not.
+        """
+        if not differs:
+            raise ControlFault(f"{self.study}: the control {name!r} is what it controls ({evidence})")
+        self._controls.append({"control": name, "evidence": evidence})
+
+    def note(self, text: str) -> None:
+        """A sentence that a reader must have before the figures."""
+        self.notes.append(text)
+
+    # The end
+
+    def result(
+        self,
+        *,
+        title: str,
+        claims: Sequence[Claim],
+        tables: Mapping[str, pd.DataFrame],
+        model: LoadedModel | None = None,
+        tasks: Sequence[Task] = (),
+        circuits: Mapping[str, Circuit] | None = None,
+        artifacts: Mapping[str, Artifact] | None = None,
+        kind: str | None = None,
+        **meta: Any,
+    ) -> StudyResult:
+        """The result with its provenance, written to ``run.out`` where that is given.
+
+        Args:
+            meta: further facts, which win over those that the context knows.
+            kind: of the result, where it is not the study's name.
+        """
+        facts = {
+            **(subject(model, tasks) if model is not None else {}),
+            "title": title,
+            "seed": self.run.seed,
+            "settings": _plain(self.settings),
+            "run": {k: v for k, v in _plain(self.run).items() if k not in ("out", "overwrite", "progress", "seed")},
+            "rows": self._rows,
+            "controls": self._controls,
+            "notes": self.notes,
+            **machine(),
+            "seconds": round(time.time() - self._began, 1),
+            **meta,
+        }
+        result = StudyResult(
+            kind or self.study, facts, tuple(claims), dict(circuits or {}), dict(tables), artifacts=dict(artifacts or {})
+        )
+        self.tell("done", 1, 1)
+        if self.run.out is not None:
+            result.save(self.run.out, overwrite=self.run.overwrite)
+        return result
+
+
+def _named(name: str, task: Task | str) -> Task | str:
+    return f"{name}={task}" if isinstance(task, str) else dataclasses.replace(task, name=name)
+
+
+def _plain(settings: Settings) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in settings.__dataclass_fields__}

@@ -1,0 +1,45 @@
+"""What holds for a run of any study: where its result goes, its seed, its device, its batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from moescope.study.settings import Settings, at_least
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, total)."""
+Counter = Callable[[int, int], None]
+"""Called with (done, total) of one stage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Settings):
+    """How a study is run, the same for every verb."""
+
+    out: Path | None = None
+    """Folder for the result (default: moescope-out/COMMAND; in Python: nothing is written)."""
+    overwrite: bool = False
+    """Replace a moescope result that stands in the folder."""
+    seed: Annotated[int, at_least(0)] = 0
+    """Seed of folds, permutations and random draws."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the model's weights."""
+    device: str | None = None
+    """cpu, cuda, cuda:1 … (default: cuda where there is one)."""
+    device_map: str | None = None
+    """Passed to transformers, e.g. auto."""
+    batch_tokens: Annotated[int, at_least(1)] = 8192
+    """Padded tokens in one batch."""
+    max_tokens: Annotated[int | None, at_least(1)] = None
+    """Cut longer texts, from the left."""
+    limit: Annotated[int | None, at_least(1)] = None
+    """Use at most this many examples of each task, or prompts."""
+    progress: Progress | None = field(default=None, compare=False, repr=False)
+    """Called with (stage, done, total); not an option of the command line."""
+
+    def load_options(self) -> dict[str, Any]:
+        """What :func:`moescope.models.load` is told."""
+        return {"dtype": self.dtype, "device": self.device, "device_map": self.device_map}

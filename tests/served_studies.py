@@ -45,7 +45,7 @@ def save_studies(folder: Path) -> Path:
     routed = route(model, [planted, few_words()], unknown=0.1)
     routed.result.save(folder / "route", figures=False)
     save_router(routed.router, model, folder / "route" / "route")
-    moescope.circuits(model, [planted], **QUICK).save(folder / "circuits", figures=False)
+    moescope.circuits(model, [planted], moescope.CircuitSettings(**QUICK)).save(folder / "circuits", figures=False)
     return folder
 
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from moescope.models import list_models
     from moescope.models import load as load_model
     from moescope.select.estimators import CircuitClassifier, DivergenceSelector
-    from moescope.studies.circuits.dynamics import formation
-    from moescope.studies.circuits.settings import CircuitSettings
+    from moescope.studies.circuits.formation import dynamics
+    from moescope.studies.circuits.settings import CircuitSettings, SearchSettings
     from moescope.studies.circuits.study import circuits
     from moescope.studies.convert.settings import ConvertSettings
     from moescope.studies.convert.study import convert
@@ -44,12 +44,13 @@ _WHERE = {
     "InputError": "moescope.errors",
     "PruneSettings": "moescope.studies.prune.settings",
     "Run": "moescope.study.run",
+    "SearchSettings": "moescope.studies.circuits.settings",
     "StudyResult": "moescope.study.result",
     "Task": "moescope.types",
     "circuits": "moescope.studies.circuits.study",
     "convert": "moescope.studies.convert.study",
     "distill": "moescope.studies.distill.study",
-    "formation": "moescope.studies.circuits.dynamics",
+    "dynamics": "moescope.studies.circuits.formation",
     "list_models": "moescope.models",
     "list_tasks": "moescope.tasks",
     "load": "moescope.study.result",
@@ -68,12 +69,13 @@ __all__ = [
     "InputError",
     "PruneSettings",
     "Run",
+    "SearchSettings",
     "StudyResult",
     "Task",
     "circuits",
     "convert",
     "distill",
-    "formation",
+    "dynamics",
     "list_models",
     "list_tasks",
     "load",

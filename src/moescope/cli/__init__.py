@@ -21,11 +21,11 @@ app = App(
 # By name, so that a command's module is imported only when it is run; hence the help lines stand here too.
 _COMMANDS = {
     "demo": ("demo:demo", "The main jobs on the embedded models and shipped text, offline."),
-    "circuits": ("circuits:circuits", "Find the neurons that carry each task, and test them against chance."),
+    "circuits": ("verbs:circuits", "Find the neurons that carry each task, and test them against chance."),
     "signatures": ("signatures:signatures", "Does a mixture-of-experts model route by task? Against its nulls."),
     "trace": ("trace:trace", "Record which experts each token is sent to, or import that from vLLM or SGLang."),
     "coverage": ("trace:coverage", "Which mixture-of-experts types of the installed transformers can be traced."),
-    "dynamics": ("circuits:dynamics", "When a circuit forms: the same tasks over a series of checkpoints."),
+    "dynamics": ("verbs:dynamics", "When a circuit forms: the same tasks over a series of checkpoints."),
     "distill": ("distill:distill", "One MLP layer as thousands of tiny experts, beside Gaussian inputs."),
     "steer": ("steer:steer", "Ban, force, boost or scale experts, or ablate neurons; effect beside random ones."),
     "prune": ("verbs:prune", "Which experts could be left out, as a mask, with the loss that it adds."),

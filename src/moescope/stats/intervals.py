@@ -168,7 +168,7 @@ def _bootstrap_means(
 ) -> NDArray[np.float64]:
     """Means of values (N,) under resampled groups, shape (n_boot,); works on group sums, not on rows."""
     size = np.bincount(code, minlength=n_groups).astype(np.float64)
-    sums = np.bincount(code, weights=values, minlength=n_groups)[:, None]
+    sums = np.asarray(np.bincount(code, weights=values, minlength=n_groups), dtype=np.float64)[:, None]
     if n_boot * n_groups <= _BLOCK:
         blocks: Iterable[NDArray[Any]] = [_kept_draws(n_groups, n_boot, seed)[0]]
     else:

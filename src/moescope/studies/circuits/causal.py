@@ -80,6 +80,12 @@ class NeuronAblation:
     def sites(self) -> list[Site]:
         return list(self._vectors)
 
+    def proof(self) -> dict[str, Any]:
+        """That no random set is the circuit: none of its neurons is the circuit's own."""
+        own = set(self._circuit)
+        shared = sum(bool(own & set(members)) for members in self.random)
+        return {"differs": shared == 0, "evidence": f"{shared} of {len(self.random)} random sets hold a neuron of the circuit"}
+
     def on_text(self, text: RunningText) -> NeuronSets:
         """The same sets, with the values that they take on other text."""
         split = self._trial.split

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -19,19 +17,10 @@ from moescope.studies.circuits.features import Columns, Features, rows_of
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.single import rank_columns
 from moescope.studies.circuits.trial import prepare_trial
+from moescope.study.protocol import Context
+from moescope.study.rows import Rows
 from moescope.tasks import plain_text, split_half, subset
 from moescope.types import Site
-
-
-@dataclass(frozen=True, kw_only=True)
-class AblationSettings:
-    """How the causal test is run (STATISTICS rule 11: at least 100 matched random sets)."""
-
-    mode: Literal["mean", "resample", "zero", "patch"] = "mean"
-    ks: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
-    n_random: int = 100
-    max_rows: int = 400
-    text_tokens: int = 2048
 
 
 def causal_sites(model: LoadedModel, columns: Columns) -> tuple[Site, ...]:
@@ -43,49 +32,54 @@ def causal_tables(
     model: LoadedModel,
     features: Mapping[str, Features],
     settings: CircuitSettings,
-    ablate: AblationSettings,
+    context: Context,
     tokens: ForwardTokens,
-    counter: Callable[[str], Callable[[int, int], None]],
 ) -> dict[str, pd.DataFrame]:
     """Circuits are ranked on one half of the groups and switched off on the other, beside erasure of the direction.
 
     Each task's untouched texts, and the running text, go through the model once for all interventions.
     """
+    assert settings.ablate is not None
+    seed, batch_tokens = context.run.seed, context.run.batch_tokens
     ablations: list[NeuronAblation] = []
     scores: list[dict[str, np.ndarray]] = []
     erased: list[pd.DataFrame] = []
     for name, here in features.items():
-        half = split_half(here.y, here.groups, settings.seed)
-        ranking = rank_columns(here.x[half], here.y[half], settings.sigma)[: max(ablate.ks)]
-        fit, rest = np.flatnonzero(half), np.flatnonzero(~half)
-        if len(rest) > ablate.max_rows:
-            rest = _whole_groups(rest, here.groups, ablate.max_rows, settings.seed)
-        rows = np.concatenate([fit, rest])
+        half = split_half(here.y, here.groups, seed)
+        judge = np.flatnonzero(~half)
+        if len(judge) > settings.ablate_rows:
+            judge = _whole_groups(judge, here.groups, settings.ablate_rows, seed)
+        first = np.flatnonzero(half)
+        rows = context.rows(Rows(f"{name}: interventions", here.groups, fit=first, select=first, judge=judge))
+        ranking = rank_columns(here.x[rows.select], here.y[rows.select], settings.sigma)[: max(settings.ablate_ks)]
+        used = np.concatenate([rows.fit, rows.judge])
         assert here.encoded is not None
         trial = prepare_trial(
             model,
-            subset(here.task, rows),
+            subset(here.task, used),
             here.columns.sites,
-            selection=np.arange(len(rows)) < len(fit),
-            seed=settings.seed,
-            encoded=rows_of(here.encoded, rows),
-            final={site: x[rows] for site, x in here.final.items()},
+            selection=np.arange(len(used)) < len(rows.fit),
+            seed=seed,
+            encoded=rows_of(here.encoded, used),
+            final={site: x[used] for site, x in here.final.items()},
         )
         neurons = [here.columns.neuron(int(c)) for c in ranking]
-        ks = [k for k in ablate.ks if k <= here.columns.n]
+        ks = [k for k in settings.ablate_ks if k <= here.columns.n]
         ablation = NeuronAblation(
             model,
             trial,
             neurons,
-            ks=check_options(ks, len(neurons), ablate.mode, ablate.n_random),
-            mode=ablate.mode,
-            n_random=ablate.n_random,
-            seed=settings.seed,
+            ks=check_options(ks, len(neurons), settings.ablate, settings.ablate_random),
+            mode=settings.ablate,
+            n_random=settings.ablate_random,
+            seed=seed,
         )
-        erasure = ClassErasure(model, trial, range(model.n_layers), seed=settings.seed)
+        context.control(f"{name}: matched random neurons", **ablation.proof())
+        erasure = ClassErasure(model, trial, range(model.n_layers), seed=seed)
+        context.control(f"{name}: erasure of permuted labels", **erasure.proof())
         with tokens.of(model, "edited"):
-            replicas = trial.replicas(batch_tokens=settings.batch_tokens)
-            progress = counter(f"{name}: switching neurons off, erasing the class")
+            replicas = trial.replicas(batch_tokens=batch_tokens)
+            progress = context.counter(f"{name}: switching neurons off, erasing the class")
             found, cleared = run_together(replicas, [ablation.sets, erasure.sets], trial.readout, progress)
         ablations.append(ablation)
         scores.append(found)
@@ -95,13 +89,13 @@ def causal_tables(
             text = RunningText(
                 model,
                 plain_text(),
-                tokens=ablate.text_tokens,
-                batch_tokens=settings.batch_tokens,
-                max_tokens=settings.max_tokens,
+                tokens=settings.ablate_text_tokens,
+                batch_tokens=batch_tokens,
+                max_tokens=context.run.max_tokens,
             )
-            if ablate.mode in ("mean", "resample"):  # their values are the text's own: read for all tasks at once
+            if settings.ablate in ("mean", "resample"):  # their values are the text's own: read for all tasks at once
                 text.read([site for ablation in ablations for site in ablation.sites])
-            losses = text.losses([a.on_text(text) for a in ablations], counter("other text: switching neurons off"))
+            losses = text.losses([a.on_text(text) for a in ablations], context.counter("other text: switching neurons off"))
         for found, loss in zip(scores, losses, strict=True):
             found[LOSS] = loss
     curves = [ablation.table(found) for ablation, found in zip(ablations, scores, strict=True)]

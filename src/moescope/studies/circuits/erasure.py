@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -76,11 +76,16 @@ class ClassErasure:
         fit_labels = trial.split.fit_labels
         labellings = [fit_labels, *(rng.permutation(fit_labels) for _ in range(n_random))]
         self._each = len(labellings)
+        self._moved = [float((labels != fit_labels).mean()) for labels in labellings[1:]]
         erasers: list[tuple[Site, Eraser] | None] = [None]
         for site in (Site("resid", layer) for layer in layers):
             whitening = Whitening(trial.vectors[site])
             erasers += [(site, whitening.eraser(labels)) for labels in labellings]
         self.sets = Erasures(erasers, model.n_layers - 1)
+
+    def proof(self) -> dict[str, Any]:
+        """That the permuted labellings are not the true one."""
+        return {"differs": max(self._moved) > 0, "evidence": f"{np.mean(self._moved):.1%} of the labels moved on average"}
 
     def table(self, scores: Mapping[str, np.ndarray]) -> pd.DataFrame:
         """What :func:`erasure_study` gives, from the scores (S, N) of every intervention."""

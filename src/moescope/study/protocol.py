@@ -29,6 +29,7 @@ from moescope.study.provenance import machine, subject
 from moescope.study.result import Artifact, StudyResult
 from moescope.study.rows import FoldRows, Rows
 from moescope.study.run import Counter, Run
+from moescope.study.schema import check_tables
 from moescope.study.settings import Settings
 from moescope.study.store import check_target
 from moescope.tasks import Prompt, load_prompts, load_task
@@ -162,6 +163,7 @@ class Context:
             meta: further facts, which win over those that the context knows.
             kind: of the result, where it is not the study's name.
         """
+        check_tables(self.study, tables)
         facts = {
             **(subject(model, tasks) if model is not None else {}),
             "title": title,

@@ -1,4 +1,5 @@
-"""Before any test module is imported: without a GPU, Triton kernels run in Triton's interpreter.
+"""Before any test module is imported: without a GPU, Triton kernels run in Triton's interpreter, and the server's tests need its
+extra.
 
 Triton reads the variable when it is imported, which transformers does by itself.
 """
@@ -6,8 +7,12 @@ Triton reads the variable when it is imported, which transformers does by itself
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 
 import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+if find_spec("fastapi") is None:
+    collect_ignore = ["test_serve_api.py", "test_serve_live.py"]

@@ -40,7 +40,7 @@ def made_features(
     task = Task(name, examples, tuple("abcdef"[:n_classes]), source="made here")
     columns = Columns(tuple(Site(kind, i) for i in range(layers)), (width,) * layers)  # type: ignore[arg-type]
     embed = rng.normal(size=(rows, 3)).astype(np.float32)
-    return Features(task, columns, x.astype(np.float32), embed, y, groups, group_folds(y, groups, 5, seed))
+    return Features(task, columns, x.astype(np.float32), embed, y, groups, group_folds(y, groups, 5, seed), seed)
 
 
 def made_findings(features: Features, settings: CircuitSettings = QUICK) -> TaskFindings:

@@ -40,7 +40,7 @@ def save_studies(folder: Path) -> Path:
     wandering(model).write(folder / "exit" / "exit" / "wandering")
     routed = moescope.route(model, [planted, few_words()], moescope.RouteSettings(unknown=0.1))
     routed.save(folder / "route", figures=False)
-    moescope.circuits(model, [planted], **QUICK).save(folder / "circuits", figures=False)
+    moescope.circuits(model, [planted], moescope.CircuitSettings(**QUICK)).save(folder / "circuits", figures=False)
     return folder
 
 

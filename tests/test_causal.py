@@ -12,11 +12,15 @@ import torch
 
 from moescope.errors import InputError
 from moescope.intervene import intervene, replicas
+from moescope.intervene.leace import leace
+from moescope.intervene.neuron_sets import NeuronSets
 from moescope.intervene.replicas import Replicas
+from moescope.intervene.running_text import loss_readout, plain_windows
+from moescope.intervene.together import run_together
 from moescope.models import LoadedModel
 from moescope.studies.circuits.causal import ablation_study
-from moescope.studies.circuits.causal_targets import NeuronSets, Probe, answer_tokens, loss_readout, plain_windows, task_readout
-from moescope.studies.circuits.erasure import erasure_study
+from moescope.studies.circuits.causal_targets import Probe, answer_tokens, task_readout
+from moescope.studies.circuits.erasure import Erasures, erasure_study
 from moescope.types import Example, Neuron, Site, Task
 from tests.architectures import SETTINGS, tiny_model
 from tests.planted_llama import CARRIER, COORDINATE, planted_llama, planted_task
@@ -173,6 +177,32 @@ def test_every_fast_path_equals_the_slow_one(family: str, monkeypatch: pytest.Mo
         assert scores.shape == (10, 6)
         assert name.endswith("accuracy") or np.abs(scores - scores[:1]).max() > 1e-3
     assert fast.rows == slow.rows == 60
+
+
+def test_collections_run_together_give_what_each_gives_alone(model: LoadedModel, task: Task) -> None:
+    """Neurons and erasers in one batch, two of the sets the same; each intervention is run once."""
+    ids = [np.asarray(model.tokenizer(e.text)["input_ids"]) for e in task.examples[:9]]
+    rng = np.random.default_rng(0)
+    sites = [Site("resid", 0), Site("resid", 2), Site("mlp_act", 1)]
+    neurons = [Neuron(site, int(rng.integers(model.width(site)))) for site in sites]
+    first = NeuronSets(
+        model, [[], neurons, neurons[:1], neurons[::-1]], {s: torch.from_numpy(rng.normal(size=model.width(s))) for s in sites}
+    )
+    second = NeuronSets(model, [[], neurons], {s: torch.zeros(len(ids), model.width(s)) for s in sites})
+    stream = rng.normal(size=(40, model.d_model))
+    erasers = Erasures([None, *((Site("resid", layer), leace(stream, np.arange(40) % 2)) for layer in (0, 2))], 3)
+
+    def readout(reading: replicas.Reading) -> dict[str, torch.Tensor]:
+        return {"hidden": reading.hidden[..., 0]}
+
+    collections = [first, second, erasers]
+    together = Replicas(model, ids)
+    found = run_together(together, collections, readout)
+    assert together.rows == (1 + 2 + 1 + 2) * len(ids)
+    for sets, scores in zip(collections, found, strict=True):
+        alone = Replicas(model, ids).run(sets, readout)["hidden"]
+        assert np.abs(scores["hidden"] - alone).max() <= 1e-5
+        assert np.abs(alone - alone[:1]).max(1)[1:].min() > 1e-3
 
 
 def test_a_cache_that_does_not_hold_what_it_should_is_not_used(

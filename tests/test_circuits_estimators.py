@@ -13,8 +13,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from moescope.errors import InputError
+from moescope.select.estimators import CircuitClassifier, DivergenceSelector
 from moescope.select.nested import nested_cv
-from moescope.studies.circuits import CircuitClassifier, DivergenceSelector
 
 
 @parametrize_with_checks(

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import kstest
 
 from moescope.studies.circuits.features import Columns, Features
-from moescope.studies.circuits.geometry import functional_columns, principal_component, rotated
+from moescope.studies.circuits.geometry import functional_columns, principal_component, rotated, rotations
 from moescope.types import Example, Site, Task
 
 
@@ -101,8 +101,8 @@ def test_a_rotation_keeps_geometry_and_turns_all_layers_alike() -> None:
     x = np.random.default_rng(0).normal(size=(20, 12))
     x[:, 6:] = x[:, :6]
     given = features(x, np.arange(20) % 2, layers=2)
-    turned = rotated(given.x, given.columns, seed=1)
+    turned = rotated(given.x, given.columns, rotations(given.columns, seed=1))
     np.testing.assert_allclose(turned[:, :6] @ turned[:, :6].T, given.x[:, :6] @ given.x[:, :6].T, atol=1e-4)
     np.testing.assert_allclose(turned[:, 6:], turned[:, :6], atol=1e-6)  # what the skip path carries stays carried
     assert np.abs(turned - given.x).max() > 0.5
-    assert np.abs(turned - rotated(given.x, given.columns, seed=2)).max() > 0.5
+    assert np.abs(turned - rotated(given.x, given.columns, rotations(given.columns, seed=2))).max() > 0.5

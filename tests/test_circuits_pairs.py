@@ -10,9 +10,9 @@ import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from moescope.errors import InputError
+from moescope.studies.circuits.claims_pairs import language_claims, pair_claims
 from moescope.studies.circuits.features import Features
 from moescope.studies.circuits.language import language_rows
-from moescope.studies.circuits.pair_verdicts import language_claims, pair_claims
 from moescope.studies.circuits.pairs import cross_task_rows, native_row, overlap_rows, task_map_rows
 from moescope.studies.circuits.single import TaskFindings, overlap_ks
 from moescope.types import Claim

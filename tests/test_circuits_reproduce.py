@@ -11,6 +11,7 @@ import pytest
 from moescope.studies.circuits import CircuitSettings, published
 from moescope.studies.circuits.reproduce import reproduce_circuits
 from moescope.study.result import StudyResult
+from moescope.study.run import Run
 
 PUBLISHED = CircuitSettings(
     ks=(1, 2, 3, 5, 10), sigma="total", selection="global", n_permutations=19, n_label_permutations=0, n_random=20, twin=False
@@ -22,7 +23,7 @@ def result() -> Iterator[StudyResult]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        yield reproduce_circuits(settings=PUBLISHED, limit=60)
+        yield reproduce_circuits(settings=PUBLISHED, run=Run(limit=60))
 
 
 def test_it_says_what_stands_in(result: StudyResult) -> None:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from transformers import LlamaModel
 
 import moescope
 from moescope.errors import InputError
 from moescope.models import LoadedModel, load, random_twin
-from moescope.studies.circuits import AblationSettings, CircuitSettings, circuits, formation
+from moescope.studies.circuits import CircuitSettings, SearchSettings, circuits, dynamics
 from moescope.studies.circuits.control_task import control_labels
 from moescope.studies.circuits.features import capture_features, columns_of
+from moescope.study.protocol import ControlFault
 from moescope.study.result import StudyResult
+from moescope.study.run import Run
 from moescope.tasks import load_task
 from moescope.types import Neuron, Site, Task
 from tests.planted_llama import WORDS, planted_llama, planted_task
@@ -63,8 +67,10 @@ def tasks() -> list[Task]:
 
 @pytest.fixture(scope="module")
 def result(tasks: list[Task]) -> StudyResult:
-    ablate = AblationSettings(ks=(1, 5), n_random=20, max_rows=24, text_tokens=96)
-    return circuits(load("dense-tiny", head=True), tasks, settings=QUICK, ablate=ablate)
+    settings = dataclasses.replace(
+        QUICK, ablate="mean", ablate_ks=(1, 5), ablate_random=20, ablate_rows=24, ablate_text_tokens=96
+    )
+    return circuits(load("dense-tiny", head=True), tasks, settings)
 
 
 def test_every_table_and_claim_is_there(result: StudyResult) -> None:
@@ -110,10 +116,17 @@ def test_controls_hold_every_baseline(result: StudyResult) -> None:
         "surface: ends with a full stop", "surface: ends with punctuation", "surface: final character",
         "surface: final token", "surface: bag of words", "surface: words and bigrams", "surface: all surface cues",
         "random_circuit", "layer_matched_circuit", "permuted_labels", "control_task", "rotated_basis", "without_massive",
-        "matched_subset", "fixed_template", "random_twin_circuit", "random_twin_probe",
+        "matched_subset", "circuit_on_sample", "fixed_template", "random_twin_circuit", "random_twin_probe",
     }  # fmt: skip
     paired = controls["gap"].dropna()
-    np.testing.assert_allclose(paired, controls.loc["circuit", "accuracy"] - controls.loc[paired.index, "accuracy"], atol=1e-9)
+    anew = ["fixed_template", "random_twin_circuit", "random_twin_probe"]
+    beside = pd.Series(controls.loc["circuit", "accuracy"], paired.index)
+    beside[anew] = controls.loc["circuit_on_sample", "accuracy"]  # on the same rows, in fitting and in judging
+    np.testing.assert_allclose(paired, beside - controls.loc[paired.index, "accuracy"], atol=1e-9)
+    for name in anew:
+        assert re.search(
+            r"on \d+ of 80 rows, whole groups drawn at random, as many as 0.5 of a pass", controls.loc[name, "note"]
+        )
     assert (controls["gap_low"].dropna() <= paired + 1e-9).all()
     assert controls.loc["permuted_labels", "p"] == 1 / 20
     assert controls.loc["permuted_labels", "accuracy"] == pytest.approx(0.5, abs=0.1)
@@ -152,7 +165,7 @@ def test_a_position_other_than_the_final_token() -> None:
 
 def test_control_labels_are_a_function_of_the_final_token() -> None:
     model, task = planted_model(), planted_task(rows=200)
-    features = capture_features(model, task, columns_of(model, "resid:1"))
+    features = capture_features(model, task, columns_of(model, "resid:1"), QUICK)
     labels, n_kinds = control_labels(features, model.tokenizer, "final", np.random.default_rng(0))
     last = [e.text.split()[-1] for e in task.examples]
     assert n_kinds == len(set(last))
@@ -178,8 +191,8 @@ def test_a_circuit_forms_over_checkpoints(tmp_path: Any) -> None:
         folder = tmp_path / f"step-{step}"
         module.save_pretrained(folder)
         model.tokenizer.save_pretrained(folder)
-    settings = dataclasses.replace(QUICK, k=3, ks=(3,), site="resid:1")
-    result = formation([tmp_path / "step-100", tmp_path / "step-0"], [planted_task()], settings=settings)
+    settings = SearchSettings(k=3, site="resid:1")
+    result = dynamics([tmp_path / "step-100", tmp_path / "step-0"], [planted_task()], settings=settings)
     table = result.tables["dynamics"]
     assert table["step"].tolist() == [0, 100]
     assert table["accuracy"].iloc[1] > table["accuracy"].iloc[0]
@@ -188,40 +201,45 @@ def test_a_circuit_forms_over_checkpoints(tmp_path: Any) -> None:
     assert claim.name == "planted: the circuit forms in training"
     assert claim.measured == table["accuracy"].iloc[1]
     with pytest.raises(InputError, match="at least two"):
-        formation([tmp_path / "step-0"], [planted_task()])
+        dynamics([tmp_path / "step-0"], [planted_task()])
     with pytest.raises(InputError, match="no training step"):
-        formation([tmp_path / "final", tmp_path / "step-0"], [planted_task()])
+        dynamics([tmp_path / "final", tmp_path / "step-0"], [planted_task()])
     with pytest.raises(InputError, match="exactly one model"):
-        formation(["a", "b"], [planted_task()], revisions=["x1"])
+        dynamics(["a", "b"], [planted_task()], revisions=["x1"])
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"k": 0}, "--k"),
-        ({"ks": ()}, "--ks"),
+        ({"k": 0}, "^k: must be at least 1"),
+        ({"ks": ()}, "^ks: give at least one"),
         ({"k": 1000}, "K = 1000 is larger than the 128 neurons"),
         ({"k": 17}, "K = 17 is over half of the 32 neurons of a layer"),
-        ({"n_folds": 1}, "--folds"),
-        ({"n_permutations": 5}, "--permutations"),
-        ({"n_label_permutations": 5}, "--label-permutations"),
-        ({"n_random": 5}, "--random"),
-        ({"sigma": "std"}, "--sigma"),
-        ({"selection": "outer"}, "--selection"),
-        ({"classifier": "svm"}, "--classifier"),
-        ({"batch_tokens": 0}, "--batch-tokens"),
+        ({"n_folds": 1}, "^n_folds: must be at least 2"),
+        ({"n_permutations": 5}, "^n_permutations: must be at least 19"),
+        ({"n_label_permutations": 5}, "^n_label_permutations: must be 0 or at least 19"),
+        ({"n_random": 5}, "^n_random: must be at least 20"),
+        ({"sigma": "std"}, "^sigma: 'std' is none of"),
+        ({"selection": "outer"}, "^selection: 'outer' is none of"),
+        ({"classifier": "svm"}, "^classifier: 'svm' is none of"),
+        ({"ablate": "erase"}, "^ablate: 'erase' is none of"),
+        ({"ablate_ks": (0,)}, "^ablate_ks: must be at least 1"),
+        ({"ablate_random": 5}, "^ablate_random: must be at least 19"),
+        ({"control_half_width": 0.5}, "^control_half_width"),
+        ({"control_cost": 0}, "^control_cost: must be above 0"),
+        ({"position": "first"}, "^position: 'first' is none of"),
         ({"site": "cortex"}, "cortex"),
     ],
 )
 def test_bad_options_are_named_before_any_work(options: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
-        circuits(planted_llama(), [planted_task()], **options)
+        circuits(planted_llama(), [planted_task()], CircuitSettings(**options))
 
 
 def test_tasks_must_be_there_and_differ_in_name() -> None:
-    with pytest.raises(InputError, match="at least one task"):
+    with pytest.raises(InputError, match="tasks: at least 1 needed"):
         circuits(planted_llama(), [])
-    with pytest.raises(InputError, match="two tasks are called 'planted'"):
+    with pytest.raises(InputError, match="tasks: two are called 'planted'"):
         circuits(planted_llama(), [planted_task(), planted_task()])
 
 
@@ -231,3 +249,111 @@ def test_the_circuit_is_made_of_neurons(result: StudyResult) -> None:
     assert all(isinstance(neuron, Neuron) and isinstance(neuron.site, Site) for neuron in circuit.neurons)
     shown = result.tables["neurons"].query("task == 'certainty'")
     assert [(n.site.layer, n.index) for n in circuit.neurons] == list(zip(shown["layer"][:5], shown["neuron"][:5], strict=True))
+
+
+def long_task(rows: int = 200) -> Task:
+    """The planted task with thirty words more in front of each text."""
+    rng = np.random.default_rng(5)
+    task = planted_task(rows=rows)
+    examples = tuple(
+        dataclasses.replace(e, text=" ".join([*(f"w{i}" for i in rng.integers(WORDS, size=30)), e.text])) for e in task.examples
+    )
+    return dataclasses.replace(task, examples=examples, name="long", sha256=task.sha256)
+
+
+def counted_study(settings: CircuitSettings, tasks: list[Task], **run: Any) -> tuple[StudyResult, int]:
+    """A study, and the positions that its models' bodies were called with, counted from outside."""
+    positions = 0
+    forward = LlamaModel.forward
+
+    def counting(self: LlamaModel, input_ids: Any = None, attention_mask: Any = None, **rest: Any) -> Any:
+        nonlocal positions
+        mask = attention_mask[:, -input_ids.shape[1] :]  # with a cache the mask holds the past too
+        positions += int(mask.sum())
+        return forward(self, input_ids=input_ids, attention_mask=attention_mask, **rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LlamaModel, "forward", counting)
+        return circuits(planted_model(6.0), tasks, settings, run=Run(**run)), positions
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_a_study_with_all_controls_costs_one_and_a_half_passes(short: bool) -> None:
+    task = planted_task(rows=200) if short else long_task()
+    result, positions = counted_study(QUICK, [task])
+    tokens = result.meta["forward_tokens"]
+    assert list(tokens) == ["bare", "main", "template", "twin"]
+    assert tokens["bare"] == sum(len(e.text.split()) for e in task.examples)
+    assert tokens["main"] == tokens["bare"]
+    read = sum(count for what, count in tokens.items() if what != "bare")
+    assert read == positions
+    assert read <= 1.5 * tokens["bare"]
+    assert tokens["template"] > 0.1 * tokens["bare"]
+    assert tokens["twin"] > 0.1 * tokens["bare"]
+
+
+def test_interventions_add_their_edited_passes_only() -> None:
+    settings = dataclasses.replace(QUICK, ablate="mean", ablate_ks=(1, 5), ablate_random=20, ablate_text_tokens=64)
+    task, other = planted_task(rows=200), dataclasses.replace(planted_task(rows=120, seed=3), name="other")
+    plain, _ = counted_study(QUICK, [task, other])
+    result, positions = counted_study(settings, [task, other], seed=0)
+    tokens = result.meta["forward_tokens"]
+    assert {name: tokens[name] for name in plain.meta["forward_tokens"]} == plain.meta["forward_tokens"]
+    # A pass that starts late calls the body and runs a share of it: never more than was called for.
+    assert sum(tokens.values()) - tokens["bare"] < positions
+    judged = {row["name"]: row["judge"]["rows"] for row in result.meta["rows"] if "interventions" in row["name"]}
+    assert judged == {"planted: interventions": 100, "other: interventions": 60}
+    n_sets = 1 + 2 + 2 * 20 + 4 * 21  # none, two sizes of circuit and of random sets, four layers of erasure
+    # One token a set and text, and one untouched pass over the texts that judge (with the check of its shortcuts).
+    assert tokens["edited"] < n_sets * 160 + tokens["bare"]
+    assert tokens["text"] < 2 * (1 + 2 + 40) * 64
+
+
+def test_the_rows_of_a_control_follow_the_interval_asked_for() -> None:
+    settings = dataclasses.replace(QUICK, twin=False, control_half_width=0.1, control_cost=5)
+    controls = circuits(planted_model(6.0), [planted_task(rows=400)], settings).tables["controls"].set_index("control")
+    note = controls.loc["fixed_template", "note"]
+    rows = int(re.search(r"on (\d+) of 400 rows, .* as many as ± 10.0% needs", note)[1])  # type: ignore[index]
+    assert 90 <= rows <= 98  # 1 / (2 · 0.1)² · 1.96² = 96
+    whole = dataclasses.replace(settings, control_half_width=0)
+    controls = circuits(planted_model(6.0), [planted_task(rows=400)], whole).tables["controls"].set_index("control")
+    assert controls.loc["fixed_template", "note"] == "same closing words after every text"
+    assert "circuit_on_sample" not in controls.index
+
+
+def test_what_shows_that_a_control_is_one_is_on_record(result: StudyResult) -> None:
+    evidence = {control["control"]: control["evidence"] for control in result.meta["controls"]}
+    for task in ("certainty", "sentiment"):
+        for name in (
+            "random twin", "fixed template", "permuted labels", "rotated basis 1", "random_circuit",
+            "layer_matched_circuit", "matched random neurons", "erasure of permuted labels",
+        ):  # fmt: skip
+            assert evidence[f"{task}: {name}"]
+    assert evidence["certainty: control task"]
+    assert "sentiment: control task" not in evidence  # the question ends every text alike: there is one kind of input
+    assert result.meta["fingerprint"] in evidence["certainty: random twin"]
+    assert {row["name"] for row in result.meta["rows"]} >= {"certainty: circuit", "certainty: interventions"}
+
+
+def test_a_twin_that_is_the_model_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    from moescope.studies.circuits import study
+
+    monkeypatch.setattr(study, "random_twin", lambda model, seed: model)
+    with pytest.raises(ControlFault, match="random twin"):
+        circuits(planted_model(), [planted_task()], QUICK)
+
+
+def test_a_basis_that_is_not_rotated_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    from moescope.studies.circuits import controls
+
+    monkeypatch.setattr(controls, "rotations", lambda columns, seed: {w: np.eye(w, dtype=np.float32) for w in columns.widths})
+    with pytest.raises(ControlFault, match="rotated basis"):
+        circuits(planted_model(), [planted_task()], dataclasses.replace(QUICK, twin=False))
+
+
+def test_permuted_labels_that_ignore_groups_are_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    from moescope.studies.circuits import controls
+
+    monkeypatch.setattr(controls, "permute_labels", lambda y, groups, rng: rng.permutation(y))
+    with pytest.raises(ControlFault, match="permuted labels"):
+        circuits(planted_model(), [planted_task()], dataclasses.replace(QUICK, twin=False))

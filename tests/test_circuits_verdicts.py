@@ -7,10 +7,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from moescope.studies.circuits.causal_verdicts import ablation_claims, erasure_claims
+from moescope.studies.circuits.claims import best_cue, circuit_claims
+from moescope.studies.circuits.claims_causal import ablation_claims, erasure_claims
 from moescope.studies.circuits.controls import MAJORITY
 from moescope.studies.circuits.single import TaskFindings
-from moescope.studies.circuits.verdicts import best_cue, circuit_claims
 from moescope.types import Claim
 from tests.made_features import QUICK, made_features, made_findings
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from moescope.models import list_models
     from moescope.models import load as load_model
     from moescope.select.estimators import CircuitClassifier, DivergenceSelector
-    from moescope.studies.circuits.dynamics import formation
-    from moescope.studies.circuits.settings import CircuitSettings
+    from moescope.studies.circuits.formation import dynamics
+    from moescope.studies.circuits.settings import CircuitSettings, SearchSettings
     from moescope.studies.circuits.study import circuits
     from moescope.studies.convert.settings import ConvertSettings
     from moescope.studies.convert.study import convert
@@ -64,6 +64,7 @@ _WHERE = {
     "Run": "moescope.study.run",
     "SignatureSettings": "moescope.studies.signatures.settings",
     "SteerSettings": "moescope.studies.steer.settings",
+    "SearchSettings": "moescope.studies.circuits.settings",
     "StudyResult": "moescope.study.result",
     "Task": "moescope.types",
     "TraceSettings": "moescope.studies.trace.settings",
@@ -73,6 +74,7 @@ _WHERE = {
     "distill": "moescope.studies.distill.study",
     "exit": "moescope.studies.exit.study",
     "formation": "moescope.studies.circuits.dynamics",
+    "dynamics": "moescope.studies.circuits.formation",
     "list_models": "moescope.models",
     "list_tasks": "moescope.tasks",
     "load": "moescope.study.result",
@@ -100,6 +102,7 @@ __all__ = [
     "RobustnessSettings",
     "RouteSettings",
     "Run",
+    "SearchSettings",
     "SignatureSettings",
     "SteerSettings",
     "StudyResult",
@@ -109,6 +112,7 @@ __all__ = [
     "circuits",
     "convert",
     "distill",
+    "dynamics",
     "exit",
     "formation",
     "list_models",

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CoercionError, CycloptsError
 
 from moescope.errors import InputError
 
@@ -21,11 +23,11 @@ app = App(
 # By name, so that a command's module is imported only when it is run; hence the help lines stand here too.
 _COMMANDS = {
     "demo": ("demo:demo", "The main jobs on the embedded models and shipped text, offline."),
-    "circuits": ("circuits:circuits", "Find the neurons that carry each task, and test them against chance."),
+    "circuits": ("verbs:circuits", "Find the neurons that carry each task, and test them against chance."),
     "signatures": ("verbs:signatures", "Does a mixture-of-experts model route by task? Against its nulls."),
     "trace": ("trace:trace", "Record which experts each token is sent to, or import that from vLLM or SGLang."),
     "coverage": ("trace:coverage", "Which mixture-of-experts types of the installed transformers can be traced."),
-    "dynamics": ("circuits:dynamics", "When a circuit forms: the same tasks over a series of checkpoints."),
+    "dynamics": ("verbs:dynamics", "When a circuit forms: the same tasks over a series of checkpoints."),
     "distill": ("verbs:distill", "One MLP layer as thousands of tiny experts, beside Gaussian inputs."),
     "steer": ("verbs:steer", "Ban, force, boost or scale experts, or ablate neurons; effect beside random ones."),
     "prune": ("verbs:prune", "Which experts could be left out, as a mask, with the loss that it adds."),
@@ -53,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     except InputError as error:
         _fail(str(error))
     except CycloptsError as error:
-        _fail(" ".join(str(error).split()))
+        _fail(_said(error))
     except MemoryError:
         _fail("out of memory; use fewer examples (--limit), smaller batches (--batch-tokens) or --dtype bf16")
     except KeyboardInterrupt:
@@ -62,6 +64,23 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         # The reader of our output has closed it (`| head`): not our error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _said(error: CycloptsError) -> str:
+    """A value that cannot be read is named with its option, in our words; cyclopts has good words for the rest."""
+    if isinstance(error, CoercionError) and error.token is not None and error.argument is not None:
+        option = error.token.keyword or next(iter(error.argument.names), None)
+        if option and error.target_type is not None:
+            return f"{option}: {error.token.value!r} is not {_words(error.target_type)}"
+    return " ".join(str(error).split())
+
+
+def _words(kind: Any) -> str:
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(_words(k) for k in get_args(kind) if k is not type(None))
+    if get_origin(kind) is Literal:
+        return " or ".join(map(str, get_args(kind)))
+    return {int: "a whole number", float: "a number"}.get(kind, getattr(kind, "__name__", str(kind)))
 
 
 def _fail(message: str) -> None:

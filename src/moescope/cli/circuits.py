@@ -1,4 +1,4 @@
-"""The commands of the circuits study."""
+"""The command that sets published figures beside measured ones."""
 
 from __future__ import annotations
 
@@ -7,61 +7,9 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from moescope.cli.options import COMMON, SEARCH, Common, Search, Tasks, load_tasks
+from moescope.cli.options import COMMON, SEARCH, Common, Search
 from moescope.cli.output import finish, prepare, progress
 from moescope.errors import InputError
-
-
-def circuits(
-    model: str,
-    /,
-    *,
-    task: Tasks,
-    ablate: Annotated[
-        Literal["mean", "resample", "zero", "patch"] | None,
-        Parameter(help="Switch the circuits off inside the model, against matched random neurons."),
-    ] = None,
-    search: Search = SEARCH,
-    common: Common = COMMON,
-) -> None:
-    """Find the neurons that carry each task, and test them against chance and trivial cues.
-
-    MODEL is a Hub id, a local folder or an embedded name (`moescope models`).
-    """
-    from moescope.models import load
-    from moescope.studies.circuits import AblationSettings
-    from moescope.studies.circuits import circuits as study
-
-    folder = prepare(common.out, "circuits", overwrite=common.overwrite)
-    settings = search.settings(common)
-    tasks = load_tasks(task, search.limit, common.seed)
-    ablation = AblationSettings(mode=ablate, n_random=max(100, search.random)) if ablate else None
-    with progress() as report:
-        loaded = load(model, head=ablate is not None, **common.load_options())
-        result = study(loaded, tasks, settings=settings, ablate=ablation, report=report)
-    finish(result, folder, common)
-
-
-def dynamics(
-    models: Annotated[list[str], Parameter(help="Checkpoint folders, or one Hub id with --revision.")],
-    /,
-    *,
-    task: Tasks,
-    revision: Annotated[list[str] | None, Parameter(negative="", help="Hub revisions of the one model; repeat.")] = None,
-    search: Search = SEARCH,
-    common: Common = COMMON,
-) -> None:
-    """When does a circuit form? The same tasks over a series of checkpoints of one model."""
-    from moescope.studies.circuits import formation
-
-    folder = prepare(common.out, "dynamics", overwrite=common.overwrite)
-    settings = search.settings(common)
-    tasks = load_tasks(task, search.limit, common.seed)
-    with progress() as report:
-        result = formation(
-            models, tasks, revisions=revision, settings=settings, report=report, load_options=common.load_options()
-        )
-    finish(result, folder, common)
 
 
 def reproduce(
@@ -79,6 +27,7 @@ def reproduce(
     Without MODEL, or without the Hub, the embedded model stands in, and the output says so.
     """
     from moescope.studies.circuits.reproduce import reproduce_circuits
+    from moescope.study.run import Run
 
     if study == "signatures":
         from moescope.cli import verbs
@@ -110,9 +59,14 @@ def reproduce(
         result = reproduce_circuits(
             model,
             task,
-            settings=search.settings(common, selection="global", sigma="total"),
-            limit=search.limit,
-            report=report,
-            load_options=common.load_options(),
+            search.settings(selection="global", sigma="total"),
+            run=Run(
+                seed=common.seed,
+                batch_tokens=common.batch_tokens,
+                max_tokens=search.max_tokens,
+                limit=search.limit,
+                progress=report,
+                **common.load_options(),
+            ),
         )
     finish(result, folder, common, tables=("published",))

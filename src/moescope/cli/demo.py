@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moescope.cli.options import COMMON, Common, load_tasks
+from moescope.cli.options import COMMON, Common
 from moescope.cli.output import finish, prepare, print_json, progress
 
 if TYPE_CHECKING:
@@ -46,17 +46,16 @@ def demo(*, common: Common = COMMON) -> None:
 
 
 def _circuits(common: Common, report: Report) -> StudyResult:
-    from moescope.models import load
-    from moescope.studies.circuits import AblationSettings, CircuitSettings
+    from moescope.studies.circuits import CircuitSettings
     from moescope.studies.circuits import circuits as study
+    from moescope.study.run import Run
 
     return study(
-        load("dense-tiny", head=True, **common.load_options()),
+        "dense-tiny",
         # the second as a question, so that the model has an answer of its own, which an ablation can change
-        load_tasks(["certainty=halueval", "sentiment=uci-sentiment?template=question"], None, common.seed),
-        settings=CircuitSettings(seed=common.seed, batch_tokens=common.batch_tokens),
-        ablate=AblationSettings(ks=(1, 10, 50), max_rows=160, text_tokens=512),
-        report=report,
+        ["certainty=halueval", "sentiment=uci-sentiment?template=question"],
+        CircuitSettings(ablate="mean", ablate_ks=(1, 10, 50), ablate_rows=160, ablate_text_tokens=512),
+        run=Run(seed=common.seed, batch_tokens=common.batch_tokens, progress=report, **common.load_options()),
     )
 
 

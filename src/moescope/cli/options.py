@@ -60,7 +60,7 @@ class Search:
     limit: Annotated[int | None, Parameter(help="Use at most this many examples of each task.")] = None
     max_tokens: Annotated[int | None, Parameter(help="Cut longer texts, from the left.")] = None
 
-    def settings(self, common: Common, **changes: Any) -> Any:
+    def settings(self, **changes: Any) -> Any:
         from moescope.studies.circuits import CircuitSettings
 
         chosen: dict[str, Any] = {
@@ -76,9 +76,6 @@ class Search:
             "n_label_permutations": self.label_permutations,
             "n_random": self.random,
             "twin": self.twin,
-            "max_tokens": self.max_tokens,
-            "batch_tokens": common.batch_tokens,
-            "seed": common.seed,
         }
         return CircuitSettings(**(chosen | changes))
 

@@ -31,6 +31,9 @@ def _model_or_trace(given: dict[str, Any]) -> tuple[Any, Any]:
 CIRCUITS = Input("circuits", Path | None, "A result of `moescope circuits` on this model.", "--circuits", None)
 PLAIN = Input("texts", Path | None, "File of texts parted by blank lines (default: shipped WikiText-2).", "--text", None)
 
+CHECKPOINTS = Input("checkpoints", list[str], "Checkpoint folders, or one Hub id with --revision.")
+REVISIONS = Input("revisions", list[str] | None, "Hub revisions of the one model; repeat.", "--revision", None)
+
 VERBS: dict[str, tuple[Verb, str]] = {
     "convert": (
         Verb(
@@ -64,6 +67,14 @@ VERBS: dict[str, tuple[Verb, str]] = {
     "exit": (
         Verb("exit", "ExitSettings", (MODEL, TASKS)),
         "A classifier that leaves the model early, with a bound on what that costs.",
+    ),
+    "circuits": (
+        Verb("circuits", "CircuitSettings", (MODEL, TASKS)),
+        "Find the neurons that carry each task, and test them against chance and trivial cues.",
+    ),
+    "dynamics": (
+        Verb("circuits", "SearchSettings", (CHECKPOINTS, TASKS, REVISIONS), function="dynamics", module="formation"),
+        "When does a circuit form? The same tasks over a series of checkpoints of one model.",
     ),
     "prune": (
         Verb("prune", "PruneSettings", (MODEL, TEXTS)),

@@ -4,7 +4,6 @@ this.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from moescope.errors import InputError
+from moescope.models.forward_tokens import body_entry, called_with
 from moescope.models.past import past_of
 from moescope.models.sites import describe_sites
 from moescope.types import Site
@@ -113,7 +113,7 @@ def editing(model: LoadedModel, edits: Mapping[Site, Edit], *, positions: Positi
     taps = {site: tap_of(model, site) for site in edits}
     state = Intervention(positions)
     with ExitStack() as hooks:
-        hooks.callback(_entry(model).register_forward_pre_hook(_note(state), with_kwargs=True).remove)
+        hooks.callback(body_entry(model).register_forward_pre_hook(_note(state), with_kwargs=True).remove)
         for site, tap in taps.items():
             hooks.callback(tap.attach(_at_chosen(edits[site], state)).remove)
         yield state
@@ -133,23 +133,9 @@ def tap_of(model: LoadedModel, site: Site) -> TapPoint:
     return model.tap_point(site)
 
 
-def _entry(model: LoadedModel) -> nn.Module:
-    """The innermost module around the layers that is given token ids and attention mask.
-
-    Usually the body; OPT's causal LM passes its body by and calls the decoder inside it.
-    """
-    first = model.tap_point(Site("resid", 0)).module
-    found = model.body
-    for module in model.body.modules():  # outer before inner
-        wants = inspect.signature(module.forward).parameters
-        if {"input_ids", "attention_mask"} <= wants.keys() and any(m is first for m in module.modules()):
-            found = module
-    return found
-
-
 def _note(state: Intervention) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        state.begin(inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments if args else kwargs)
+        state.begin(called_with(module, args, kwargs))
 
     return hook
 

@@ -1,4 +1,13 @@
-"""A model's loss on texts, text by text, as it is or under an intervention."""
+"""A model's loss on texts, text by text, as it is or under an intervention: the one place where a loss is computed.
+
+How to call it, by what is asked:
+
+- each text's loss, one intervention at a time (experts, masks, a spliced student): :func:`text_losses`, whose ``applied``
+  opens the intervention;
+- one number for all tokens: :func:`loss_per_token`;
+- hundreds of sets of neurons on one running text: :class:`~moescope.intervene.running_text.RunningText`;
+- logits that are at hand: :func:`token_losses`.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from moescope.capture.encode import Encoded, batches, encode, pad, padding_id
 from moescope.errors import InputError
@@ -84,9 +94,34 @@ def text_losses(
             batch = pad(encoded, rows, pad_id=padding_id(model))
             ids, mask = batch.ids.to(model.device), batch.mask.to(model.device)
             logits = model.module(input_ids=ids, attention_mask=mask.long()).logits[:, :-1]  # (B, T-1, V)
-            likelihood = -torch.nn.functional.cross_entropy(
-                logits.reshape(-1, logits.shape[-1]).float(), ids[:, 1:].reshape(-1), reduction="none"
-            ).view(ids.shape[0], -1)
             counted = mask[:, 1:]
-            losses[rows] = (-(likelihood * counted).sum(1) / counted.sum(1)).double().cpu().numpy()
+            losses[rows] = ((token_losses(logits, ids) * counted).sum(1) / counted.sum(1)).double().cpu().numpy()
     return losses
+
+
+def loss_per_token(
+    model: LoadedModel, encoded: Encoded, applied: Applied | None = None, *, batch_tokens: int = 8192
+) -> tuple[float, int]:
+    """Mean negative log-likelihood over all tokens that have one before them, nats, and their number.
+
+    Raises:
+        InputError: the model was loaded without its head.
+    """
+    counts = encoded.lengths - 1
+    losses = text_losses(model, encoded, applied, batch_tokens=batch_tokens)
+    total = int(counts.sum())
+    return float((losses[counts > 0] * counts[counts > 0]).sum() / max(total, 1)), total
+
+
+def token_losses(logits: Tensor, ids: Tensor) -> Tensor:
+    """(..., T - 1) float32 nats of tokens 1..T-1 under logits (..., T, V) or, at all places but the last, (..., T - 1, V).
+
+    Args:
+        ids: int64 (..., T), broadcast over the leading axes.
+    """
+    target = ids[..., 1:]
+    predicted = logits[..., : target.shape[-1], :].float()
+    target = target.expand(predicted.shape[:-1])
+    return torch.nn.functional.cross_entropy(
+        predicted.reshape(-1, predicted.shape[-1]), target.reshape(-1), reduction="none"
+    ).view(target.shape)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,15 +77,15 @@ def group_bootstrap(
     """
     rows = np.asarray(values)
     code, n_groups = _codes(rows, groups)
-    rng = np.random.default_rng(seed)
     if stat is None:
         flat = rows.astype(np.float64)
         if flat.ndim != 1:
             raise InputError(f"the mean needs one value per row, got shape {flat.shape}: give stat= for rows of several values")
         if np.all(flat == flat[0]) and flat[0] in (0.0, 1.0):
             return wilson(flat[0] * n_groups, n_groups, level)
-        draws = _bootstrap_means(flat[:, None], code, n_groups, n_boot, rng)[:, 0]
+        draws = _bootstrap_means(flat, code, n_groups, n_boot, seed)
     else:
+        rng = np.random.default_rng(seed)
         order = np.argsort(code, kind="stable")
         members = np.split(order, np.flatnonzero(np.diff(code[order])) + 1)
         draws = np.empty(n_boot)
@@ -132,11 +133,10 @@ def paired_bootstrap_difference(
         raise InputError(f"a paired difference needs two arrays of one length, got shapes {left.shape} and {right.shape}")
     difference = left - right
     code, n_groups = _codes(difference, groups)
-    rng = np.random.default_rng(seed)
-    draws = _bootstrap_means(difference[:, None], code, n_groups, n_boot, rng)[:, 0]
+    draws = _bootstrap_means(difference, code, n_groups, n_boot, seed)
     low, high = _expanded_percentiles(draws, n_groups, level)
     sums = np.bincount(code, weights=difference, minlength=n_groups)
-    null = np.abs(rng.choice((-1.0, 1.0), size=(n_boot, n_groups)) @ sums)
+    null = np.abs(_signs(n_groups, n_boot, seed) @ sums)
     # Exchanges that restore the observed difference must count as ties, whatever the order of summation.
     p = permutation_p(abs(sums.sum()) - 1e-9 * np.abs(sums).sum(), null)
     return Difference(float(difference.mean()), low, high, p)
@@ -164,19 +164,47 @@ def _codes(rows: NDArray[Any], groups: ArrayLike | None) -> tuple[NDArray[np.int
 
 
 def _bootstrap_means(
-    columns: NDArray[np.float64], code: NDArray[np.intp], n_groups: int, n_boot: int, rng: np.random.Generator
+    values: NDArray[np.float64], code: NDArray[np.intp], n_groups: int, n_boot: int, seed: int
 ) -> NDArray[np.float64]:
-    """Means of each column under resampled groups, shape (n_boot, n_columns); works on group sums, not on rows."""
+    """Means of values (N,) under resampled groups, shape (n_boot,); works on group sums, not on rows."""
     size = np.bincount(code, minlength=n_groups).astype(np.float64)
-    sums = np.stack([np.bincount(code, weights=column, minlength=n_groups) for column in columns.T], axis=1)
-    out = np.empty((n_boot, columns.shape[1]))
+    sums = np.asarray(np.bincount(code, weights=values, minlength=n_groups), dtype=np.float64)[:, None]
+    if n_boot * n_groups <= _BLOCK:
+        blocks: Iterable[NDArray[Any]] = [_kept_draws(n_groups, n_boot, seed)[0]]
+    else:
+        blocks = _weights(n_groups, n_boot, np.random.default_rng(seed))
+    return np.concatenate([_means_of(block.astype(np.float64), sums, size) for block in blocks])
+
+
+def _means_of(weight: NDArray[np.float64], sums: NDArray[np.float64], size: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(((weight @ sums) / (weight @ size)[:, None])[:, 0])
+
+
+def _weights(n_groups: int, n_boot: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+    """How often each group is drawn in each resample, (n_boot, n_groups) in blocks of rows."""
     step = max(1, _BLOCK // n_groups)
     for start in range(0, n_boot, step):
         count = min(step, n_boot - start)
         pick = rng.integers(n_groups, size=(count, n_groups)) + np.arange(count)[:, None] * n_groups
-        weight = np.bincount(pick.ravel(), minlength=count * n_groups).reshape(count, n_groups).astype(np.float64)
-        out[start : start + count] = (weight @ sums) / (weight @ size)[:, None]
-    return out
+        yield np.bincount(pick.ravel(), minlength=count * n_groups).reshape(count, n_groups)
+
+
+def _signs(n_groups: int, n_boot: int, seed: int) -> NDArray[np.float64]:
+    """Random exchanges (n_boot, n_groups), -1 or 1, from the stream that the resamples have left."""
+    if n_boot * n_groups <= _BLOCK:
+        return _kept_draws(n_groups, n_boot, seed)[1].astype(np.float64)
+    rng = np.random.default_rng(seed)
+    for _ in _weights(n_groups, n_boot, rng):
+        pass
+    return rng.choice((-1.0, 1.0), size=(n_boot, n_groups))
+
+
+@lru_cache(maxsize=4)
+def _kept_draws(n_groups: int, n_boot: int, seed: int) -> tuple[NDArray[np.uint16], NDArray[np.int8]]:
+    """A study asks for hundreds of intervals over the same groups and seed, whose draws are the same; 12 MiB are kept."""
+    rng = np.random.default_rng(seed)
+    (weight,) = _weights(n_groups, n_boot, rng)
+    return weight.astype(np.uint16), rng.choice((-1.0, 1.0), size=(n_boot, n_groups)).astype(np.int8)
 
 
 def _expanded_percentiles(draws: NDArray[np.float64], n_groups: int, level: float) -> tuple[float, float]:

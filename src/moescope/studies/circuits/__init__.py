@@ -1,25 +1,10 @@
 """Task circuits of dense models: the neurons that carry a task, and whether they would by chance.
 
-The study (:func:`circuits`), its parts as plain functions, and estimators for scikit-learn users.
+The study (:func:`circuits`), its series over checkpoints (:func:`dynamics`), and its parts as plain functions.
 """
 
-import sys
-from types import ModuleType
-from typing import Any
+from moescope.studies.circuits.formation import dynamics
+from moescope.studies.circuits.settings import CircuitSettings, SearchSettings
+from moescope.studies.circuits.study import circuits
 
-from moescope.select.estimators import CircuitClassifier, DivergenceSelector
-from moescope.studies.circuits.dynamics import formation
-from moescope.studies.circuits.settings import CircuitSettings
-from moescope.studies.circuits.study import AblationSettings, circuits
-
-__all__ = ["AblationSettings", "CircuitClassifier", "CircuitSettings", "DivergenceSelector", "circuits", "formation"]
-
-
-class _Callable(ModuleType):
-    """`moescope.circuits(model, tasks)` is what a user types; this folder bears the same name, so it answers the call."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return circuits(*args, **kwargs)
-
-
-sys.modules[__name__].__class__ = _Callable
+__all__ = ["CircuitSettings", "SearchSettings", "circuits", "dynamics"]

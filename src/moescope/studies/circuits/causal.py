@@ -16,34 +16,94 @@ import numpy as np
 import pandas as pd
 import torch
 
-from moescope.capture.encode import encode
 from moescope.errors import InputError
+from moescope.intervene.effects import against_random
 from moescope.intervene.intervene import group_by_site
 from moescope.intervene.matched import matched_sets, norm_ratio
-from moescope.intervene.replicas import Progress, Replicas
-from moescope.studies.circuits.causal_targets import (
-    HIGHER_IS_HARM,
-    NeuronSets,
-    Probe,
-    answers_of,
-    final_vectors,
-    loss_readout,
-    plain_windows,
-    task_readout,
-)
-from moescope.studies.circuits.causal_values import (
-    ABLATION_MODES,
-    AblationMode,
-    class_means,
-    plain_replacement,
-    rows_of,
-    split_task,
-    task_replacement,
-)
+from moescope.intervene.neuron_sets import NeuronSets
+from moescope.intervene.replicas import Progress
+from moescope.intervene.running_text import LOSS, RunningText
+from moescope.intervene.together import run_together
+from moescope.studies.circuits.causal_values import ABLATION_MODES, AblationMode, class_means, task_replacement
+from moescope.studies.circuits.trial import Trial, prepare_trial
 from moescope.types import Neuron, Site, Task
 
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
+
+HIGHER_IS_HARM = (LOSS,)
+
+
+class NeuronAblation:
+    """One task's circuit cut to each k, and matched random sets cut to each k, as interventions (number 0: none).
+
+    Args:
+        ranking: neurons, best first, found on the trial's selection texts alone.
+        norms, means: as :func:`ablation_study`.
+
+    Raises:
+        InputError: K beyond the ranking or the layer, or a neuron the model lacks.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        trial: Trial,
+        ranking: Sequence[Neuron],
+        *,
+        ks: Sequence[int],
+        mode: AblationMode,
+        n_random: int,
+        norms: Mapping[Site, np.ndarray] | None = None,
+        means: Mapping[Site, np.ndarray] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._model, self._trial, self._mode, self._ks = model, trial, mode, list(ks)
+        self._circuit = list(ranking[: self._ks[-1]])
+        vectors = {site: trial.vectors[site] for site in group_by_site(model, self._circuit)}
+        if norms is None:
+            norms = {site: np.sqrt(np.square(x, dtype=np.float64).mean(0)) for site, x in vectors.items()}
+        self._norms = norms
+        self.random = matched_sets(self._circuit, norms, n_sets=n_random, seed=seed)
+        # interventions in order: none, the circuit cut to each k, each random set cut to each k
+        self._neurons: list[list[Neuron]] = [
+            [], *(self._circuit[:k] for k in ks), *(members[:k] for k in ks for members in self.random)
+        ]  # fmt: skip
+        self._rng = np.random.default_rng([seed, 1])
+        values = task_replacement(mode, vectors, trial.split, self._rng)
+        if mode == "mean" and means is not None:
+            values = {site: torch.as_tensor(np.asarray(means[site]), dtype=torch.float32) for site in vectors}
+        self._vectors = vectors
+        self.sets = NeuronSets(model, self._neurons, values)
+
+    @property
+    def sites(self) -> list[Site]:
+        return list(self._vectors)
+
+    def proof(self) -> dict[str, Any]:
+        """That no random set is the circuit: none of its neurons is the circuit's own."""
+        own = set(self._circuit)
+        shared = sum(bool(own & set(members)) for members in self.random)
+        return {"differs": shared == 0, "evidence": f"{shared} of {len(self.random)} random sets hold a neuron of the circuit"}
+
+    def on_text(self, text: RunningText) -> NeuronSets:
+        """The same sets, with the values that they take on other text."""
+        split = self._trial.split
+        by_class = {site: class_means(x, split.fit_labels, split.n_classes) for site, x in self._vectors.items()}
+        return NeuronSets(self._model, self._neurons, text.replacement(self._mode, by_class, self._rng))
+
+    def table(self, scores: Mapping[str, np.ndarray]) -> pd.DataFrame:
+        """What :func:`ablation_study` gives, from the scores (S, N) of every intervention."""
+        records = []
+        n_random = len(self.random)
+        for place, k in enumerate(self._ks):
+            ratio = norm_ratio(self._circuit[:k], [members[:k] for members in self.random], self._norms)
+            for target, score in scores.items():
+                mean = score.mean(1, dtype=np.float64)  # (S,)
+                first = 1 + len(self._ks) + place * n_random
+                row = summary(target, mean[0], mean[1 + place], mean[first : first + n_random])
+                records.append({"task": self._trial.task.name, "k": k, "mode": self._mode, **row, "norm_ratio": ratio})
+        return pd.DataFrame.from_records(records)
 
 
 def ablation_study(
@@ -102,62 +162,42 @@ def ablation_study(
         InputError: K beyond the ranking or the layer, a neuron the model lacks, a split without all classes, a group
             on both sides, answers that begin alike.
     """
-    ks = _check_options(ks, len(ranking), mode, n_random, positions)
-    circuit = list(ranking[: ks[-1]])
-    sites = list(group_by_site(model, circuit))
-    split = split_task(task, selection, seed)
-    encoded = encode(model, [e.text for e in task.examples], max_tokens=max_tokens)
-    fitted = rows_of(encoded, split.fit)
-    last = Site("resid", model.n_layers - 1)
-    vectors = final_vectors(model, fitted, [*sites, last], batch_tokens=batch_tokens, max_tokens=max_tokens)
-    probe = Probe.fit(vectors[last], split.fit_labels)
-    if norms is None:
-        norms = {site: np.sqrt(np.square(vectors[site], dtype=np.float64).mean(0)) for site in sites}
-    random = matched_sets(circuit, norms, n_sets=n_random, seed=seed)
-    # interventions in order: none, the circuit cut to each k, each random set cut to each k
-    sets: list[list[Neuron]] = [[], *(circuit[:k] for k in ks), *(members[:k] for k in ks for members in random)]
-    rng = np.random.default_rng([seed, 1])
-    values = task_replacement(mode, {site: vectors[site] for site in sites}, split, rng)
-
-    if mode == "mean" and means is not None:
-        values = {site: torch.as_tensor(np.asarray(means[site]), dtype=torch.float32) for site in sites}
-
-    evaluated = [encoded[i] for i in split.evaluate]
-    answers = answers_of(model, task, encoded)
-    windows = []
+    ks = check_options(ks, len(ranking), mode, n_random, positions)
+    sites = list(group_by_site(model, ranking[: ks[-1]]))
+    trial = prepare_trial(
+        model, task, sites, selection=selection, seed=seed, batch_tokens=batch_tokens, max_tokens=max_tokens
+    )  # fmt: skip
+    ablation = NeuronAblation(model, trial, ranking, ks=ks, mode=mode, n_random=n_random, norms=norms, means=means, seed=seed)
+    text = None
     if wikitext is not None and model.has_head and not model.is_encoder:
-        windows = plain_windows(model, wikitext, tokens=text_tokens, max_tokens=max_tokens)
-    total = len(sets) * (len(evaluated) + len(windows))
+        text = RunningText(model, wikitext, tokens=text_tokens, batch_tokens=batch_tokens, max_tokens=max_tokens)
+    replicas = trial.replicas(positions=positions, batch_tokens=batch_tokens)
+    whole = len(trial.evaluated) + (0 if text is None else len(text))
 
-    def after(before: int) -> Progress | None:
-        return None if progress is None else lambda done, _: progress(before + done, total)
+    def after(texts: int) -> Progress | None:
+        if progress is None:
+            return None
 
-    replicas = Replicas(model, evaluated, positions=positions, logits="final" if answers else None, batch_tokens=batch_tokens)
-    scores = replicas.run(NeuronSets(model, sets, values), task_readout(probe, split.labels, answers), after(0))
+        def report(done: int, total: int) -> None:
+            each = total // texts_now
+            progress(texts * each + done, whole * each)
+
+        texts_now = len(trial.evaluated) if texts == 0 else len(text or ())
+        return report
+
+    (scores,) = run_together(replicas, [ablation.sets], trial.readout, after(0))
     attrs: dict[str, Any] = {
-        "selection_texts": len(split.fit),
-        "evaluation_texts": len(split.evaluate),
+        "selection_texts": len(trial.split.fit),
+        "evaluation_texts": len(trial.split.evaluate),
         "forwards": replicas.forwards,
         "one_token": replicas.one_token,
         "late_start": replicas.late_start,
     }
-    if windows:
-        other = Replicas(model, windows, positions="all", logits="all", batch_tokens=batch_tokens, spare_first=True)
-        by_class = {site: class_means(vectors[site], split.fit_labels, split.n_classes) for site in sites}
-        plain = plain_replacement(model, mode, np.stack(windows), by_class, rng, batch_tokens)
-        progressed = after(len(sets) * len(evaluated))
-        scores |= other.run(NeuronSets(model, sets, plain), loss_readout, progressed)
-        attrs |= {"wikitext_tokens": sum(map(len, windows)), "wikitext_forwards": other.forwards}
-
-    records = []
-    for place, k in enumerate(ks):
-        ratio = norm_ratio(circuit[:k], [members[:k] for members in random], norms)
-        for target, score in scores.items():
-            mean = score.mean(1, dtype=np.float64)  # (S,)
-            first = 1 + len(ks) + place * n_random
-            row = summary(target, mean[0], mean[1 + place], mean[first : first + n_random])
-            records.append({"task": task.name, "k": k, "mode": mode, **row, "norm_ratio": ratio})
-    frame = pd.DataFrame.from_records(records)
+    if text is not None:
+        (losses,) = text.losses([ablation.on_text(text)], after(len(trial.evaluated)))
+        scores[LOSS] = losses
+        attrs |= {"wikitext_tokens": text.n_tokens, "wikitext_forwards": text.replicas.forwards}
+    frame = ablation.table(scores)
     frame.attrs.update(attrs)
     return frame
 
@@ -165,25 +205,21 @@ def ablation_study(
 def summary(target: str, baseline: float, ablated: float, random: np.ndarray) -> dict[str, Any]:
     """One target's effect beside those of the random interventions (R,)."""
     effects = np.asarray(random, dtype=np.float64) - baseline
-    effect = float(ablated - baseline)
     harm = 1.0 if target in HIGHER_IS_HARM else -1.0
-    # accuracies are multiples of 1 / texts: a tie must not be lost to rounding
-    at_least = int((harm * effects >= harm * effect - 1e-9).sum())
-    low, high = np.percentile(effects, [2.5, 97.5])
     return {
         "target": target,
         "off_task": target in HIGHER_IS_HARM,
         "baseline": float(baseline),
-        "effect": effect,
-        "random_mean": float(effects.mean()),
-        "random_low": float(low),
-        "random_high": float(high),
-        "p": (1 + at_least) / (1 + len(effects)),
-        "n_random": len(effects),
+        **against_random(float(ablated - baseline), effects, harm=harm),
     }
 
 
-def _check_options(ks: Sequence[int], ranked: int, mode: str, n_random: int, positions: str) -> list[int]:
+def check_options(ks: Sequence[int], ranked: int, mode: str, n_random: int, positions: str = "final") -> list[int]:
+    """The circuit sizes, ascending.
+
+    Raises:
+        InputError: naming the parameter.
+    """
     if not ks or min(ks) < 1:
         raise InputError(f"ks={tuple(ks)}: give circuit sizes of at least 1")
     if max(ks) > ranked:

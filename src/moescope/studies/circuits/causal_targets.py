@@ -1,8 +1,8 @@
-"""What an intervention is judged by: a probe downstream, the model's own answer, its loss on other text."""
+"""What an intervention is judged by on a task's texts: a probe downstream, and the model's own answer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,19 +11,13 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from moescope.capture import activations
-from moescope.capture.encode import Encoded, encode
+from moescope.capture.encode import Encoded
 from moescope.errors import InputError
-from moescope.intervene.edits import Edit
-from moescope.intervene.many import masked_edit
 from moescope.intervene.replicas import Reading, Readout
-from moescope.types import Neuron, Site, Task
+from moescope.types import Task
 
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
-
-LOWER_IS_HARM = ("probe_accuracy", "answer_accuracy", "answer_logodds")
-HIGHER_IS_HARM = ("wikitext_loss",)
 
 
 @dataclass(frozen=True)
@@ -54,51 +48,6 @@ class Probe:
         return (x.float() @ weight.T + bias).argmax(-1)
 
 
-class NeuronSets:
-    """S sets of neurons, each set to ``replacement`` of its site: (D,), per text (N, D), or per text and token (N, T,
-    D).
-    """
-
-    def __init__(self, model: LoadedModel, sets: Sequence[Sequence[Neuron]], replacement: Mapping[Site, Tensor]) -> None:
-        self._widths = {site: model.width(site) for site in replacement}
-        self._replacement = replacement
-        self._last = model.n_layers - 1
-        self._indices: list[dict[Site, np.ndarray]] = []
-        for neurons in sets:
-            by_site: dict[Site, list[int]] = {}
-            for neuron in neurons:
-                by_site.setdefault(neuron.site, []).append(neuron.index)
-            self._indices.append({site: np.array(index) for site, index in by_site.items()})
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def start(self, number: int) -> int:
-        return min((first_change(site) for site in self._indices[number]), default=self._last)
-
-    def edits(self, numbers: np.ndarray, examples: np.ndarray) -> dict[Site, Edit]:
-        masks: dict[Site, np.ndarray] = {}
-        for row, number in enumerate(numbers):
-            for site, index in self._indices[number].items():
-                if site not in masks:
-                    masks[site] = np.zeros((len(numbers), self._widths[site]), dtype=bool)
-                masks[site][row, index] = True
-        edits = {}
-        for site, mask in masks.items():
-            values = self._replacement[site]
-            edits[site] = masked_edit(
-                site, torch.from_numpy(mask), values if values.dim() == 1 else values[torch.from_numpy(examples)]
-            )
-        return edits
-
-
-def first_change(site: Site) -> int:
-    """The last layer whose output may be taken from a clean run when ``site`` is edited (-1: none)."""
-    if site.kind == "resid":
-        return site.layer  # the edit applies to that output
-    return -1 if site.kind == "embed" else site.layer - 1
-
-
 def task_readout(probe: Probe, labels: np.ndarray, answers: Sequence[int]) -> Readout:
     """Scores (E, R) of each text: probe_accuracy and, with ``answers`` (first token id per class), the model's own
     answer.
@@ -118,15 +67,6 @@ def task_readout(probe: Probe, labels: np.ndarray, answers: Sequence[int]) -> Re
         return scores
 
     return read
-
-
-def loss_readout(reading: Reading) -> dict[str, Tensor]:
-    """wikitext_loss (E, R): mean negative log-likelihood of tokens 1..T-1, nats per token."""
-    assert reading.logits is not None
-    predicted = reading.logits[:, :, :-1].float()  # (E, R, T-1, V)
-    target = reading.ids[:, None, 1:, None].expand(*predicted.shape[:3], 1)
-    likelihood = predicted.gather(-1, target)[..., 0] - predicted.logsumexp(-1)
-    return {"wikitext_loss": -likelihood.mean(-1)}
 
 
 def answers_of(model: LoadedModel, task: Task, encoded: Encoded) -> tuple[int, ...]:
@@ -170,50 +110,3 @@ def answer_tokens(model: LoadedModel, task: Task) -> tuple[int, ...]:
             )
         first[own[0]] = answer
     return tuple(first)
-
-
-def plain_windows(
-    model: LoadedModel, paragraphs: Sequence[str], *, tokens: int, length: int = 128, max_tokens: int | None = None
-) -> list[np.ndarray]:
-    """About ``tokens`` tokens of running text in windows of one length, each behind the tokenizer's first special
-    token.
-
-    Raises:
-        InputError: the text has fewer than 16 tokens.
-    """
-    limits = [length, tokens, *([max_tokens] if max_tokens else [])]
-    declared = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    length = min(limits + ([int(declared)] if declared else []))
-    encoded = encode_paragraphs(model, paragraphs, enough=tokens)
-    opening = encode(model, [words[0]]) if (words := " ".join(paragraphs[:8]).split()) else None
-    prefix = opening[0][:1] if opening is not None and opening.special_of(0)[0] else np.zeros(0, np.int32)
-    body = length - len(prefix)
-    count = max(1, min(tokens, len(encoded)) // body) if body > 0 else 0
-    if len(encoded) < 16 or count == 0:
-        raise InputError(f"wikitext: {len(encoded)} tokens of plain text are too few; give some paragraphs")
-    body = min(body, len(encoded))
-    return [np.concatenate([prefix, encoded[i * body : (i + 1) * body]]) for i in range(count)]
-
-
-def encode_paragraphs(model: LoadedModel, paragraphs: Sequence[str], *, enough: int) -> np.ndarray:
-    """Token ids, without special ones, of paragraphs joined by newlines, up to about ``enough`` of them."""
-    pieces: list[int] = []
-    for paragraph in paragraphs:
-        # a paragraph at a time: a long text would only be refused or shortened as a whole
-        pieces += model.tokenizer(paragraph + "\n", add_special_tokens=False, verbose=False)["input_ids"]
-        if len(pieces) >= enough:
-            break
-    return np.array(pieces, dtype=np.int32)
-
-
-def final_vectors(
-    model: LoadedModel, encoded: Encoded, sites: Sequence[Site], *, batch_tokens: int, max_tokens: int | None
-) -> dict[Site, np.ndarray]:
-    """Final-token vectors float32 (N, D) at sites that may differ in width."""
-    result: dict[Site, np.ndarray] = {}
-    widths = {site: model.width(site) for site in dict.fromkeys(sites)}
-    for width in sorted(set(widths.values())):
-        same = [site for site, w in widths.items() if w == width]
-        found = activations(model, encoded, same, batch_tokens=batch_tokens, max_tokens=max_tokens)
-        result.update({site: found[:, i] for i, site in enumerate(same)})
-    return result

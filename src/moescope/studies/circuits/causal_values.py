@@ -1,22 +1,18 @@
-"""What ablated neurons are set to, and which texts that, the circuit and the probe are learnt on."""
+"""What ablated neurons are set to on a task's texts, and which texts that, the circuit and the probe are learnt on."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from moescope.capture.encode import Encoded
 from moescope.errors import InputError
 from moescope.tasks.folds import split_half
 from moescope.types import Site, Task
-
-if TYPE_CHECKING:
-    from moescope.models import LoadedModel
 
 AblationMode = Literal["zero", "mean", "resample", "patch"]
 ABLATION_MODES: tuple[AblationMode, ...] = ("zero", "mean", "resample", "patch")
@@ -59,11 +55,6 @@ def split_task(task: Task, selection: np.ndarray | None, seed: int) -> Split:
     return Split(fit, evaluate, labels[fit], labels[evaluate], len(task.classes))
 
 
-def rows_of(encoded: Encoded, rows: np.ndarray) -> Encoded:
-    """The chosen texts."""
-    return Encoded.from_ids([encoded[i] for i in rows])
-
-
 def class_means(x: np.ndarray, labels: np.ndarray, n_classes: int) -> np.ndarray:
     """float64 (C, D) means of x (N, D)."""
     return np.stack([x[labels == c].mean(0, dtype=np.float64) for c in range(n_classes)])
@@ -87,52 +78,3 @@ def task_replacement(
         return others[split.labels]
 
     return {site: torch.from_numpy(values(x)).float() for site, x in vectors.items()}
-
-
-def plain_replacement(
-    model: LoadedModel,
-    mode: AblationMode,
-    windows: np.ndarray,
-    means: Mapping[Site, np.ndarray],
-    rng: np.random.Generator,
-    batch_tokens: int,
-) -> dict[Site, Tensor]:
-    """Values for running text in W windows (W, T) of other text: (D,), (W, D) or (W, T, D).
-
-    ``means`` gives, per site, the (C, D) class means of the task, which ``patch`` sets in turn.
-    """
-    count, length = windows.shape
-    sites = list(means)
-    if mode == "zero":
-        return {site: torch.zeros(model.width(site)) for site in sites}
-    if mode == "patch":
-        return {site: torch.from_numpy(means[site][np.arange(count) % len(means[site])]).float() for site in sites}
-    found: dict[Site, list[Tensor]] = {site: [] for site in sites}
-    handles = []
-    try:
-        for site in sites:
-
-            def keep(x: Tensor, site: Site = site) -> None:
-                found[site].append(x.detach().float().cpu())
-
-            handles.append(model.tap_point(site).attach(keep))
-        size = max(1, batch_tokens // length)
-        with torch.no_grad():
-            for start in range(0, count, size):
-                ids = torch.from_numpy(windows[start : start + size].astype(np.int64)).to(model.device)
-                model.body(input_ids=ids, attention_mask=torch.ones_like(ids))
-    finally:
-        for handle in handles:
-            handle.remove()
-    first = min(1, length - 1)  # the first token is not edited, nor does it count
-    donors = torch.from_numpy(rng.permutation(count * (length - first)))
-    result: dict[Site, Tensor] = {}
-    for site in sites:
-        tokens = torch.cat(found[site])  # (W, T, D)
-        flat = tokens[:, first:].reshape(-1, tokens.shape[-1])
-        if mode == "mean":
-            result[site] = flat.mean(0)
-        else:
-            tokens[:, first:] = flat[donors].view(count, length - first, -1)
-            result[site] = tokens
-    return result

@@ -95,8 +95,8 @@ def depth_rows(
     for place, layer in enumerate(columns.layers):
         head = {"task": features.task.name, "layer": layer, "fraction": (layer + 1) / n_layers}
         for curve, correct in curves.items():
-            low, high = group_bootstrap(correct[place], features.groups, seed=settings.seed)
-            lost = paired_bootstrap_difference(correct[-1], correct[place], features.groups, seed=settings.seed)
+            low, high = group_bootstrap(correct[place], features.groups, seed=features.seed)
+            lost = paired_bootstrap_difference(correct[-1], correct[place], features.groups, seed=features.seed)
             rows.append(
                 {
                     **head,

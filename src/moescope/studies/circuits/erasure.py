@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from moescope.capture.encode import encode
 from moescope.errors import InputError
 from moescope.intervene.edits import Edit
 from moescope.intervene.leace import Eraser, Whitening
-from moescope.intervene.replicas import Progress, Replicas
+from moescope.intervene.replicas import Progress
+from moescope.intervene.together import run_together
 from moescope.studies.circuits.causal import summary
-from moescope.studies.circuits.causal_targets import Probe, answers_of, final_vectors, task_readout
-from moescope.studies.circuits.causal_values import rows_of, split_task
+from moescope.studies.circuits.trial import Trial, prepare_trial
 from moescope.types import Site, Task
 
 if TYPE_CHECKING:
@@ -56,38 +55,48 @@ def erasure_study(
             raise InputError(f"layers: {layer} is not a layer of {model.name}, which has 0 to {model.n_layers - 1}")
     if n_random < 1:
         raise InputError(f"n_random={n_random}: at least 1 random labelling is needed")
-    split = split_task(task, selection, seed)
-    encoded = encode(model, [e.text for e in task.examples], max_tokens=max_tokens)
-    fitted = rows_of(encoded, split.fit)
-    last = Site("resid", model.n_layers - 1)
     sites = [Site("resid", layer) for layer in layers]
-    vectors = final_vectors(model, fitted, [*sites, last], batch_tokens=batch_tokens, max_tokens=max_tokens)
-    probe = Probe.fit(vectors[last], split.fit_labels)
-    rng = np.random.default_rng([seed, 2])
-    labellings = [split.fit_labels, *(rng.permutation(split.fit_labels) for _ in range(n_random))]
-    erasers: list[tuple[Site, Eraser] | None] = [None]
-    for site in sites:
-        whitening = Whitening(vectors[site])
-        erasers += [(site, whitening.eraser(labels)) for labels in labellings]
-
-    answers = answers_of(model, task, encoded)
-    replicas = Replicas(
-        model,
-        [encoded[i] for i in split.evaluate],
-        logits="final" if answers else None,
-        batch_tokens=batch_tokens,
-    )
-    scores = replicas.run(Erasures(erasers, model.n_layers - 1), task_readout(probe, split.labels, answers), progress)
-    records = []
-    for place, site in enumerate(sites):
-        first = 1 + place * len(labellings)
-        for target, score in scores.items():
-            mean = score.mean(1, dtype=np.float64)
-            row = summary(target, mean[0], mean[first], mean[first + 1 : first + len(labellings)])
-            records.append({"task": task.name, "layer": site.layer, **row})
-    frame = pd.DataFrame.from_records(records)
-    frame.attrs.update(forwards=replicas.forwards, evaluation_texts=len(split.evaluate))
+    trial = prepare_trial(
+        model, task, sites, selection=selection, seed=seed, batch_tokens=batch_tokens, max_tokens=max_tokens
+    )  # fmt: skip
+    erasure = ClassErasure(model, trial, layers, n_random=n_random, seed=seed)
+    replicas = trial.replicas(batch_tokens=batch_tokens)
+    (scores,) = run_together(replicas, [erasure.sets], trial.readout, progress)
+    frame = erasure.table(scores)
+    frame.attrs.update(forwards=replicas.forwards, evaluation_texts=len(trial.split.evaluate))
     return frame
+
+
+class ClassErasure:
+    """The class erased after each layer, and permutations of it, as interventions (number 0: none)."""
+
+    def __init__(self, model: LoadedModel, trial: Trial, layers: Sequence[int], *, n_random: int = 20, seed: int = 0) -> None:
+        self._trial, self._layers = trial, list(layers)
+        rng = np.random.default_rng([seed, 2])
+        fit_labels = trial.split.fit_labels
+        labellings = [fit_labels, *(rng.permutation(fit_labels) for _ in range(n_random))]
+        self._each = len(labellings)
+        self._moved = [float((labels != fit_labels).mean()) for labels in labellings[1:]]
+        erasers: list[tuple[Site, Eraser] | None] = [None]
+        for site in (Site("resid", layer) for layer in layers):
+            whitening = Whitening(trial.vectors[site])
+            erasers += [(site, whitening.eraser(labels)) for labels in labellings]
+        self.sets = Erasures(erasers, model.n_layers - 1)
+
+    def proof(self) -> dict[str, Any]:
+        """That the permuted labellings are not the true one."""
+        return {"differs": max(self._moved) > 0, "evidence": f"{np.mean(self._moved):.1%} of the labels moved on average"}
+
+    def table(self, scores: Mapping[str, np.ndarray]) -> pd.DataFrame:
+        """What :func:`erasure_study` gives, from the scores (S, N) of every intervention."""
+        records = []
+        for place, layer in enumerate(self._layers):
+            first = 1 + place * self._each
+            for target, score in scores.items():
+                mean = score.mean(1, dtype=np.float64)
+                row = summary(target, mean[0], mean[first], mean[first + 1 : first + self._each])
+                records.append({"task": self._trial.task.name, "layer": layer, **row})
+        return pd.DataFrame.from_records(records)
 
 
 class Erasures:
@@ -99,6 +108,9 @@ class Erasures:
 
     def __len__(self) -> int:
         return len(self._erasers)
+
+    def key(self, number: int) -> Hashable:
+        return () if self._erasers[number] is None else number
 
     def start(self, number: int) -> int:
         entry = self._erasers[number]

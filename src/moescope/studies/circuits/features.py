@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+from torch import Tensor
 
-from moescope.capture import activations
+from moescope.capture import Encoded, Position, capture, encode
+from moescope.capture.activations import check_finite, padded_batches, vector_reducer
+from moescope.capture.session import Reduce
 from moescope.errors import InputError
 from moescope.models import LoadedModel, parse_sites
-from moescope.studies.circuits.settings import CircuitSettings
-from moescope.tasks import group_folds
+from moescope.studies.circuits.settings import SearchSettings
+from moescope.tasks import group_folds, subset
 from moescope.types import Neuron, Site, Task
 
 Progress = Callable[[int, int], None]
@@ -71,6 +73,9 @@ class Features:
         x: (N, D) float32, raw activations at the chosen position.
         embed: (N, d_model) float32, what enters layer 0 at that position (the token-identity baseline).
         y: (N,) int class; groups: (N,) str; folds: (N,) int, groups whole, classes balanced.
+        seed: from which the folds were drawn, and every further random choice about this task.
+        encoded: the texts as token ids, for whoever runs the model on them again.
+        final: further sites at the final token, (N, width) float32 each, read in the same pass.
     """
 
     task: Task
@@ -80,16 +85,19 @@ class Features:
     y: np.ndarray
     groups: np.ndarray
     folds: np.ndarray
+    seed: int = 0
+    encoded: Encoded | None = None
+    final: Mapping[Site, np.ndarray] = field(default_factory=dict)
 
     @property
     def n_classes(self) -> int:
         return len(self.task.classes)
 
-    def subset(self, rows: np.ndarray, *, n_folds: int, seed: int) -> Features:
-        """The same features on some rows, with folds made anew."""
+    def subset(self, rows: np.ndarray, *, n_folds: int) -> Features:
+        """The same activations at the chosen position on some rows, with folds made anew."""
         y, groups = self.y[rows], self.groups[rows]
-        folds = group_folds(y, groups, n_folds=n_folds, seed=seed)
-        return Features(self.task, self.columns, self.x[rows], self.embed[rows], y, groups, folds)
+        folds = group_folds(y, groups, n_folds=n_folds, seed=self.seed)
+        return Features(subset(self.task, rows), self.columns, self.x[rows], self.embed[rows], y, groups, folds, self.seed)
 
 
 def columns_of(model: LoadedModel, sites: str | Sequence[Site]) -> Columns:
@@ -104,37 +112,86 @@ def capture_features(
     model: LoadedModel,
     task: Task,
     columns: Columns,
-    settings: CircuitSettings | None = None,
+    settings: SearchSettings,
     *,
+    seed: int = 0,
+    final: Sequence[Site] = (),
+    encoded: Encoded | None = None,
+    folds: np.ndarray | None = None,
+    batch_tokens: int = 8192,
+    max_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> Features:
     """Read a task's activations at all sites of ``columns`` in one pass over its texts, and form its folds.
 
-    Of ``settings`` count the position, the cutting and batching of texts, the number of folds and the seed.
+    Of ``settings`` count the position and the number of folds.
+
+    Args:
+        final: sites to be read at the final token too, in the same pass.
+        encoded: the task's texts where they are encoded already.
+        folds: the folds where they are settled already.
 
     Raises:
         InputError: when folds cannot be formed, a text is empty, or an activation is not finite.
     """
-    settings = settings or CircuitSettings()
     y = np.asarray([example.label for example in task.examples])
     groups = np.asarray([example.group for example in task.examples])
     # Before the costly part, so that a task that cannot be split fails at once.
-    folds = group_folds(y, groups, n_folds=settings.n_folds, seed=settings.seed)
-    texts = [example.text for example in task.examples]
+    if folds is None:
+        folds = group_folds(y, groups, n_folds=settings.n_folds, seed=seed)
+    if encoded is None:
+        encoded = encode(model, [example.text for example in task.examples], max_tokens=max_tokens)
     embed = Site("embed", 0)
-    options: dict[str, Any] = {name: getattr(settings, name) for name in ("position", "batch_tokens", "max_tokens")}
-    x = np.empty((len(texts), columns.n), dtype=np.float32)
-    embedding: np.ndarray | None = None
-    # Sites of one width go through the model together; a study of one kind of site is a single pass.
-    for width in sorted(set(columns.widths)):
-        positions = [i for i, w in enumerate(columns.widths) if w == width]
-        wanted = [columns.sites[i] for i in positions]
-        with_embed = embedding is None and model.width(embed) == width and embed not in wanted
-        values = activations(model, texts, [embed, *wanted] if with_embed else wanted, progress=progress, **options)
-        if with_embed:
-            embedding, values = values[:, 0].copy(), values[:, 1:]
-        for slot, i in enumerate(positions):
-            x[:, columns.slice_of(i)] = values[:, slot]
-    if embedding is None:
-        embedding = activations(model, texts, [embed], **options)[:, 0]
-    return Features(task, columns, x, embedding, y, groups, folds)
+    places: list[tuple[Site, Position]] = [(site, settings.position) for site in dict.fromkeys([embed, *columns.sites])]
+    places += [(site, "final") for site in final]
+    x = np.empty((len(encoded), columns.n), dtype=np.float32)
+    parts = {site: x[:, columns.slice_of(i)] for i, site in enumerate(columns.sites)}
+    out = {
+        place: parts[place[0]]
+        if place[0] in parts and place[1] == settings.position
+        else np.empty((len(encoded), model.width(place[0])), np.float32)
+        for place in dict.fromkeys(places)
+    }
+    read_into(out, model, encoded, batch_tokens=batch_tokens, progress=progress)
+    at_final = {site: out[site, "final"] for site in final}
+    return Features(task, columns, x, out[embed, settings.position], y, groups, folds, seed, encoded, at_final)
+
+
+def rows_of(encoded: Encoded, rows: np.ndarray) -> Encoded:
+    """The chosen texts."""
+    lengths = encoded.lengths[rows]
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    pick = np.repeat(encoded.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
+    return Encoded(encoded.ids[pick], encoded.special[pick], offsets)
+
+
+def read_into(
+    out: Mapping[tuple[Site, Position], np.ndarray],
+    model: LoadedModel,
+    encoded: Encoded,
+    *,
+    batch_tokens: int,
+    progress: Progress | None = None,
+) -> None:
+    """Fill arrays (N, width), float32, each with one site's vectors at one position, in one pass over N texts.
+
+    Raises:
+        InputError: a position that a text does not have, or an activation that is not finite.
+    """
+    sites = list(dict.fromkeys(site for site, _ in out))
+    positions = {site: [position for other, position in out if other == site] for site in sites}
+    done = 0
+    with capture(model, sites) as session:
+        for batch in padded_batches(model, encoded, batch_tokens, "right"):
+            reducers = {position: vector_reducer(batch, position, None) for _, position in out}
+
+            def reduce(site: Site, tensor: Tensor, reducers: dict[Position, Reduce] = reducers) -> dict[Position, Tensor]:
+                return {position: reducers[position](site, tensor).cpu() for position in positions[site]}
+
+            for site, found in session.run(batch.ids, batch.mask, reduce=reduce).items():
+                for position, vectors in found.items():
+                    check_finite(vectors[:, None], batch.numbers, [site], model)
+                    out[site, position][batch.rows] = vectors.numpy()
+            done += len(batch.rows)
+            if progress is not None:
+                progress(done, len(encoded))

@@ -114,18 +114,23 @@ def _between_share(values: np.ndarray, labels: np.ndarray, n_classes: int) -> np
     return (counts * means**2).sum(1) / total if total > 0 else np.zeros(len(labels))
 
 
-def rotated(x: np.ndarray, columns: Columns, seed: int) -> np.ndarray:
-    """The same activations in a random orthonormal basis, one rotation per width (shared by layers, as the skip path is).
+def rotations(columns: Columns, seed: int) -> dict[int, np.ndarray]:
+    """A random orthonormal basis (width, width), float32, for each width of ``columns``."""
+    rng = np.random.default_rng(seed)
+    bases: dict[int, np.ndarray] = {}
+    for width in dict.fromkeys(columns.widths):
+        q, r = np.linalg.qr(rng.standard_normal((width, width)))
+        bases[width] = (q * np.sign(np.diag(r))).astype(np.float32)
+    return bases
+
+
+def rotated(x: np.ndarray, columns: Columns, bases: dict[int, np.ndarray]) -> np.ndarray:
+    """The same activations in another orthonormal basis, one per width (shared by layers, as the skip path is).
 
     If "neurons" are special, the top K coordinates must carry less after rotation.
     """
-    rng = np.random.default_rng(seed)
-    bases: dict[int, np.ndarray] = {}
     out = np.empty_like(x)
     for position, width in enumerate(columns.widths):
-        if width not in bases:
-            q, r = np.linalg.qr(rng.standard_normal((width, width)))
-            bases[width] = (q * np.sign(np.diag(r))).astype(np.float32)
         part = columns.slice_of(position)
         out[:, part] = x[:, part] @ bases[width]
     return out

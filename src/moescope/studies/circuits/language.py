@@ -31,7 +31,7 @@ def language_rows(features: Features, settings: CircuitSettings) -> list[dict[st
             testing = languages == test
             if train == test:
                 try:
-                    part = features.subset(np.flatnonzero(testing), n_folds=settings.n_folds, seed=settings.seed)
+                    part = features.subset(np.flatnonzero(testing), n_folds=settings.n_folds)
                 except InputError as error:
                     raise InputError(f"task {features.task.name!r}, language {test!r}: {error}") from error
                 correct = nested_cv(
@@ -48,7 +48,7 @@ def language_rows(features: Features, settings: CircuitSettings) -> list[dict[st
                 model = fit_classifier(features.x[np.ix_(fitting, chosen)], features.y[fitting], settings.classifier)
                 read = features.x[np.ix_(testing, chosen)].astype(np.float64)
                 correct = model.predict(read) == features.y[testing]
-            low, high = group_bootstrap(correct, groups, seed=settings.seed)
+            low, high = group_bootstrap(correct, groups, seed=features.seed)
             rows.append(
                 {
                     "task": features.task.name,

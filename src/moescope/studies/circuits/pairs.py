@@ -75,7 +75,7 @@ def cross_task_rows(source: TaskFindings, target: TaskFindings, settings: Circui
     of the target; those of random sets are the range of 95 % of the sets.
     """
     own, other = source.features, target.features
-    k, seed = settings.k, settings.seed
+    k, seed = settings.k, other.seed
     chosen = source.ranking[:k]
     rows: list[dict[str, Any]] = []
 
@@ -108,7 +108,7 @@ def cross_task_rows(source: TaskFindings, target: TaskFindings, settings: Circui
 def native_row(found: TaskFindings, settings: CircuitSettings) -> dict[str, Any]:
     """The diagonal of the cross-task matrix: the circuit's own held-out accuracy."""
     hits, name = found.circuit_hits(settings.k), found.features.task.name
-    low, high = group_bootstrap(hits, found.features.groups, seed=settings.seed)
+    low, high = group_bootstrap(hits, found.features.groups, seed=found.features.seed)
     value = float(hits.mean())
     return {"source": name, "target": name, "method": "transfer_accuracy", "value": value, "low": low, "high": high}
 
@@ -174,7 +174,7 @@ def _probe_similarity(a: Features, b: Features, settings: CircuitSettings) -> di
     scale = joint.std(0) + 1e-8
     xa, xb = a.x[:, last] / scale, b.x[:, last] / scale
     direction = _direction(xa, a.y)
-    rng = np.random.default_rng(settings.seed)
+    rng = np.random.default_rng(b.seed)
     observed = abs(float(direction @ _direction(xb, b.y)))
     null = np.asarray(
         [

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pandas as pd
 
 from moescope.errors import InputError
-from moescope.models import load
 from moescope.studies.circuits import published
 from moescope.studies.circuits.settings import CircuitSettings
-from moescope.studies.circuits.study import Report, circuits
+from moescope.studies.circuits.study import circuits
+from moescope.study.protocol import Context, ModelLike, TasksLike
 from moescope.study.result import StudyResult
-from moescope.tasks import load_task
+from moescope.study.run import Run
+from moescope.types import Task
 
 EMBEDDED = "dense-tiny"
 # The source's tasks, and what is shipped for those whose licence does not let us ship them.
@@ -24,49 +25,61 @@ SOURCES = {"certainty": ("halueval",), "sentiment": ("sst2", "uci-sentiment")}
 _SHORT = {"certainty": "cert", "sentiment": "sent"}
 
 
+PUBLISHED = CircuitSettings(selection="global", sigma="total")
+_RUN = Run()
+
+
 def reproduce_circuits(
-    model: str | None = None,
-    tasks: Sequence[str] | None = None,
+    model: ModelLike | None = None,
+    tasks: TasksLike | None = None,
+    settings: CircuitSettings = PUBLISHED,
     *,
-    settings: CircuitSettings,
-    limit: int | None = None,
-    report: Report | None = None,
-    load_options: dict[str, Any] | None = None,
+    run: Run = _RUN,
 ) -> StudyResult:
     """Run the published settings (global selection, total σ, LDA, final token) and set the published figures beside.
 
     Args:
         model: any model; None runs the embedded one, and a note says so.
-        tasks: specifications; None takes the published tasks, with the shipped stand-in where the Hub is out of reach.
+        tasks: None takes the published tasks, with the shipped stand-in where the Hub is out of reach.
 
     Returns:
         A result of kind ``"circuits"`` with a further table ``published`` [figure, source model, published, measured].
+
+    >>> from moescope.studies.circuits.reproduce import reproduce_circuits
+    >>> result = reproduce_circuits("dense-tiny")  # doctest: +SKIP
     """
-    notes = []
+    context = Context("reproduce-circuits", settings, run)
     if model is None:
-        notes.append(
+        context.note(
             f"Note: no model was named, so the embedded {EMBEDDED} stands in for Llama-2-7B, Mistral-7B and Qwen2.5-7B; "
             "its figures test the method, not the source's models."
         )
-    loaded_tasks = []
-    for name, sources in SOURCES.items() if tasks is None else ():
+    loaded_tasks = _published_tasks(context) if tasks is None else context.tasks(tasks)
+    loaded = context.load(EMBEDDED if model is None else model)
+    result = circuits(loaded, loaded_tasks, settings, run=dataclasses.replace(run, out=None))
+    meta = {**result.meta, "title": f"Published circuits beside {loaded.name}"}
+    meta["notes"] = [*context.notes, *result.meta["notes"]]
+    table = published_table(result)
+    result = dataclasses.replace(result, meta=meta, tables={**result.tables, "published": table})
+    if run.out is not None:
+        result.save(run.out, overwrite=run.overwrite)
+    return result
+
+
+def _published_tasks(context: Context) -> list[Task]:
+    loaded = []
+    for name, sources in SOURCES.items():
         for source in sources:
             try:
                 with _quiet_hub():
-                    loaded_tasks.append(load_task(f"{name}={source}", limit=limit, seed=settings.seed))
+                    loaded += context.tasks([f"{name}={source}"])
                 if source != sources[0]:
-                    notes.append(f"Note: {sources[0]} is out of reach here; {source} stands in for the task {name}.")
+                    context.note(f"Note: {sources[0]} is out of reach here; {source} stands in for the task {name}.")
                 break
             except InputError:
                 if source == sources[-1]:
                     raise
-    for text in tasks or ():
-        loaded_tasks.append(load_task(text, limit=limit, seed=settings.seed))
-    loaded = load(model or EMBEDDED, **(load_options or {}))
-    result = circuits(loaded, loaded_tasks, settings=settings, report=report)
-    meta = {**result.meta, "title": f"Published circuits beside {loaded.name}", "notes": notes}
-    table = published_table(result)
-    return dataclasses.replace(result, meta=meta, tables={**result.tables, "published": table})
+    return loaded
 
 
 @contextmanager

@@ -1,68 +1,70 @@
-"""The options of a circuits study, checked before any work begins."""
+"""The options of the circuits study."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from moescope.errors import InputError
+from moescope.study.settings import NonEmpty, Settings, above, at_least, between
 
 Sigma = Literal["pooled", "total", "negative"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CircuitSettings:
-    """How task circuits are sought.
-
-    Attributes:
-        site: which sites enter, e.g. ``"resid"`` (the residual stream after every layer, as published), ``"mlp_act"``.
-        position: ``"final"`` token (as published), ``"mean"``, or a token index.
-        ks: circuit sizes of the sufficiency table.
-        k: the headline circuit size, used by every control.
-        sigma: denominator of the divergence; the source leaves it open. ``"total"`` reproduces its bound of 2.
-        selection: ``"nested"`` selects inside the training folds; ``"global"`` is the published protocol, optimistic.
-        classifier: ``"lda"`` as published, or ``"logistic"``.
-        n_permutations: label permutations of the neuron ranking (max statistic) and of the projection.
-        n_label_permutations: label permutations of the whole nested selection and cross-validation; 0 leaves them out.
-        n_random: random circuits per control.
-        twin: also study a randomly initialised model of the same architecture.
-    """
+class SearchSettings(Settings):
+    """How a circuit is sought and read."""
 
     site: str = "resid"
-    position: str | int = "final"
-    ks: tuple[int, ...] = (1, 2, 3, 5, 10, 20, 50)
-    k: int = 10
+    """resid (the residual stream after every layer, as published), mlp_act, mlp_out, attn_out or mlp_in; with layers as
+    resid:3 or resid:0-5."""
+    position: Literal["final", "mean"] | int = "final"
+    """final (as published), mean, or a token index such as -2."""
+    k: Annotated[int, at_least(1)] = 10
+    """Circuit size that the controls use."""
     sigma: Sigma = "pooled"
+    """Denominator of the divergence, which the source leaves open; total reproduces its bound of 2."""
     selection: Literal["nested", "global"] = "nested"
+    """nested selects inside the training folds; global is the published protocol, optimistic."""
     classifier: Literal["lda", "logistic"] = "lda"
-    n_folds: int = 5
-    n_permutations: int = 1000
-    n_label_permutations: int = 100
-    n_random: int = 100
-    twin: bool = True
-    max_tokens: int | None = None
-    batch_tokens: int = 8192
-    seed: int = 0
+    """What reads the circuit; lda as published."""
+    n_folds: Annotated[int, at_least(2)] = 5
+    """Cross-validation folds."""
 
-    def __post_init__(self) -> None:
-        if not self.ks or min(self.ks) < 1:
-            raise InputError(f"--ks: circuit sizes must be at least 1, got {self.ks}")
-        if self.k < 1:
-            raise InputError(f"--k: the circuit size must be at least 1, got {self.k}")
-        for option, low in (("n_folds", 2), ("n_permutations", 19), ("n_label_permutations", 19), ("n_random", 20)):
-            if option == "n_label_permutations" and self.n_label_permutations == 0:
-                continue
-            if getattr(self, option) < low:
-                name = option.removeprefix("n_").replace("_", "-")
-                raise InputError(f"--{name}: must be at least {low}, got {getattr(self, option)}")
-        if self.batch_tokens < 1:
-            raise InputError(f"--batch-tokens: must be at least 1, got {self.batch_tokens}")
-        if self.sigma not in ("pooled", "total", "negative"):
-            raise InputError(f"--sigma: {self.sigma!r} is none of pooled, total, negative")
-        if self.selection not in ("nested", "global"):
-            raise InputError(f"--selection: {self.selection!r} is neither nested nor global")
-        if self.classifier not in ("lda", "logistic"):
-            raise InputError(f"--classifier: {self.classifier!r} is neither lda nor logistic")
+
+@dataclass(frozen=True, kw_only=True)
+class CircuitSettings(SearchSettings):
+    """How task circuits are sought, and against what they are tested."""
+
+    ks: Annotated[tuple[int, ...], at_least(1), NonEmpty()] = (1, 2, 3, 5, 10, 20, 50)
+    """Circuit sizes of the sufficiency table."""
+    n_permutations: Annotated[int, at_least(19)] = 1000
+    """Label permutations of the neuron ranking (max statistic) and of the projection."""
+    n_label_permutations: Annotated[int, at_least(0)] = 100
+    """Label permutations of the whole nested selection and cross-validation; 0 leaves them out."""
+    n_random: Annotated[int, at_least(20)] = 100
+    """Random circuits per control."""
+    twin: bool = True
+    """Also study a randomly initialised model of the same architecture."""
+    control_half_width: Annotated[float, between(0, 0.5, open_low=False)] = 0.05
+    """Controls for which texts are read anew (twin, fixed template) get as many rows as an accuracy's 95 % interval of
+    plus or minus this needs; 0: as many as control_cost pays for."""
+    control_cost: Annotated[float, above(0)] = 0.5
+    """And no more than cost together this share of one pass over the texts, in forward tokens."""
+    ablate: Literal["mean", "resample", "zero", "patch"] | None = None
+    """Switch the circuits off inside the model, against matched random neurons, and erase the class direction."""
+    ablate_ks: Annotated[tuple[int, ...], at_least(1), NonEmpty()] = (1, 2, 5, 10, 20, 50)
+    """Circuit sizes that are switched off."""
+    ablate_random: Annotated[int, at_least(19)] = 100
+    """Matched random sets per ablation; 100 or more for a claim."""
+    ablate_rows: Annotated[int, at_least(2)] = 400
+    """Most texts of a task that judge an ablation."""
+    ablate_text_tokens: Annotated[int, at_least(16)] = 2048
+    """Tokens of plain text on which an ablation's loss off task is measured."""
+
+    def check(self) -> None:
+        if 0 < self.n_label_permutations < 19:
+            raise InputError(f"must be 0 or at least 19, got {self.n_label_permutations}", "n_label_permutations")
 
     def all_ks(self) -> tuple[int, ...]:
         """Every circuit size that the study evaluates, ascending."""

@@ -89,7 +89,7 @@ def analyse(features: Features, settings: CircuitSettings, *, surface: float, n_
     ks = settings.all_ks()
     if max(ks) > columns.n:
         raise InputError(
-            f"--ks: K = {max(ks)} is larger than the {columns.n} neurons of site {settings.site!r}; choose a smaller K"
+            f"K = {max(ks)} is larger than the {columns.n} neurons of site {settings.site!r}; choose a smaller K", "ks"
         )
     x, y, folds = features.x, features.y, features.folds
     sums = fold_class_sums(x, y, folds)
@@ -99,7 +99,7 @@ def analyse(features: Features, settings: CircuitSettings, *, surface: float, n_
     ranking = rank(divergences)
     halves = _split_half_rankings(features, settings)
     null = permutation_max(
-        x, y, features.groups, n_permutations=settings.n_permutations, sigma=settings.sigma, seed=settings.seed
+        x, y, features.groups, n_permutations=settings.n_permutations, sigma=settings.sigma, seed=features.seed
     )
     options: dict[str, Any] = {"sigma": settings.sigma, "sums": sums}
     # Beside the chosen protocol the other one (how far selection on all rows flatters) and the other classifier.
@@ -111,9 +111,9 @@ def analyse(features: Features, settings: CircuitSettings, *, surface: float, n_
     massive = massive_dimensions(total, layer_of=columns.site_of)
     hits = layer_probes(features)
     accuracy = [
-        *sufficiency_rows(features, cv, settings.classifier, settings.selection, settings.seed),
-        *sufficiency_rows(features, cv_classifier, other_classifier, settings.selection, settings.seed),
-        *sufficiency_rows(features, cv_other, settings.classifier, other_protocol, settings.seed),
+        *sufficiency_rows(features, cv, settings.classifier, settings.selection, features.seed),
+        *sufficiency_rows(features, cv_classifier, other_classifier, settings.selection, features.seed),
+        *sufficiency_rows(features, cv_other, settings.classifier, other_protocol, features.seed),
     ]
     circuit = Circuit(
         name,
@@ -126,7 +126,7 @@ def analyse(features: Features, settings: CircuitSettings, *, surface: float, n_
     tables = {
         "accuracy": pd.DataFrame(accuracy),
         "neurons": neuron_table(features, ranking, scores, null, massive, nested, settings),
-        **class_tables(features, ranking, settings.seed),
+        **class_tables(features, ranking, features.seed),
         "layers": layer_table(features, ranking, divergences, massive),
         "depth_range": range_table(features, ranking, settings),
         "depth": pd.DataFrame(depth),
@@ -146,7 +146,7 @@ def rank_columns(x: np.ndarray, y: np.ndarray, sigma: Sigma) -> np.ndarray:
 def _split_half_rankings(features: Features, settings: CircuitSettings) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
     pairs = []
     for i in range(N_HALVINGS):
-        half = split_half(features.y, features.groups, settings.seed + i).astype(np.int64)
+        half = split_half(features.y, features.groups, features.seed + i).astype(np.int64)
         sums = fold_class_sums(features.x, features.y, half)
         first, second = (rank(divergence(*sums.fold(part), sigma=settings.sigma)) for part in (0, 1))
         pairs.append((first, second))

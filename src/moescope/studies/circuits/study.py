@@ -2,159 +2,129 @@
 
 from __future__ import annotations
 
-import dataclasses
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from moescope.errors import InputError
-from moescope.models import LoadedModel, load, random_twin
-from moescope.studies.circuits.causal import ablation_study
-from moescope.studies.circuits.causal_verdicts import ablation_claims, erasure_claims
+from moescope.models import random_twin
+from moescope.models.forward_tokens import ForwardTokens
+from moescope.studies.circuits.causal_run import causal_sites, causal_tables
+from moescope.studies.circuits.claims import circuit_claims
+from moescope.studies.circuits.claims_causal import ablation_claims, erasure_claims
 from moescope.studies.circuits.controls import STEPS, control_table
-from moescope.studies.circuits.erasure import erasure_study
-from moescope.studies.circuits.features import Features, capture_features, columns_of
+from moescope.studies.circuits.features import Columns, Features, capture_features, columns_of
 from moescope.studies.circuits.language import language_rows
 from moescope.studies.circuits.pairs import cross_task_rows, native_row, overlap_rows, task_map_rows
+from moescope.studies.circuits.reread import prove_reread, reread
 from moescope.studies.circuits.settings import CircuitSettings
-from moescope.studies.circuits.single import TaskFindings, analyse, overlap_ks, rank_columns
-from moescope.studies.circuits.verdicts import circuit_claims
-from moescope.study.provenance import provenance
+from moescope.studies.circuits.single import TaskFindings, analyse, overlap_ks
+from moescope.study.protocol import Context, ModelLike, TasksLike
 from moescope.study.result import StudyResult
-from moescope.tasks import load_task, plain_text, split_half, subset, surface_baselines
-from moescope.types import Task
+from moescope.study.rows import FoldRows
+from moescope.study.run import Run
+from moescope.tasks import surface_baselines
 
-Report = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class AblationSettings:
-    """How the causal test is run (STATISTICS rule 11: at least 100 matched random sets)."""
-
-    mode: Literal["mean", "resample", "zero", "patch"] = "mean"
-    ks: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
-    n_random: int = 100
-    max_rows: int = 400
-    text_tokens: int = 2048
+_SETTINGS, _RUN = CircuitSettings(), Run()
 
 
-def circuits(
-    model: str | LoadedModel,
-    tasks: Sequence[Task | str],
-    *,
-    settings: CircuitSettings | None = None,
-    ablate: AblationSettings | Literal["mean", "resample", "zero", "patch"] | None = None,
-    report: Report | None = None,
-    **options: Any,
-) -> StudyResult:
+def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SETTINGS, *, run: Run = _RUN) -> StudyResult:
     """Find the neurons that carry each task, and test them against what chance and trivial cues give.
 
     Implements Choi (2025), "Hidden Mixture-of-Experts", with the controls that it lacks.
 
     Args:
-        model: Hub id, local folder, embedded name, or a loaded model.
-        tasks: at least one task, or task specification (``"certainty=halueval"``); names must differ.
-        settings: see :class:`CircuitSettings`; or give its fields as keyword options.
-        ablate: also switch the circuits off inside the running model (mean ablation by default).
-        report: called with (stage, done, total) for progress.
+        tasks: at least one.
 
     Returns:
-        A :class:`moescope.study.result.StudyResult` of kind ``"circuits"``.
+        A result of kind ``"circuits"``, with the circuit of each task. ``meta["forward_tokens"]`` says what was read: for
+        the study itself, by each control that reads texts anew, and under interventions, beside one bare pass.
 
     Raises:
         InputError: when the input cannot be used; the message is one line.
+
+    >>> import moescope
+    >>> result = moescope.circuits("dense-tiny", ["certainty=halueval"])  # doctest: +SKIP
+    >>> result.circuits["certainty"].neurons  # doctest: +SKIP
     """
-    settings = dataclasses.replace(settings or CircuitSettings(), **options)
-    if isinstance(ablate, str):
-        ablate = AblationSettings(mode=ablate)
-    began = time.time()
-    loaded_tasks = _tasks(tasks, settings.seed)
-    loaded = load(model, head=ablate is not None) if isinstance(model, str) else model
-    tell = _Stages(report)
+    context = Context("circuits", settings, run)
+    loaded_tasks = context.tasks(tasks)
+    loaded = context.load(model, head=settings.ablate is not None and isinstance(model, str))
     columns = columns_of(loaded, settings.site)
-    if settings.k > columns.n or max(settings.ks) > columns.n:
-        size = max(settings.k, *settings.ks)
-        raise InputError(
-            f"--ks: K = {size} is larger than the {columns.n} neurons of site {settings.site!r}; choose a smaller K"
-        )
-    if 2 * settings.k > min(columns.widths):
-        raise InputError(
-            f"--k: K = {settings.k} is over half of the {min(columns.widths)} neurons of a layer at site {settings.site!r}, "
-            "too many to match with random neurons of the same layer; choose a smaller K"
-        )
+    _check_sizes(columns, settings)
+    tokens = ForwardTokens()
+    # What the interventions need of the untouched model is read in the same pass.
+    final = causal_sites(loaded, columns) if settings.ablate is not None else ()
+    limits: dict[str, Any] = {"batch_tokens": run.batch_tokens, "max_tokens": run.max_tokens}
     features: dict[str, Features] = {}
     for task in loaded_tasks:
-        features[task.name] = capture_features(
-            loaded, task, columns, settings, progress=tell.counter(f"{task.name}: reading activations")
-        )
-    twin = random_twin(loaded, settings.seed) if settings.twin else None
+        reading = context.counter(f"{task.name}: reading activations")
+        with tokens.of(loaded, "main"):
+            here = capture_features(loaded, task, columns, settings, seed=run.seed, final=final, progress=reading, **limits)
+        features[task.name] = here
+        who = "circuit" if settings.selection == "nested" else "circuit, its neurons selected on all rows as published"
+        context.rows(FoldRows(f"{task.name}: {who}", here.groups, here.folds))
+    twin = random_twin(loaded, run.seed) if settings.twin else None
     found: dict[str, TaskFindings] = {}
     parts: dict[str, list[pd.DataFrame]] = {}
     for task in loaded_tasks:
-        stage, steps = f"{task.name}: circuit and controls", 3 + STEPS
-        tell(stage, 0, steps)
+        stage, total = f"{task.name}: circuit and controls", 3 + len(STEPS)
+        context.tell(stage, 0, total)
         here = features[task.name]
         surface = surface_baselines(task, here.folds, tokenizer=loaded.tokenizer)
         found[task.name] = analyse(here, settings, surface=float(surface["accuracy"].max()), n_layers=loaded.n_layers)
-        tell(stage, 3, steps)
-        controls = control_table(found[task.name], settings, surface, model=loaded, twin=twin, step=tell.steps(stage, 3, steps))
+        read = reread(here, settings, model=loaded, twin=twin, tokens=tokens, **limits)
+        if read.sampled:
+            context.rows(FoldRows(f"{task.name}: controls read anew", read.own.groups, read.own.folds))
+        prove_reread(context, read, loaded, twin)
+        controls = control_table(
+            found[task.name],
+            settings,
+            surface,
+            tokenizer=loaded.tokenizer,
+            read=read,
+            context=context,
+            step=lambda name, stage=stage, total=total: context.tell(stage, 3 + STEPS.index(name), total),  # type: ignore[misc]
+        )
         for name, table in {**found[task.name].tables, "controls": controls}.items():
             parts.setdefault(name, []).append(table)
     tables = {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
-    tables |= _across_tasks(found, settings, tell)
+    tables |= _across_tasks(found, settings, context)
     languages = [row for task in found.values() for row in language_rows(task.features, settings)]
     if languages:
         tables["language"] = pd.DataFrame(languages)
     claims = circuit_claims(found, tables, settings)
-    if ablate is not None:
-        tables |= _ablations(loaded, features, settings, ablate, tell)
+    if settings.ablate is not None:
+        tables |= causal_tables(loaded, features, settings, context, tokens)
         claims += ablation_claims(tables["ablation"], settings) + erasure_claims(tables["erasure"])
-    meta = provenance(loaded, loaded_tasks, seed=settings.seed, settings=dataclasses.asdict(settings))
-    meta["title"] = f"Task circuits of {loaded.name}"
-    meta["seconds"] = round(time.time() - began, 1)
-    if ablate is not None:
-        meta["ablation"] = dataclasses.asdict(ablate)
-    tell.finish()
-    return StudyResult("circuits", meta, tuple(claims), {name: f.circuit for name, f in found.items()}, tables)
+    bare = sum(int(here.encoded.lengths.sum()) for here in features.values() if here.encoded is not None)
+    return context.result(
+        model=loaded,
+        tasks=loaded_tasks,
+        title=f"Task circuits of {loaded.name}",
+        claims=claims,
+        tables=tables,
+        circuits={name: task.circuit for name, task in found.items()},
+        forward_tokens={"bare": bare, **tokens.totals()},
+    )
 
 
-class _Stages:
-    """Hands (stage, done, total) on to the caller's progress function, if there is one."""
-
-    def __init__(self, report: Report | None) -> None:
-        self._report = report
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if self._report is not None:
-            self._report(stage, done, total)
-
-    def counter(self, stage: str) -> Callable[[int, int], None]:
-        return lambda done, total: self(stage, done, total)
-
-    def steps(self, stage: str, first: int, total: int) -> Callable[[str], None]:
-        done = iter(range(first, total))
-        return lambda _name: self(stage, next(done, total), total)
-
-    def finish(self) -> None:
-        self("done", 1, 1)
+def _check_sizes(columns: Columns, settings: CircuitSettings) -> None:
+    largest = max(settings.k, *settings.ks)
+    if largest > columns.n:
+        raise InputError(
+            f"K = {largest} is larger than the {columns.n} neurons of site {settings.site!r}; choose a smaller K",
+            "k" if settings.k == largest else "ks",
+        )
+    if 2 * settings.k > min(columns.widths):
+        raise InputError(
+            f"K = {settings.k} is over half of the {min(columns.widths)} neurons of a layer at site {settings.site!r}, "
+            "too many to match with random neurons of the same layer; choose a smaller K",
+            "k",
+        )
 
 
-def _tasks(tasks: Sequence[Task | str], seed: int) -> list[Task]:
-    loaded = [load_task(task, seed=seed) if isinstance(task, str) else task for task in tasks]
-    if not loaded:
-        raise InputError("--task: at least one task is needed, e.g. --task certainty=halueval")
-    names = [task.name for task in loaded]
-    double = next((name for name in names if names.count(name) > 1), None)
-    if double:
-        raise InputError(f"--task: two tasks are called {double!r}; name them apart, e.g. --task {double}2=SOURCE")
-    return loaded
-
-
-def _across_tasks(found: dict[str, TaskFindings], settings: CircuitSettings, tell: _Stages) -> dict[str, pd.DataFrame]:
+def _across_tasks(found: dict[str, TaskFindings], settings: CircuitSettings, context: Context) -> dict[str, pd.DataFrame]:
     names = list(found)
     if len(names) < 2:
         return {}
@@ -164,7 +134,7 @@ def _across_tasks(found: dict[str, TaskFindings], settings: CircuitSettings, tel
     ks = overlap_ks(settings, found[names[0]].features.columns.n)
     for i, a in enumerate(names):
         for j, b in enumerate(names):
-            tell(stage, i * len(names) + j, total)
+            context.tell(stage, i * len(names) + j, total)
             if i < j:
                 overlap += overlap_rows(found[a], found[b], ks)
             cross += [native_row(found[a], settings)] if i == j else cross_task_rows(found[a], found[b], settings)
@@ -173,54 +143,3 @@ def _across_tasks(found: dict[str, TaskFindings], settings: CircuitSettings, tel
         "cross_task": pd.DataFrame(cross),
         "task_map": pd.DataFrame(task_map_rows(list(found.values()), settings)),
     }
-
-
-def _ablations(
-    model: LoadedModel,
-    features: dict[str, Features],
-    settings: CircuitSettings,
-    ablate: AblationSettings,
-    tell: _Stages,
-) -> dict[str, pd.DataFrame]:
-    """Circuits are ranked on one half of the groups and switched off on the other, beside erasure of the direction."""
-    curves, erased = [], []
-    for name, here in features.items():
-        half = split_half(here.y, here.groups, settings.seed)
-        ranking = rank_columns(here.x[half], here.y[half], settings.sigma)[: max(ablate.ks)]
-        fit, rest = np.flatnonzero(half), np.flatnonzero(~half)
-        if len(rest) > ablate.max_rows:
-            rest = _whole_groups(rest, here.groups, ablate.max_rows, settings.seed)
-        task = subset(here.task, np.concatenate([fit, rest]))
-        shared: dict[str, Any] = {
-            "selection": np.arange(len(task)) < len(fit),
-            "seed": settings.seed,
-            "batch_tokens": settings.batch_tokens,
-            "max_tokens": settings.max_tokens,
-        }
-        curves.append(
-            ablation_study(
-                model,
-                task,
-                [here.columns.neuron(int(c)) for c in ranking],
-                ks=[k for k in ablate.ks if k <= here.columns.n],
-                mode=ablate.mode,
-                n_random=ablate.n_random,
-                wikitext=plain_text(),
-                text_tokens=ablate.text_tokens,
-                progress=tell.counter(f"{name}: switching neurons off"),
-                **shared,
-            )
-        )
-        erased.append(erasure_study(model, task, progress=tell.counter(f"{name}: erasing the class direction"), **shared))
-    return {
-        "ablation": pd.concat(curves, ignore_index=True),
-        "erasure": pd.concat(erased, ignore_index=True),
-    }
-
-
-def _whole_groups(rows: np.ndarray, groups: np.ndarray, limit: int, seed: int) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    names, counts = np.unique(groups[rows], return_counts=True)
-    order = rng.permutation(len(names))
-    chosen = names[order[np.cumsum(counts[order]) <= limit]]
-    return rows[np.isin(groups[rows], chosen)]

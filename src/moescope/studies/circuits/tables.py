@@ -138,7 +138,7 @@ def range_table(features: Features, ranking: np.ndarray, settings: CircuitSettin
     """First, last and mean layer of the circuit, beside the mean layer of random sets of the same size (95 % of them)."""
     layer_of = features.columns.layer_of
     inside = layer_of[ranking[: settings.k]]
-    sets = random_sets(np.random.default_rng(settings.seed), len(layer_of), settings.k, 1000)
+    sets = random_sets(np.random.default_rng(features.seed), len(layer_of), settings.k, 1000)
     low, high = np.quantile(layer_of[sets].mean(1), [0.025, 0.975])
     row = {
         "task": features.task.name,
@@ -223,13 +223,13 @@ def projection_tables(features: Features, settings: CircuitSettings) -> dict[str
         features,
         features.columns.slice_of(position),
         n_permutations=min(settings.n_permutations, 1000),
-        seed=settings.seed,
+        seed=features.seed,
     )
     task, classes = features.task.name, features.task.classes
     means, sds = summary.pop("means"), summary.pop("sds")
     shared = {"layer": features.columns.sites[position].layer, **summary}
     rows = [{"task": task, "class": label, "mean": means[c], "sd": sds[c], **shared} for c, label in enumerate(classes)]
-    kept = np.random.default_rng(settings.seed).permutation(len(projection))[: SHOWN_VALUES * 2]
+    kept = np.random.default_rng(features.seed).permutation(len(projection))[: SHOWN_VALUES * 2]
     kept = kept[np.argsort(features.y[kept], kind="stable")]  # classes in their order, as in every other table
     points = pd.DataFrame(
         {

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from moescope.capture.encode import Encoded
+from moescope.intervene.effects import against_random
 from moescope.intervene.text_loss import Applied, encode_texts, text_losses
 from moescope.stats.intervals import group_bootstrap
-from moescope.stats.permutation import permutation_p
 
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
@@ -127,19 +127,17 @@ class _Compared:
     random: np.ndarray
 
     def row(self) -> dict[str, float]:
-        slack = 1e-9  # a tie, such as two sets that change nothing, must not be lost to rounding
+        harm, help_ = (against_random(self.effect, self.random, harm=sign) for sign in (1, -1))
         return {
             "effect": self.effect,
             "low": self.interval[0],
             "high": self.interval[1],
-            "random_mean": float(self.random.mean()),
-            "random_low": float(np.percentile(self.random, 2.5)),
-            "random_high": float(np.percentile(self.random, 97.5)),
+            **{name: harm[name] for name in ("random_mean", "random_low", "random_high")},
             "excess": self.excess,
             "excess_low": self.excess_interval[0],
             "excess_high": self.excess_interval[1],
-            "p_harm": float(permutation_p(self.effect - slack, self.random)),
-            "p_help": float(permutation_p(-self.effect - slack, -self.random)),
+            "p_harm": harm["p"],
+            "p_help": help_["p"],
         }
 
 

@@ -58,6 +58,7 @@ _CONTROLS = (  # name in the table, label, colour, marker; top to bottom
     ("circuit", "circuit", BLUE, "o"),
     ("circuit_nested", "circuit, nested", BLUE, "o"),
     ("circuit_global", "circuit, selected on all data", SKY, "o"),
+    ("circuit_on_sample", "circuit, on the rows read anew", BLUE, "o"),
     ("full_layer_probe", "full-layer probe", GREEN, "D"),
     ("without_massive", "circuit without massive neurons", BLUE, "o"),
     ("rotated_basis", "randomly rotated basis", PURPLE, "v"),

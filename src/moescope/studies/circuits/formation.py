@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +11,32 @@ import numpy as np
 import pandas as pd
 
 from moescope.errors import InputError
-from moescope.models import LoadedModel, load
+from moescope.models import LoadedModel
+from moescope.models.forward_tokens import ForwardTokens
 from moescope.select.nested import nested_cv
 from moescope.select.ranking import divergence, fold_class_sums
 from moescope.stats import group_bootstrap
+from moescope.studies.circuits.claims_formation import formation_claim
 from moescope.studies.circuits.depth import best_layer_correct, layer_probes
 from moescope.studies.circuits.features import capture_features, columns_of
-from moescope.studies.circuits.settings import CircuitSettings
-from moescope.study.provenance import provenance
+from moescope.studies.circuits.settings import SearchSettings
+from moescope.study.protocol import Context, TasksLike
 from moescope.study.result import StudyResult
-from moescope.tasks import group_folds, load_task, surface_baselines
-from moescope.types import Claim, Task
+from moescope.study.rows import FoldRows
+from moescope.study.run import Run
+from moescope.tasks import group_folds, surface_baselines
+from moescope.types import Task
+
+_SETTINGS, _RUN = SearchSettings(), Run()
 
 
-def formation(
+def dynamics(
     checkpoints: Sequence[str | Path],
-    tasks: Sequence[Task | str],
-    *,
+    tasks: TasksLike,
     revisions: Sequence[str] | None = None,
-    settings: CircuitSettings | None = None,
-    report: Callable[[str, int, int], None] | None = None,
-    load_options: dict[str, Any] | None = None,
-    **options: Any,
+    settings: SearchSettings = _SETTINGS,
+    *,
+    run: Run = _RUN,
 ) -> StudyResult:
     """Circuit and probe accuracy of each task at each checkpoint, in the order of training.
 
@@ -48,20 +50,25 @@ def formation(
 
     Raises:
         InputError: fewer than two checkpoints, or input that cannot be used.
+
+    >>> import moescope
+    >>> result = moescope.dynamics(["out/step-0", "out/step-1000"], ["certainty=halueval"])  # doctest: +SKIP
     """
-    settings = dataclasses.replace(settings or CircuitSettings(), **options)
-    began = time.time()
+    context = Context("dynamics", settings, run)
     series = _series(checkpoints, revisions)
-    loaded_tasks = [load_task(task, seed=settings.seed) if isinstance(task, str) else task for task in tasks]
+    loaded_tasks = context.tasks(tasks)
+    tokens = ForwardTokens()
     rows: list[dict[str, Any]] = []
     tops: dict[tuple[int, str], np.ndarray] = {}
+    # Folds are drawn from labels, groups and seed, so that every checkpoint is judged by the same ones.
+    folds = {task.name: context.rows(_folds(task, settings, run)) for task in loaded_tasks}
     model: LoadedModel | None = None
     for i, (name, step, arguments) in enumerate(series):
-        model = load(**arguments, **(load_options or {}))
+        model = context.load(**arguments)
         for task in loaded_tasks:
-            if report:
-                report(f"{name}: {task.name}", i, len(series))
-            row, tops[i, task.name] = _at_checkpoint(model, task, settings)
+            context.tell(f"{name}: {task.name}", i, len(series))
+            with tokens.of(model, "main"):
+                row, tops[i, task.name] = _at_checkpoint(model, task, settings, run, folds[task.name].folds)
             rows.append({"checkpoint": name, "step": step, "task": task.name, **row})
     assert model is not None
     table = pd.DataFrame(rows)
@@ -69,23 +76,29 @@ def formation(
     table["overlap_with_last"] = [
         len(np.intersect1d(tops[i, task.name], tops[last, task.name])) for i in range(len(series)) for task in loaded_tasks
     ]
-    meta = provenance(model, loaded_tasks, seed=settings.seed, settings=dataclasses.asdict(settings))
-    meta |= {"title": f"Circuit formation over {len(series)} checkpoints", "seconds": round(time.time() - began, 1)}
-    claims = tuple(_formation_claim(table, task, model, settings) for task in loaded_tasks)
-    if report:
-        report("done", 1, 1)
-    return StudyResult("dynamics", meta, claims, {}, {"dynamics": table})
+    surfaces = {
+        task.name: float(surface_baselines(task, folds[task.name].folds, tokenizer=model.tokenizer)["accuracy"].max())
+        for task in loaded_tasks
+    }
+    return context.result(
+        model=model,
+        tasks=loaded_tasks,
+        title=f"Circuit formation over {len(series)} checkpoints",
+        claims=[formation_claim(table, task.name, surfaces[task.name]) for task in loaded_tasks],
+        tables={"dynamics": table},
+        forward_tokens=tokens.totals(),
+    )
 
 
 def _series(checkpoints: Sequence[str | Path], revisions: Sequence[str] | None) -> list[tuple[str, int, dict[str, Any]]]:
     if revisions:
         if len(checkpoints) != 1:
-            raise InputError("--revision: give exactly one model with revisions, not several checkpoints")
+            raise InputError("give exactly one model with revisions, not several checkpoints", "revisions")
         found = [(revision, {"model": str(checkpoints[0]), "revision": revision}) for revision in revisions]
     else:
         found = [(Path(checkpoint).name, {"model": str(checkpoint)}) for checkpoint in checkpoints]
     if len(found) < 2:
-        raise InputError("checkpoints: a series needs at least two (folders, or --revision twice)")
+        raise InputError("a series needs at least two (folders, or two revisions)", "checkpoints")
     steps = []
     for name, arguments in found:
         numbers = re.findall(r"\d+", name)
@@ -95,8 +108,19 @@ def _series(checkpoints: Sequence[str | Path], revisions: Sequence[str] | None) 
     return sorted(steps, key=lambda item: item[1])
 
 
-def _at_checkpoint(model: LoadedModel, task: Task, settings: CircuitSettings) -> tuple[dict[str, Any], np.ndarray]:
-    features = capture_features(model, task, columns_of(model, settings.site), settings)
+def _at_checkpoint(
+    model: LoadedModel, task: Task, settings: SearchSettings, run: Run, folds: np.ndarray
+) -> tuple[dict[str, Any], np.ndarray]:
+    features = capture_features(
+        model,
+        task,
+        columns_of(model, settings.site),
+        settings,
+        seed=run.seed,
+        folds=folds,
+        batch_tokens=run.batch_tokens,
+        max_tokens=run.max_tokens,
+    )
     sums = fold_class_sums(features.x, features.y, features.folds)
     scores = divergence(*sums.total(), sigma=settings.sigma)
     correct = nested_cv(
@@ -109,7 +133,7 @@ def _at_checkpoint(model: LoadedModel, task: Task, settings: CircuitSettings) ->
         selection=settings.selection,
         sums=sums,
     ).correct[0]
-    low, high = group_bootstrap(correct, features.groups, seed=settings.seed)
+    low, high = group_bootstrap(correct, features.groups, seed=run.seed)
     probe, _ = best_layer_correct(layer_probes(features), features.folds)
     row = {
         "accuracy": float(correct.mean()),
@@ -121,32 +145,7 @@ def _at_checkpoint(model: LoadedModel, task: Task, settings: CircuitSettings) ->
     return row, np.argsort(-scores, kind="stable")[: settings.k]
 
 
-def _formation_claim(table: pd.DataFrame, task: Task, model: LoadedModel, settings: CircuitSettings) -> Claim:
-    rows = table[table["task"] == task.name]
-    first, last = rows.iloc[0], rows.iloc[-1]
-    half = (float(first["accuracy"]) + float(last["accuracy"])) / 2
-    formed = rows.loc[rows["accuracy"] >= half, "step"].iloc[0]
-    surface = _best_surface(task, settings, model)
-    gained = float(last["low"]) > float(first["high"])
-    return Claim(
-        name=f"{task.name}: the circuit forms in training",
-        measured=float(last["accuracy"]),
-        interval=(float(last["low"]), float(last["high"])),
-        null=surface,
-        verdict="measured",
-        note=f"step {int(first['step'])}: {float(first['accuracy']):.1%}; "
-        + (
-            f"half of the gain is there at step {int(formed)}"
-            if gained
-            else "the last checkpoint is not better than the first beyond the interval: no formation seen"
-        )
-        + "; the null is the best surface baseline",
-    )
-
-
-def _best_surface(task: Task, settings: CircuitSettings, model: LoadedModel) -> float:
-    """Accuracy of the best surface baseline, which no checkpoint changes."""
+def _folds(task: Task, settings: SearchSettings, run: Run) -> FoldRows:
     y = np.asarray([example.label for example in task.examples])
     groups = np.asarray([example.group for example in task.examples])
-    folds = group_folds(y, groups, n_folds=settings.n_folds, seed=settings.seed)
-    return float(surface_baselines(task, folds, tokenizer=model.tokenizer)["accuracy"].max())
+    return FoldRows(f"{task.name}: circuit", groups, group_folds(y, groups, n_folds=settings.n_folds, seed=run.seed))

@@ -9,6 +9,7 @@ import pandas as pd
 
 from moescope.studies.circuits import published
 from moescope.studies.circuits.settings import CircuitSettings
+from moescope.study.verdicts import ALPHA, significant
 from moescope.types import Claim, Verdict
 
 MARGIN = 0.02
@@ -42,7 +43,7 @@ def _overlap(row: dict[str, Any]) -> Claim:
         f"and the two {cross:.1f}"
     )
     verdict: Verdict
-    if p < 0.05:
+    if significant(p):
         verdict, note = "not reproduced", f"they share more than chance gives; {ceiling}"
     elif min(own, other) < k / 4:
         # Without a ceiling disjointness says nothing: the rankings could not have agreed either way.
@@ -131,7 +132,7 @@ def _ratios(names: list[str], transfer: dict[tuple[str, str], float], cross: pd.
 def _map(task_map: pd.DataFrame) -> list[Claim]:
     claims = []
     for measure, rows in task_map.groupby("measure", sort=False):
-        alike = int((rows["p_adjusted"] < 0.05).sum())
+        alike = int((rows["p_adjusted"] <= ALPHA).sum())
         best = rows.loc[rows["value"].idxmax()]
         claims.append(
             Claim(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from moescope.studies.circuits.settings import CircuitSettings
+from moescope.study.verdicts import significant
 from moescope.types import Claim
 
 _TARGETS = {
@@ -20,7 +21,7 @@ def ablation_claims(ablation: pd.DataFrame, settings: CircuitSettings) -> list[C
     claims = []
     for (task, target), rows in ablation.groupby(["task", "target"], sort=False):
         row = rows.loc[(rows["k"] - settings.k).abs().idxmin()]
-        harmful = float(row["p"]) < 0.05
+        harmful = significant(float(row["p"]))
         what, unit = _TARGETS[str(target)]
         ratio = float(row["norm_ratio"])
         # Massive activations have no match in their layer.

@@ -7,13 +7,12 @@ import math
 import pandas as pd
 
 from moescope.studies.circuits import published
+from moescope.studies.circuits.claims_pairs import language_claims, pair_claims
 from moescope.studies.circuits.controls import MAJORITY, SURFACE
-from moescope.studies.circuits.pair_verdicts import language_claims, pair_claims
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.single import TaskFindings
+from moescope.study.verdicts import ALPHA, significant
 from moescope.types import Claim, Verdict
-
-ALPHA = 0.05
 
 
 def circuit_claims(found: dict[str, TaskFindings], tables: dict[str, pd.DataFrame], settings: CircuitSettings) -> list[Claim]:
@@ -60,7 +59,7 @@ def _handful(name: str, found: TaskFindings, controls: pd.DataFrame, settings: C
     matched = float(controls.loc["matched_subset", "accuracy"])
     p = float(controls.loc["permuted_labels", "p"]) if "permuted_labels" in controls.index else None
     verdict: Verdict
-    if low <= chance or (p is not None and p > ALPHA):
+    if low <= chance or (p is not None and not significant(p)):
         verdict, note = "explained by chance", f"not told apart from the majority class ({chance:.1%})"
     elif accuracy <= cue_accuracy:
         verdict, note = "explained by a trivial cue", f"{cue} alone reaches {cue_accuracy:.1%}"
@@ -73,7 +72,7 @@ def _handful(name: str, found: TaskFindings, controls: pd.DataFrame, settings: C
     beside = f"full-layer probe {probe:.1%}, layer-matched random neurons {random:.1%} on average"
     if not math.isnan(matched):
         beside += f", the circuit where length and full stop are balanced {matched:.1%}"
-    significant = int((found.null.p <= ALPHA).sum())
+    beyond = int((found.null.p <= ALPHA).sum())
     return Claim(
         name=f"{name}: {settings.k} neurons carry the task",
         published=published.ACCURACY.get(name),
@@ -82,9 +81,9 @@ def _handful(name: str, found: TaskFindings, controls: pd.DataFrame, settings: C
         null=max(chance, cue_accuracy),
         p=p,
         verdict=verdict,
-        note=f"{note}; {beside}. p by permuted labels; {significant} of {len(found.null.p):,} neurons differ between classes "
+        note=f"{note}; {beside}. p by permuted labels; {beyond} of {len(found.null.p):,} neurons differ between classes "
         f"at 5 % family-wise",
-        details={"p_best_neuron": float(found.null.p[found.ranking[0]]), "significant_neurons": significant},
+        details={"p_best_neuron": float(found.null.p[found.ranking[0]]), "significant_neurons": beyond},
     )
 
 

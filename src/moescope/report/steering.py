@@ -24,6 +24,7 @@ from moescope.report.style import (
     letter,
     levels,
     marker,
+    name_rows,
     new_figure,
     shorten,
 )
@@ -63,11 +64,11 @@ def _effects(tables: Tables) -> Figure:
             span = errors([row["effect"]], [row["low"]], [row["high"]])
             axes.errorbar(row["effect"], at, xerr=span, color=ink, marker="o")
         axes.axvline(0, color=FAINT, lw=0.8, zorder=0)
-        axes.set_yticks(y, [shorten(c, 16) for c in own["category"]])
+        name_rows(axes, [str(c) for c in own["category"]])
         axes.set_ylim(-0.6, len(own) - 0.4)
         axes.set_xlabel("change of loss, nats a token")
-        letter(axes, index, shorten(names[index], 40))
-    panels.flat[0].legend(loc="best")
+        letter(axes, index, names[index])
+    legend(panels.flat[0])
     return figure
 
 
@@ -80,7 +81,7 @@ def _pruning(tables: Tables) -> Figure:
         ink, dash = (SOFT, "--") if name == "random" else (color(i), "-")
         x = 100 * rows["ratio"] + (i - 1.5) * 0.4
         span = errors(rows["effect"], rows["low"], rows["high"])
-        axes.errorbar(x, rows["effect"], yerr=span, color=ink, ls=dash, marker=marker(i), label=name)
+        axes.errorbar(x, rows["effect"], yerr=span, color=ink, ls=dash, marker=marker(i), label=shorten(name, 40))
     axes.set_xlabel("experts left out, % of every layer")
     axes.set_ylabel("loss added, nats a token")
     legend(axes, columns=2)
@@ -98,7 +99,7 @@ def _changes(tables: Tables) -> Figure:
         axes.errorbar(frame[name], y, xerr=span, color=ink, marker="o", ls="none")
         axes.axvline(0, color=FAINT, lw=0.8, zorder=0)
     left.axvline(1, color=SOFT, lw=0.8, ls="--", zorder=0)
-    left.set_yticks(y, [shorten(c, 24) for c in frame["change"]])
+    name_rows(left, [str(c) for c in frame["change"]], room=0.6)
     left.set_xlabel("distance moved / distance within a category")
     right.set_xlabel("share of prompts whose category flips")
     letter(left, 0, "How far signatures move")

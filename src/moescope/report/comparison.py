@@ -41,7 +41,7 @@ CAPTION = (
     "specialization ratio beside 2 × native accuracy, which it equals by construction when the transferred classifier is "
     "at chance; shared neurons over K beside chance and beside the split-half overlap of a task with itself."
 )
-_ROW_HEIGHT = 2.05
+_ROW_HEIGHT = 2.3
 _SIDE_BY_SIDE = 3  # tasks that four panels in one row have room for
 _K = 10
 _TASK = {"accuracy": "task", "matrix": "source", "ratio": "source", "overlap": "task_a"}  # columns that name tasks

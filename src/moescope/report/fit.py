@@ -24,7 +24,7 @@ _SLACK = 0.97  # of the room is used, since other resolutions round otherwise
 _GAP = 4.0  # points between one panel's text and the next panel
 _SMALLEST = 4.5  # points: names shrink to this before they are cut
 _JOINED = re.compile(r"(?<=[_/-])\n")
-_PIECE = re.compile(r"[^\s_/-]*(?:[\s_/-]+|$)")  # a text may be broken after a space, and after the joints of a name
+_PIECE = re.compile(r"[^ _/-]*(?:[ _/-]+|$)")  # a text may be broken after a space, and after the joints of a name
 
 
 class Part(Protocol):
@@ -81,7 +81,8 @@ class Fitted(ConstrainedLayoutEngine):
             box = title.get_window_extent()
             changed.append(keep(title, end(axes, box.y0, box.y0 + 24 * point) - box.x0, 2))
         for axes, heading in self.headings:
-            changed.append(keep(heading, axes.bbox.height, 2))
+            changed += [keep(heading, axes.bbox.height, 2), not heading.get_in_layout()]
+            heading.set_in_layout(True)
         for axes, own in boxes.items():
             middle = (axes.bbox.x0 + axes.bbox.x1) / 2
             half = min(middle - max(own.x0, page.x0), end(axes, own.y0, own.y1) - middle)
@@ -268,8 +269,9 @@ class Legend:
             self.columns -= 1
         excess = legend.get_window_extent().width - box.width
         if excess > 0:
+            widest = max(t.get_window_extent().width for t in legend.get_texts())
             for text in legend.get_texts():
-                keep(text, max(t.get_window_extent().width for t in legend.get_texts()) - excess, 1)
+                keep(text, widest - excess, 2)
         share = min(0.7, (legend.get_window_extent().height + 5 * point) / box.height)
         self.axes.set_ylim(self.low, self.high + (self.high - self.low) * share / (1 - share))
         return before != (self.columns, self.axes.get_ylim())

@@ -142,6 +142,7 @@ def heading(axes: Axes, name: str) -> None:
         ha="right", va="center", fontweight="bold", annotation_clip=False,
     )  # fmt: skip
     if (engine := engine_of(axes)) is not None:
+        text.set_in_layout(False)  # until it is cut to the row's height
         engine.headings.append((axes, text))
 
 

@@ -38,7 +38,8 @@ class Fitted(ConstrainedLayoutEngine):
     """Constrained layout that then fits texts to the room they got.
 
     ``parts`` are fitted by themselves; ``titles`` are kept within their panel's column and ``headings``, which stand left of a
-    row of panels, within its height. ``settings`` are the rcParams to do it with, whatever holds when the figure is drawn.
+    row of panels, within its height. ``settings`` are the rcParams to do it with, whatever holds when the figure is drawn. A
+    figure is laid out once for its size, so that it looks the same in every file.
     """
 
     def __init__(self, settings: Any) -> None:
@@ -50,15 +51,16 @@ class Fitted(ConstrainedLayoutEngine):
         self._size: tuple[float, float] | None = None
 
     def execute(self, fig: Any) -> None:
-        super().execute(fig)
         size = tuple(fig.get_size_inches())
         if size == self._size:
             return
-        self._size = size
+        _WIDTHS.clear()
+        super().execute(fig)
         with mpl.rc_context(self._settings):
             for step in (self._parts, self._parts, self._texts, self._parts, self._texts, self._parts):
                 if step(fig):
                     super().execute(fig)
+        self._size = size
 
     def _parts(self, figure: Figure) -> bool:
         named = {part.axis for part in self.parts if isinstance(part, Names)}
@@ -106,14 +108,18 @@ def cut(text: str, length: int) -> str:
     return f"{text[: length - 1 - tail].rstrip()}…{text[len(text) - tail :].lstrip()}"
 
 
+_WIDTHS: dict[tuple[str, int, float], float] = {}  # of the figure that is being fitted: the same strings are tried often
+
+
 def width_of(text: Text, string: str) -> float:
     """How many pixels wide ``string`` would be in the place and the font of ``text``."""
-    was, angle = text.get_text(), text.get_rotation()
-    text.set(text=string, rotation=0)
-    try:
-        return float(text.get_window_extent().width)
-    finally:
+    key = (string, hash(text.get_fontproperties()), text.get_figure(root=True).dpi)
+    if key not in _WIDTHS:
+        was, angle = text.get_text(), text.get_rotation()
+        text.set(text=string, rotation=0)
+        _WIDTHS[key] = float(text.get_window_extent().width)
         text.set(text=was, rotation=angle)
+    return _WIDTHS[key]
 
 
 def wrapped(text: Text, string: str, width: float, lines: int) -> str:

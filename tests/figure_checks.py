@@ -51,8 +51,7 @@ def wider(folder: Path, factor: float) -> list[Path]:
             if table in font:
                 del font[table]
         for glyph in glyphs.keys():  # noqa: SIM118
-            if hasattr(glyphs[glyph], "program"):
-                del glyphs[glyph].program
+            glyphs[glyph].removeHinting()
         for record in font["name"].names:
             if record.nameID in (1, 4, 16):
                 record.string = "Wide Sans"

@@ -23,6 +23,7 @@ from matplotlib.transforms import Bbox
 _SLACK = 0.97  # of the room is used, since other resolutions round otherwise
 _GAP = 4.0  # points between one panel's text and the next panel
 _SMALLEST = 4.5  # points: names shrink to this before they are cut
+_ESCAPED = re.compile(r"\\u[0-9a-f]{2}|\\U000")
 _JOINED = re.compile(r"(?<=[_/-])\n")
 _PIECE = re.compile(r"[^ _/-]*(?:[ _/-]+|$)")  # a text may be broken after a space, and after the joints of a name
 
@@ -55,12 +56,18 @@ class Fitted(ConstrainedLayoutEngine):
         if size == self._size:
             return
         _WIDTHS.clear()
-        super().execute(fig)
-        with mpl.rc_context(self._settings):
-            for step in (self._parts, self._parts, self._texts, self._parts, self._texts, self._parts):
-                if step(fig):
-                    super().execute(fig)
+        with mpl.rc_context(self._settings):  # ticks are made when they are first asked for
+            self._lay_out(fig)
         self._size = size
+
+    def _lay_out(self, fig: Any) -> None:
+        super().execute(fig)
+        if any(_ESCAPED.search(t.get_text()) for t in fig.findobj(Text)) and not fig.get_supxlabel():
+            note = "\\u and digits: a character that no font here can draw"
+            fig.supxlabel(note, x=0.012, ha="left", fontsize=5.5)
+        for step in (self._parts, self._parts, self._texts, self._parts, self._texts, self._parts):
+            if step(fig):
+                super().execute(fig)
 
     def _parts(self, figure: Figure) -> bool:
         named = {part.axis for part in self.parts if isinstance(part, Names)}

@@ -24,6 +24,7 @@ from moescope.report.style import (
     VERMILLION,
     color,
     errors,
+    full_names,
     heat_cells,
     legend,
     legend_below,
@@ -47,7 +48,13 @@ def entries(result: StudyResult) -> Iterator[Entry]:
     """Layers, random-routing curve, nulls, classification, maps, similarity matrix, experts."""
     for name, needed, title, caption, draw in _FIGURES:
         if all(len(result.tables.get(table, ())) for table in needed):
-            yield Entry(name, title, caption, partial(draw, result.tables))
+            yield Entry(name, title, caption + _categories(result.tables, needed), partial(draw, result.tables))
+
+
+def _categories(tables: Tables, needed: tuple[str, ...]) -> str:
+    """The categories in full, where a figure is about them and may have to cut them."""
+    named = [tables[t] for t in (*needed, "signature_map") if "category" in tables.get(t, ())]
+    return full_names(levels(named[0], "category"), 9) if named else ""
 
 
 def _layers(tables: Tables) -> Figure:

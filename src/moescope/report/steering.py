@@ -19,6 +19,7 @@ from moescope.report.style import (
     SOFT,
     color,
     errors,
+    full_names,
     heat_cells,
     legend,
     letter,
@@ -33,14 +34,17 @@ if TYPE_CHECKING:
     from moescope.result import StudyResult
 
 Tables = dict[str, pd.DataFrame]
+_NAMES = ("steering", "category", "change", "criterion")  # columns with names that a figure may have to cut
 _PANELS = 6  # steerings shown; the table has all
 
 
 def entries(result: StudyResult) -> Iterator[Entry]:
     """Effects, pruning, changes, search, layers: those whose table is there."""
     for name, table, title, caption, draw in _FIGURES:
-        if len(result.tables.get(table, ())):
-            yield Entry(name, title, caption, partial(draw, result.tables))
+        frame = result.tables.get(table, pd.DataFrame())
+        if len(frame):
+            names = [n for c in _NAMES if c in frame for n in levels(frame, c)]
+            yield Entry(name, title, caption + full_names(names, 16), partial(draw, result.tables))
 
 
 def _effects(tables: Tables) -> Figure:

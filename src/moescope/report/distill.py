@@ -97,9 +97,10 @@ def _fvu(summary: pd.DataFrame, ratio: pd.DataFrame, baselines: pd.DataFrame | N
     data = levels(summary, "data")
     columns = min(4, len(data) + (1 if len(ratio) else 0))
     rows = -(-(len(data) + (1 if len(ratio) else 0)) // columns)
-    figure = new_figure(2.5 * rows)
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
     frame = _families(summary)
+    ratios = len(data) * frame[frame["kind"] == "moe"]["family"].nunique()  # curves named below the panels
+    figure = new_figure(2.5 * rows + (0.13 * -(-ratios // 3) + 0.1 if len(ratio) else 0))
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
     sizes = set(frame[frame["kind"] != "dense"]["active_neurons"])
     for i, name in enumerate(data):
         axes = grid[i]
@@ -134,7 +135,7 @@ def _fvu(summary: pd.DataFrame, ratio: pd.DataFrame, baselines: pd.DataFrame | N
         _axis(axes, set(ratio["active_neurons"]))
         axes.set_ylabel("dense / MoE FVU")
         letter(axes, len(data), "Ratio")
-        legend(axes)
+        legend_below(axes)
     for axes in grid[len(data) + (1 if len(ratio) else 0) :]:
         axes.set_axis_off()
     return figure

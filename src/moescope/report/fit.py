@@ -305,12 +305,12 @@ class LegendBelow:
     columns: int
 
     def fit(self) -> bool:
-        room, before = self.figure.bbox.width * _SLACK, self.columns
-        while (legend := self.draw()).get_window_extent().width > room and self.columns > 1:
-            self.columns -= 1
-        for text in legend.get_texts():
-            keep(text, room - 30 * self.figure.dpi / 72, 1)
-        return before != self.columns
+        room, changed = self.figure.bbox.width * _SLACK, False
+        legend = self.figure.legends[0] if self.figure.legends else self.draw()
+        while legend.get_window_extent().width > room and self.columns > 1:
+            self.columns, changed = self.columns - 1, True
+            legend = self.draw()
+        return any([changed, *(keep(t, room - 30 * self.figure.dpi / 72, 1) for t in legend.get_texts())])
 
     def draw(self) -> Any:
         for legend in list(self.figure.legends):

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import matplotlib as mpl
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
@@ -196,12 +197,12 @@ def test_captions_name_in_full_what_a_figure_may_cut() -> None:
     assert LONG.format("mathematics") in effects.caption
 
 
-def test_a_user_s_settings_do_not_change_a_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    import matplotlib as mpl
-
+def test_a_user_s_settings_do_not_change_a_figure() -> None:
     figure = synthetic_result().figure("layers")
+    with look():
+        figure.canvas.draw()
     before = figures.render(figure)
-    with mpl.rc_context({"font.size": 20, "legend.fontsize": 20, "font.family": "serif"}):
+    with mpl.rc_context({"font.size": 20, "legend.fontsize": 20, "font.family": "serif", "text.hinting": "default"}):
         figure = synthetic_result().figure("layers")
         figure.canvas.draw()
     assert figures.render(figure) == before

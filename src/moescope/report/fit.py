@@ -46,6 +46,7 @@ class Fitted(ConstrainedLayoutEngine):
     def __init__(self, settings: Any) -> None:
         super().__init__(w_pad=0.05, h_pad=0.05, wspace=0.03, hspace=0.05)
         self._settings = settings
+        self.note: Text | None = None  # an empty one at the foot of the page, for what is said about all texts
         self.parts: list[Part] = []
         self.titles: list[tuple[Axes, Text]] = []
         self.headings: list[tuple[Axes, Text]] = []
@@ -62,9 +63,9 @@ class Fitted(ConstrainedLayoutEngine):
 
     def _lay_out(self, fig: Any) -> None:
         super().execute(fig)
-        if any(_ESCAPED.search(t.get_text()) for t in fig.findobj(Text)) and not fig.get_supxlabel():
-            note = "\\u and digits: a character that no font here can draw"
-            fig.supxlabel(note, x=0.012, ha="left", fontsize=5.5)
+        if self.note is not None and any(_ESCAPED.search(t.get_text()) for t in fig.findobj(Text)):
+            self.note.set(text="\\u and digits: a character that no font here can draw", in_layout=True)
+            super().execute(fig)
         for step in (self._parts, self._parts, self._texts, self._parts, self._texts, self._parts):
             if step(fig):
                 super().execute(fig)
@@ -286,7 +287,9 @@ class Legend:
             for text in legend.get_texts():
                 keep(text, widest - excess, 2)
         share = min(0.7, (legend.get_window_extent().height + 5 * point) / box.height)
-        self.axes.set_ylim(self.low, self.high + (self.high - self.low) * share / (1 - share))
+        scale = self.axes.yaxis.get_transform()
+        low, high = scale.transform([self.low, self.high])
+        self.axes.set_ylim(self.low, float(scale.inverted().transform([high + (high - low) * share / (1 - share)])[0]))
         return before != (self.columns, self.axes.get_ylim())
 
     def draw(self) -> Any:
@@ -295,27 +298,22 @@ class Legend:
         return legend
 
 
-@dataclass
-class LegendBelow:
-    """A legend under all panels, in as many columns as the page's width allows."""
+def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str], columns: int) -> None:
+    """A legend under all panels in up to ``columns`` columns, as many as the page's width allows.
 
-    figure: Figure
-    handles: Sequence[Any]
-    labels: Sequence[str]
-    columns: int
+    It is fitted at once: a figure lists what it draws before it is laid out.
+    """
+    room = figure.bbox.width * _SLACK
 
-    def fit(self) -> bool:
-        room, changed = self.figure.bbox.width * _SLACK, False
-        legend = self.figure.legends[0] if self.figure.legends else self.draw()
-        while legend.get_window_extent().width > room and self.columns > 1:
-            self.columns, changed = self.columns - 1, True
-            legend = self.draw()
-        return any([changed, *(keep(t, room - 30 * self.figure.dpi / 72, 1) for t in legend.get_texts())])
+    def draw(count: int) -> Any:
+        for old in list(figure.legends):
+            old.remove()
+        return figure.legend(handles, labels, loc="outside lower center", ncols=count)
 
-    def draw(self) -> Any:
-        for legend in list(self.figure.legends):
-            legend.remove()
-        return self.figure.legend(self.handles, self.labels, loc="outside lower center", ncols=self.columns)
+    while (legend := draw(columns)).get_window_extent().width > room and columns > 1:
+        columns -= 1
+    for text in legend.get_texts():
+        keep(text, room - 30 * figure.dpi / 72, 1)
 
 
 @dataclass

@@ -23,7 +23,8 @@ from matplotlib.font_manager import FontProperties, findfont, fontManager, get_f
 from matplotlib.ticker import FixedLocator, LogFormatter, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
-from moescope.report.fit import Cells, Fitted, Legend, LegendBelow, Names, cut, engine_of
+from moescope.report import fit
+from moescope.report.fit import Cells, Fitted, Legend, Names, cut, engine_of
 
 _LETTER = 10.5  # points from a panel's letter to its title
 WIDTH = 7.2  # inches: two columns of a journal page
@@ -45,6 +46,7 @@ _WIDER_FONTS = (
 
 _RC: Any = {
     "text.parse_math": False,
+    "text.hinting": "none",  # else a text's width would depend on the resolution
     "font.size": 7,
     "axes.titlesize": 7.5,
     "axes.titleweight": "regular",
@@ -117,8 +119,10 @@ def _drawable() -> frozenset[int]:
 
 def new_figure(height: float, width: float = WIDTH) -> Figure:
     """A figure of ``width`` × ``height`` inches that no pyplot state knows about."""
-    figure = Figure(figsize=(width, height), layout=Fitted(_settings()))
+    engine = Fitted(_settings())
+    figure = Figure(figsize=(width, height), layout=engine)
     FigureCanvasAgg(figure)
+    engine.note = figure.supxlabel("", x=0.012, ha="left", fontsize=5.5, in_layout=False)
     return figure
 
 
@@ -226,10 +230,7 @@ def legend(axes: Axes, *, columns: int = 1) -> None:
 def legend_below(axes: Axes, *, columns: int = 4) -> None:
     """One legend for all panels, below them, of what ``axes`` shows: for names that may be long or many."""
     handles, labels = axes.get_legend_handles_labels()
-    part = LegendBelow(axes.get_figure(root=True), handles, labels, min(columns, max(1, len(handles))))
-    part.draw()
-    if (engine := engine_of(axes)) is not None:
-        engine.parts.append(part)
+    fit.legend_below(axes.get_figure(root=True), handles, labels, min(columns, max(1, len(handles))))
 
 
 def color(index: int) -> str:

@@ -46,7 +46,7 @@ class Fitted(ConstrainedLayoutEngine):
     def __init__(self, settings: Any) -> None:
         super().__init__(w_pad=0.05, h_pad=0.05, wspace=0.03, hspace=0.05)
         self._settings = settings
-        self.note: Text | None = None  # an empty one at the foot of the page, for what is said about all texts
+        self.note: Text | None = None  # an empty one at the page's left edge, for what is said about all texts
         self.parts: list[Part] = []
         self.titles: list[tuple[Axes, Text]] = []
         self.headings: list[tuple[Axes, Text]] = []
@@ -62,9 +62,11 @@ class Fitted(ConstrainedLayoutEngine):
         self._size = size
 
     def _lay_out(self, fig: Any) -> None:
+        for axes, title in self.titles:  # the layout counts a title at the left by half its length
+            keep(title, 0.9 * _column(axes), 2)
         super().execute(fig)
         if self.note is not None and any(_ESCAPED.search(t.get_text()) for t in fig.findobj(Text)):
-            self.note.set(text="\\u and digits: a character that no font here can draw", in_layout=True)
+            self.note.set(text="\\u…: a character that no font here can draw", in_layout=True)
             super().execute(fig)
         for step in (self._parts, self._parts, self._texts, self._parts, self._texts, self._parts):
             if step(fig):
@@ -80,7 +82,7 @@ class Fitted(ConstrainedLayoutEngine):
     def _texts(self, figure: Figure) -> bool:
         page, point = figure.bbox, figure.dpi / 72
         boxes = {axes: box for axes in _shown(figure) if (box := axes.get_tightbbox(for_layout_only=True)) is not None}
-        changed = [keep(t, page.width - 8 * point, 2) for t in figure.texts]
+        changed = [keep(t, (page.height if t is self.note else page.width) - 8 * point, 2) for t in figure.texts]
 
         def end(axes: Axes, bottom: float, top: float) -> float:
             """Where the next panel to the right begins between two heights, or the page ends."""

@@ -122,7 +122,7 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
     engine = Fitted(_settings())
     figure = Figure(figsize=(width, height), layout=engine)
     FigureCanvasAgg(figure)
-    engine.note = figure.supxlabel("", x=0.012, ha="left", fontsize=5.5, in_layout=False)
+    engine.note = figure.supylabel("", fontsize=5.5, in_layout=False)
     return figure
 
 

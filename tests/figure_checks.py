@@ -15,7 +15,7 @@ from fontTools.ttLib import TTFont
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 
-from moescope.report import style
+from moescope.report import fonts
 from moescope.report.style import look
 
 TTF = Path(mpl.get_data_path()) / "fonts" / "ttf"
@@ -66,15 +66,15 @@ def drawn_in(paths: list[Path], patch: pytest.MonkeyPatch) -> Iterator[None]:
     with only_shipped_fonts(patch):
         for path in paths:
             fontManager.addfont(path)
-        patch.setattr(style, "FONT", fontManager.ttflist[-1].name)
+        patch.setattr(fonts, "FONT", fontManager.ttflist[-1].name)
         yield
         patch.undo()
         _forget_fonts()
 
 
 def _forget_fonts() -> None:
-    style._further_fonts.cache_clear()
-    style._drawable.cache_clear()
+    fonts.further_fonts.cache_clear()
+    fonts.drawable.cache_clear()
 
 
 def drawn_texts(figure: Figure) -> list[Placed]:

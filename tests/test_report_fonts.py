@@ -9,9 +9,11 @@ from pathlib import Path
 import matplotlib as mpl
 import pandas as pd
 import pytest
+from fontTools.ttLib import TTFont
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 
-from moescope.report import figures, style
+from moescope.report import figures, fonts
 from moescope.report.figures import Entry
 from moescope.report.style import letter, look, new_figure
 from moescope.result import StudyResult
@@ -155,7 +157,7 @@ def test_what_no_font_can_draw_is_escaped_and_said(monkeypatch: pytest.MonkeyPat
     with only_shipped_fonts(monkeypatch), warnings.catch_warnings():
         warnings.simplefilter("error")  # a missing glyph
         warnings.simplefilter("ignore", DeprecationWarning)
-        assert style.plain("日本 é") == "\\u65e5\\u672c é"
+        assert fonts.plain("日本 é") == "\\u65e5\\u672c é"
         texts = check_texts("comparison", _tasks(2, CJK).figure("comparison"))
         assert any(text.startswith("\\u65e5") for text in texts)
         assert sum("no font here can draw" in text.replace("\n", " ") for text in texts) == 1
@@ -167,16 +169,14 @@ def test_what_no_font_can_draw_is_escaped_and_said(monkeypatch: pytest.MonkeyPat
 def test_what_another_font_of_the_machine_can_draw_is_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = _with_an_ideograph(tmp_path)
     with only_shipped_fonts(monkeypatch):
-        style.fontManager.addfont(path)
-        style._further_fonts.cache_clear()
-        assert style.plain("日本") == "日\\u672c"
+        fontManager.addfont(path)
+        fonts.further_fonts.cache_clear()
+        assert fonts.plain("日本") == "日\\u672c"
 
 
 def _with_an_ideograph(folder: Path) -> Path:
     """A font under the name of a system's, whose only ideograph is 日."""
     font = wider(folder, 1.0)[0]
-    from fontTools.ttLib import TTFont
-
     with TTFont(font) as file:
         for table in file["cmap"].tables:
             if table.isUnicode():

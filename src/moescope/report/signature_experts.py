@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from moescope.report.style import FAINT, INK, SOFT, color, errors, letter, levels, name_rows, new_figure
+from moescope.report.style import FAINT, INK, SOFT, color, errors, letter, levels, name_rows, new_figure, shorten
 
 Tables = Mapping[str, pd.DataFrame]
 
@@ -72,7 +72,7 @@ def cards(tables: Tables) -> Figure:
         kind = str(own.loc[own["lift"].idxmax(), "category"])
         panel.tick_params(axis="y", colors=color(kinds.index(kind)))
         name_rows(panel, [_visible(str(t)) for t in best["token"]], room=0.4, size=5.5)
-        letter(panel, i, f"layer {shown[i][0]}, expert {shown[i][1]}: {kind}")
+        letter(panel, i, f"layer {shown[i][0]}, expert {shown[i][1]}: {shorten(kind, 14)}")
         if i // 4 == rows - 1:
             panel.set_xlabel("share of its places sent here")
     return figure

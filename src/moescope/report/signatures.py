@@ -161,7 +161,7 @@ def _classification(tables: Tables) -> Figure:
     null = frame[frame["kind"] == "null"]
     if len(null):
         left.axhline(float(null["accuracy"].iloc[0]), color=SOFT, lw=0.8, ls="--", zorder=1, label="labels permuted")
-    left.set_xticks(range(len(splits)), splits)
+    name_axis(left, splits, 18)
     left.set_ylim(0, 1)
     left.set_yticks(np.linspace(0, 1, 6))
     left.set_ylabel("held-out accuracy (95 %)")

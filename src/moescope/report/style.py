@@ -8,7 +8,6 @@ font would set it in a wider one and clip it. No text is read as mathematics, so
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,12 +18,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from matplotlib.ticker import FixedLocator, LogFormatter, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
-from moescope.report import fit
-from moescope.report.fit import Cells, Fitted, Legend, Names, cut, engine_of
+from moescope.report import fonts, parts
+from moescope.report.fit import Fitted, engine_of, figure_of
+from moescope.report.fonts import full_names as full_names
+from moescope.report.fonts import plain as plain
+from moescope.report.fonts import shorten as shorten
 
 _LETTER = 10.5  # points from a panel's letter to its title
 WIDTH = 7.2  # inches: two columns of a journal page
@@ -35,14 +36,6 @@ BLUE, VERMILLION, GREEN, SKY, PURPLE, ORANGE = "#0072B2", "#D55E00", "#009E73", 
 SERIES = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
 MARKERS = ("o", "s", "^", "D", "v", "P")
 HEAT = "cividis"
-
-FONT = "DejaVu Sans"
-# Fonts with the characters of Chinese, Japanese and Korean, in the order in which they are asked for: free ones, then systems'.
-_WIDER_FONTS = (
-    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Zen Hei",
-    "WenQuanYi Micro Hei", "Droid Sans Fallback", "Unifont", "PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo",
-    "Microsoft YaHei", "SimHei", "Yu Gothic", "Malgun Gothic", "Arial Unicode MS",
-)  # fmt: skip
 
 _RC: Any = {
     "text.parse_math": False,
@@ -99,22 +92,8 @@ def look() -> Iterator[None]:
         yield
 
 
-def _settings() -> dict[str, Any]:
-    return _RC | {"font.family": [FONT, *_further_fonts()]}
-
-
-@functools.cache
-def _further_fonts() -> tuple[str, ...]:
-    """The fonts of this machine that have what :data:`FONT` lacks."""
-    installed = {font.name for font in fontManager.ttflist}
-    return tuple(name for name in _WIDER_FONTS if name in installed)
-
-
-@functools.cache
-def _drawable() -> frozenset[int]:
-    """The code points that the fonts of this machine can draw."""
-    found = (findfont(FontProperties(family=name), fallback_to_default=False) for name in (FONT, *_further_fonts()))
-    return frozenset(code for path in found for code in get_font(path).get_charmap())
+def _settings() -> Any:
+    return _RC | {"font.family": [fonts.FONT, *fonts.further_fonts()]}
 
 
 def new_figure(height: float, width: float = WIDTH) -> Figure:
@@ -129,7 +108,7 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
 def letter(axes: Axes, index: int, title: str) -> None:
     """Head a panel with its letter and what it shows, wrapped where it is too long for the panel."""
     text = axes.set_title(plain(title))
-    pad = ScaledTranslation(_LETTER / 72, mpl.rcParams["axes.titlepad"] / 72, axes.get_figure(root=True).dpi_scale_trans)
+    pad = ScaledTranslation(_LETTER / 72, mpl.rcParams["axes.titlepad"] / 72, figure_of(axes).dpi_scale_trans)
     text.set_transform(axes.transAxes + pad)
     axes.annotate(
         "abcdefghijklmnopqrstuvwxyz"[index % 26], (0, 1), xytext=(-_LETTER, 0), xycoords=text, textcoords="offset points",
@@ -148,29 +127,6 @@ def heading(axes: Axes, name: str) -> None:
     if (engine := engine_of(axes)) is not None:
         text.set_in_layout(False)  # until it is cut to the row's height
         engine.headings.append((axes, text))
-
-
-def plain(text: object) -> str:
-    """``text`` in one line, ready for matplotlib.
-
-    A character that no font of this machine can draw is written as its escape, ``\\u4e2d``, since an empty box would hide it. A
-    leading underscore would hide the text from legends, so that a word joiner, which has no width, goes before it.
-    """
-    line = " ".join(str(text).split())
-    if not line.isascii() or not line.isprintable():
-        line = "".join(c if ord(c) in _drawable() else c.encode("unicode_escape").decode() for c in line)
-    return f"\u2060{line}" if line.startswith("_") else line
-
-
-def shorten(text: object, length: int) -> str:
-    """:func:`plain` text in at most ``length`` characters; the middle goes, since names often differ at the end."""
-    return cut(plain(text), length)
-
-
-def full_names(names: Iterable[object], length: int) -> str:
-    """A caption's sentence with every name in order, where one is longer than ``length`` and so may be cut; else nothing."""
-    texts = [" ".join(str(n).split()) for n in names]
-    return f" Names in full, in order: {'; '.join(texts)}." if any(len(t) > length for t in texts) else ""
 
 
 @dataclass(frozen=True)
@@ -221,7 +177,7 @@ def legend(axes: Axes, *, columns: int = 1) -> None:
     start, end = axes.get_ylim()
     if not isinstance(axes.yaxis.get_major_locator(), FixedLocator):
         axes.set_yticks([t for t in axes.get_yticks() if min(start, end) <= t <= max(start, end)])
-    part = Legend(axes, min(columns, len(handles)), start, end)
+    part = parts.Legend(axes, min(columns, len(handles)), start, end)
     part.draw()
     if (engine := engine_of(axes)) is not None:
         engine.parts.append(part)
@@ -230,7 +186,7 @@ def legend(axes: Axes, *, columns: int = 1) -> None:
 def legend_below(axes: Axes, *, columns: int = 4) -> None:
     """One legend for all panels, below them, of what ``axes`` shows: for names that may be long or many."""
     handles, labels = axes.get_legend_handles_labels()
-    fit.legend_below(axes.get_figure(root=True), handles, labels, min(columns, max(1, len(handles))))
+    parts.legend_below(figure_of(axes), handles, labels, min(columns, max(1, len(handles))))
 
 
 def color(index: int) -> str:
@@ -295,7 +251,7 @@ def name_rows(
 def _fit_names(axes: Axes, along: str, names: Sequence[str], at: Sequence[float], room: float, size: float = 6.5) -> None:
     axis = axes.xaxis if along == "x" else axes.yaxis
     if (engine := engine_of(axes)) is not None:
-        engine.parts.append(Names(axis, names, at, size, room))
+        engine.parts.append(parts.Names(axis, names, at, size, room))
 
 
 def layer_axis(axes: Axes, n_layers: int) -> None:
@@ -324,7 +280,7 @@ def heat_cells(axes: Axes, values: np.ndarray, low: float, high: float, texts: S
                 ink = _ink_on(image.to_rgba(values[i, j]))
                 drawn.append(axes.text(j, i, text, ha="center", va="center", color=ink, fontsize=6.5, in_layout=False))
     if drawn and (engine := engine_of(axes)) is not None:
-        engine.parts.append(Cells(axes, drawn, columns, rows))
+        engine.parts.append(parts.Cells(axes, drawn, columns, rows))
 
 
 def _ink_on(background: Any) -> str:

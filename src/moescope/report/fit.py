@@ -110,8 +110,8 @@ class Fitted(ConstrainedLayoutEngine):
 
 def figure_of(artist: Artist) -> Figure:
     """The figure that ``artist`` is drawn in."""
-    figure = artist.get_figure(root=True)
-    if figure is None:
+    figure = artist.figure
+    if not isinstance(figure, Figure):
         raise ValueError(f"{artist} is in no figure")
     return figure
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -11,8 +10,6 @@ import matplotlib.text
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
 from PIL import Image as Pixels
 
 from moescope import studies
@@ -23,9 +20,16 @@ from moescope.studies.circuits import controls
 from moescope.studies.circuits.figures import compare, comparison
 from moescope.studies.circuits.figures.extras import FIGURES
 from moescope.study.result import StudyResult
+from tests.figure_checks import check_legends, check_texts, only_shipped_fonts
 from tests.synthetic_result import synthetic_result
 
 LONG = "a task whose name $is {far_too} long\\for any axis " * 2
+
+
+@pytest.fixture(autouse=True)
+def _shipped_fonts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with only_shipped_fonts(monkeypatch):
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +95,7 @@ CASES: dict[str, Callable[[], StudyResult]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_figure_draws_and_can_be_read(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_figure_draws_and_can_be_read(case: str) -> None:
     """No text lies on another or leaves the page, and no curve runs under a legend."""
     found = figures.entries(CASES[case]())
     assert len({entry.name for entry in found}) == len(found) > 0
@@ -102,9 +106,8 @@ def test_every_figure_draws_and_can_be_read(case: str, monkeypatch: pytest.Monke
         with look():
             figure = entry.draw()
         assert figure.axes, entry.name
-        texts = _drawn_texts(figure, monkeypatch)
-        _check_texts(entry.name, texts, figure.bbox)
-        _check_legends(entry.name, figure)
+        check_texts(entry.name, figure)
+        check_legends(entry.name, figure)
 
 
 def test_the_tables_decide_which_figures_there_are() -> None:
@@ -158,7 +161,8 @@ def test_same_figure_same_bytes() -> None:
     assert first == second
     assert Pixels.open(io.BytesIO(first.png)).size == (1440, 870)
     assert b"<svg" in first.svg
-    assert b"certainty" in first.svg, "text stays text"
+    assert b"certainty" in first.svg, "each text is named beside its paths"
+    assert b"<text" not in first.svg, "no browser may set it in another font"
 
 
 def test_styles_leave_no_trace() -> None:
@@ -205,42 +209,3 @@ def test_only_as_many_classes_as_can_be_told_apart() -> None:
     labels = [t.get_text() for t in axes.get_legend().get_texts()]
     assert len(labels) == len(SERIES) + 1
     assert labels[-1] == "6 more classes not shown"
-
-
-def _drawn_texts(figure: Figure, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, Bbox]]:
-    """Every text that is really painted: (text, rotation, place in pixels)."""
-    found: list[tuple[str, float, Bbox]] = []
-    paint = matplotlib.text.Text.draw
-
-    def record(self: matplotlib.text.Text, renderer: object, *args: object, **kwargs: object) -> None:
-        if self.get_visible() and self.get_text().strip():
-            found.append((self.get_text(), self.get_rotation(), self.get_window_extent(renderer)))
-        paint(self, renderer, *args, **kwargs)
-
-    with look(), monkeypatch.context() as patch:
-        figure.canvas.draw()  # the layout settles
-        patch.setattr(matplotlib.text.Text, "draw", record)
-        figure.canvas.draw()
-    return found
-
-
-def _check_texts(name: str, texts: list[tuple[str, float, Bbox]], page: Bbox) -> None:
-    for text, _, box in texts:
-        inside = box.x0 >= page.x0 - 1 and box.x1 <= page.x1 + 1 and box.y0 >= page.y0 - 1 and box.y1 <= page.y1 + 1
-        assert inside, f"{name}: {text!r} leaves the page"
-    level = [(text, box) for text, rotation, box in texts if rotation % 90 == 0]  # a slanted text's box says little
-    for (a, box_a), (b, box_b) in itertools.combinations(level, 2):
-        width = min(box_a.x1, box_b.x1) - max(box_a.x0, box_b.x0)
-        height = min(box_a.y1, box_b.y1) - max(box_a.y0, box_b.y0)
-        assert width <= 1 or height <= 1, f"{name}: {a!r} lies on {b!r}"
-
-
-def _check_legends(name: str, figure: Figure) -> None:
-    for axes in figure.axes:
-        if axes.get_legend() is None:
-            continue
-        box = axes.get_legend().get_window_extent()
-        for line in axes.lines:
-            if line.get_transform() == axes.transData:
-                points = axes.transData.transform(np.column_stack([line.get_xdata(), line.get_ydata()]).astype(float))
-                assert not any(box.contains(*p) for p in points), f"{name}: a curve runs under a legend"

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from moescope.errors import InputError
-from moescope.report.style import look
+from moescope.report.style import full_names, levels, look
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 STUDIES = "moescope.studies"
 """Where the kinds of result and their figures are listed. By name: this floor knows no study."""
 PNG_DPI = 200
+_NAMES = ("steering", "category", "change", "criterion")  # columns with names that a figure may have to cut
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,10 @@ TableFigure = tuple[str, str, str, str, Callable[[Tables], "Figure"]]
 def drawable(result: StudyResult, figures: Sequence[TableFigure]) -> Iterator[Entry]:
     """Those of ``figures`` whose table has rows."""
     for name, table, title, caption, draw in figures:
-        if len(result.tables.get(table, ())):
-            yield Entry(name, title, caption, partial(draw, result.tables))
+        frame = result.tables.get(table, pd.DataFrame())
+        if len(frame):
+            names = [n for c in _NAMES if c in frame for n in levels(frame, c)]
+            yield Entry(name, title, caption + full_names(names, 16), partial(draw, result.tables))
 
 
 def entries(result: StudyResult) -> list[Entry]:

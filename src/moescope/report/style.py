@@ -1,4 +1,9 @@
-"""One look for all figures: 7 pt text, thin axes, a palette that colour-blind readers can tell apart."""
+"""One look for all figures: 7 pt text, thin axes, a palette that colour-blind readers can tell apart.
+
+All text is set in DejaVu Sans, which matplotlib brings along, so that a figure is laid out alike on every machine; another font
+of the machine is asked only for characters that DejaVu Sans lacks. In an SVG, text is drawn as paths: a browser without the
+font would set it in a wider one and clip it. No text is read as mathematics, so names may hold dollar signs.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +18,16 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator
+from matplotlib.ticker import FixedLocator, LogFormatter, NullFormatter
+from matplotlib.transforms import ScaledTranslation
 
+from moescope.report import fonts, parts
+from moescope.report.fit import Fitted, engine_of, figure_of
+from moescope.report.fonts import full_names as full_names
+from moescope.report.fonts import plain as plain
+from moescope.report.fonts import shorten as shorten
+
+_LETTER = 10.5  # points from a panel's letter to its title
 WIDTH = 7.2  # inches: two columns of a journal page
 INK, SOFT, FAINT = "#22262b", "#6b7178", "#c9cdd2"
 
@@ -25,8 +38,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 HEAT = "cividis"
 
 _RC: Any = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
+    "text.parse_math": False,
+    "text.hinting": "none",  # else a text's width would depend on the resolution
     "font.size": 7,
     "axes.titlesize": 7.5,
     "axes.titleweight": "regular",
@@ -63,7 +76,7 @@ _RC: Any = {
     "figure.facecolor": "white",
     "axes.facecolor": "white",
     "savefig.facecolor": "white",
-    "svg.fonttype": "none",
+    "svg.fonttype": "path",
     "svg.hashsalt": "moescope",
     "pdf.fonttype": 42,
     "axes.unicode_minus": True,
@@ -75,36 +88,45 @@ def look() -> Iterator[None]:
     """The style, for as long as the context is open; matplotlib's own settings are untouched outside it."""
     with mpl.rc_context():
         mpl.rcdefaults()  # a user's matplotlibrc must not change a stored figure
-        mpl.rcParams.update(_RC)
+        mpl.rcParams.update(_settings())
         yield
+
+
+def _settings() -> Any:
+    return _RC | {"font.family": [fonts.FONT, *fonts.further_fonts()]}
 
 
 def new_figure(height: float, width: float = WIDTH) -> Figure:
     """A figure of ``width`` × ``height`` inches that no pyplot state knows about."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    engine = Fitted(_settings())
+    figure = Figure(figsize=(width, height), layout=engine)
     FigureCanvasAgg(figure)
-    engine: Any = figure.get_layout_engine()
-    engine.set(w_pad=0.05, h_pad=0.05, wspace=0.03, hspace=0.05)
+    engine.note = figure.supylabel("", fontsize=5.5, in_layout=False)
     return figure
 
 
 def letter(axes: Axes, index: int, title: str) -> None:
-    """Head a panel with its letter and what it shows."""
-    axes.set_title(f"$\\mathbf{{{'abcdefghijklmnopqrstuvwxyz'[index % 26]}}}$  {escape(title)}")
+    """Head a panel with its letter and what it shows, wrapped where it is too long for the panel."""
+    text = axes.set_title(plain(title))
+    pad = ScaledTranslation(_LETTER / 72, mpl.rcParams["axes.titlepad"] / 72, figure_of(axes).dpi_scale_trans)
+    text.set_transform(axes.transAxes + pad)
+    axes.annotate(
+        "abcdefghijklmnopqrstuvwxyz"[index % 26], (0, 1), xytext=(-_LETTER, 0), xycoords=text, textcoords="offset points",
+        ha="left", va="top", fontweight="bold", fontsize=mpl.rcParams["axes.titlesize"], annotation_clip=False,
+    )  # fmt: skip
+    if (engine := engine_of(axes)) is not None:
+        engine.titles.append((axes, text))
 
 
-def escape(text: object) -> str:
-    """``text`` with dollar signs that matplotlib will not take for mathematics."""
-    return str(text).replace("$", r"\$")
-
-
-def shorten(text: object, length: int) -> str:
-    """``text`` in at most ``length`` characters, ready for matplotlib; the middle goes, since names often differ at the end."""
-    plain = " ".join(str(text).split())
-    if len(plain) > length:
-        tail = (length - 1) // 2
-        plain = f"{plain[: length - 1 - tail].rstrip()}…{plain[len(plain) - tail :].lstrip()}"
-    return escape(plain)
+def heading(axes: Axes, name: str) -> None:
+    """Write what a row of panels is about left of its first panel's axis label."""
+    text = axes.annotate(
+        plain(name), (0, 0.5), xytext=(-3, 0), xycoords=axes.yaxis.label, textcoords="offset points", rotation=90,
+        ha="right", va="center", fontweight="bold", annotation_clip=False,
+    )  # fmt: skip
+    if (engine := engine_of(axes)) is not None:
+        text.set_in_layout(False)  # until it is cut to the row's height
+        engine.headings.append((axes, text))
 
 
 @dataclass(frozen=True)
@@ -152,14 +174,19 @@ def legend(axes: Axes, *, columns: int = 1) -> None:
     handles, _ = axes.get_legend_handles_labels()
     if not handles:
         return
-    columns = min(columns, len(handles))
-    lines = -(-len(handles) // columns)
-    share = min(0.6, 0.075 * lines + 0.03)  # of a panel two inches high
     start, end = axes.get_ylim()
     if not isinstance(axes.yaxis.get_major_locator(), FixedLocator):
         axes.set_yticks([t for t in axes.get_yticks() if min(start, end) <= t <= max(start, end)])
-    axes.set_ylim(start, end + (end - start) * share / (1 - share))
-    axes.legend(loc="upper left", ncols=columns, columnspacing=1.0, handletextpad=0.5)
+    part = parts.Legend(axes, min(columns, len(handles)), start, end)
+    part.draw()
+    if (engine := engine_of(axes)) is not None:
+        engine.parts.append(part)
+
+
+def legend_below(axes: Axes, *, columns: int = 4) -> None:
+    """One legend for all panels, below them, of what ``axes`` shows: for names that may be long or many."""
+    handles, labels = axes.get_legend_handles_labels()
+    parts.legend_below(figure_of(axes), handles, labels, min(columns, max(1, len(handles))))
 
 
 def color(index: int) -> str:
@@ -186,7 +213,8 @@ def log_k(axes: Axes, ks: Sequence[int], *, spacing: float = 0.085) -> None:
     ks = sorted({int(k) for k in ks if k > 0})
     if not ks:
         return
-    axes.set_xscale("log")
+    log_scale(axes, "x")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     keep: list[int] = []
     span = max(np.log10(ks[-1] / ks[0]), 1e-9)
     for k in ks:
@@ -196,11 +224,34 @@ def log_k(axes: Axes, ks: Sequence[int], *, spacing: float = 0.085) -> None:
     axes.set_xlabel("neurons in the circuit, K")
 
 
-def name_axis(axes: Axes, names: Sequence[str], length: int = 14) -> None:
-    """Names along x at 0, 1, …, cut to ``length`` characters, and slanted where they would touch."""
-    texts = [shorten(name, length) for name in names]
-    slant: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
-    axes.set_xticks(range(len(texts)), texts, **(slant if sum(map(len, texts)) > 20 else {}))
+def log_scale(axes: Axes, along: str, base: float = 10) -> None:
+    """A logarithmic axis whose numbers are plain text; matplotlib's own would be mathematics."""
+    (axes.set_xscale if along == "x" else axes.set_yscale)("log", base=base)
+    axis = axes.xaxis if along == "x" else axes.yaxis
+    axis.set_major_formatter(LogFormatter(base))
+    axis.set_minor_formatter(LogFormatter(base) if base == 10 else NullFormatter())
+
+
+def name_axis(axes: Axes, names: Sequence[str], length: int = 14, at: Sequence[float] | None = None) -> None:
+    """Names along x at 0, 1, … (or ``at``): level where they fit, else cut to ``length`` characters and slanted."""
+    places = list(range(len(names)) if at is None else at)
+    axes.set_xticks(places, [shorten(name, length) for name in names], rotation=30, ha="right", rotation_mode="anchor")
+    _fit_names(axes, "x", [plain(n) for n in names], places, 0.0)
+
+
+def name_rows(
+    axes: Axes, names: Sequence[str], at: Sequence[float] | None = None, *, room: float = 0.34, size: float = 6.5
+) -> None:
+    """Names along y at 0, 1, … (or ``at``), in up to ``room`` of the panel's share of the page's width."""
+    places = list(range(len(names)) if at is None else at)
+    axes.set_yticks(places, [shorten(name, 14) for name in names])
+    _fit_names(axes, "y", [plain(n) for n in names], places, room, size)
+
+
+def _fit_names(axes: Axes, along: str, names: Sequence[str], at: Sequence[float], room: float, size: float = 6.5) -> None:
+    axis = axes.xaxis if along == "x" else axes.yaxis
+    if (engine := engine_of(axes)) is not None:
+        engine.parts.append(parts.Names(axis, names, at, size, room))
 
 
 def layer_axis(axes: Axes, n_layers: int) -> None:
@@ -221,12 +272,15 @@ def heat_cells(axes: Axes, values: np.ndarray, low: float, high: float, texts: S
         bar = axes.figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02)
         bar.outline.set_visible(False)
         return
-    size = 6.5 if columns <= 6 else 5
+    drawn = []
     for i in range(rows):
         for j in range(columns):
             if np.isfinite(values[i, j]):
                 text = texts[i][j] if texts is not None else f"{values[i, j]:.2f}"
-                axes.text(j, i, text, ha="center", va="center", color=_ink_on(image.to_rgba(values[i, j])), fontsize=size)
+                ink = _ink_on(image.to_rgba(values[i, j]))
+                drawn.append(axes.text(j, i, text, ha="center", va="center", color=ink, fontsize=6.5, in_layout=False))
+    if drawn and (engine := engine_of(axes)) is not None:
+        engine.parts.append(parts.Cells(axes, drawn, columns, rows))
 
 
 def _ink_on(background: Any) -> str:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from moescope.report.registry import Entry
-from moescope.report.style import BLUE, FAINT, ORANGE, SKY, SOFT, VERMILLION, letter, new_figure
+from moescope.report.style import BLUE, FAINT, ORANGE, SKY, SOFT, VERMILLION, legend, letter, log_scale, name_axis, new_figure
 
 if TYPE_CHECKING:
     from moescope.study.result import StudyResult
@@ -48,8 +48,8 @@ def frontier(tables: Tables) -> Figure:
     _curves(axes[0], table, "perplexity", "perplexity, held-out")
     dense = table["perplexity"] / (1 + table["rise"])
     axes[0].axhline(float(dense.iloc[0]), color=SOFT, lw=0.8, ls=(0, (4, 2)), zorder=1, label="dense")
-    axes[0].set_yscale("log")
-    axes[0].legend()
+    log_scale(axes[0], "y")
+    legend(axes[0])
     letter(axes[0], 0, "quality")
     _curves(axes[1], table[table["kl"] > 0], "kl", "KL to the original, nats per token")
     letter(axes[1], 1, "distance from the original")
@@ -83,6 +83,6 @@ def _speed(axes: Axes, table: pd.DataFrame) -> None:
         axes.bar(x, rows["speedup"], width * 0.9, color=color, label=name)
         axes.hlines(rows["ceiling"], x - width / 2, x + width / 2, color=SOFT, lw=1, label="ceiling" if i == 0 else "")
     axes.axhline(1, color=FAINT, lw=0.8, zorder=0)
-    axes.set_xticks(places, works)
+    name_axis(axes, [str(w) for w in works])
     axes.set_ylabel("times dense")
-    axes.legend()
+    legend(axes)

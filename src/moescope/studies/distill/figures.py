@@ -21,9 +21,12 @@ from moescope.report.style import (
     color,
     errors,
     legend,
+    legend_below,
     letter,
     levels,
+    log_scale,
     marker,
+    name_rows,
     new_figure,
     shorten,
 )  # fmt: skip
@@ -94,9 +97,10 @@ def _fvu(summary: pd.DataFrame, ratio: pd.DataFrame, baselines: pd.DataFrame | N
     data = levels(summary, "data")
     columns = min(4, len(data) + (1 if len(ratio) else 0))
     rows = -(-(len(data) + (1 if len(ratio) else 0)) // columns)
-    figure = new_figure(2.5 * rows)
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
     frame = _families(summary)
+    ratios = len(data) * frame[frame["kind"] == "moe"]["family"].nunique()  # curves named below the panels
+    figure = new_figure(2.5 * rows + (0.13 * -(-ratios // 3) + 0.1 if len(ratio) else 0))
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
     sizes = set(frame[frame["kind"] != "dense"]["active_neurons"])
     for i, name in enumerate(data):
         axes = grid[i]
@@ -131,14 +135,14 @@ def _fvu(summary: pd.DataFrame, ratio: pd.DataFrame, baselines: pd.DataFrame | N
         _axis(axes, set(ratio["active_neurons"]))
         axes.set_ylabel("dense / MoE FVU")
         letter(axes, len(data), "Ratio")
-        legend(axes)
+        legend_below(axes)
     for axes in grid[len(data) + (1 if len(ratio) else 0) :]:
         axes.set_axis_off()
     return figure
 
 
 def _axis(axes: Axes, sizes: set[int]) -> None:
-    axes.set_xscale("log", base=2)
+    log_scale(axes, "x", 2)
     axes.set_xticks(sorted(sizes), [str(s) for s in sorted(sizes)])
     axes.set_xlabel("active neurons")
 
@@ -171,7 +175,7 @@ def _cost(summary: pd.DataFrame, teacher: dict[str, Any]) -> Figure:
 
 def _decades(axes: Axes, values: pd.Series) -> None:
     """A logarithmic axis whose labels do not run into each other where all values lie within a decade or two."""
-    axes.set_xscale("log")
+    log_scale(axes, "x")
     narrow = values.max() < 100 * values.min()
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -201,7 +205,7 @@ def _curves(curves: pd.DataFrame, students: pd.DataFrame) -> Figure:
         grid[i].set_xlabel("step")
         letter(grid[i], i, name)
     grid[0].set_ylabel("FVU on validation")
-    grid[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
+    legend_below(grid[-1])
     return figure
 
 
@@ -211,10 +215,10 @@ def _load(load: pd.DataFrame) -> Figure:
     for j, student in enumerate(levels(load, "student")):
         part = load[(load["student"] == student) & (load["load"] > 0)]
         axes.plot(part["rank"] + 1, part["load"], color=color(j), label=shorten(student, 40))
-    axes.set_yscale("log")
+    log_scale(axes, "y")
     axes.set_xlabel("expert, most used first")
     axes.set_ylabel("share of tokens")
-    axes.legend(fontsize=5.5)
+    legend(axes)
     return figure
 
 
@@ -226,6 +230,6 @@ def _splice(splice: pd.DataFrame) -> Figure:
     where = np.arange(len(others))[::-1]
     axes.plot(others.to_numpy(), where, "o", color=BLUE)
     axes.axvline(float(table["original"]), **_REFERENCE)
-    axes.set_yticks(where, [shorten(name, 40) for name in others.index])
+    name_rows(axes, [str(name) for name in others.index], at=where.tolist(), room=0.6)
     axes.set_xlabel("loss (nats per token)")
     return figure

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from moescope.report.registry import Entry
-from moescope.report.style import BLUE, GREEN, INK, ORANGE, SOFT, VERMILLION, band, legend, letter, new_figure, of_task
+from moescope.report.style import BLUE, GREEN, INK, ORANGE, SOFT, VERMILLION, band, legend, letter, new_figure, of_task, shorten
 from moescope.study.names import slug
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def _panel(axes: Axes, table: pd.DataFrame, column: str, surface: pd.DataFrame) 
     axes.scatter(ring[column], ring["accuracy"], s=40, facecolor="none", edgecolor=INK, zorder=4, label="with the guarantee")
     if len(surface):
         cue = surface.iloc[0]
-        axes.axhline(cue["accuracy"], color=VERMILLION, lw=0.8, ls=(0, (4, 2)), zorder=1, label=f"{cue['cue']} (no layer)")
+        label = f"{shorten(cue['cue'], 40)} (no layer)"
+        axes.axhline(cue["accuracy"], color=VERMILLION, lw=0.8, ls=(0, (4, 2)), zorder=1, label=label)
     full = table[table["curve"] == "fixed depth"].sort_values("share").iloc[-1]
     axes.axhline(full["accuracy"], color=SOFT, lw=0.8, zorder=1, label="full depth")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 
 from moescope.report.registry import Entry, TableFigure, Tables, drawable
-from moescope.report.style import SOFT, color, errors, legend, letter, levels, marker, new_figure
+from moescope.report.style import SOFT, color, errors, legend, letter, levels, marker, new_figure, shorten
 
 if TYPE_CHECKING:
     from moescope.study.result import StudyResult
@@ -28,7 +28,7 @@ def _pruning(tables: Tables) -> Figure:
         ink, dash = (SOFT, "--") if name == "random" else (color(i), "-")
         x = 100 * rows["ratio"] + (i - 1.5) * 0.4
         span = errors(rows["effect"], rows["low"], rows["high"])
-        axes.errorbar(x, rows["effect"], yerr=span, color=ink, ls=dash, marker=marker(i), label=name)
+        axes.errorbar(x, rows["effect"], yerr=span, color=ink, ls=dash, marker=marker(i), label=shorten(name, 40))
     axes.set_xlabel("experts left out, % of every layer")
     axes.set_ylabel("loss added, nats a token")
     legend(axes, columns=2)

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from moescope.report.registry import Entry, TableFigure, Tables, drawable
-from moescope.report.style import BLUE, FAINT, INK, ORANGE, SOFT, errors, legend, letter, marker, new_figure, shorten
+from moescope.report.style import BLUE, FAINT, INK, ORANGE, SOFT, errors, legend, letter, marker, name_rows, new_figure
 
 if TYPE_CHECKING:
     from moescope.study.result import StudyResult
@@ -30,7 +30,7 @@ def _changes(tables: Tables) -> Figure:
         axes.errorbar(frame[name], y, xerr=span, color=ink, marker="o", ls="none")
         axes.axvline(0, color=FAINT, lw=0.8, zorder=0)
     left.axvline(1, color=SOFT, lw=0.8, ls="--", zorder=0)
-    left.set_yticks(y, [shorten(c, 24) for c in frame["change"]])
+    name_rows(left, [str(c) for c in frame["change"]], room=0.6)
     left.set_xlabel("distance moved / distance within a category")
     right.set_xlabel("share of prompts whose category flips")
     letter(left, 0, "How far signatures move")

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from moescope.report.style import FAINT, INK, SOFT, color, errors, letter, levels, new_figure, shorten
+from moescope.report.style import FAINT, INK, SOFT, color, errors, letter, levels, name_rows, new_figure, shorten
 
 Tables = Mapping[str, pd.DataFrame]
 
@@ -66,13 +66,13 @@ def cards(tables: Tables) -> Figure:
         spread = errors(best["rate"], best["low"] * overall, best["high"] * overall)
         panel.axvline(overall, color=FAINT, lw=1, zorder=0)
         panel.errorbar(best["rate"], y, xerr=spread, color=SOFT, marker="o", ls="none")
-        panel.set_yticks(y, [shorten(_visible(t), 12) for t in best["token"]], family="DejaVu Sans")
         panel.set_xlim(0, 1.05)
         panel.set_xticks([0, 0.5, 1])
         own = _of(categories, shown[i])
         kind = str(own.loc[own["lift"].idxmax(), "category"])
-        panel.tick_params(axis="y", colors=color(kinds.index(kind)), labelsize=5.5)
-        letter(panel, i, f"layer {shown[i][0]}, expert {shown[i][1]}: {kind}")
+        panel.tick_params(axis="y", colors=color(kinds.index(kind)))
+        name_rows(panel, [_visible(str(t)) for t in best["token"]], room=0.4, size=5.5)
+        letter(panel, i, f"layer {shown[i][0]}, expert {shown[i][1]}: {shorten(kind, 14)}")
         if i // 4 == rows - 1:
             panel.set_xlabel("share of its places sent here")
     return figure

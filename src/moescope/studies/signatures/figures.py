@@ -23,12 +23,16 @@ from moescope.report.style import (
     VERMILLION,
     color,
     errors,
+    full_names,
     heat_cells,
     legend,
+    legend_below,
     letter,
     levels,
+    log_scale,
     marker,
     name_axis,
+    name_rows,
     new_figure,
     shorten,
 )
@@ -44,7 +48,13 @@ def entries(result: StudyResult) -> Iterator[Entry]:
     """Layers, random-routing curve, nulls, classification, maps, similarity matrix, experts."""
     for name, needed, title, caption, draw in _FIGURES:
         if all(len(result.tables.get(table, ())) for table in needed):
-            yield Entry(name, title, caption, partial(draw, result.tables))
+            yield Entry(name, title, caption + _categories(result.tables, needed), partial(draw, result.tables))
+
+
+def _categories(tables: Tables, needed: tuple[str, ...]) -> str:
+    """The categories in full, where a figure is about them and may have to cut them."""
+    named = [tables[t] for t in (*needed, "signature_map") if "category" in tables.get(t, ())]
+    return full_names(levels(named[0], "category"), 9) if named else ""
 
 
 def _layers(tables: Tables) -> Figure:
@@ -89,12 +99,12 @@ def _curve(tables: Tables) -> Figure:
     if "within" in frame:
         axes.plot(frame["tokens"], frame["within"], color=BLUE, marker="o", label="within categories")
         axes.plot(frame["tokens"], frame["across"], color=VERMILLION, marker="s", label="across categories")
-    axes.set_xscale("log", base=2)
+    log_scale(axes, "x", 2)
     axes.set_xticks(frame["tokens"], [str(t) for t in frame["tokens"]])
     axes.minorticks_off()
     axes.set_xlabel("tokens drawn from every prompt")
     axes.set_ylabel("mean cosine")
-    axes.legend(loc="lower right")
+    legend(axes)
     letter(axes, 0, "Cosine by number of tokens")
     return figure
 
@@ -108,11 +118,11 @@ def _nulls(tables: Tables) -> Figure:
     left.hlines(y, frame["across"], frame["within"], color=FAINT, lw=1.5, zorder=1)
     left.plot(frame["within"], y, color=BLUE, marker="o", ls="none", label="within")
     left.plot(frame["across"], y, color=VERMILLION, marker="s", ls="none", label="across")
-    left.set_yticks(y, [str(n) for n in frame["null"]])
-    left.set_ylim(-1.1, len(frame) - 0.4)
+    name_rows(left, levels(frame, "null"), room=0.6)
+    left.set_ylim(-0.6, len(frame) - 0.4)
     left.set_xlabel("mean cosine")
     letter(left, 0, "Within and across")
-    left.legend(loc="lower left", ncols=2)
+    legend(left, columns=2)
     for at, row in zip(y, frame.to_dict("records"), strict=True):
         ink = inks.get(str(row["null"]), SOFT)
         right.errorbar(
@@ -151,7 +161,7 @@ def _classification(tables: Tables) -> Figure:
     null = frame[frame["kind"] == "null"]
     if len(null):
         left.axhline(float(null["accuracy"].iloc[0]), color=SOFT, lw=0.8, ls="--", zorder=1, label="labels permuted")
-    left.set_xticks(range(len(splits)), splits)
+    name_axis(left, splits, 18)
     left.set_ylim(0, 1)
     left.set_yticks(np.linspace(0, 1, 6))
     left.set_ylabel("held-out accuracy (95 %)")
@@ -163,7 +173,7 @@ def _classification(tables: Tables) -> Figure:
         shares = table.pivot(index="true", columns="predicted", values="share").reindex(index=order, columns=order)
         heat_cells(right, shares.to_numpy(), 0, 1)
         name_axis(right, order, 9)
-        right.set_yticks(range(len(order)), [shorten(n, 9) for n in order])
+        name_rows(right, order)
         right.set_xlabel("predicted")
         right.set_ylabel("true")
         letter(right, 1, "Confusion, stratified folds")
@@ -183,13 +193,14 @@ def _map(tables: Tables) -> Figure:
     for i, (panel, (x, y, title, xlabel, ylabel)) in enumerate(zip(axes, heads, strict=True)):
         for c, kind in enumerate(kinds):
             rows = frame[frame["category"] == kind]
-            panel.plot(rows[x], rows[y], ls="none", marker=marker(c), color=color(c), ms=2.6, alpha=0.7, mew=0, label=kind)
+            name = shorten(kind, 60)
+            panel.plot(rows[x], rows[y], ls="none", marker=marker(c), color=color(c), ms=2.6, alpha=0.7, mew=0, label=name)
         panel.set_xlabel(xlabel)
         panel.set_ylabel(ylabel)
         panel.set_xticks([])
         panel.set_yticks([])
         letter(panel, i, title)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(kinds))
+    legend_below(axes[0], columns=len(kinds))
     return figure
 
 
@@ -201,7 +212,7 @@ def _matrix(tables: Tables) -> Figure:
     table = means.pivot(index="category", columns="other", values="cosine").reindex(index=order, columns=order).to_numpy()
     heat_cells(left, table, float(np.nanmin(table)), float(np.nanmax(table)))
     name_axis(left, order, 9)
-    left.set_yticks(range(len(order)), [shorten(n, 9) for n in order])
+    name_rows(left, order)
     letter(left, 0, "Mean cosine")
     matrix = np.array([np.asarray(row, dtype=float) for row in frame["cosine"]])
     image = right.imshow(matrix, cmap="cividis", vmin=float(np.quantile(matrix, 0.02)), vmax=1, interpolation="nearest")
@@ -212,8 +223,9 @@ def _matrix(tables: Tables) -> Figure:
         right.axhline(edge - 0.5, color="white", lw=0.8)
         right.axvline(edge - 0.5, color="white", lw=0.8)
     centres = [(a + b - 1) / 2 for a, b in pairwise(edges)]
-    right.set_xticks(centres, [shorten(category[int(a)], 9) for a in edges[:-1]])
-    right.set_yticks(centres, [shorten(category[int(a)], 9) for a in edges[:-1]])
+    kinds = [str(category[int(a)]) for a in edges[:-1]]
+    name_axis(right, kinds, 9, at=centres)
+    name_rows(right, kinds, at=centres)
     right.tick_params(length=0)
     figure.colorbar(image, ax=right, shrink=0.8, pad=0.02).outline.set_visible(False)
     letter(right, 1, "Cosine of every two prompts")

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from moescope.report.registry import Entry, TableFigure, Tables, drawable
-from moescope.report.style import BLUE, FAINT, ORANGE, SOFT, errors, letter, levels, new_figure, shorten
+from moescope.report.style import BLUE, FAINT, ORANGE, SOFT, errors, legend, letter, levels, name_rows, new_figure
 
 if TYPE_CHECKING:
     from moescope.study.result import StudyResult
@@ -43,11 +43,11 @@ def _effects(tables: Tables) -> Figure:
             span = errors([row["effect"]], [row["low"]], [row["high"]])
             axes.errorbar(row["effect"], at, xerr=span, color=ink, marker="o")
         axes.axvline(0, color=FAINT, lw=0.8, zorder=0)
-        axes.set_yticks(y, [shorten(c, 16) for c in own["category"]])
+        name_rows(axes, [str(c) for c in own["category"]])
         axes.set_ylim(-0.6, len(own) - 0.4)
         axes.set_xlabel("change of loss, nats a token")
-        letter(axes, index, shorten(names[index], 40))
-    panels.flat[0].legend(loc="best")
+        letter(axes, index, names[index])
+    legend(panels.flat[0])
     return figure
 
 

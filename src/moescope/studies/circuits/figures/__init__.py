@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from moescope.errors import InputError
 from moescope.report.registry import Entry
-from moescope.report.style import levels, look
+from moescope.report.style import full_names, levels, look, of_task
 from moescope.studies.circuits.figures import comparison, dashboard, extras, layers
 from moescope.study.names import model_name, slug
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from moescope.study.result import StudyResult
 
-_TASK_TABLES = ("accuracy", "neurons", "neuron_values", "projection", "controls", "depth", "layers")
+_TASK_TABLES = ("accuracy", "neurons", "neuron_values", "projection", "controls", "depth", "layers", "dynamics")
 
 
 def entries(result: StudyResult) -> Iterator[Entry]:
@@ -25,8 +25,11 @@ def entries(result: StudyResult) -> Iterator[Entry]:
     tables = result.tables
     tasks = tasks_of(result)
     model = model_name(result)
+    full = full_names(tasks, 14)
     if comparison.drawable(tables):
-        yield Entry("comparison", "Tasks compared", comparison.CAPTION, partial(comparison.comparison, [(model, tables)]))
+        yield Entry(
+            "comparison", "Tasks compared", comparison.CAPTION + full, partial(comparison.comparison, [(model, tables)])
+        )
     taken: set[str] = set()
     for task in tasks:
         if dashboard.drawable(tables, task):
@@ -35,16 +38,25 @@ def entries(result: StudyResult) -> Iterator[Entry]:
                 name += "_"
             taken.add(name)
             draw_task = partial(dashboard.dashboard, tables, task, model)
-            yield Entry(name, f"Circuit dashboard: {task}", dashboard.CAPTION, draw_task)
+            yield Entry(
+                name, f"Circuit dashboard: {task}", dashboard.CAPTION + full_names(_classes(result, task), 18), draw_task
+            )
     shown = [t for t in tasks if layers.drawable(tables, t)]
     pages = [shown[i : i + layers.ROWS] for i in range(0, len(shown), layers.ROWS)]
     for number, page in enumerate(pages, 1):
         name = "layers" if len(pages) == 1 else f"layers-{number}"
         title = "Layer architecture" + (f" ({', '.join(page)})" if len(pages) > 1 else "")
-        yield Entry(name, title, layers.CAPTION, partial(layers.layers, tables, page))
+        caption = layers.CAPTION + full_names(page, 14)
+        yield Entry(name, title, caption, partial(layers.layers, tables, page))
     for figure in extras.FIGURES:
         if figure.drawable(tables):
-            yield Entry(figure.name, figure.title, figure.caption, partial(figure.draw, tables))
+            yield Entry(figure.name, figure.title, figure.caption + full, partial(figure.draw, tables))
+
+
+def _classes(result: StudyResult, task: str) -> list[str]:
+    """The classes that the dashboard of ``task`` names."""
+    rows = of_task(result.tables.get("projection", result.tables.get("neuron_values")), task)
+    return levels(rows, "class") if "class" in rows else []
 
 
 def tasks_of(result: StudyResult) -> list[str]:

@@ -22,12 +22,14 @@ from moescope.report.style import (
     SOFT,
     VERMILLION,
     errors,
+    heading,
     heat_cells,
     legend,
     letter,
     levels,
     log_k,
     name_axis,
+    name_rows,
     new_figure,
     shorten,
 )  # fmt: skip
@@ -39,8 +41,10 @@ CAPTION = (
     "specialization ratio beside 2 × native accuracy, which it equals by construction when the transferred classifier is "
     "at chance; shared neurons over K beside chance and beside the split-half overlap of a task with itself."
 )
-_ROW_HEIGHT = 2.05
+_ROW_HEIGHT = 2.3
+_SIDE_BY_SIDE = 3  # tasks that four panels in one row have room for
 _K = 10
+_TASK = {"accuracy": "task", "matrix": "source", "ratio": "source", "overlap": "task_a"}  # columns that name tasks
 SURFACE = "surface: "  # begins the name of a control that is a cue read off the text, not off the model
 
 
@@ -58,8 +62,17 @@ def comparison(models: Sequence[tuple[str, Tables]]) -> Figure:
     }
     needs = {"accuracy": "accuracy", "matrix": "cross_task", "ratio": "cross_task", "overlap": "overlap"}
     columns = [p for p in panels if any(len(t.get(needs[p], ())) for _, t in models)]
-    figure = new_figure(_ROW_HEIGHT * len(models) + 0.45)
-    grid = figure.subplots(len(models), len(columns), squeeze=False, width_ratios=[panels[c][2] for c in columns])
+    most = max(len(levels(t[needs[c]], _TASK[c])) for _, t in models for c in columns if len(t.get(needs[c], ())))
+    wide = most > _SIDE_BY_SIDE and len(columns) > 2  # then a model takes two rows of two panels
+    across = 2 if wide else len(columns)
+    height = _ROW_HEIGHT * 1.1 + 0.12 * (most - _SIDE_BY_SIDE) if wide else _ROW_HEIGHT
+    down = -(-len(columns) // across)
+    figure = new_figure(height * down * len(models) + 0.45)
+    ratios = [1.0, 1.0] if wide else [panels[c][2] for c in columns]
+    rows = figure.subplots(down * len(models), across, squeeze=False, width_ratios=ratios)
+    grid = rows.reshape(len(models), down * across)
+    for axes in grid[:, len(columns) :].flat:
+        axes.set_axis_off()
     for i, (model, tables) in enumerate(models):
         for j, name in enumerate(columns):
             title, paint, _ = panels[name]
@@ -70,10 +83,7 @@ def comparison(models: Sequence[tuple[str, Tables]]) -> Figure:
             else:
                 axes.set_axis_off()
         if len(models) > 1:
-            grid[i, 0].annotate(
-                shorten(model, 30), (0, 0.5), xytext=(-38, 0), xycoords="axes fraction", textcoords="offset points",
-                rotation=90, ha="center", va="center", fontweight="bold",
-            )  # fmt: skip
+            heading(grid[i, 0], model)
     return figure
 
 
@@ -164,9 +174,8 @@ def _transfer(tables: Tables) -> pd.DataFrame:
 def _matrix(axes: Axes, tables: Tables, named: bool) -> None:
     matrix = _transfer(tables)
     heat_cells(axes, matrix.to_numpy(float), 0.3, 1.0)
-    names = [shorten(t, 12) for t in matrix.index]
     name_axis(axes, list(matrix.index), 12)
-    axes.set_yticks(range(len(names)), names, rotation=0 if len(names) > 2 else 90, va="center")
+    name_rows(axes, list(matrix.index))
     axes.set_xlabel("tested on")
     axes.set_ylabel("fitted on")
 

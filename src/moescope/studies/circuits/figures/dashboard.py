@@ -197,7 +197,7 @@ def _projection(axes: Axes, tables: Tables, task: str) -> None:
         row = summary.iloc[0]
         axes.set_xlabel(
             f"PC1 ({row['explained']:.0%} of variance; class distance {row['distance']:.2g}, "
-            f"permuted {row['null_distance']:.2g}, p {_equals(row['p'])})"
+            f"permuted {row['null_distance']:.2g}, p\N{NO-BREAK SPACE}{_equals(row['p'])})"
         )
     axes.set_ylabel("PC2")
     class_legend(axes, levels(rows, "class"))
@@ -205,7 +205,7 @@ def _projection(axes: Axes, tables: Tables, task: str) -> None:
 
 def _equals(p: float) -> str:
     text = p_value(p)
-    return text if text.startswith("<") else f"= {text}"
+    return text if text.startswith("<") else f"=\N{NO-BREAK SPACE}{text}"
 
 
 _CURVES = (

@@ -25,11 +25,13 @@ from moescope.report.style import (
     errors,
     heat_cells,
     legend,
+    legend_below,
     letter,
     levels,
     log_k,
     marker,
     name_axis,
+    name_rows,
     new_figure,
     of_task,
     shorten,
@@ -104,7 +106,7 @@ def _controls(tables: Tables) -> Figure:
         if "circuit" in rows.index:
             axes.axvspan(rows.loc["circuit", "low"], rows.loc["circuit", "high"], color=BLUE, alpha=0.1, lw=0)
         axes.grid(axis="y", color=FAINT, lw=0.3)
-        axes.set_yticks(range(len(order)), [shorten(known[n][0], 40) for n in order])
+        name_rows(axes, [known[n][0] for n in order], room=0.3 * min(3, len(tasks)))
         axes.set_ylim(len(order) - 0.4, -0.6)
         axes.set_xlabel("accuracy")
         axes.tick_params(axis="y", length=0)
@@ -155,7 +157,7 @@ def _task_map(tables: Tables) -> Figure:
     frame = tables["task_map"]
     names = list(dict.fromkeys([*levels(frame, "a"), *levels(frame, "b")]))
     measures = levels(frame, "measure")
-    side = max(1.6, min(4.5, 0.42 * len(names) + 0.7))
+    side = max(1.6, min(4.5, 0.42 * len(names) + 0.9))
     figure = new_figure(side + 0.4)
     grid = figure.subplots(1, len(measures), squeeze=False)[0]
     for m, measure in enumerate(measures):
@@ -173,7 +175,7 @@ def _task_map(tables: Tables) -> Figure:
         finite = values[np.isfinite(values)]
         heat_cells(axes, values, min(0.0, *finite, 0.0), max(0.2, *finite, 0.2), texts)
         name_axis(axes, names)
-        axes.set_yticks(range(len(names)), [shorten(n, 14) for n in names])
+        name_rows(axes, names)
         letter(axes, m, _MEASURES.get(measure, measure))
     return figure
 
@@ -184,7 +186,7 @@ def _dynamics(tables: Tables) -> Figure:
     columns = [("accuracy", "accuracy"), ("max_divergence", "largest divergence |Δμ| / σ")]
     if "overlap_with_last" in frame:
         columns.append(("overlap_with_last", "circuit neurons shared with the last"))
-    figure = new_figure(2.5)
+    figure = new_figure(2.2 + 0.1 * len(tasks))
     grid = figure.subplots(1, len(columns), squeeze=False)[0]
     for axes, (column, label) in zip(grid, columns, strict=True):
         for i, task in enumerate(tasks):
@@ -198,7 +200,7 @@ def _dynamics(tables: Tables) -> Figure:
         axes.set_ylabel(label)
     for i, (axes, title) in enumerate(zip(grid, ("Accuracy", "Divergence", "Stability of the circuit"), strict=False)):
         letter(axes, i, title)
-    legend(grid[0], columns=2)
+    legend_below(grid[0])
     return figure
 
 
@@ -226,7 +228,7 @@ def _language(tables: Tables) -> Figure:
         matrix = rows.pivot_table(index="train_language", columns="test_language", values="accuracy")
         heat_cells(grid[i], matrix.reindex(index=names, columns=names).to_numpy(float), 0.3, 1.0)
         name_axis(grid[i], names, 8)
-        grid[i].set_yticks(range(len(names)), [shorten(n, 8) for n in names])
+        name_rows(grid[i], names)
         grid[i].set_xlabel("tested on")
         grid[i].set_ylabel("fitted on")
         letter(grid[i], i, shorten(task, 24))

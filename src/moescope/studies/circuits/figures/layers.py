@@ -19,12 +19,12 @@ from moescope.report.style import (
     SKY,
     SOFT,
     VERMILLION,
+    heading,
     layer_axis,
     legend,
     letter,
     new_figure,
     of_task,
-    shorten,
 )  # fmt: skip
 
 Tables = Mapping[str, pd.DataFrame]
@@ -58,10 +58,7 @@ def layers(tables: Tables, tasks: Sequence[str]) -> Figure:
             _columns(grid[i, 2], tables, task)
             letter(grid[i, 2], i * width + 2, _columns_title(tables, task))
         if len(tasks) > 1:
-            grid[i, 0].annotate(
-                shorten(task, 28), (0, 0.5), xytext=(-36, 0), xycoords="axes fraction", textcoords="offset points",
-                rotation=90, ha="center", va="center", fontweight="bold",
-            )  # fmt: skip
+            heading(grid[i, 0], task)
     return figure
 
 

@@ -1,0 +1,207 @@
+"""Made-up tables of the studies other than circuits, with the columns that their figures read and names of any length."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from moescope.study.result import StudyResult
+
+
+def synthetic_results(name: str = "{}") -> list[StudyResult]:
+    """One result of each kind; every name that a user or a model may give is put into ``name``."""
+    rng = np.random.default_rng(0)
+    kinds = [name.format(c) for c in ("code", "mathematics", "prose", "poems")]
+    return [
+        StudyResult("signatures", {}, tables=_signatures(kinds, name, rng)),
+        StudyResult("distill", {}, tables=_distill(name)),
+        StudyResult("convert", {}, tables=_convert(name)),
+        StudyResult("exit", {}, tables=_exit(name)),
+        StudyResult("steer", {}, tables={"effects": _effects(kinds, name)}),
+        StudyResult("prune", {}, tables={"pruning": _pruning(name)}),
+        StudyResult("robustness", {}, tables=_robustness(name, rng)),
+        StudyResult("transfer", {}, tables={"similarity": _layer_pairs(28, rng)}),
+    ]
+
+
+def _signatures(kinds: list[str], name: str, rng: np.random.Generator) -> dict[str, pd.DataFrame]:
+    layers = list(range(24))
+    prompts = [k for k in kinds for _ in range(12)]
+    cells = [(layer, expert) for layer in layers for expert in range(16)]
+    shown = [(layer, 3 * layer % 16) for layer in layers[:8]]
+    nulls = ("measured routing", "labels permuted", "uniform random routing", "own counts reshuffled", "same token reshuffled")
+    features = [("signature", "signature"), ("null", "majority"), *(("cue", name.format(f"cue {i}")) for i in range(5))]
+    splits = ("stratified folds", "held-out topics", "held-out templates", "length-matched")
+    return {
+        "routing_layers": pd.DataFrame(
+            {
+                "layer": layers,
+                "within": 0.93,
+                "across": 0.88,
+                "d_pairs": rng.normal(1, 0.2, 24),
+                "p_family": 0.01,
+                "null_d_95": 0.2,
+            }
+        ),
+        "layer_nulls": pd.DataFrame(
+            [{"null": n, "layer": i, "within": 0.8} for n in ("uniform", "own counts reshuffled") for i in layers]
+        ),
+        "routing_nulls": pd.DataFrame(
+            [
+                {"null": n, "within": 0.9, "across": 0.85, "d_pairs": 1.0, "d_pairs_low": 0.8, "d_pairs_high": 1.2}
+                for n in (*nulls, "random model")
+            ]
+        ),
+        "random_curve": pd.DataFrame(
+            [
+                {
+                    "tokens": 2**i,
+                    "closed_form": 1 - 0.5**i,
+                    "simulated": 1 - 0.5**i,
+                    "within": 1 - 0.4**i,
+                    "across": 1 - 0.45**i,
+                }
+                for i in range(1, 10)
+            ]
+        ),
+        "routing_accuracy": pd.DataFrame(
+            [
+                {"split": s, "kind": kind, "features": f, "accuracy": 0.5 + 0.05 * i, "low": 0.4, "high": 0.9}
+                for s in splits
+                for i, (kind, f) in enumerate(features)
+            ]
+        ),
+        "confusion": pd.DataFrame(
+            [{"true": a, "predicted": b, "share": 0.85 if a == b else 0.05} for a in kinds for b in kinds]
+        ),
+        "signature_map": pd.DataFrame(
+            {"category": prompts, "pc1_explained": 0.31, "pc2_explained": 0.12}
+            | {c: rng.normal(size=len(prompts)) for c in ("pc1", "pc2", "tsne1", "tsne2")}
+        ),
+        "category_similarity": pd.DataFrame([{"category": a, "other": b, "cosine": 0.9} for a in kinds for b in kinds]),
+        "similarity_matrix": pd.DataFrame(
+            {"category": prompts, "cosine": list(rng.uniform(0.8, 1, (len(prompts), len(prompts))))}
+        ),
+        "experts": pd.DataFrame(
+            [
+                {"layer": i, "expert": e, "share": 1 / 16, "p_family": 0.01 * e, "category": kinds[e % 4]}
+                | {f"share_{k}": rng.uniform(0.01, 0.2) for k in kinds}
+                for i, e in cells
+            ]
+        ),
+        "expert_tokens": pd.DataFrame(
+            [
+                {"layer": i, "expert": e, "token": t, "rate": 0.9 - 0.1 * j, "lift": 8 - j, "low": 6 - j, "high": 10 - j}
+                for i, e in shown
+                for j, t in enumerate((" the", "\n\n", "$x$", "    return", name.format("_token"), "…"))
+            ]
+        ),
+        "expert_categories": pd.DataFrame(
+            [{"layer": i, "expert": e, "category": k, "lift": 1 + (j + i) % 4} for i, e in shown for j, k in enumerate(kinds)]
+        ),
+    }
+
+
+def _distill(name: str) -> dict[str, pd.DataFrame]:
+    families = [("dense", ""), ("moe", "top-k sigmoid"), ("moe", "expert choice")]
+    students = [(kind, router, active) for kind, router in families for active in (16, 32, 64, 128)]
+    data = ("activations", "gaussian", "shuffled")
+    summary = [
+        {"data": d, "kind": kind, "router": router, "active_neurons": a, "fvu": 10 / a, "low": 9 / a, "high": 11 / a}
+        | {"multiply_adds": 3000 * a, "bytes_large_batch": 50 * a}
+        for d in data
+        for kind, router, a in students
+    ]
+    chosen = [
+        {"data": d, "student": f"{kind} {router} {a}", "kind": kind, "router": router, "active_neurons": a}
+        | {"lr": 0.001, "seed": 0, "chosen": True}
+        for d in data[:2]
+        for kind, router, a in students
+    ]
+    return {
+        "summary": pd.DataFrame(summary),
+        "ratio": pd.DataFrame([s | {"ratio": 1.1, "low": 1.0, "high": 1.2} for s in summary if s["kind"] == "moe"]),
+        "baselines": pd.DataFrame([{"data": d, "baseline": "linear", "fvu": 0.5} for d in data]),
+        "students": pd.DataFrame(chosen),
+        "curves": pd.DataFrame(
+            [
+                {k: s[k] for k in ("data", "student", "lr", "seed")} | {"step": step, "validation": 1 / (1 + step)}
+                for s in chosen
+                for step in range(5)
+            ]
+        ),
+        "load": pd.DataFrame(
+            [
+                {"student": name.format(f"student {i}"), "rank": rank, "load": 0.5 / (rank + 1 + i)}
+                for i in range(3)
+                for rank in range(64)
+            ]
+        ),
+        "splice": pd.DataFrame(
+            [
+                {"layer_is": layer, "loss": 3.2 + 0.1 * i}
+                for i, layer in enumerate(("original", "mean output", *(name.format(f"student {j}") for j in range(3))))
+            ]
+        ),
+    }
+
+
+def _convert(name: str) -> dict[str, pd.DataFrame]:
+    kinds = ("converted", "random", "static", "tuned", "random tuned", "static tuned")
+    rows = [
+        {"kind": k, "share": s, "perplexity": 20 + 30 * (1 - s), "rise": 0.5 + 1.5 * (1 - s), "kl": 1.1 - s}
+        for k in kinds
+        for s in (0.25, 0.5, 0.75)
+    ]
+    speed = [
+        {"runner": r, "workload": name.format(w), "speedup": 1.3, "ceiling": 1.8}
+        for r in ("moescope", "grouped_mm")
+        for w in ("decode, batch 1", "decode, batch 16", "prefill")
+    ]
+    return {"frontier": pd.DataFrame(rows), "speed": pd.DataFrame(speed)}
+
+
+def _exit(name: str) -> dict[str, pd.DataFrame]:
+    rows = [
+        {"task": name.format("certainty"), "curve": c, "share": s, "time": s + 0.1, "accuracy": 0.6 + 0.3 * s}
+        | {"low": 0.55 + 0.3 * s, "high": 0.65 + 0.3 * s, "calibrated": c == "threshold" and s == 0.5}
+        for c in ("threshold", "fixed depth", "circuit per depth")
+        for s in (0.25, 0.5, 0.75, 1.0)
+    ]
+    cue = {"task": name.format("certainty"), "cue": name.format("bag of words"), "accuracy": 0.58}
+    return {"frontier": pd.DataFrame(rows), "surface": pd.DataFrame([cue])}
+
+
+def _effects(kinds: list[str], name: str) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"steering": name.format(s), "match": "overall", "category": k, "target": j == 0, "effect": 0.1 * j}
+            | {"low": 0.1 * j - 0.05, "high": 0.1 * j + 0.05, "random_mean": 0.0, "random_low": -0.1, "random_high": 0.1}
+            for s in ("ban three", "route like code", "clamp")
+            for j, k in enumerate(kinds)
+        ]
+    )
+
+
+def _pruning(name: str) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"criterion": c, "ratio": r, "effect": r, "low": r - 0.1, "high": r + 0.1}
+            for c in ("reap", "frequency", name.format("mass"), "random")
+            for r in (0.125, 0.25, 0.5)
+        ]
+    )
+
+
+def _robustness(name: str, rng: np.random.Generator) -> dict[str, pd.DataFrame]:
+    changes = [
+        {"change": name.format(c)}
+        | {f"{what}{end}": 0.3 + by for what in ("relative", "flips") for end, by in (("", 0), ("_low", -0.1), ("_high", 0.1))}
+        for c in ("identity", "typo", "paraphrase", "other language")
+    ]
+    attack = {c: rng.normal(2 - i, 1, 40) for i, c in enumerate(("margin", "one_random", "best_random", "search"))}
+    return {"changes": pd.DataFrame(changes), "attack": pd.DataFrame(attack)}
+
+
+def _layer_pairs(n: int, rng: np.random.Generator) -> pd.DataFrame:
+    return pd.DataFrame([{"layer_a": a, "layer_b": b, "rho": rng.uniform()} for a in range(n) for b in range(n)])

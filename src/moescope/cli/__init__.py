@@ -33,7 +33,6 @@ _COMMANDS = {
     "prune": ("verbs:prune", "Which experts could be left out, as a mask, with the loss that it adds."),
     "robustness": ("verbs:robustness", "How far a monitor of the routing can be trusted, and a search to fool it."),
     "transfer": ("verbs:transfer", "What two models' routing of the same prompts has in common."),
-    "reproduce": ("circuits:reproduce", "Published figures next to measured ones, with verdicts."),
     "convert": ("verbs:convert", "A dense model as a mixture-of-experts checkpoint, and whether that pays."),
     "exit": ("verbs:exit", "A classifier that leaves the model early, with a bound on what that costs."),
     "route": ("verbs:route", "Name a prompt's task from the first layers, or call it unknown."),
@@ -45,6 +44,11 @@ _COMMANDS = {
 }
 for _name, (_function, _help) in _COMMANDS.items():
     app.command(f"moescope.cli.{_function}", name=_name, help=_help)
+_reproduce = App(name="reproduce", help="Published figures next to measured ones, with verdicts.", result_action="return_value")
+for _name in ("circuits", "signatures", "secret-moe"):
+    _help = f"The published figures of the study next to measured ones: {_name}."
+    _reproduce.command(f"moescope.cli.verbs:reproduce_{_name.replace('-', '_')}", name=_name, help=_help)
+app.command(_reproduce)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from moescope.cli.options import COMMON, Common
-from moescope.cli.output import finish, prepare, print_json, progress
+from moescope.cli.generate import Verb, command
+from moescope.cli.output import prepare, print_json, print_result, progress
 
 if TYPE_CHECKING:
     from moescope.study.result import StudyResult
+    from moescope.study.run import Run
+    from moescope.study.settings import Settings
 
-Report = Callable[[str, int, int], None]
 
-
-def demo(*, common: Common = COMMON) -> None:
-    """The main jobs on the embedded models and shipped text, offline: the three published studies with their controls.
-
-    The task circuits of the dense model with an ablation, the routing signatures of the mixture-of-experts model, and one
-    layer distilled into tiny experts; each result in a folder of its own.
-    """
-    folder = common.out or Path("moescope-out") / "demo"
-    overwrite = common.overwrite or common.out is None
+def _demo(_inputs: dict[str, Any], _settings: Settings, run: Run, *, json: bool, quiet: bool) -> None:
+    folder, overwrite = run.out or Path("moescope-out") / "demo", run.overwrite or run.out is None
     parts = {"circuits": _circuits, "signatures": _signatures, "distill": _distill}
-    places = {name: replace(common, out=folder / name, overwrite=overwrite) for name in parts}
-    for name, place in places.items():
-        prepare(place.out, name, overwrite=place.overwrite)
+    for name in parts:
+        prepare(folder / name, name, overwrite=overwrite)
     shown = {}
     for name, part in parts.items():
-        with progress() as report:
-            result = part(common, report)
-        if common.json:
-            shown[name] = {**result.json(), "folder": str(result.save(folder / name, overwrite=overwrite))}
+        with progress(quiet=quiet) as report:
+            result = part(replace(run, out=folder / name, overwrite=overwrite, progress=report))
+        if json:
+            shown[name] = {**result.json(), "folder": str(folder / name)}
         else:
-            finish(result, folder / name, places[name])
+            print_result(result, folder / name)
             print()
-    if common.json:
+    if json:
         print_json(shown)
         return
     print("The demo's reports open in any browser, offline:")
@@ -45,33 +37,36 @@ def demo(*, common: Common = COMMON) -> None:
         print(f"  {(folder / name / 'report.html').resolve()}")
 
 
-def _circuits(common: Common, report: Report) -> StudyResult:
-    from moescope.studies.circuits import CircuitSettings
-    from moescope.studies.circuits import circuits as study
-    from moescope.study.run import Run
-
-    return study(
-        "dense-tiny",
-        # the second as a question, so that the model has an answer of its own, which an ablation can change
-        ["certainty=halueval", "sentiment=uci-sentiment?template=question"],
-        CircuitSettings(ablate="mean", ablate_ks=(1, 10, 50), ablate_rows=160, ablate_text_tokens=512),
-        run=Run(seed=common.seed, batch_tokens=common.batch_tokens, progress=report, **common.load_options()),
-    )
+demo = command(
+    Verb("demo", "", ()),
+    "The main jobs on the embedded models and shipped text, offline: the three published studies with their controls.\n\n"
+    "The task circuits of the dense model with an ablation, the routing signatures of the mixture-of-experts model, and one "
+    "layer distilled into tiny experts; each result in a folder of its own.",
+    _demo,
+)
 
 
-def _signatures(common: Common, report: Report) -> StudyResult:
+def _circuits(run: Run) -> StudyResult:
+    from moescope.studies.circuits.settings import CircuitSettings
+    from moescope.studies.circuits.study import circuits
+
+    # the second as a question, so that the model has an answer of its own, which an ablation can change
+    tasks = ["certainty=halueval", "sentiment=uci-sentiment?template=question"]
+    settings = CircuitSettings(ablate="mean", ablate_ks=(1, 10, 50), ablate_rows=160, ablate_text_tokens=512)
+    return circuits("dense-tiny", tasks, settings, run=run)
+
+
+def _signatures(run: Run) -> StudyResult:
     from moescope.studies.signatures.settings import SignatureSettings
     from moescope.studies.signatures.study import signatures
-    from moescope.study.run import Run
 
-    run = Run(seed=common.seed, batch_tokens=common.batch_tokens, progress=report, **common.load_options())
     return signatures("moe-tiny", settings=SignatureSettings(n_label_permutations=20, n_nulls=20), run=run)
 
 
-def _distill(common: Common, report: Report) -> StudyResult:
+def _distill(run: Run) -> StudyResult:
     from moescope.studies.distill.settings import DistillSettings
     from moescope.studies.distill.study import distill
 
     # Far shorter than the published runs: the ratio is smaller than theirs, and stands beside its Gaussian control.
     settings = DistillSettings(layer=3, experts=1024, rank=32, lr=(5e-3,), steps=250, tokens=40_000, equal_cost=False)
-    return distill("dense-tiny", settings=settings, run=common.run(report))
+    return distill("dense-tiny", settings=settings, run=run)

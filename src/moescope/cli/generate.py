@@ -10,7 +10,7 @@ import inspect
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
@@ -62,8 +62,10 @@ class Verb:
     name: str = ""
     """of the command and of its default folder; default: the function's"""
     tables: tuple[str, ...] = ()
-    fixed: Mapping[str, Any] | None = None
+    fixed: Mapping[str, Any] = field(default_factory=dict)
     """settings that this command does not offer, with their values"""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """settings whose default differs here from the study's"""
     arguments: Callable[[dict[str, Any]], Iterable[Any]] = dict.values
     """the verb's positional arguments from what the command was given, where they are not the inputs one by one"""
 
@@ -74,6 +76,8 @@ class Verb:
         return found
 
     def settings_class(self) -> type[Settings]:
+        if not self.settings:
+            return Settings
         found: type[Settings] = getattr(import_module(f"moescope.studies.{self.study}.settings"), self.settings)
         return found
 
@@ -91,7 +95,7 @@ def command(verb: Verb, help_text: str, body: Callable[..., None] | None = None)
     """
     name = verb.name or verb.function or verb.study
     settings = verb.settings_class()
-    fixed = dict(verb.fixed or {})
+    fixed = verb.fixed
     options = {i.name: i.option or i.name.upper() for i in verb.inputs}
     options |= {f: option_of(f) for cls in (settings, Run) for f in hints(cls) if f not in _LEFT_OUT and f not in fixed}
 
@@ -101,7 +105,7 @@ def command(verb: Verb, help_text: str, body: Callable[..., None] | None = None)
         arguments |= {i.name: given.pop(i.name, i.default) for i in verb.inputs if i.name not in arguments}
         try:
             of_run = {f: given.pop(f) for f in hints(Run) if f in given}
-            chosen = settings(**given, **fixed)
+            chosen = settings(**{**verb.defaults, **given, **fixed})
             how = Run(**of_run)
             if body is not None:
                 return body(arguments, chosen, how, json=json, quiet=quiet)
@@ -121,8 +125,8 @@ def command(verb: Verb, help_text: str, body: Callable[..., None] | None = None)
             print_result(result, folder, verb.tables)
 
     parameters = [i.parameter() for i in verb.inputs]
-    parameters += [_parameter(settings, f) for f in hints(settings) if f not in fixed]
-    parameters += [_parameter(Run, f, group=RUN) for f in hints(Run) if f not in _LEFT_OUT]
+    parameters += [_parameter(settings, f, verb.defaults) for f in hints(settings) if f not in fixed]
+    parameters += [_parameter(Run, f, {}, RUN) for f in hints(Run) if f not in _LEFT_OUT]
     parameters += [
         _flag("json", "Print the result as JSON instead of a table."),
         _flag("quiet", "Show no progress."),
@@ -140,11 +144,10 @@ def _about(verb: Verb) -> str:
     return ""
 
 
-def _parameter(cls: type[Settings], name: str, group: Group | None = None) -> inspect.Parameter:
-    field = next(f for f in fields(cls) if f.name == name)
-    default = field.default if field.default is not MISSING else inspect.Parameter.empty
-    if field.default_factory is not MISSING:
-        default = field.default_factory()
+def _parameter(cls: type[Settings], name: str, defaults: Mapping[str, Any], group: Group | None = None) -> inspect.Parameter:
+    said_here = next(f for f in fields(cls) if f.name == name)
+    default = said_here.default if said_here.default is not MISSING else inspect.Parameter.empty
+    default = defaults.get(name, default)
     bare = _bare(hints(cls)[name])
     said: dict[str, Any] = {"name": _SHORT.get(name, (option_of(name),)), "help": documentation(cls).get(name, "")}
     if group is not None:

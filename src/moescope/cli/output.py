@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from moescope.cli.options import Common
-
 if TYPE_CHECKING:
     from moescope.study.result import StudyResult
 
@@ -39,14 +37,6 @@ def print_result(result: StudyResult, folder: Path, tables: tuple[str, ...] = ()
     for name in result.artifacts:
         print(f"{name}: {(folder / place(name)).resolve()}")
     print(f"report: {(folder / 'report.html').resolve()}")
-
-
-def finish(result: StudyResult, folder: Path, common: Common, tables: tuple[str, ...] = ()) -> None:
-    saved = result.save(folder, overwrite=common.overwrite or common.out is None)
-    if common.json:
-        print_json({**result.json(), "folder": str(saved)})
-    else:
-        print_result(result, saved, tables)
 
 
 def print_claims(result: StudyResult) -> None:

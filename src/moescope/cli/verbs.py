@@ -10,6 +10,7 @@ from moescope.cli.generate import Input, Verb, command
 from moescope.errors import InputError
 
 MODEL = Input("model", str, "Hub id, local folder or embedded name (`moescope models`).")
+NO_MODEL = Input("model", str | None, "Default: the embedded model stands in, and the output says so.", default=None)
 TASKS = Input("tasks", list[str], "NAME=SOURCE; repeat for more. See `moescope tasks`.", "--task")
 TEXTS = Input("texts", Path | None, "File with text, category (and group) instead of the shipped passages.", "--text", None)
 PROMPTS = Input(
@@ -109,17 +110,43 @@ VERBS: dict[str, tuple[Verb, str]] = {
         ),
         "Does a mixture-of-experts model route by task? Against chance, length, words and token identity.",
     ),
+    "reproduce_circuits": (
+        Verb(
+            "circuits",
+            "CircuitSettings",
+            (NO_MODEL, replace(TASKS, type=list[str] | None, default=None)),
+            function="reproduce_circuits",
+            module="reproduce",
+            name="reproduce-circuits",
+            tables=("published",),
+            defaults={"selection": "global", "sigma": "total"},
+        ),
+        "The published figures of the circuits study next to measured ones, in the published settings.",
+    ),
     "reproduce_signatures": (
         Verb(
             "signatures",
             "SignatureSettings",
-            (Input("model", str | None, MODEL.help, default=None), OWN_PROMPTS),
+            (NO_MODEL, OWN_PROMPTS),
             function="reproduce",
             module="reproduce",
             name="reproduce-signatures",
             tables=("published",),
         ),
-        "The published figures of the signatures study next to measured ones.",
+        "The published figures of the signatures study next to measured ones, in the published settings.",
+    ),
+    "reproduce_secret_moe": (
+        Verb(
+            "distill",
+            "DistillSettings",
+            (NO_MODEL, PLAIN),
+            function="reproduce",
+            module="reproduce",
+            name="reproduce-secret-moe",
+            tables=("published",),
+            defaults={"active": (32,), "experts": 4096, "epochs": 10},
+        ),
+        "The published figures of the distillation study next to measured ones, in the published settings.",
     ),
 }
 

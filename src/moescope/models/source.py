@@ -84,7 +84,7 @@ def _hub_name(folder: Path) -> str:
 
 def _no_revision(text: str, what: str, revision: str | None) -> None:
     if revision is not None:
-        raise InputError(f"--revision {revision!r} does not apply: {text!r} is {what}; leave it out")
+        raise InputError(f"{revision!r} does not apply: {text!r} is {what}; leave it out", "revision")
 
 
 def _names() -> str:

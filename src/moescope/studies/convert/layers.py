@@ -107,15 +107,14 @@ def circuit_neurons(circuits: Sequence[Circuit], model: LoadedModel) -> dict[int
         InputError: no circuit was given, one does not lie in MLP activations, or names a neuron that the model lacks.
     """
     if not circuits:
-        raise InputError("method=circuits needs them: a result of `moescope circuits MODEL --site mlp_act`", "circuits")
+        raise InputError("method=circuits needs them: a result of the circuits study at site mlp_act", "circuits")
     found: dict[int, list[list[int]]] = {}
     for circuit in circuits:
         layers: dict[int, list[int]] = {}
         for neuron in circuit.neurons:
             if neuron.site.kind != "mlp_act":
                 raise InputError(
-                    f"circuit {circuit.task!r} lies in {neuron.site.kind}, which no MLP neuron is: "
-                    "find it with `moescope circuits --site mlp_act`"
+                    f"circuit {circuit.task!r} lies in {neuron.site.kind}, which no MLP neuron is: find it at site mlp_act"
                 )
             if neuron.index >= model.width(neuron.site):
                 raise InputError(f"circuit {circuit.task!r}: neuron {neuron} is not in model {model.name}")

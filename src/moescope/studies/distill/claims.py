@@ -132,7 +132,7 @@ def _edge_claims(students: pd.DataFrame) -> list[Claim]:
     for (data, name), part in students[students["chosen"]].groupby(["data", "student"], sort=False):
         low, high, n = tried.loc[(data, name)]
         if n > 1 and part["lr"].iloc[0] in (low, high):
-            edge.append(f"{name} on {data} (--lr {part['lr'].iloc[0]:g})")
+            edge.append(f"{name} on {data} (lr {part['lr'].iloc[0]:g})")
     if not edge:
         return []
     more = f" and {len(edge) - 3} more" if len(edge) > 3 else ""
@@ -162,7 +162,7 @@ def _ratio_claim(row: pd.Series, ratio: pd.DataFrame, model: str, dead: float) -
         else:
             note = "one seed: no interval and no test"
     if dead > _MANY_DEAD:
-        note += f"; {dead:.0%} of the experts are dead, which a lower --lr or --revive may mend"
+        note += f"; {dead:.0%} of the experts are dead, which a lower learning rate or revive may mend"
     return Claim(
         f"FVU of dense / {name}, on activations",
         float(row["ratio"]),

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from moescope.routing.subject import Subject
 from moescope.studies.signatures import published
 from moescope.studies.signatures.claims_accuracy import accuracy_claims, grouped_claim
-from moescope.study.verdicts import beyond_chance, significant
+from moescope.study.verdicts import ALPHA, beyond_chance, significant
 from moescope.types import Claim, Verdict
 
 # The two readings of "load balance", by their row in the table of nulls.
@@ -160,7 +160,7 @@ def _depth(layers: pd.DataFrame) -> Claim:
     measured = f"peak at layer {peak} of {n}"
     source = f"peak near layer {published.PEAK_LAYER} of {published.LAYERS}"
     by_layer = ", ".join(f"{layer}: {v:.2f}" for layer, v in zip(layers["layer"], d, strict=True)) if n <= _EXACT else ""
-    note = f"layers count from 0; {carrying} of {n} with experts separate (family-wise p < 0.05)"
+    note = f"layers count from 0; {carrying} of {n} with experts separate (family-wise p ≤ {ALPHA:g})"
     note += f"; d by layer {by_layer}" if by_layer else ""
     if n < 3 or np.ptp(d) == 0:
         return Claim("deeper layers separate more", measured, source, note=f"too few layers for a trend; {note}")

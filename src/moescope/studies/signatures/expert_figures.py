@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from moescope.report.style import FAINT, INK, SOFT, color, errors, letter, levels, name_rows, new_figure, shorten
+from moescope.study.verdicts import ALPHA
 
 Tables = Mapping[str, pd.DataFrame]
 
@@ -33,7 +34,7 @@ def favourites(tables: Tables) -> Figure:
         row = frame["layer"].map(layers.index).to_numpy()
         values[row, frame["expert"]] = np.clip(np.where(np.isfinite(lift), lift, np.where(np.isnan(lift), 0, -2)), -2, 2)
         image = panel.imshow(values, cmap="PuOr_r", vmin=-2, vmax=2, aspect="auto", interpolation="nearest")
-        sure = ((frame["p_family"] < 0.05) & (frame["category"] == categories[i])).to_numpy()
+        sure = ((frame["p_family"] <= ALPHA) & (frame["category"] == categories[i])).to_numpy()
         panel.plot(frame["expert"][sure], row[sure], ls="none", marker="o", ms=1.8, color=INK, mew=0)
         step = max(1, -(-len(layers) // 8))
         panel.set_yticks(range(0, len(layers), step), layers[::step])

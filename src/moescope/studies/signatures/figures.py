@@ -37,6 +37,7 @@ from moescope.report.style import (
     shorten,
 )
 from moescope.studies.signatures.expert_figures import Tables, cards, favourites
+from moescope.study.verdicts import ALPHA
 
 if TYPE_CHECKING:
     from moescope.study.result import StudyResult
@@ -73,11 +74,11 @@ def _layers(tables: Tables) -> Figure:
     _layer_axis(left, frame)
     letter(left, 0, "Similarity by layer")
     legend(left)
-    right.bar(x, frame["d_pairs"], color=[BLUE if p < 0.05 else FAINT for p in frame["p_family"]], width=0.7)
+    right.bar(x, frame["d_pairs"], color=[BLUE if p <= ALPHA else FAINT for p in frame["p_family"]], width=0.7)
     right.plot(x, frame["null_d_95"], color=INK, marker="_", ls="none", ms=9, label="95 % of label permutations")
     right.set_ylabel("Cohen's d, within over across")
     _layer_axis(right, frame)
-    letter(right, 1, "Separation (blue: family-wise p < 0.05)")
+    letter(right, 1, f"Separation (blue: family-wise p ≤ {ALPHA:g})")
     legend(right)
     return figure
 

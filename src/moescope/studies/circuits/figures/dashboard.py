@@ -33,6 +33,7 @@ from moescope.report.style import (
     shorten,
 )  # fmt: skip
 from moescope.studies.circuits.figures.comparison import best_surface, control_row, n_classes
+from moescope.study.verdicts import ALPHA
 
 Tables = Mapping[str, pd.DataFrame]
 CAPTION = (
@@ -111,11 +112,11 @@ def _neurons(axes: Axes, tables: Tables, task: str) -> None:
     rows = of_task(tables["neurons"], task).sort_values("rank").head(_NEURONS)
     place = np.arange(len(rows))
     values = rows["divergence"].to_numpy(float)
-    significant = (rows["p_family"] <= 0.05).to_numpy() if "p_family" in rows else np.ones(len(rows), dtype=bool)
+    significant = (rows["p_family"] <= ALPHA).to_numpy() if "p_family" in rows else np.ones(len(rows), dtype=bool)
     massive = rows["massive"].to_numpy(bool) if "massive" in rows else np.zeros(len(rows), dtype=bool)
     threshold = float(rows["threshold_5pct"].iloc[0]) if "threshold_5pct" in rows else float("nan")
     groups = (
-        (significant & ~massive, BLUE, None, "p (family-wise) ≤ 0.05"),
+        (significant & ~massive, BLUE, None, f"p (family-wise) ≤ {ALPHA:g}"),
         (significant & massive, SKY, "////", "the same, massive activation"),
         (~significant & ~massive, FAINT, None, "not significant"),
         (~significant & massive, "white", "////", "not significant, massive"),
@@ -255,8 +256,8 @@ def dose_curve(axes: Axes, rows: pd.DataFrame, along: str, target: str, label: s
     axes.plot(rows[along], rows["random_mean"], color=SOFT, lw=0.9, ls="--", label="their mean")
     axes.axhline(0, color=FAINT, lw=0.8, zorder=0)
     axes.plot(rows[along], rows["effect"], "-", color=ink)
-    strong = (rows["p"] <= 0.05).to_numpy()
-    for chosen, fill, name in ((strong, ink, f"{label}, p ≤ 0.05"), (~strong, "white", f"{label}, p > 0.05")):
+    strong = (rows["p"] <= ALPHA).to_numpy()
+    for chosen, fill, name in ((strong, ink, f"{label}, p ≤ {ALPHA:g}"), (~strong, "white", f"{label}, p > {ALPHA:g}")):
         if chosen.any():
             axes.plot(rows[along][chosen], rows["effect"][chosen], "o", color=ink, mfc=fill, ms=4, label=name)
     axes.set_ylabel(TARGETS.get(target, target.replace("_", " ")))

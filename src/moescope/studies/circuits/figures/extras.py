@@ -38,6 +38,7 @@ from moescope.report.style import (
 )  # fmt: skip
 from moescope.studies.circuits.figures.comparison import SURFACE
 from moescope.studies.circuits.figures.dashboard import TARGETS, dose_curve
+from moescope.study.verdicts import ALPHA
 
 Tables = Mapping[str, pd.DataFrame]
 
@@ -169,7 +170,7 @@ def _task_map(tables: Tables) -> Figure:
             if i == j:
                 continue
             values[i, j] = values[j, i] = row["value"]
-            star = "*" if row.get("p_adjusted", row["p"]) <= 0.05 else ""
+            star = "*" if row.get("p_adjusted", row["p"]) <= ALPHA else ""
             chance = "" if len(names) > 5 else f"\nchance {row['chance']:.2f}"
             texts[i][j] = texts[j][i] = f"{row['value']:.2f}{star}{chance}"
         finite = values[np.isfinite(values)]

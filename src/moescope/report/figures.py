@@ -106,7 +106,7 @@ def compare(results: Sequence[StudyResult]) -> Figure:
 
 
 def rendered(result: StudyResult, name: str) -> Image:
-    """The figure ``name`` as PNG (200 dots per inch) and SVG (text stays text)."""
+    """The figure ``name`` as PNG (200 dots per inch) and SVG (text drawn as paths)."""
     return render(draw(result, name))
 
 

@@ -86,6 +86,8 @@ def _drawn(entry: Entry) -> Figure:
 
 @pytest.mark.parametrize("case", RESULTS)
 def test_nothing_is_cut_or_overprinted(case: str, font: str) -> None:
+    if font == "DejaVu Sans" and case.startswith("two"):
+        pytest.skip("test_report_figures draws these in DejaVu Sans")
     for kind, entry in _entries(RESULTS[case]()):
         figure = _drawn(entry)
         check_texts(f"{kind} {entry.name} in {font}", figure)
@@ -136,7 +138,7 @@ def test_the_size_of_a_figure_follows_from_the_number_of_tasks_alone() -> None:
 
 
 @pytest.mark.parametrize("name", [r"$\frac{1}{$", "$100 to $500", r"a\$b$", "$x$", "_hidden"])
-def test_names_are_drawn_as_they_are(name: str, font: str) -> None:
+def test_names_are_drawn_as_they_are(name: str) -> None:
     result = synthetic_result(("certainty",))
     for table in result.tables.values():
         for column in table.columns.intersection(["task", "class"]):

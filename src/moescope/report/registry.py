@@ -94,7 +94,7 @@ def draw(result: StudyResult, name: str) -> Figure:
 
 
 def rendered(result: StudyResult, name: str) -> Image:
-    """The figure ``name`` as PNG (200 dots per inch) and SVG (text stays text)."""
+    """The figure ``name`` as PNG (200 dots per inch) and SVG (text drawn as paths)."""
     return render(draw(result, name))
 
 

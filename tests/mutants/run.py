@@ -1,0 +1,210 @@
+"""Apply faults to copies of the sources, run the tests that should notice, and tell what they said."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = "moescope"
+_LIMIT = 900  # seconds, after which a fault's tests count as hung
+# Imported once and shared by every run, which is forked off: they take longer than most tests do.
+_HEAVY = (
+    "matplotlib.pyplot",
+    "numba",
+    "pandas",
+    "scipy.stats",
+    "sklearn.linear_model",
+    "torch",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.olmoe.modeling_olmoe",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One wrong connection.
+
+    Attributes:
+        where: the control or split that it breaks.
+        breaks: what is wrong then, in one sentence.
+        file: below the package's folder.
+        old, new: text that stands there exactly once, and what it becomes.
+        tests: pytest node ids, of which at least one must fail, by an assertion.
+    """
+
+    name: str
+    study: str
+    where: str
+    breaks: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    def applied(self, text: str) -> str:
+        """``text`` with the fault in it.
+
+        Raises:
+            ValueError: the text to be replaced does not stand there exactly once.
+        """
+        found = text.count(self.old)
+        if found != 1:
+            raise ValueError(f"{self.name}: its text stands {found} times in {self.file}, not once: {self.old!r}")
+        return text.replace(self.old, self.new)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run of tests came to: for each test that did not pass, the name of what it raised."""
+
+    passed: int
+    failed: dict[str, str]
+    seconds: float
+    trouble: str = ""
+
+    @property
+    def caught(self) -> list[str]:
+        """Tests whose own assertion failed; one that broke down some other way has shown nothing."""
+        return [test for test, raised in self.failed.items() if raised == "AssertionError"]
+
+
+def check(faults: Sequence[Fault], *, jobs: int = 1) -> int:
+    """Try every fault and print a table; 0 if all were caught, else 1."""
+    sources = {fault.file: (ROOT / "src" / PACKAGE / fault.file).read_text() for fault in faults if _stands(fault)}
+    for fault in faults:
+        if fault.file not in sources:
+            return _refused(f"{fault.name}: there is no {fault.file}")
+        try:
+            fault.applied(sources[fault.file])
+        except ValueError as error:
+            return _refused(str(error))
+    _import_heavy()
+    named = sorted({test for fault in faults for test in fault.tests})
+    with _copy() as source:
+        clean = _in_child(source, named)
+    if clean.trouble or clean.failed or clean.passed < len(named):
+        wrong = clean.trouble or ", ".join(f"{test} ({raised})" for test, raised in clean.failed.items()) or "some did not run"
+        return _refused(f"without any fault the tests must pass, and do not: {wrong}")
+    print(f"without a fault: {clean.passed} tests pass, {clean.seconds:.0f} s", flush=True)
+    head = ("fault", "study", "control or split", "caught by", "s")
+    print(f"{head[0]:<34} {head[1]:<11} {head[2]:<26} {head[4]:>5}  {head[3]}", flush=True)
+    began, survived = time.time(), []
+    with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
+        for fault, outcome in zip(faults, pool.map(_try, faults), strict=True):
+            by = ", ".join(test.partition("::")[2] for test in outcome.caught)
+            if not by:
+                survived.append(fault)
+                broke = ", ".join(f"{test.partition('::')[2]}: {raised}" for test, raised in outcome.failed.items())
+                by = f"NOT CAUGHT {outcome.trouble or broke}"
+            print(f"{fault.name:<34} {fault.study:<11} {fault.where:<26} {outcome.seconds:>5.1f}  {by}", flush=True)
+    print(f"{len(faults) - len(survived)} of {len(faults)} faults caught, {time.time() - began:.0f} s")
+    for fault in survived:
+        print(f"survived: {fault.name}: {fault.breaks}")
+    return 1 if survived else 0
+
+
+def _try(fault: Fault) -> Outcome:
+    with _copy() as source:
+        file = source / PACKAGE / fault.file
+        file.write_text(fault.applied(file.read_text()))
+        return _in_child(source, list(fault.tests))
+
+
+def _stands(fault: Fault) -> bool:
+    return (ROOT / "src" / PACKAGE / fault.file).is_file()
+
+
+def _refused(why: str) -> int:
+    print(f"error: {why}", file=sys.stderr)
+    return 1
+
+
+@contextlib.contextmanager
+def _copy() -> Iterator[Path]:
+    """A folder with a copy of the package, which nothing else touches."""
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        ignore = shutil.ignore_patterns("__pycache__", "zoo", "data")
+        shutil.copytree(ROOT / "src" / PACKAGE, Path(folder) / PACKAGE, ignore=ignore)
+        # weights and texts are large and no fault is in them
+        for heavy in (ROOT / "src" / PACKAGE).rglob("*"):
+            if heavy.is_dir() and heavy.name in ("zoo", "data"):
+                (Path(folder) / PACKAGE / heavy.relative_to(ROOT / "src" / PACKAGE)).symlink_to(heavy)
+        yield Path(folder)
+
+
+def _import_heavy() -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    for name in _HEAVY:
+        importlib.import_module(name)
+    loaded = [name for name in sys.modules if name.partition(".")[0] == PACKAGE]
+    assert not loaded, f"{loaded[0]} is imported already, so a copy of it would not be"
+
+
+def _in_child(source: Path, tests: list[str]) -> Outcome:
+    """Run tests on the package that lies in ``source``, in a process of their own."""
+    context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    began = time.time()
+    process = context.Process(target=_run, args=(source, tests, sender.send))
+    process.start()
+    sender.close()
+    try:
+        answer = receiver.recv() if receiver.poll(_LIMIT) else (0, {}, f"no answer within {_LIMIT} s")
+    except EOFError:
+        answer = (0, {}, "the process ended without an answer")
+    process.kill() if answer[2] else None
+    process.join()
+    return Outcome(answer[0], answer[1], time.time() - began, answer[2])
+
+
+def _run(source: Path, tests: list[str], send: Callable[[Any], None]) -> None:
+    os.environ["PYTHONPATH"] = f"{source}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    sys.path.insert(0, str(source))
+    importlib.invalidate_caches()
+    found = importlib.util.find_spec(PACKAGE)
+    if found is None or found.origin is None or not Path(found.origin).is_relative_to(source):
+        return send((0, {}, f"{PACKAGE} would be imported from {found and found.origin}, not from the copy"))
+    os.chdir(ROOT)
+    notes = _Notes()
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        code = pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=no", *tests], plugins=[notes])
+    trouble = "" if code in (0, 1) else f"pytest could not run the tests (exit {int(code)}) {notes.trouble}"
+    send((notes.passed, notes.failed, trouble))
+
+
+class _Notes:
+    """What each test came to."""
+
+    def __init__(self) -> None:
+        self.passed = 0
+        self.failed: dict[str, str] = {}
+        self.trouble = ""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+        report = yield
+        if call.excinfo is not None:
+            self.failed[item.nodeid] = call.excinfo.typename
+        elif report.when == "call" and report.passed:
+            self.passed += 1
+        return report
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self.trouble = str(report.longrepr).strip().splitlines()[-1]

@@ -69,9 +69,12 @@ def expects(model: LoadedModel, word: str, direction: np.ndarray) -> None:
         head.weight[model.tokenizer.convert_tokens_to_ids(word)] = torch.from_numpy(direction).float()
 
 
-def expert_model(words: Words, gates: np.ndarray, writes: np.ndarray, *, top_k: int = 1) -> LoadedModel:
+def expert_model(
+    words: Words, gates: np.ndarray, writes: np.ndarray, *, reads: np.ndarray | None = None, top_k: int = 1
+) -> LoadedModel:
     """A mixture of E experts in one layer, without attention: ``gates`` (E, D) read the normalised word, and an expert that is
-    chosen adds its row of ``writes`` (E, D) times its router's weight. Coordinate 0 of every word must be 1.
+    chosen adds its row of ``writes`` (E, D) times its router's weight, and times its product with ``reads`` (E, D) where
+    given. Coordinate 0 of every word must be 1.
     """
     tokenizer, width = _tokenizer(words), gates.shape[1]
     config = OlmoeConfig(
@@ -92,8 +95,9 @@ def expert_model(words: Words, gates: np.ndarray, writes: np.ndarray, *, top_k: 
         experts.gate_up_proj.zero_()
         experts.down_proj.zero_()
         inner = experts.gate_up_proj.shape[1] // 2
-        for rows in (0, inner):  # one neuron, gate and up, that is on for every word
-            experts.gate_up_proj[:, rows, 0] = 2.0
+        experts.gate_up_proj[:, [0, inner], 0] = 2.0  # one neuron, gate and up, that is on for every word
+        if reads is not None:
+            experts.gate_up_proj[:, inner] = torch.from_numpy(reads).float()
         experts.down_proj[:, :, 0] = torch.from_numpy(writes).float()
     return from_model(model, tokenizer, name="table of experts")
 

@@ -21,7 +21,7 @@ EXPERTS = 8
 
 def languages(n: int = EXPERTS, gain: float = 4.0) -> LoadedModel:
     """Word d goes to expert d, by which alone the model knows that word d comes next."""
-    width = 2 * n + 4 - (2 * n) % 4
+    width = 8 * (2 * n // 8 + 1)
     eye = np.eye(width)
     words = {f"d{d}": eye[0] + 2 * eye[1 + d] for d in range(n)}
     model = expert_model(words, 6 * eye[1 : 1 + n], eye[1 + n : 1 + 2 * n])
@@ -53,15 +53,15 @@ def test_random_masks_are_not_the_criterions() -> None:
 
 @cache
 def rare() -> tuple[StudyResult, PruneMask]:
-    """A rare word's expert writes much, that of the common word next to nothing; two more are never met."""
+    """What a rare word's expert writes tells the next word, the common word's writes next to nothing; two more are never met."""
     eye = np.eye(8)
-    words = {"rare": eye[0] + 2 * eye[1], "common": eye[0] + 2 * eye[2]}
-    model = expert_model(words, 6 * eye[1:5], np.stack([eye[5], 0.01 * eye[6], eye[7], eye[7]]))
-    expects(model, "rare", 6 * eye[5])
-    text = " ".join(["common", "common", "common", "rare", "rare"] * 3)
-    return call.prune(
-        model, [Passage(text, "all", str(i)) for i in range(4)], by="reap", ratios=(0.75,), ratio=0.75, n_random=4, length=16
-    )
+    words = {"rare": eye[0] + 2 * eye[1], "common": eye[0] + 2 * eye[2], "end": eye[0]}
+    writes = np.stack([eye[5], 0.01 * eye[6], eye[7], eye[7]])
+    model = expert_model(words, 6 * eye[1:5], writes, reads=eye[1:5])
+    expects(model, "end", 6 * eye[5])
+    text = " ".join(["common", "common", "common", "common", "rare", "end"] * 3)
+    passages = [Passage(text, "all", str(i)) for i in range(4)]
+    return call.prune(model, passages, by="reap", ratios=(0.75,), ratio=0.75, n_random=4, tokens=400, length=18)
 
 
 def test_each_criterion_prunes_by_its_own_measure() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -88,9 +89,10 @@ def robustness(model: LoadedModel, prompts: Sequence[Prompt], attack: dict[str, 
 
 
 def transfer(a: RoutingTrace, b: RoutingTrace, **options: Any) -> StudyResult:
-    small: dict[str, Any] = {"n_permutations": 99, "n_alignments": 19, "dimensions": 8}
+    small: dict[str, Any] = {"n_permutations": 99, "n_alignments": 19, "dimensions": 6, "n_folds": 2}
     return transfer_study(a, b, settings=TransferSettings(**(small | options)))
 
 
 def convert(model: LoadedModel, out: Path, **options: Any) -> StudyResult:
-    return convert_study(model, out, speed=False, **options)
+    with patch.object(StudyResult, "save"):  # the report, whose figures take longer than all else
+        return convert_study(model, out, speed=False, **options)

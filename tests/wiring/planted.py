@@ -20,14 +20,14 @@ Words = Mapping[str, np.ndarray]
 """What each word is: its vector, which enters layer 0."""
 
 
-def lookup_model(words: Words, *, layers: int = 1) -> LoadedModel:
+def lookup_model(words: Words, *, layers: int = 1, inner: int = 48) -> LoadedModel:
     """A llama none of whose layers does anything, so that a text's last activations are its last word's vector everywhere.
 
     Its head gives every word the logit 0; see :func:`expects`.
     """
     tokenizer, width = _tokenizer(words), len(next(iter(words.values())))
     config = LlamaConfig(
-        num_hidden_layers=layers, intermediate_size=48, num_attention_heads=4, **_shared(tokenizer, width)
+        num_hidden_layers=layers, intermediate_size=inner, num_attention_heads=4, **_shared(tokenizer, width)
     )
     model = LlamaForCausalLM(config).eval()
     with torch.no_grad():

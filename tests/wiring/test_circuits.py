@@ -26,8 +26,8 @@ def one_neuron(gap: float = 1.5) -> np.ndarray:
     return x
 
 
-def accuracies(result: StudyResult) -> pd.Series:
-    return result.tables["controls"].set_index("control")["accuracy"]
+def accuracies(result: StudyResult, name: str = "made") -> pd.Series:
+    return result.tables["controls"].query("task == @name").set_index("control")["accuracy"]
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +104,12 @@ def grouped() -> StudyResult:
 
 
 def test_labels_are_permuted_by_group(grouped: StudyResult) -> None:
-    controls = grouped.tables["controls"].query("task == 'one'").set_index("control")
-    assert controls.loc["circuit", "accuracy"] == 1
-    assert controls.loc["permuted_labels", "p"] > 0.03
+    assert accuracies(grouped, "one")["circuit"] == 1
+    assert grouped.tables["controls"].query("control == 'permuted_labels'")["p"].min() > 0.03
+
+
+def test_permuted_labels_are_not_the_true_ones(grouped: StudyResult) -> None:
+    assert accuracies(grouped, "one")["permuted_labels"] < 0.7
 
 
 def test_the_ranking_is_permuted_by_group(grouped: StudyResult) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -15,7 +14,7 @@ from tests.wiring import call
 from tests.wiring.planted import expects, lookup_model
 
 WIDTH = 16
-SMALL: dict[str, Any] = {"experts": 16, "active": (2,), "rank": 4, "seeds": 3, "batch": 64}
+SMALL: dict[str, Any] = {"experts": 16, "active": (2,), "rank": 4, "batch": 128}
 
 
 def signs(n: int, seed: int) -> np.ndarray:
@@ -56,7 +55,7 @@ def study() -> StudyResult:
     for number in range(8):
         texts.insert(20 * number, " ".join(f"held{8 * number + i}" for i in range(8)))
     controls = ("gaussian", "shuffled-teacher", "shuffled-outputs", "twin")
-    return call.distill(gates(words), 0, texts, controls=controls, lrs=(1e-2,), steps=3, **SMALL)
+    return call.distill(gates(words), 0, texts, controls=controls, lrs=(1e-2,), steps=3, seeds=3, **SMALL)
 
 
 def baseline(study: StudyResult, data: str, name: str = "linear") -> float:
@@ -76,8 +75,8 @@ def test_the_spliced_models_loss_is_of_held_out_texts(study: StudyResult) -> Non
 
 @pytest.mark.parametrize("control", ["gaussian", "shuffled-teacher", "twin"])
 def test_a_control_is_not_the_layer_on_its_texts(study: StudyResult, control: str) -> None:
-    assert baseline(study, "activations") < 1e-3
-    assert baseline(study, control) > 0.05
+    assert baseline(study, "activations") < 1e-4
+    assert baseline(study, control) > 0.01
 
 
 def test_outputs_of_other_tokens_are_of_other_tokens(study: StudyResult) -> None:
@@ -98,22 +97,24 @@ def test_a_dense_student_costs_what_an_expert_student_does_with_its_router(study
 
 
 @pytest.fixture(scope="module")
-def unlearnable() -> pd.DataFrame:
+def unlearnable() -> StudyResult:
     """Runs on few vectors, no two alike, with the outputs of others: what is learnt is learnt by heart."""
     words = {f"w{i}": x for i, x in enumerate(signs(400, 2))}
     texts = [" ".join(f"w{8 * i + j}" for j in range(8)) for i in range(40)]
-    students = call.distill(
-        gates(words), 0, texts, controls=("shuffled-outputs",), lrs=(1e-3, 2e-3, 4e-3, 8e-3, 16e-3), steps=250, **SMALL
-    ).tables["students"]
-    return students.query("data == 'shuffled-outputs'")
+    how: dict[str, Any] = {"lrs": (2e-3, 6e-3, 2e-2), "steps": 80, "seeds": 1, "equal_cost": False}
+    return call.distill(gates(words), 0, texts, controls=("shuffled-outputs",), **how, **SMALL)
 
 
 @pytest.mark.parametrize("split", ["fvu", "validation"])
-def test_what_was_learnt_by_heart_is_no_use_on_other_texts(unlearnable: pd.DataFrame, split: str) -> None:
-    assert unlearnable[split].dropna().min() > 0.95
+def test_what_was_learnt_by_heart_is_no_use_on_other_texts(unlearnable: StudyResult, split: str) -> None:
+    assert unlearnable.tables["students"].query("data == 'shuffled-outputs'")[split].dropna().min() > 0.95
 
 
-def test_the_rate_is_the_best_on_validation(unlearnable: pd.DataFrame) -> None:
-    for _, runs in unlearnable.query("seed == 0").groupby("student"):
+def test_the_linear_baseline_is_fitted_on_other_texts(unlearnable: StudyResult) -> None:
+    assert baseline(unlearnable, "shuffled-outputs") > 0.95
+
+
+def test_the_rate_is_the_best_on_validation(unlearnable: StudyResult) -> None:
+    for _, runs in unlearnable.tables["students"].query("seed == 0").groupby(["data", "student"]):
         assert runs["chosen"].sum() == 1
         assert runs.loc[runs["validation"].idxmin(), "chosen"]

@@ -11,8 +11,10 @@ from moescope.models import LoadedModel
 from moescope.runtime.mask import PruneMask
 from moescope.study.result import StudyResult
 from moescope.studies.steer import Ablation, Steering
+from moescope.studies.steer.experts_choose import top_experts
 from moescope.tasks.passages import Passage
 from moescope.types import Neuron, Site
+from tests.planted_routing import random_trace
 from tests.wiring import call
 from tests.wiring.planted import expects, expert_model, lookup_model
 
@@ -105,6 +107,11 @@ def test_random_experts_are_used_as_much_as_the_banned() -> None:
     steering = Steering("ban", ExpertEdits(ban=frozenset({Expert(0, 5)})), "all")
     found = call.steer(languages(n), steering, passages, n_random=3, tokens=400, length=128).tables["effects"]
     assert (found["usage_ratio"].sub(1).abs() < 0.3).all()
+
+
+def test_a_categorys_experts_are_chosen_by_its_own_prompts() -> None:
+    trace = random_trace(6, planted={(3, "code"): (2, 9), (3, "math"): (4, 5)}, strength=0.9)
+    assert {e.number for e in top_experts(trace, "code", 2) if e.layer == 3} == {2, 9}
 
 
 @cache

@@ -1,4 +1,4 @@
-"""``python tests/mutants [NAME ...] [--jobs N] [--list]``: put each fault into a copy of the sources and see which test fails."""
+"""``python tests/mutants [NAME ...] [--jobs N] [--list]``: each fault, put into a copy of the sources, must fail a test."""
 
 from __future__ import annotations
 

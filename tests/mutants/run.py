@@ -19,6 +19,8 @@ from typing import Any
 
 import pytest
 
+from tests.mutants.fault import Fault
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "moescope"
 _LIMIT = 900  # seconds, after which a fault's tests count as hung
@@ -33,39 +35,6 @@ _HEAVY = (
     "transformers.models.llama.modeling_llama",
     "transformers.models.olmoe.modeling_olmoe",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fault:
-    """One wrong connection.
-
-    Attributes:
-        where: the control or split that it breaks.
-        breaks: what is wrong then, in one sentence.
-        file: below the package's folder.
-        old, new: text that stands there exactly once, and what it becomes.
-        tests: pytest node ids, of which at least one must fail, by an assertion.
-    """
-
-    name: str
-    study: str
-    where: str
-    breaks: str
-    file: str
-    old: str
-    new: str
-    tests: tuple[str, ...]
-
-    def applied(self, text: str) -> str:
-        """``text`` with the fault in it.
-
-        Raises:
-            ValueError: the text to be replaced does not stand there exactly once.
-        """
-        found = text.count(self.old)
-        if found != 1:
-            raise ValueError(f"{self.name}: its text stands {found} times in {self.file}, not once: {self.old!r}")
-        return text.replace(self.old, self.new)
 
 
 @dataclass(frozen=True)
@@ -102,7 +71,7 @@ def check(faults: Sequence[Fault], *, jobs: int = 1) -> int:
         return _refused(f"without any fault the tests must pass, and do not: {wrong}")
     print(f"without a fault: {clean.passed} tests pass, {clean.seconds:.0f} s", flush=True)
     head = ("fault", "study", "control or split", "caught by", "s")
-    print(f"{head[0]:<34} {head[1]:<11} {head[2]:<26} {head[4]:>5}  {head[3]}", flush=True)
+    print(f"{head[0]:<39} {head[1]:<11} {head[2]:<26} {head[4]:>5}  {head[3]}", flush=True)
     began, survived = time.time(), []
     with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
         for fault, outcome in zip(faults, pool.map(_try, faults), strict=True):
@@ -111,7 +80,7 @@ def check(faults: Sequence[Fault], *, jobs: int = 1) -> int:
                 survived.append(fault)
                 broke = ", ".join(f"{test.partition('::')[2]}: {raised}" for test, raised in outcome.failed.items())
                 by = f"NOT CAUGHT {outcome.trouble or broke}"
-            print(f"{fault.name:<34} {fault.study:<11} {fault.where:<26} {outcome.seconds:>5.1f}  {by}", flush=True)
+            print(f"{fault.name:<39} {fault.study:<11} {fault.where:<26} {outcome.seconds:>5.1f}  {by}", flush=True)
     print(f"{len(faults) - len(survived)} of {len(faults)} faults caught, {time.time() - began:.0f} s")
     for fault in survived:
         print(f"survived: {fault.name}: {fault.breaks}")

@@ -82,7 +82,9 @@ def steer(model: LoadedModel, steering: Steering, passages: Sequence[Passage], *
     return steer_study(model, [steering], passages, settings=EffectSettings(**options))
 
 
-def robustness(model: LoadedModel, prompts: Sequence[Prompt], attack: dict[str, Any] | None = None, **options: Any) -> StudyResult:
+def robustness(
+    model: LoadedModel, prompts: Sequence[Prompt], attack: dict[str, Any] | None = None, **options: Any
+) -> StudyResult:
     small: dict[str, Any] = {"precision": False, "batches": False, "attacked": 0 if attack is None else 16}
     settings = RobustnessSettings(**(small | options), attack=AttackSettings(**(attack or {})))
     return robustness_study(model, prompts, settings=settings)

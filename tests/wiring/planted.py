@@ -26,9 +26,7 @@ def lookup_model(words: Words, *, layers: int = 1, inner: int = 48) -> LoadedMod
     Its head gives every word the logit 0; see :func:`expects`.
     """
     tokenizer, width = _tokenizer(words), len(next(iter(words.values())))
-    config = LlamaConfig(
-        num_hidden_layers=layers, intermediate_size=inner, num_attention_heads=4, **_shared(tokenizer, width)
-    )
+    config = LlamaConfig(num_hidden_layers=layers, intermediate_size=inner, num_attention_heads=4, **_shared(tokenizer, width))
     model = LlamaForCausalLM(config).eval()
     with torch.no_grad():
         _fill(model, tokenizer, words)

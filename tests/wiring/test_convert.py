@@ -19,7 +19,7 @@ EYE = np.eye(WIDTH)
 
 
 def clustered() -> LoadedModel:
-    """Word c turns on the neurons c, c + 8, c + 16, … of every layer, and no others; by them it expects itself to come again."""
+    """Word c turns on the neurons c, c + 8, c + 16, … of every layer, and no others; by them it expects itself again."""
     words = {f"w{c}": EYE[0] + 3 * EYE[1 + c] for c in range(CLUSTERS)} | {f"x{i}": EYE[0] + 3 * EYE[17] for i in range(8)}
     model = lookup_model(words, layers=2, inner=CLUSTERS * EACH)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Controls, splits and choices of the distillation study, on a layer that is linear on the texts' own vectors and nowhere else."""
+"""Controls, splits and choices of the distillation study, on a layer that is linear on its texts' vectors and nowhere else."""
 
 from __future__ import annotations
 

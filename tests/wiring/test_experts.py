@@ -9,9 +9,9 @@ import numpy as np
 from moescope.intervene import Expert, ExpertEdits
 from moescope.models import LoadedModel
 from moescope.runtime.mask import PruneMask
-from moescope.study.result import StudyResult
 from moescope.studies.steer import Ablation, Steering
 from moescope.studies.steer.experts_choose import top_experts
+from moescope.study.result import StudyResult
 from moescope.tasks.passages import Passage
 from moescope.types import Neuron, Site
 from tests.planted_routing import random_trace
@@ -55,7 +55,7 @@ def test_random_masks_are_not_the_criterions() -> None:
 
 @cache
 def rare() -> tuple[StudyResult, PruneMask]:
-    """What a rare word's expert writes tells the next word, the common word's writes next to nothing; two more are never met."""
+    """A rare word's expert tells the next word, the common word's writes next to nothing; two more are never met."""
     eye = np.eye(8)
     words = {"rare": eye[0] + 2 * eye[1], "common": eye[0] + 2 * eye[2], "end": eye[0]}
     writes = np.stack([eye[5], 0.01 * eye[6], eye[7], eye[7]])

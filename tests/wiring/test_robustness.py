@@ -48,9 +48,7 @@ def test_a_monitor_has_not_seen_the_topic() -> None:
 @cache
 def attacked() -> StudyResult:
     rng = np.random.default_rng(2)
-    prompts = [
-        Prompt(str(i), "".join(rng.choice(list((LETTERS, LETTERS.upper())[i % 2]), 10)), "ab"[i % 2]) for i in range(40)
-    ]
+    prompts = [Prompt(str(i), "".join(rng.choice(list((LETTERS, LETTERS.upper())[i % 2]), 10)), "ab"[i % 2]) for i in range(40)]
     attack = {"length": 3, "queries": 33, "start": 1, "children": 8}
     return call.robustness(tiny_model("olmoe"), prompts, attack, perturbations=("identity",))
 

@@ -16,9 +16,7 @@ EACH, WIDTH, RATE = 60, 16, 0.2
 
 def tasks_of(names: str) -> list[Task]:
     """Texts of two words: the first is not looked at, the second belongs to its row alone."""
-    return [
-        task([f"start {name}{i}" for i in range(EACH)], np.arange(EACH) % 2, name=name) for name in names
-    ]
+    return [task([f"start {name}{i}" for i in range(EACH)], np.arange(EACH) % 2, name=name) for name in names]
 
 
 def parts_of(tasks: list[Task]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

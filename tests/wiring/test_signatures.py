@@ -28,9 +28,7 @@ def null(result: StudyResult, name: str) -> dict[str, float]:
 
 
 def prompts_of(trace: RoutingTrace, text: Callable[[int], str], topics: Sequence[str] | None = None) -> list[Prompt]:
-    return [
-        Prompt(s.id, text(i), s.category, topics[i] if topics else None, None) for i, s in enumerate(trace.sequences)
-    ]
+    return [Prompt(s.id, text(i), s.category, topics[i] if topics else None, None) for i, s in enumerate(trace.sequences)]
 
 
 @pytest.fixture(scope="module")

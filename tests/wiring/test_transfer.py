@@ -20,16 +20,13 @@ def routed(seed: int, *, by: tuple[str, ...] = NAMES, each: int = 6) -> RoutingT
     """Every name has experts of its own, which another seed draws anew."""
     rng = np.random.default_rng(seed)
     planted = {(1, name): tuple(rng.choice(32, 4, replace=False)) for name in by}
-    return random_trace(
-        each, tokens=30, layers=(1,), n_experts=32, planted=planted, strength=0.8, categories=by, seed=seed
-    )
+    return random_trace(each, tokens=30, layers=(1,), n_experts=32, planted=planted, strength=0.8, categories=by, seed=seed)
 
 
 def with_category(trace: RoutingTrace) -> RoutingTrace:
     """The names become topics, in turn of either category."""
     sequences = tuple(
-        replace(s, category=("even", "odd")[NAMES.index(str(s.category)) % 2], group=f"{s.category}/")
-        for s in trace.sequences
+        replace(s, category=("even", "odd")[NAMES.index(str(s.category)) % 2], group=f"{s.category}/") for s in trace.sequences
     )
     return replace(trace, sequences=sequences)
 

@@ -48,6 +48,14 @@ def test_saliency_is_read_on_other_documents_than_those_that_judge() -> None:
     assert (effect[["reap", "frequency", "mass"]] > 1).all()
 
 
+def test_a_loss_that_no_document_changes_has_no_share_of_doubt() -> None:
+    """The interval of a proportion of nought reaches far above it; that of a change of nought nats does not."""
+    kept = rare()[0].tables["pruning"].set_index("criterion").loc["reap"]
+    other = steered().tables["effects"].query("match == 'overall' and category == 'other'").iloc[0]
+    for row in (kept, other):
+        assert row["effect"] == row["low"] == row["high"] == 0
+
+
 def test_random_masks_are_not_the_criterions() -> None:
     effect = pruned().tables["pruning"].set_index("criterion")["effect"]
     assert effect["random"] < 0.75 * effect["frequency"]

@@ -109,7 +109,8 @@ def prune_study(
             done += 1
             tell("pruning")(done, total)
         by_text = np.mean(effects, axis=0)
-        low, high = group_bootstrap(by_text, groups, seed=settings.seed)
+        # losses are no proportions: where none changed there is no doubt for Wilson's interval to add
+        low, high = group_bootstrap(by_text, groups, seed=settings.seed) if by_text.any() else (0.0, 0.0)
         if criterion == "random":
             random[ratio] = np.mean(effects, axis=1)
         rows.append(

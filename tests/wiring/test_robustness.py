@@ -20,7 +20,8 @@ def blank() -> StudyResult:
     rng = np.random.default_rng(0)
     y = rng.permutation(np.arange(40) % 2)
     prompts = [Prompt(str(i), "".join(rng.choice(list(LETTERS), 14)), "ab"[y[i]]) for i in range(40)]
-    return call.robustness(tiny_model("olmoe"), prompts, perturbations=("identity", "suffix", "upper_case"))
+    attack = {"length": 2, "queries": 2, "start": 1, "children": 1}
+    return call.robustness(tiny_model("olmoe"), prompts, attack, perturbations=("identity", "suffix", "upper_case"))
 
 
 def test_a_monitor_has_not_seen_the_prompt() -> None:
@@ -66,4 +67,5 @@ def test_that_best_is_the_null_of_the_claim() -> None:
 
 
 def test_the_attacked_are_prompts_that_the_monitor_names_rightly() -> None:
-    assert (attacked().tables["attack"]["margin"] > 0).all()
+    """Of those that it names wrongly there are many."""
+    assert (blank().tables["attack"]["margin"] > 0).all()

@@ -38,15 +38,15 @@ def parts_of(tasks: list[Task]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @cache
 def spread() -> StudyResult:
-    """A's calibration rows are narrow, B's are as wide as all others, C is far away."""
+    """A's calibration rows are narrower than all its others, B's are wider, C is far away."""
     tasks = tasks_of("ABC")
-    _, calibration, test = parts_of(tasks)
+    _, calibration, _ = parts_of(tasks)
     x = np.random.default_rng(0).normal(size=(3, EACH, WIDTH))
     x[0, calibration[0]] *= 0.05
-    x[1, test[1]] *= 0.05
-    for number, at in enumerate((-8.0, 8.0, 40.0)):
+    x[1, calibration[1]] *= 3
+    for number, at in enumerate((-40.0, 40.0, 200.0)):
         x[number, :, 3] += at
-    x[2, :, 4] += 40
+    x[2, :, 4] += 200
     words = {f"{name}{i}": x[number, i] for number, name in enumerate("ABC") for i in range(EACH)}
     return call.route(lookup_model(words, layers=2), tasks, unknown=RATE, features="residual")
 

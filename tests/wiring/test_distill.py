@@ -98,13 +98,18 @@ def test_a_dense_student_costs_what_an_expert_student_does_with_its_router(study
         assert ((dense <= cost) & (dense > cost - neuron)).any()
 
 
-@pytest.fixture(scope="module")
-def unlearnable() -> StudyResult:
-    """Runs on few vectors, no two alike, with the outputs of others: what is learnt is learnt by heart."""
+def by_heart(**options: Any) -> StudyResult:
+    """Runs on few vectors, no two alike, on their outputs and on those of others."""
     words = {f"w{i}": x for i, x in enumerate(signs(400, 2))}
     texts = [" ".join(f"w{8 * i + j}" for j in range(8)) for i in range(40)]
-    how: dict[str, Any] = {"lrs": (2e-3, 6e-3, 2e-2), "steps": 80, "seeds": 1, "equal_cost": False}
-    return call.distill(gates(words), 0, texts, controls=("shuffled-outputs",), **how, **SMALL)
+    how: dict[str, Any] = {"controls": ("shuffled-outputs",), "seeds": 1, "equal_cost": False}
+    return call.distill(gates(words), 0, texts, **(SMALL | how | options))
+
+
+@pytest.fixture(scope="module")
+def unlearnable() -> StudyResult:
+    """Enough neurons and steps that the outputs of others are learnt by heart."""
+    return by_heart(active=(8,), lrs=(1.4e-2,), steps=150)
 
 
 @pytest.mark.parametrize("split", ["fvu", "validation"])
@@ -116,7 +121,9 @@ def test_the_linear_baseline_is_fitted_on_other_texts(unlearnable: StudyResult) 
     assert baseline(unlearnable, "shuffled-outputs") > 0.95
 
 
-def test_the_rate_is_the_best_on_validation(unlearnable: StudyResult) -> None:
-    for _, runs in unlearnable.tables["students"].query("seed == 0").groupby(["data", "student"]):
+def test_the_rate_is_the_best_on_validation() -> None:
+    """Rates so near each other that another split would choose another."""
+    students = by_heart(lrs=(5e-3, 6e-3, 7e-3, 8e-3, 9e-3), steps=60).tables["students"]
+    for _, runs in students.groupby(["data", "student"]):
         assert runs["chosen"].sum() == 1
         assert runs.loc[runs["validation"].idxmin(), "chosen"]

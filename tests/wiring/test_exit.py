@@ -69,17 +69,18 @@ def test_the_promise_counts_groups() -> None:
 
 @cache
 def cued() -> StudyResult:
-    """A full stop tells three rows in four; every row has words of its own, which only who has learnt them knows.
+    """A full stop tells four rows in five; every row has words of its own, which only who has learnt them knows.
 
-    Where rows judge, the full stop tells nothing and the length tells all.
+    The length tells fewer. Where rows judge, the full stop tells nothing and the length tells all.
     """
     rows = task([f"w{i}" for i in range(ROWS)], CLASSES)
     test = call.exit_split(rows)[2]
     stop = CLASSES ^ (np.random.default_rng(2).random(ROWS) < 0.2)
     stop[test] = np.random.default_rng(3).permutation(stop[test])
     texts = [f"w{i:03d}{'z.'[int(s)]}" for i, s in enumerate(stop)]
-    for i in test:
-        texts[i] = "x" * (20 * int(CLASSES[i])) + texts[i]
+    long = CLASSES ^ (np.random.default_rng(5).random(ROWS) < 0.33)
+    long[test] = CLASSES[test]
+    texts = ["x" * (20 * int(far)) + text for text, far in zip(texts, long, strict=True)]
     rows = task(texts, CLASSES)
     return call.exit(model_of(3.0 * (2 * CLASSES - 1), texts), rows, risk=0.2, head="linear", k=3)[0]
 
@@ -97,4 +98,4 @@ def test_noise_is_noise_at_every_depth(layer: int) -> None:
     rng = np.random.default_rng(4)
     rows = task([f"w{i}" for i in range(ROWS)], rng.permutation(CLASSES))
     result, _ = call.exit(model_of(3.0 * (2 * CLASSES - 1), [e.text for e in rows.examples]), rows, risk=0.3, k=3)
-    assert result.tables["heads"].query("layer == @layer")["test"].max() < 0.8
+    assert result.tables["heads"].query("layer == @layer")["test"].max() < 0.68

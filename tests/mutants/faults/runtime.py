@@ -114,7 +114,7 @@ ROUTE = faults(
         _ROUTE,
         _OF,
         "train, held = of(split.train), of(split.train)",
-        ("test_unknown_is_what_is_stranger_than_calibration_rows",),
+        ("test_each_task_is_calibrated_by_its_own_rows",),
     ),
     (
         "fitted-on-test",

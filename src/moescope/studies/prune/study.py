@@ -80,7 +80,8 @@ def prune(model: ModelLike, texts: TextsLike = None, settings: PruneSettings = _
             ]
         )
         by_text = effects.mean(0)
-        low, high = group_bootstrap(by_text, documents[rows.judge], seed=run.seed)
+        # losses are no proportions: where none changed there is no doubt for Wilson's interval to add
+        low, high = group_bootstrap(by_text, documents[rows.judge], seed=run.seed) if by_text.any() else (0.0, 0.0)
         if criterion == "random":
             random[ratio] = effects.mean(1)
         line = {"criterion": criterion, "ratio": ratio, "masks": len(effects), "loss": float(clean.mean() + by_text.mean())}

@@ -146,6 +146,8 @@ def _compared(steered: np.ndarray, random: np.ndarray, groups: np.ndarray, seed:
     excess = steered - random.mean(0)
 
     def interval(values: np.ndarray) -> tuple[float, float]:
+        if not values.any():  # losses are no proportions: where none changed there is no doubt for Wilson's interval to add
+            return 0.0, 0.0
         # one document alone has no interval
         return group_bootstrap(values, groups, seed=seed) if len(np.unique(groups)) > 1 else (np.nan, np.nan)
 

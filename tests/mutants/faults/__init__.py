@@ -1,0 +1,20 @@
+"""Every fault, by study: one at least for each control and each split.
+
+A fault is one wrong connection, such as a slip of the hand would make: the wrong rows, model, labels or basis, in code that
+runs on and gives numbers. Snippets are short, of one line where they can be, and must stand exactly once.
+"""
+
+from __future__ import annotations
+
+from tests.mutants.fault import Fault
+from tests.mutants.faults import circuits, circuits_used, distill, experts, models, runtime, signatures
+
+FAULTS: tuple[Fault, ...] = (
+    *circuits.FAULTS,
+    *circuits_used.FAULTS,
+    *signatures.FAULTS,
+    *distill.FAULTS,
+    *runtime.FAULTS,
+    *experts.FAULTS,
+    *models.FAULTS,
+)

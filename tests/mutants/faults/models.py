@@ -1,0 +1,178 @@
+"""Two models, or two versions of one: robustness, transfer, conversion."""
+
+from __future__ import annotations
+
+from tests.mutants.fault import faults
+
+_ROBUST = "studies/robustness/"
+ROBUSTNESS = faults(
+    "robustness",
+    "robustness",
+    (
+        "monitor-saw-the-prompt",
+        "monitor's folds",
+        "the monitor was fitted with the prompt that it names",
+        _ROBUST + "monitor.py",
+        "train = folds != fold",
+        "train = folds >= 0",
+        ("test_a_monitor_has_not_seen_the_prompt",),
+    ),
+    (
+        "monitor-saw-the-topic",
+        "topic folds",
+        "the monitor was fitted with other prompts on the same topic",
+        _ROBUST + "study.py",
+        "if all(topics):",
+        "if not any(topics):",
+        ("test_a_monitor_has_not_seen_the_topic",),
+    ),
+    (
+        "identity-changes",
+        "identity control",
+        "the identity control writes something behind the text",
+        _ROBUST + "perturb.py",
+        '"identity": identity,',
+        '"identity": suffix,',
+        ("test_only_the_identity_moves_nothing",),
+    ),
+    (
+        "changes-are-identity",
+        "perturbations",
+        "perturbed prompts are as they were",
+        _ROBUST + "study.py",
+        "p.text for p in perturbed(prompts, name, settings.seed)",
+        "p.text for p in prompts",
+        ("test_only_the_identity_moves_nothing",),
+    ),
+    (
+        "luck-has-fewer-tries",
+        "random suffixes",
+        "the random suffixes beside the search have the search's start as their only tries",
+        _ROBUST + "attack.py",
+        "random = np.minimum(random, luck.min(1))",
+        "random = np.minimum(random, random)",
+        ("test_the_search_stands_beside_the_best_of_as_many_random_suffixes",),
+    ),
+    (
+        "null-is-one-suffix",
+        "random suffixes",
+        "the null of the search is one random suffix",
+        _ROBUST + "claims.py",
+        'null=rate["random"]',
+        'null=rate["first"]',
+        ("test_that_best_is_the_null_of_the_claim",),
+    ),
+    (
+        "wrong-prompts-attacked",
+        "attacked prompts",
+        "prompts are attacked that the monitor names wrongly already",
+        _ROBUST + "study.py",
+        "np.flatnonzero(predicted == y)",
+        "np.flatnonzero(predicted >= 0)",
+        ("test_the_attacked_are_prompts_that_the_monitor_names_rightly",),
+    ),
+)
+
+_TRANSFER = "studies/transfer/"
+TRANSFER = faults(
+    "transfer",
+    "transfer",
+    (
+        "pairing-of-a-kept",
+        "shuffled pairings",
+        "A's prompts are not shuffled under the null",
+        _TRANSFER + "study.py",
+        "held_out(space_a[order], space_b,",
+        "held_out(space_a, space_b,",
+        ("test_shuffled_pairings_align_less",),
+    ),
+    (
+        "pairing-of-b-kept",
+        "shuffled pairings",
+        "B's prompts are not shuffled under the null",
+        _TRANSFER + "study.py",
+        "held_out(space_a, space_b[order],",
+        "held_out(space_a, space_b,",
+        ("test_shuffled_pairings_align_less",),
+    ),
+    (
+        "likeness-unshuffled",
+        "shuffled similarities",
+        "the similarities' null is not shuffled",
+        _TRANSFER + "alignment.py",
+        "other[np.ix_(order, order)][upper] for",
+        "other[upper] for",
+        ("test_shuffled_prompts_are_not_alike",),
+    ),
+    (
+        "within-is-over-all",
+        "shuffled within category",
+        "what is shuffled within categories is shuffled over all",
+        _TRANSFER + "alignment.py",
+        "inside = [_within(y, rng) for",
+        "inside = [_within(np.zeros_like(y), rng) for",
+        ("test_within_a_category_the_shuffle_stays_within_it",),
+    ),
+    (
+        "topics-in-training",
+        "held-out topics",
+        "prompts on the held-out topics are trained on",
+        _TRANSFER + "study.py",
+        "if subject.topics is not None:",
+        "if subject.topics is None:",
+        ("test_a_rotation_and_a_classifier_do_not_know_the_topic",),
+    ),
+    (
+        "tokens-not-held-fixed",
+        "tokens held fixed",
+        "the tokens that are held fixed are those of other prompts",
+        _TRANSFER + "study.py",
+        "token_counts(a.trace).toarray())",
+        "token_counts(a.trace).toarray()[np.random.default_rng(0).permutation(len(y))])",
+        ("test_what_both_have_of_the_tokens_is_held_fixed",),
+    ),
+    (
+        "rotation-fitted-on-test",
+        "folds",
+        "rotation and classifier are fitted on the prompts that judge them too",
+        _TRANSFER + "alignment.py",
+        "test, train = folds == fold, np.flatnonzero(folds != fold)",
+        "test, train = folds == fold, np.flatnonzero(folds >= 0)",
+        ("test_a_rotation_and_a_classifier_do_not_know_the_topic",),
+    ),
+)
+
+_CONVERT = "studies/convert/"
+CONVERT = faults(
+    "convert",
+    "convert",
+    (
+        "judged-on-calibration",
+        "judge text",
+        "quality is measured on the text that calibrates",
+        _CONVERT + "text.py",
+        '(paragraphs[cut:], f"{name}, last quarter")',
+        '(paragraphs[:cut], f"{name}, last quarter")',
+        ("test_quality_is_measured_on_text_that_did_not_calibrate",),
+    ),
+    (
+        "random-split-is-chosen",
+        "random split",
+        "the random split is the chosen one",
+        _CONVERT + "layers.py",
+        "method=method,\n                circuits",
+        "method=settings.method,\n                circuits",
+        ("test_neurons_that_work_together_are_split_together_and_at_random_are_not",),
+    ),
+    (
+        "static-keeps-the-least",
+        "static pruning",
+        "static pruning keeps the neurons that contribute least",
+        _CONVERT + "layers.py",
+        "mask[values.topk(max(",
+        "mask[(-values).topk(max(",
+        ("test_static_pruning_keeps_what_contributes_most",),
+    ),
+)
+
+FAULTS = [*ROBUSTNESS, *TRANSFER, *CONVERT]

@@ -1,0 +1,161 @@
+"""Cues, nulls and splits of the signatures study on made routings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from moescope.routing import RoutingTrace
+from moescope.study.result import StudyResult
+from moescope.tasks import Prompt
+from tests.planted_routing import CATEGORIES, random_trace
+from tests.wiring import call
+from tests.wiring.planted import expert_model
+
+PLANTED = {(3, c): (2 * i, 2 * i + 1) for i, c in enumerate(CATEGORIES)}
+
+
+def accuracy(result: StudyResult, features: str, split: str = "stratified") -> float:
+    found = result.tables["routing_accuracy"].query("features == @features and split == @split")
+    return float(found["accuracy"].iloc[0])
+
+
+def null(result: StudyResult, name: str) -> dict[str, float]:
+    return result.tables["routing_nulls"].set_index("null").loc[name].to_dict()
+
+
+def prompts_of(trace: RoutingTrace, text: Callable[[int], str], topics: Sequence[str] | None = None) -> list[Prompt]:
+    return [Prompt(s.id, text(i), s.category, topics[i] if topics else None, None) for i, s in enumerate(trace.sequences)]
+
+
+@pytest.fixture(scope="module")
+def planted() -> StudyResult:
+    """Experts by category, token ids by nothing, texts that say nothing but in the order of two words."""
+    trace = random_trace(10, tokens=40, planted=PLANTED, strength=0.6, categories=CATEGORIES[:2])
+    orders = ("left right", "right left")
+    texts = [f"only{i} {orders[i % 2]}" for i in range(len(trace.sequences))]
+    return call.signatures(trace, prompts_of(trace, lambda i: texts[i]))
+
+
+def test_token_ids_are_a_cue_of_their_own(planted: StudyResult) -> None:
+    assert accuracy(planted, "signature") == 1
+    assert accuracy(planted, "token ids (prompt and generated)") < 0.75
+
+
+def test_single_words_do_not_know_their_order_and_pairs_do(planted: StudyResult) -> None:
+    assert accuracy(planted, "bag of words") < 0.7
+    assert accuracy(planted, "words and bigrams") == 1
+
+
+def test_own_choices_dealt_out_anew_have_no_category(planted: StudyResult) -> None:
+    assert null(planted, "measured routing")["d_pairs"] > 1
+    for name in ("uniform", "own counts reshuffled", "labels permuted"):
+        assert abs(null(planted, name)["d_pairs"]) < 0.3
+        assert null(planted, name)["p"] < 0.1
+
+
+def test_what_tokens_decide_stays_when_only_equal_tokens_change_places() -> None:
+    found = null(call.signatures(random_trace(8, tokens=40, lexical=True)), "same token reshuffled")
+    assert found["p"] == 1
+    assert found["d_pairs"] > 0.5
+
+
+def test_load_balance_is_uniform_in_one_null_and_the_routers_own_in_the_other() -> None:
+    popular = 4.0 ** -np.arange(16)
+    result = call.signatures(random_trace(6, tokens=20, popularity=popular))
+    assert null(result, "own counts reshuffled")["across"] > null(result, "uniform")["across"] + 0.1
+    layers = result.tables["layer_nulls"].groupby("null")["across"].mean()
+    assert layers["own counts reshuffled"] > layers["uniform"] + 0.1
+
+
+@pytest.fixture(scope="module")
+def lengths() -> StudyResult:
+    """Random routing of long prompts and of short ones."""
+    tokens = {"long": 80, "longer": 100, "short": 12, "shorter": 10}
+    return call.signatures(random_trace(12, tokens=tokens, categories=tuple(tokens)))
+
+
+def test_length_alone_makes_no_difference_at_equal_lengths(lengths: StudyResult) -> None:
+    found = lengths.tables["similarity"]
+    assert found.query("prompts == 'all' and measure == 'cosine'")["p"].iloc[0] == 0.01
+    assert found[found["prompts"].str.startswith("first")]["p"].iloc[0] > 0.05
+
+
+def test_length_alone_is_what_the_corrected_cosine_expects(lengths: StudyResult) -> None:
+    assert lengths.tables["similarity"].query("measure == 'null_corrected' and prompts == 'all'")["p"].iloc[0] > 0.05
+
+
+def by_topic(topics: Sequence[str], categories: Sequence[str]) -> RoutingTrace:
+    """Prompts that are routed by their topic and by nothing else."""
+    names = tuple(dict.fromkeys(topics))
+    planted = {(1, t): (2 * i, 2 * i + 1) for i, t in enumerate(names)}
+    traces = random_trace(len(topics), tokens=40, layers=(1,), planted=planted, strength=0.9, categories=names)
+    found, seen = [], dict.fromkeys(names, 0)
+    for topic in topics:
+        found.append(f"{topic}-{seen[topic]}")
+        seen[topic] += 1
+    kept = traces.select(found)
+    sequences = [replace(s, category=c, group=f"{t}/") for s, c, t in zip(kept.sequences, categories, topics, strict=True)]
+    return replace(kept, sequences=tuple(sequences))
+
+
+@pytest.fixture(scope="module")
+def topical() -> StudyResult:
+    """Eight topics, four of each category."""
+    topics = [f"t{i % 8}" for i in range(48)]
+    trace = by_topic(topics, [("even", "odd")[int(t[1]) % 2] for t in topics])
+    return call.signatures(trace, prompts_of(trace, lambda i: f"{topics[i]} again", topics))
+
+
+def test_a_topic_is_not_met_in_training(topical: StudyResult) -> None:
+    assert accuracy(topical, "signature") == 1
+    assert accuracy(topical, "signature", "by topic") < 0.8
+
+
+def test_words_are_judged_in_the_folds_of_the_signature(topical: StudyResult) -> None:
+    assert accuracy(topical, "bag of words") == 1
+    assert accuracy(topical, "bag of words", "by topic") < 0.8
+
+
+@pytest.fixture(scope="module")
+def mixed() -> StudyResult:
+    """Two topics that hold both categories, one of them mostly: routing by topic looks like routing by category."""
+    topics = ["t0"] * 20 + ["t1"] * 20
+    categories = ["a"] * 18 + ["b"] * 2 + ["b"] * 18 + ["a"] * 2
+    return call.signatures(by_topic(topics, categories), n_label_permutations=19)
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [("similarity", "p"), ("routing_layers", "p_family"), ("routing_accuracy", "p")],
+)
+def test_labels_are_permuted_within_a_topic(mixed: StudyResult, table: str, column: str) -> None:
+    assert accuracy(mixed, "signature") > 0.8
+    assert mixed.tables[table][column].dropna().iloc[0] > 0.06
+
+
+def test_no_expert_is_of_a_category_by_its_topic(mixed: StudyResult) -> None:
+    assert mixed.tables["experts"]["p_family"].min() > 0.06
+
+
+def test_the_shuffled_labels_of_the_null_table_stay_in_their_topic(mixed: StudyResult) -> None:
+    assert null(mixed, "labels permuted")["p"] > 0.06
+
+
+def test_an_untrained_twin_does_not_route_by_what_training_planted() -> None:
+    """Every word occurs once; its vector says the category, which the trained router reads."""
+    rng = np.random.default_rng(0)
+    words, prompts = {}, []
+    for i in range(16):
+        mine = [f"w{i}x{j}" for j in range(16)]
+        for word in mine:
+            words[word] = np.concatenate([[1.0, 3.0 * (i % 2) - 1.5], rng.normal(size=14)])
+        prompts.append(Prompt(f"p{i}", " ".join(mine), ("a", "b")[i % 2]))
+    gates = rng.normal(size=(8, 16))
+    gates[:, 1] = np.repeat([-4.0, 4.0], 4)
+    result = call.signatures(prompts=prompts, model=expert_model(words, gates, np.zeros((8, 16)), top_k=2), twin=True)
+    assert null(result, "measured routing")["d_pairs"] > 2
+    assert null(result, "random model")["d_pairs"] < 0.7

@@ -17,6 +17,7 @@ from moescope.report import fonts
 from moescope.report import registry as figures
 from moescope.report.registry import Entry
 from moescope.report.style import letter, look, new_figure
+from moescope.studies.circuits.figures import compare
 from moescope.study.result import StudyResult
 from tests.figure_checks import check_legends, check_texts, drawn_in, only_shipped_fonts, wider
 from tests.synthetic_result import synthetic_result
@@ -96,7 +97,7 @@ def test_nothing_is_cut_or_overprinted(case: str, font: str) -> None:
 
 def test_models_compared_in_rows(font: str) -> None:
     results = [synthetic_result(("certainty", "sentiment"), model=LONG.format(i), optional=False) for i in range(3)]
-    check_texts(f"compare in {font}", figures.compare(results))
+    check_texts(f"compare in {font}", compare(results))
 
 
 def test_the_wider_font_is_wider(wide_font: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -284,7 +284,7 @@ def test_bad_prompt_files_are_one_line(case, tmp_path, capsys):
         (["signatures", "dense-tiny", "--nulls", "1"], ("--nulls", "at least 2")),
         (["signatures", "moe-tiny", "--trace", "t"], ("MODEL", "--trace")),
         (["signatures", "dense-tiny", "--experts", "three"], ("--experts", "LAYER:EXPERT")),
-        (["reproduce", "signatures", "dense-tiny", "--task", "a=halueval"], ("--task", "--prompts")),
+        (["reproduce", "signatures", "dense-tiny", "--task", "a=halueval"], ("--task",)),
     ],
 )
 def test_bad_options_are_one_line(arguments, words, tmp_path, capsys):

@@ -74,6 +74,8 @@ def _said(error: CycloptsError) -> str:
     """A value that cannot be read is named with its option, in our words; cyclopts has good words for the rest."""
     if isinstance(error, CoercionError) and error.token is not None and error.argument is not None:
         option = error.token.keyword or next(iter(error.argument.names), None)
+        if option and error.msg:
+            return f"{option}: {error.msg}"
         if option and error.target_type is not None:
             return f"{option}: {error.token.value!r} is not {_words(error.target_type)}"
     return " ".join(str(error).split())

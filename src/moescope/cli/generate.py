@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from cyclopts import CoercionError, CycloptsError, Group, Parameter
 from cyclopts import convert as cyclopts_convert
@@ -21,7 +21,7 @@ from cyclopts import convert as cyclopts_convert
 from moescope.cli.output import prepare, print_json, print_result, progress
 from moescope.errors import InputError
 from moescope.study.run import Run
-from moescope.study.settings import Form, Settings, documentation, hints
+from moescope.study.settings import NAMES, Form, Settings, documentation, hints
 
 if TYPE_CHECKING:
     from moescope.study.result import StudyResult
@@ -199,15 +199,16 @@ def _listed(kind: Any, tokens: Any, form: str = "") -> tuple[Any, ...]:
         return ()
     if get_origin(member) is tuple:
         return tuple(_pair(get_args(member), part, form) for part in parts)
-    return tuple(_or_text(member, part) for part in parts)
+    return tuple(_member(member, part) for part in parts)
 
 
-def _or_text(kind: Any, text: str) -> Any:
-    """``text`` as ``kind``, or as it is where the settings will say what is wrong with it."""
+def _member(kind: Any, text: str) -> Any:
     try:
         return _number(kind, text)
     except CoercionError:
-        return text.strip()
+        known = get_args(kind) if get_origin(kind) is Literal else ()
+        wrong = f"none of {', '.join(map(str, known))}" if known else f"not {NAMES.get(kind, kind)}"
+        raise ValueError(f"{text.strip()!r} is {wrong}") from None
 
 
 def _pair(kinds: tuple[Any, ...], text: str, form: str) -> tuple[Any, ...]:

@@ -31,7 +31,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from moescope.errors import InputError
 
-_NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", Path: "a path"}
+NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", Path: "a path"}
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
         return value
     if not isinstance(hint, type):  # a callable, Any
         return value
-    raise InputError(f"{value!r} is not {_NAMES.get(hint, f'a {hint.__name__}')}", name)
+    raise InputError(f"{value!r} is not {NAMES.get(hint, f'a {hint.__name__}')}", name)
 
 
 def _one_of(name: str, value: Any, choices: tuple[Any, ...], bounds: tuple[Any, ...]) -> Any:
@@ -161,7 +161,7 @@ def _one_of(name: str, value: Any, choices: tuple[Any, ...], bounds: tuple[Any, 
             return _checked(name, value, Annotated[choice, *bounds] if bounds else choice)
         except InputError:
             continue
-    words = [", ".join(map(str, get_args(c))) if get_origin(c) is Literal else _NAMES.get(c, str(c)) for c in choices]
+    words = [", ".join(map(str, get_args(c))) if get_origin(c) is Literal else NAMES.get(c, str(c)) for c in choices]
     raise InputError(f"{value!r} is none of {' or '.join(words)}", name)
 
 

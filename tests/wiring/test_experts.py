@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-from moescope.studies.steer.experts_choose import top_experts
 
 from moescope.intervene import Expert, ExpertEdits
 from moescope.models import LoadedModel
 from moescope.runtime.mask import PruneMask
 from moescope.studies.steer import Ablation, Steering
+from moescope.studies.steer.choose import top_experts
 from moescope.study.result import StudyResult
 from moescope.tasks.passages import Passage
 from moescope.types import Neuron, Site

@@ -90,7 +90,7 @@ STEER = faults(
         "usage-of-others",
         "text that chooses experts",
         "the experts of a category are chosen by the other categories' usage",
-        _STEER + "experts_choose.py",
+        _STEER + "choose.py",
         "return usage[category], np.mean(",
         "return np.mean([u for c, u in usage.items() if c != category], axis=0), np.mean(",
         ("test_a_categorys_experts_are_chosen_by_its_own_prompts",),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,37 +11,32 @@ from unittest.mock import patch
 
 import numpy as np
 
+import moescope
 from moescope.models import LoadedModel
 from moescope.routing import RoutingTrace
-from moescope.runtime.exit import ExitClassifier
+from moescope.runtime.exit.classifier import ExitClassifier
 from moescope.runtime.mask import PruneMask
-from moescope.studies.circuits import AblationSettings, CircuitSettings
-from moescope.studies.circuits import circuits as circuits_study
-from moescope.studies.convert import convert as convert_study
-from moescope.studies.distill import distill as distill_study
-from moescope.studies.exit import early_exit
-from moescope.studies.prune.study import PruneSettings, prune_study
-from moescope.studies.robustness.attack import AttackSettings
-from moescope.studies.robustness.study import RobustnessSettings, robustness_study
-from moescope.studies.route import route as route_study
-from moescope.studies.signatures.settings import SignatureSettings
-from moescope.studies.signatures.study import signatures as signatures_study
-from moescope.studies.steer import EffectSettings, Steering, steer_study
-from moescope.studies.transfer.study import TransferSettings, transfer_study
 from moescope.study.result import StudyResult
+from moescope.study.rows import calibrated
 from moescope.tasks import Prompt, split_half
-from moescope.tasks.folds import split_rows
 from moescope.tasks.passages import Passage
-from moescope.types import Task
+from moescope.types import Neuron, Task
+
+
+def _run(options: dict[str, Any]) -> moescope.Run:
+    """Takes out of ``options`` what is the run's."""
+    return moescope.Run(**{name: options.pop(name) for name in ("seed", "batch_tokens", "max_tokens") if name in options})
 
 
 def circuits(
     model: LoadedModel, *tasks: Task, k: int = 1, ablate: int | None = None, text_tokens: int = 64, **options: Any
 ) -> StudyResult:
     """The smallest study that has every table; ``ablate`` is the number of matched random sets."""
+    run = _run(options)
     small: dict[str, Any] = {"n_permutations": 19, "n_label_permutations": 0, "n_random": 20, "twin": False, "ks": (k,)}
-    how = None if ablate is None else AblationSettings(ks=(k,), n_random=ablate, text_tokens=text_tokens)
-    return circuits_study(model, tasks, settings=CircuitSettings(**(small | {"k": k} | options)), ablate=how)
+    if ablate is not None:
+        small |= {"ablate": "mean", "ablate_ks": (k,), "ablate_random": ablate, "ablate_text_tokens": text_tokens}
+    return moescope.circuits(model, tasks, moescope.CircuitSettings(**(small | {"k": k} | options)), run=run)
 
 
 def ablation_selection(task: Task, seed: int = 0) -> np.ndarray:
@@ -50,51 +47,87 @@ def ablation_selection(task: Task, seed: int = 0) -> np.ndarray:
 def signatures(
     trace: RoutingTrace | None = None, prompts: Sequence[Prompt] | None = None, model: LoadedModel | None = None, **options: Any
 ) -> StudyResult:
-    small: dict[str, Any] = {"n_permutations": 99, "n_label_permutations": 0, "n_null": 19, "n_boot": 100, "new_tokens": 0}
-    return signatures_study(model, prompts, trace=trace, settings=SignatureSettings(**(small | options)))
+    run = _run(options)
+    if "n_null" in options:
+        options["n_nulls"] = options.pop("n_null")
+    small: dict[str, Any] = {"n_permutations": 99, "n_label_permutations": 0, "n_nulls": 19, "n_boot": 100, "new_tokens": 0}
+    source = trace if trace is not None else model
+    return moescope.signatures(source, prompts, moescope.SignatureSettings(**(small | options)), run=run)
 
 
 def distill(model: LoadedModel, layer: int, texts: Sequence[str], **options: Any) -> StudyResult:
-    result, _ = distill_study(model, layer, texts=texts, **options)
-    return result
+    run = _run(options)
+    return moescope.distill(model, texts, moescope.DistillSettings(layer=layer, **options), run=run)
 
 
 def exit_split(task: Task, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows that fit, rows that calibrate and rows that judge, of an exit's task (and of all of a router's tasks together)."""
-    split = split_rows(task, seed)
-    return split.train, split.calibration, split.test
+    rows = calibrated("split", task, seed)
+    return rows.fit, rows.calibrate, rows.judge
 
 
 def exit(model: LoadedModel, task: Task, **options: Any) -> tuple[StudyResult, ExitClassifier]:
-    found = early_exit(model, [task], timed_texts=1, **options)
-    return found.result, found.classifiers[task.name]
+    run = _run(options)
+    found = moescope.exit(model, [task], moescope.ExitSettings(timed_texts=1, **options), run=run)
+    classifier = found.artifacts[f"exit/{task.name}"]
+    assert isinstance(classifier, ExitClassifier)
+    return found, classifier
 
 
 def route(model: LoadedModel, tasks: Sequence[Task], **options: Any) -> StudyResult:
-    return route_study(model, tasks, timed_texts=1, **options).result
+    run = _run(options)
+    return moescope.route(model, tasks, moescope.RouteSettings(timed_texts=1, **options), run=run)
 
 
 def prune(model: LoadedModel, passages: Sequence[Passage], **options: Any) -> tuple[StudyResult, PruneMask]:
-    return prune_study(model, passages, settings=PruneSettings(**options))
+    run = _run(options)
+    if "tokens" in options:
+        options["text_tokens"] = options.pop("tokens")
+    found = moescope.prune(model, passages, moescope.PruneSettings(**options), run=run)
+    mask = found.artifacts["mask"]
+    assert isinstance(mask, PruneMask)
+    return found, mask
 
 
-def steer(model: LoadedModel, steering: Steering, passages: Sequence[Passage], **options: Any) -> StudyResult:
-    return steer_study(model, [steering], passages, settings=EffectSettings(**options))
+def steer(
+    model: LoadedModel,
+    passages: Sequence[Passage],
+    *,
+    ban: Sequence[tuple[int, int]] = (),
+    neurons: Sequence[Neuron] = (),
+    target: str | None = None,
+    **options: Any,
+) -> StudyResult:
+    run = _run(options)
+    edits: dict[str, Any] = {"ban": tuple(f"{layer}:{expert}" for layer, expert in ban)}
+    with tempfile.TemporaryDirectory() as folder:
+        if neurons:
+            named = [{"site": n.site.kind, "layer": n.site.layer, "neuron": n.index} for n in neurons]
+            edits["ablate"] = str(Path(folder) / "circuit.json")
+            Path(edits["ablate"]).write_text(json.dumps({"neurons": named}))
+        options["text_tokens"] = options.pop("tokens")
+        settings = moescope.SteerSettings(**edits, target=target, new_tokens=0, **options)
+        return moescope.steer(model, passages, settings, run=run)
 
 
 def robustness(
     model: LoadedModel, prompts: Sequence[Prompt], attack: dict[str, Any] | None = None, **options: Any
 ) -> StudyResult:
+    run = _run(options)
     small: dict[str, Any] = {"precision": False, "batches": False, "attacked": 0 if attack is None else 16}
-    settings = RobustnessSettings(**(small | options), attack=AttackSettings(**(attack or {})))
-    return robustness_study(model, prompts, settings=settings)
+    searched = {"suffix_tokens" if name == "length" else name: value for name, value in (attack or {}).items()}
+    return moescope.robustness(model, prompts, moescope.RobustnessSettings(**(small | searched | options)), run=run)
 
 
 def transfer(a: RoutingTrace, b: RoutingTrace, **options: Any) -> StudyResult:
+    run = _run(options)
     small: dict[str, Any] = {"n_permutations": 99, "n_alignments": 19, "dimensions": 6, "n_folds": 2}
-    return transfer_study(a, b, settings=TransferSettings(**(small | options)))
+    return moescope.transfer(a, b, None, moescope.TransferSettings(**(small | options)), run=run)
 
 
 def convert(model: LoadedModel, out: Path, **options: Any) -> StudyResult:
-    with patch.object(StudyResult, "save"):  # the report, whose figures take longer than all else
-        return convert_study(model, out, speed=False, **options)
+    run = _run(options)
+    inputs = {name: options.pop(name) for name in ("texts", "heldout", "circuits") if name in options}
+    settings = moescope.ConvertSettings(speed=False, **options)
+    with patch("moescope.study.result.StudyResult.save"):  # the report, whose figures take longer than all else
+        return moescope.convert(model, inputs.pop("texts", None), settings, **inputs, run=moescope.Run(out=out, seed=run.seed))

@@ -44,7 +44,7 @@ def converted(folder: Path, paragraphs: list[str], active: int) -> StudyResult:
     text = folder / "text.txt"
     text.write_text("\n".join(paragraphs))
     options: dict[str, Any] = {"experts": 8, "active": active, "shared": 1, "window": 24, "heldout_tokens": 512}
-    return call.convert(clustered(), folder / "out", calibration=text, **options)
+    return call.convert(clustered(), folder / "out", texts=text, **options)
 
 
 @pytest.fixture(scope="module")

@@ -55,7 +55,7 @@ def study() -> StudyResult:
     for number in range(8):
         texts.insert(20 * number, " ".join(f"held{8 * number + i}" for i in range(8)))
     controls = ("gaussian", "shuffled-teacher", "shuffled-outputs", "twin")
-    return call.distill(gates(words), 0, texts, controls=controls, lrs=(1e-2,), steps=3, seeds=3, **SMALL)
+    return call.distill(gates(words), 0, texts, control=controls, lr=(1e-2,), steps=3, seeds=3, **SMALL)
 
 
 def baseline(study: StudyResult, data: str, name: str = "linear") -> float:
@@ -102,14 +102,14 @@ def by_heart(**options: Any) -> StudyResult:
     """Runs on few vectors, no two alike, on their outputs and on those of others."""
     words = {f"w{i}": x for i, x in enumerate(signs(400, 2))}
     texts = [" ".join(f"w{8 * i + j}" for j in range(8)) for i in range(40)]
-    how: dict[str, Any] = {"controls": ("shuffled-outputs",), "seeds": 1, "equal_cost": False}
+    how: dict[str, Any] = {"control": ("shuffled-outputs",), "seeds": 1, "equal_cost": False}
     return call.distill(gates(words), 0, texts, **(SMALL | how | options))
 
 
 @pytest.fixture(scope="module")
 def unlearnable() -> StudyResult:
     """Enough neurons and steps that the outputs of others are learnt by heart."""
-    return by_heart(active=(8,), lrs=(1.4e-2,), steps=150)
+    return by_heart(active=(8,), lr=(1.4e-2,), steps=150)
 
 
 @pytest.mark.parametrize("split", ["fvu", "validation"])
@@ -123,7 +123,7 @@ def test_the_linear_baseline_is_fitted_on_other_texts(unlearnable: StudyResult) 
 
 def test_the_rate_is_the_best_on_validation() -> None:
     """Rates so near each other that another split would choose another."""
-    students = by_heart(lrs=(5e-3, 6e-3, 7e-3, 8e-3, 9e-3), steps=60).tables["students"]
+    students = by_heart(lr=(5e-3, 6e-3, 7e-3, 8e-3, 9e-3), steps=60).tables["students"]
     for _, runs in students.groupby(["data", "student"]):
         assert runs["chosen"].sum() == 1
         assert runs.loc[runs["validation"].idxmin(), "chosen"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moescope.models import LoadedModel
-from moescope.runtime.exit import ExitClassifier
+from moescope.runtime.exit.classifier import ExitClassifier
 from moescope.study.result import StudyResult
 from moescope.types import Task
 from tests.wiring import call

@@ -13,8 +13,8 @@ FAULTS = faults(
         "held-out texts",
         "held-out texts train too",
         _DISTILL + "study.py",
-        "read = [text for number, text in enumerate(given) if number % _HOLD or number >= _HOLD * _HELD]",
-        "read = given",
+        "for which in (rows.fit, rows.judge))",
+        "for which in (numbers, rows.judge))",
         ("test_held_out_texts_do_not_train",),
     ),
     (
@@ -58,8 +58,8 @@ FAULTS = faults(
         "twin",
         "the random twin is the trained model",
         _DISTILL + "study.py",
-        "Teacher(random_twin(loaded, settings.seed), settings.layer)",
-        "Teacher(loaded, settings.layer)",
+        "= random_twin(teacher.model, run.seed)",
+        "= teacher.model",
         ("test_a_control_is_not_the_layer_on_its_texts[twin]",),
     ),
     (
@@ -103,8 +103,8 @@ FAULTS = faults(
         "seeds",
         "every seed has the same start",
         _DISTILL + "runs.py",
-        "seed=1000 * settings.seed + seed)",
-        "seed=1000 * settings.seed)",
+        "seed=1000 * seed + number)",
+        "seed=1000 * seed)",
         ("test_each_seed_starts_anew",),
     ),
     (

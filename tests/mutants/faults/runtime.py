@@ -5,8 +5,8 @@ from __future__ import annotations
 from tests.mutants.fault import faults
 
 _EXIT = "studies/exit/task.py"
-_SPLIT = "split = split_rows(task, settings.seed)"
-_OTHER = "split = (lambda s: Split({}))(split_rows(task, settings.seed))"
+_SPLIT = "fitting = rows.groups[rows.fit]"
+_OTHER = 'object.__setattr__(rows, "{}", rows.{}); ' + _SPLIT
 EXIT = faults(
     "exit",
     "exit",
@@ -16,7 +16,7 @@ EXIT = faults(
         "heads are fitted on the rows that calibrate",
         _EXIT,
         _SPLIT,
-        _OTHER.format("s.calibration, s.calibration, s.test"),
+        _OTHER.format("fit", "calibrate"),
         ("test_the_first_head_is_fitted_and_judged_where_it_is_right",),
     ),
     (
@@ -25,7 +25,7 @@ EXIT = faults(
         "the exit is calibrated on the rows that its heads were fitted on",
         _EXIT,
         _SPLIT,
-        _OTHER.format("s.train, s.train, s.test"),
+        _OTHER.format("calibrate", "fit"),
         ("test_the_exit_is_calibrated_where_leaving_early_is_wrong",),
     ),
     (
@@ -34,7 +34,7 @@ EXIT = faults(
         "the exit is calibrated on the rows that judge it",
         _EXIT,
         _SPLIT,
-        _OTHER.format("s.train, s.test, s.test"),
+        _OTHER.format("calibrate", "judge"),
         ("test_the_exit_is_calibrated_where_leaving_early_is_wrong",),
     ),
     (
@@ -43,7 +43,7 @@ EXIT = faults(
         "the exit is judged on the rows that calibrate it",
         _EXIT,
         _SPLIT,
-        _OTHER.format("s.train, s.calibration, s.calibration"),
+        _OTHER.format("judge", "calibrate"),
         ("test_the_first_head_is_fitted_and_judged_where_it_is_right",),
     ),
     (
@@ -52,7 +52,7 @@ EXIT = faults(
         "the exit is judged on the rows that its heads were fitted on",
         _EXIT,
         _SPLIT,
-        _OTHER.format("s.train, s.calibration, s.train"),
+        _OTHER.format("judge", "fit"),
         ("test_noise_is_noise_at_every_depth",),
     ),
     (
@@ -87,14 +87,14 @@ EXIT = faults(
         "surface cue",
         "the surface cue is chosen by the rows that judge it",
         _EXIT,
-        "train, held = split.train[folds != fold], split.train[folds == fold]",
-        "train, held = split.train[folds != fold], split.test",
+        "train, held = rows.fit[fold.fit], rows.fit[fold.judge]",
+        "train, held = rows.fit[fold.fit], rows.judge",
         ("test_the_surface_cue_is_not_chosen_by_the_rows_that_judge",),
     ),
 )
 
 _ROUTE = "studies/route/study.py"
-_OF = "train, held = of(split.train), of(split.calibration)"
+_OF = "limit = int(np.quantile("
 ROUTE = faults(
     "route",
     "route",
@@ -104,7 +104,7 @@ ROUTE = faults(
         "the router is calibrated on the rows that judge it",
         _ROUTE,
         _OF,
-        "train, held = of(split.train), of(split.test)",
+        'object.__setattr__(rows, "calibrate", rows.judge); ' + _OF,
         ("test_unknown_is_what_is_stranger_than_calibration_rows",),
     ),
     (
@@ -113,7 +113,7 @@ ROUTE = faults(
         "the router is calibrated on the rows that it was fitted on",
         _ROUTE,
         _OF,
-        "train, held = of(split.train), of(split.train)",
+        'object.__setattr__(rows, "calibrate", rows.fit); ' + _OF,
         ("test_each_task_is_calibrated_by_its_own_rows",),
     ),
     (
@@ -122,7 +122,7 @@ ROUTE = faults(
         "the router is fitted on the rows that judge it",
         _ROUTE,
         _OF,
-        "train, held = of(split.test), of(split.calibration)",
+        'object.__setattr__(rows, "fit", rows.judge); ' + _OF,
         ("test_rows_that_judge_do_not_fit",),
     ),
     (
@@ -139,17 +139,17 @@ ROUTE = faults(
         "task left out",
         "the task that was left out is asked of the router that knows it",
         _ROUTE,
-        "fitted(rest).name(x[rows], tokens[rows])",
-        "router.name(x[rows], tokens[rows])",
+        "strange[label] = other.name(",
+        "strange[label] = router.name(",
         ("test_a_task_that_was_left_out_is_unknown",),
     ),
     (
         "cue-in-sample",
         "surface cue",
         "surface cues learn the rows that judge them",
-        _ROUTE,
-        "surface_predictions(together, split.train, split.test,",
-        "surface_predictions(together, split.test, split.test,",
+        "studies/route/claims.py",
+        "surface_predictions(together, rows.fit, rows.judge,",
+        "surface_predictions(together, rows.judge, rows.judge,",
         ("test_the_surface_cue_has_not_learnt_the_rows_that_judge",),
     ),
 )

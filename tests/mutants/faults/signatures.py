@@ -13,8 +13,8 @@ FAULTS = faults(
         "twin",
         "the random twin is the trained model",
         _SIGNATURES + "study.py",
-        "twin = random_twin(loaded, settings.seed)",
-        "twin = loaded",
+        "random = random_twin(loaded, context.run.seed)",
+        "random = loaded",
         ("test_an_untrained_twin_does_not_route_by_what_training_planted",),
     ),
     (

@@ -22,6 +22,8 @@ from tests.mutants.fault import Fault
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "moescope"
+# What shows a fault: a test's own assertion, or the study that finds its control or its rows at fault itself.
+_SAID = ("AssertionError", "ControlFault", "RowsOverlap")
 _LIMIT = 900  # seconds, after which a fault's tests count as hung
 # Imported once and shared by every run, which is forked off: they take longer than most tests do.
 _HEAVY = (
@@ -47,8 +49,8 @@ class Outcome:
 
     @property
     def caught(self) -> list[str]:
-        """Tests whose own assertion failed; one that broke down some other way has shown nothing."""
-        return [test for test, raised in self.failed.items() if raised == "AssertionError"]
+        """Tests whose own assertion failed, or whose study refused; one that broke down otherwise has shown nothing."""
+        return [test for test, raised in self.failed.items() if raised in _SAID]
 
 
 def check(faults: Sequence[Fault], *, jobs: int = 1) -> int:

@@ -165,7 +165,7 @@ def test_a_learning_rate_at_the_edge_of_those_tried_is_named() -> None:
     claims = distill_claims(tables, _SETTINGS, LayerShape(256, 256, "silu", True), 640, "m")
     (edge,) = (c for c in claims if "edge" in c.name)
     assert edge.measured == 1
-    assert edge.note.startswith("dense 64 on activations (--lr 0.3)")
+    assert edge.note.startswith("dense 64 on activations (lr 0.3)")
     tables["students"] = tables["students"][tables["students"]["chosen"]]  # one rate tried: nothing to say
     claims = distill_claims(tables, _SETTINGS, LayerShape(256, 256, "silu", True), 640, "m")
     assert not any("edge" in c.name for c in claims)

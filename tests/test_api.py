@@ -17,9 +17,7 @@ from moescope.study.run import Run
 from moescope.study.settings import Settings, documentation
 
 SNAPSHOT = Path(__file__).with_name("api.txt")
-VERBS = sorted(
-    {verb.function or verb.study for verb, _ in verbs.VERBS.values() if not (verb.name or "").startswith("reproduce")}
-)
+VERBS = sorted({verb.function or verb.study for verb in verbs.VERBS.values() if not (verb.name or "").startswith("reproduce")})
 
 
 def face() -> str:

@@ -37,13 +37,7 @@ def _demo(_inputs: dict[str, Any], _settings: Settings, run: Run, *, json: bool,
         print(f"  {(folder / name / 'report.html').resolve()}")
 
 
-demo = command(
-    Verb("demo", "", ()),
-    "The main jobs on the embedded models and shipped text, offline: the three published studies with their controls.\n\n"
-    "The task circuits of the dense model with an ablation, the routing signatures of the mixture-of-experts model, and one "
-    "layer distilled into tiny experts; each result in a folder of its own.",
-    _demo,
-)
+demo = command(Verb("demo", "", ()), _demo)
 
 
 def _circuits(run: Run) -> StudyResult:

@@ -87,8 +87,8 @@ def option_of(name: str) -> str:
     return "--" + name.removeprefix("n_").replace("_", "-")
 
 
-def command(verb: Verb, help_text: str, body: Callable[..., None] | None = None) -> Callable[..., None]:
-    """The function that cyclopts calls for ``verb``.
+def command(verb: Verb, body: Callable[..., None] | None = None) -> Callable[..., None]:
+    """The function that cyclopts calls for ``verb``; what it is for is said where it is registered.
 
     Args:
         body: called with (inputs by name, settings, run, json, quiet) instead, where a result is not what the verb returns.
@@ -134,14 +134,8 @@ def command(verb: Verb, help_text: str, body: Callable[..., None] | None = None)
     parameters.sort(key=lambda p: (p.kind, p.default is not inspect.Parameter.empty if p.kind == p.POSITIONAL_ONLY else 0))
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
-    run.__name__, run.__doc__ = name, f"{help_text}\n\n{_about(verb)}"
+    run.__name__ = name
     return run
-
-
-def _about(verb: Verb) -> str:
-    if any(i.name == "model" for i in verb.inputs):
-        return "MODEL is a Hub id, a local folder or an embedded name (`moescope models`)."
-    return ""
 
 
 def _parameter(cls: type[Settings], name: str, defaults: Mapping[str, Any], group: Group | None = None) -> inspect.Parameter:

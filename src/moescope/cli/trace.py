@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from moescope.cli.generate import Input, Verb, command
 from moescope.cli.output import print_json, progress
+from moescope.cli.verbs import PROMPTS
 from moescope.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,13 +25,7 @@ _TRACE = Verb(
     "TraceSettings",
     (
         Input("model", str | None, "Hub id, local folder or embedded name (`moescope models`).", default=None),
-        Input(
-            "prompts",
-            str,
-            "routing-480, routing-80, or a JSONL, CSV or Parquet file: text, category, id, topic, template.",
-            "--prompts",
-            "routing-480",
-        ),
+        PROMPTS,
         Input("vllm", Path | None, "Import vLLM's routed experts: .jsonl of responses, .npy, .npz, a folder.", "--vllm", None),
         Input("sglang", Path | None, "Import a converted SGLang expert-distribution dump (.npz).", "--sglang", None),
         Input("experts", int | None, "Experts per layer of an imported trace.", "--experts", None),
@@ -85,13 +80,7 @@ def _trace(given: dict[str, Any], settings: TraceSettings, run: Run, *, json: bo
             print(f"{name:12} {value}")
 
 
-trace = command(
-    _TRACE,
-    "Record which experts each token is sent to, or import that from vLLM or SGLang.\n\n"
-    "An interrupted recording goes on with the same command. The trace goes to --out (default moescope-out/trace); "
-    "`moescope signatures --trace` reads it.",
-    _trace,
-)
+trace = command(_TRACE, _trace)
 
 
 def coverage(

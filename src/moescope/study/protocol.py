@@ -207,6 +207,14 @@ class Context:
             kind or self.study, facts, tuple(claims), dict(circuits or {}), dict(tables), artifacts=dict(artifacts or {})
         )
         self.tell("done", 1, 1)
+        return self._saved(result)
+
+    def beside(self, result: StudyResult, *, title: str, published: pd.DataFrame) -> StudyResult:
+        """``result`` of an inner run with the published figures as a further table and this context's notes first."""
+        meta = {**result.meta, "title": title, "notes": [*self.notes, *result.meta["notes"]]}
+        return self._saved(dataclasses.replace(result, meta=meta, tables={**result.tables, "published": published}))
+
+    def _saved(self, result: StudyResult) -> StudyResult:
         if self.run.out is not None:
             result.save(self.run.out, overwrite=self.run.overwrite)
         return result

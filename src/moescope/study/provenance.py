@@ -62,8 +62,3 @@ def subject(model: LoadedModel, tasks: Sequence[Task]) -> dict[str, Any]:
         "tasks": [task.name for task in tasks],
         "data": {task.name: {"source": task.source, "n": len(task), "sha256": task.sha256} for task in tasks},
     }
-
-
-def provenance(model: LoadedModel, tasks: Sequence[Task], *, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """What goes into a result's ``meta``."""
-    return {**subject(model, tasks), "seed": seed, "settings": settings, **machine()}

@@ -57,13 +57,7 @@ def reproduce_circuits(
     loaded_tasks = _published_tasks(context) if tasks is None else context.tasks(tasks)
     loaded = context.load(EMBEDDED if model is None else model)
     result = circuits(loaded, loaded_tasks, settings, run=dataclasses.replace(run, out=None))
-    meta = {**result.meta, "title": f"Published circuits beside {loaded.name}"}
-    meta["notes"] = [*context.notes, *result.meta["notes"]]
-    table = published_table(result)
-    result = dataclasses.replace(result, meta=meta, tables={**result.tables, "published": table})
-    if run.out is not None:
-        result.save(run.out, overwrite=run.overwrite)
-    return result
+    return context.beside(result, title=f"Published circuits beside {loaded.name}", published=published_table(result))
 
 
 def _published_tasks(context: Context) -> list[Task]:

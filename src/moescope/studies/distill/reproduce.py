@@ -46,16 +46,14 @@ def reproduce(
     if source and settings.layer is None:
         settings = dataclasses.replace(settings, layer=published.RECORD["layers"][source]["layer"])
     result = distill(loaded, texts, settings, run=dataclasses.replace(run, out=None))
-    notes = [] if source else [f"Note: {loaded.name} stands in for the source's models; its figures test the method, not them."]
-    notes.append(
+    if not source:
+        context.note(f"Note: {loaded.name} stands in for the source's models; its figures test the method, not them.")
+    context.note(
         f"Note: the source trains 100 epochs of some 4M tokens with 10,000 and 100,000 experts; this run had "
         f"{int(result.tables['curves']['step'].max())} steps of {settings.batch} with {settings.experts}."
     )
-    meta = {**result.meta, "title": f"Published students beside {loaded.name}, layer {result.meta['layer']}", "notes": notes}
-    result = dataclasses.replace(result, meta=meta, tables={**result.tables, "published": published_table(result)})
-    if run.out is not None:
-        result.save(run.out, overwrite=run.overwrite)
-    return result
+    title = f"Published students beside {loaded.name}, layer {result.meta['layer']}"
+    return context.beside(result, title=title, published=published_table(result))
 
 
 def published_table(result: StudyResult) -> pd.DataFrame:

@@ -152,7 +152,7 @@ CONVERT = faults(
         "quality is measured on the text that calibrates",
         _CONVERT + "text.py",
         '(paragraphs[cut:], f"{name}, last quarter")',
-        '(paragraphs[:cut], f"{name}, last quarter")',
+        '(paragraphs[cut // 2 : cut], f"{name}, last quarter")',
         ("test_quality_is_measured_on_text_that_did_not_calibrate",),
     ),
     (

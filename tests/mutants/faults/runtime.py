@@ -79,7 +79,7 @@ EXIT = faults(
         "the surface cue is chosen on rows that it has learnt",
         _EXIT,
         "surface_predictions(task, train, held, tokenizer)",
-        "surface_predictions(task, split.train, held, tokenizer)",
+        "surface_predictions(task, rows.fit, held, tokenizer)",
         ("test_the_surface_cue_is_chosen_among_rows_that_it_has_not_learnt",),
     ),
     (

@@ -144,7 +144,7 @@ FAULTS = faults(
         "words are judged in folds that share topics, the signature in such that do not",
         _SIGNATURES + "classifications.py",
         "_cues(subject, kept, folds, split)",
-        '_cues(subject, kept, splits["stratified"][1], split)',
+        '_cues(subject, kept, splits["stratified"][1].folds, split)',
         ("test_words_are_judged_in_the_folds_of_the_signature",),
     ),
 )

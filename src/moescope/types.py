@@ -77,23 +77,70 @@ class Circuit:
     sigma: str = "pooled"
 
 
-Verdict = Literal["reproduced", "not reproduced", "explained by chance", "explained by a trivial cue", "identity", "measured"]
+Outcome = Literal[
+    "reproduced", "holds", "weaker", "contradicted", "inconclusive", "undertrained", "identity", "descriptive", "not tested"
+]
+"""What the evidence says of a claim; how it is decided stands in :mod:`moescope.study.verdicts`.
+
+``reproduced`` and ``weaker`` are for the model, data and protocol of the source alone; ``holds`` and ``contradicted`` for what
+was tested here; ``inconclusive`` where neither the effect nor its absence could be shown; ``undertrained`` where a gate failed;
+``identity`` is true by construction; ``descriptive`` tests no hypothesis; ``not tested`` lacks what it needs, by name.
+"""
+Explanation = Literal["chance", "trivial cue", "leakage", "none found"]
+"""What explains that which holds, or which was published. None beside it: no explanation was tested."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a source gives. ``half_width`` is half of its 95 % interval, None where it gives none."""
+
+    value: float | str
+    source: str
+    half_width: float | None = None
+
+
+@dataclass(frozen=True)
+class Control:
+    """What stands beside a figure: a null (what chance gives) or a rival, by name, with its own figure."""
+
+    name: str
+    value: float | str
 
 
 @dataclass(frozen=True)
 class Claim:
     """One statement of a study beside what was measured here.
 
-    ``published`` and ``null`` are None where the source gives none, or no null applies. ``interval`` is 95 % unless
-    ``note`` says otherwise. ``verdict`` is one of :data:`Verdict`; ``note`` says in words why.
+    ``id`` is that of the statement in the studies (``"H2"``; docs/claims.md), empty for one that they do not make.
+    ``published`` and ``control`` are None where the source gives no value, or nothing stands beside it. ``interval`` is 95 %
+    unless ``words`` says otherwise; without one ``words`` says why. ``p_adjusted`` is ``p`` after Holm within ``family``.
     """
 
-    name: str
+    statement: str
     measured: float | str
-    published: float | str | None = None
+    id: str = ""
+    published: Published | None = None
     interval: tuple[float, float] | None = None
-    null: float | str | None = None
+    control: Control | None = None
     p: float | None = None
-    verdict: Verdict = "measured"
-    note: str = ""
+    p_adjusted: float | None = None
+    family: str = ""
+    outcome: Outcome = "descriptive"
+    explanation: Explanation | None = None
+    words: str = ""
     details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> str:
+        """Outcome and explanation as a reader sees them: ``"holds here, explained by a trivial cue"``."""
+        words = {"holds": "holds here", "contradicted": "does not hold here"}.get(self.outcome, self.outcome)
+        match self.explanation:
+            case None | "none found":
+                return words
+            case "trivial cue":
+                return f"{words}, explained by a trivial cue"
+            case _:
+                return f"{words}, explained by {self.explanation}"
+
+
+Verdict = str  # until the last study is judged in study/verdicts.py

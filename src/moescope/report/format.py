@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,59 +20,115 @@ class VerdictStyle:
     rich: str
     css: str
     heading: str
+    phrase: str
+    """after a number of claims"""
     meaning: str
 
 
-# The order is the order in which a reader wants them: what held, what failed, what was never evidence.
-VERDICTS: dict[str, VerdictStyle] = {
-    "reproduced": VerdictStyle(
+# The order is the order in which a reader wants them: what held, what failed, what could not be told, what was never evidence.
+STYLES: dict[tuple[str, str], VerdictStyle] = {
+    ("reproduced", ""): VerdictStyle(
         "✓",
         "green",
         "reproduced",
         "Reproduced",
-        "The published statement holds here, and the null or control beside it does not explain it.",
+        "reproduced",
+        "The same model, data and protocol as in the source give its figure.",
     ),
-    "not reproduced": VerdictStyle(
-        "✗",
-        "red",
-        "failed",
-        "Not reproduced",
-        "The statement was tested on this model and these texts, and what was measured contradicts it.",
+    ("holds", ""): VerdictStyle(
+        "✓",
+        "green",
+        "reproduced",
+        "Holds here",
+        "hold",
+        "Shown on this model and these texts, and nothing that was tried beside it explains it.",
     ),
-    "explained by chance": VerdictStyle(
-        "≈",
-        "yellow",
-        "chance",
-        "Explained by chance",
-        "The number is what a null without any structure would give; it is no evidence either way.",
-    ),
-    "explained by a trivial cue": VerdictStyle(
+    ("holds", "trivial cue"): VerdictStyle(
         "¶",
         "magenta",
         "cue",
         "Explained by a trivial cue",
-        "Something on the surface of the text (its length, its last character, its words) does as well.",
+        "hold but are explained by a trivial cue",
+        "There, but something on the surface of the text, or a model that was never trained, does as well.",
     ),
-    "identity": VerdictStyle(
+    ("holds", "leakage"): VerdictStyle(
+        "⇄",
+        "magenta",
+        "cue",
+        "Explained by leakage",
+        "hold but are explained by leakage",
+        "There, but only as long as texts that are nearly the same stand on both sides of a split.",
+    ),
+    ("weaker", ""): VerdictStyle(
+        "↓",
+        "yellow",
+        "chance",
+        "Weaker than published",
+        "are weaker than published",
+        "Of the published sign, but smaller by more than the margin, on the same model, data and protocol.",
+    ),
+    ("contradicted", "chance"): VerdictStyle(
+        "≈",
+        "red",
+        "failed",
+        "No more than chance",
+        "are no more than chance",
+        "Anything as large as the smallest effect of interest is excluded: chance gives as much.",
+    ),
+    ("contradicted", ""): VerdictStyle(
+        "✗",
+        "red",
+        "failed",
+        "Does not hold here",
+        "do not hold here",
+        "Tested on this model and these texts: the opposite was shown, or that it is too small to matter.",
+    ),
+    ("inconclusive", ""): VerdictStyle(
+        "?",
+        "yellow",
+        "chance",
+        "Inconclusive",
+        "are inconclusive",
+        "Neither the effect nor its absence could be shown; the words say what these texts could have shown.",
+    ),
+    ("undertrained", ""): VerdictStyle(
+        "…",
+        "yellow",
+        "chance",
+        "Undertrained",
+        "are of students too little trained",
+        "A gate failed: what was trained does not beat a trivial predictor, so nothing follows from it.",
+    ),
+    ("identity", ""): VerdictStyle(
         "=",
         "cyan",
         "identity",
         "True by construction",
+        "are true by construction",
         "The number follows from how the quantity is defined and would come out on any data.",
     ),
-    "measured": VerdictStyle(
+    ("descriptive", ""): VerdictStyle(
         "·",
         "default",
         "measured",
-        "Measured, without a verdict",
-        "A new or descriptive number: nothing published to hold it against, or no test was made.",
+        "Descriptive",
+        "are descriptive",
+        "A number beside which no hypothesis was tested.",
+    ),
+    ("not tested", ""): VerdictStyle(
+        "○",
+        "dim",
+        "measured",
+        "Not tested",
+        "were not tested",
+        "What the test needs was not there; the words name it.",
     ),
 }
 
 
-def verdict_style(verdict: str) -> VerdictStyle:
-    """The style of ``verdict``; one that is not known is shown as "measured"."""
-    return VERDICTS.get(verdict, VERDICTS["measured"])
+def verdict_style(claim: Claim) -> VerdictStyle:
+    """How the verdict of ``claim`` is shown."""
+    return STYLES.get((claim.outcome, claim.explanation or ""), STYLES[claim.outcome, ""])
 
 
 def number(value: Any) -> str:
@@ -129,30 +186,22 @@ def p_value(p: float | None) -> str:
     return f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
-def tally(claims: tuple[Claim, ...]) -> dict[str, list[Claim]]:
-    """The claims under their verdict, verdicts in reading order, empty ones left out."""
-    groups: dict[str, list[Claim]] = {verdict: [] for verdict in VERDICTS}
-    for claim in claims:
-        groups.setdefault(claim.verdict, []).append(claim)
-    return {verdict: group for verdict, group in groups.items() if group}
+def control(claim: Claim) -> str:
+    """What stands beside a figure: its value and its name."""
+    return DASH if claim.control is None else f"{number(claim.control.value)} {claim.control.name}"
 
 
-_PHRASES = {
-    "reproduced": ("reproduced", "reproduced"),
-    "not reproduced": ("was not reproduced", "were not reproduced"),
-    "explained by chance": ("is what chance gives", "are what chance gives"),
-    "explained by a trivial cue": ("is explained by a trivial cue", "are explained by a trivial cue"),
-    "identity": ("is true by construction", "are true by construction"),
-    "measured": ("was measured without a verdict", "were measured without a verdict"),
-}
+def tally(claims: tuple[Claim, ...]) -> list[tuple[VerdictStyle, int]]:
+    """How many claims have each verdict, in reading order."""
+    counts = Counter(verdict_style(claim).heading for claim in claims)
+    return [(style, counts[style.heading]) for style in STYLES.values() if counts[style.heading]]
 
 
 def headline(claims: tuple[Claim, ...]) -> str:
-    """One sentence that counts the verdicts: ``Of 9 claims, 3 reproduced, 2 were not reproduced …``."""
-    groups = tally(claims)
-    if not groups:
+    """One sentence that counts the verdicts: ``Of 9 claims, 3 hold, 2 are inconclusive …``."""
+    parts = [f"{n} {style.phrase}" for style, n in tally(claims)]
+    if not parts:
         return "No claims were made."
-    parts = [f"{len(g)} {_PHRASES.get(v, (v, v))[len(g) != 1]}" for v, g in groups.items()]
     listing = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
     total = len(claims)
     return f"Of {total} claim{'s' if total != 1 else ''}, {listing}."

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
-from moescope.report.format import DASH, VerdictStyle, headline, interval, number, p_value, tally, verdict_style
+from moescope.report.format import DASH, control, headline, interval, number, p_value, tally, verdict_style
 from moescope.report.registry import Image, available, entries, render, rendered
 from moescope.report.style import look
 from moescope.study.names import model_name
@@ -55,7 +55,13 @@ def html_report(result: StudyResult, images: Mapping[str, Image] | None = None) 
             that is not among them is drawn.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "interval": interval, "p_value": p_value, "verdict": verdict_style}
+    environment.filters |= {
+        "number": number,
+        "interval": interval,
+        "p_value": p_value,
+        "style": verdict_style,
+        "control": control,
+    }
     template = environment.from_string(resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     return template.render(
         title=result.meta.get("title") or f"{result.kind.capitalize()} study of {model_name(result)}",
@@ -63,17 +69,13 @@ def html_report(result: StudyResult, images: Mapping[str, Image] | None = None) 
         model=model_name(result),
         headline=headline(result.claims),
         notes=_texts(result.meta.get("notes")),
-        verdicts=_verdicts(result),
+        verdicts=tally(result.claims),
         claims=result.claims,
         circuits=result.circuits,
         figures=list(_figures(result, images or {})),
         tables=[_table(name, table) for name, table in result.tables.items()],
         provenance=_provenance(result.meta),
     )
-
-
-def _verdicts(result: StudyResult) -> list[tuple[VerdictStyle, int]]:
-    return [(verdict_style(verdict), len(claims)) for verdict, claims in tally(result.claims).items()]
 
 
 def _figures(result: StudyResult, images: Mapping[str, Image]) -> Iterator[_Figure]:

@@ -76,9 +76,9 @@ def _trace(model: LoadedModel, result: StudyResult, task: str) -> CircuitTrace:
         if neuron.index >= model.width(neuron.site):
             raise InputError(f"neuron {neuron} of task {task} does not exist in {model.name}", "circuits")
     verdicts = tuple(
-        {"claim": c.name, "verdict": c.verdict, "note": c.note}
+        {"claim": c.statement, "verdict": c.verdict, "outcome": c.outcome, "words": c.words}
         for c in result.claims
-        if c.name.startswith(f"{task}: ") and c.name.endswith("neurons carry the task")
+        if c.statement.startswith(f"{task}: ") and c.statement.endswith("neurons carry the task")
     )
     if (result.meta.get("settings") or {}).get("position") != READ or "neuron_classes" not in result.tables:
         return CircuitTrace(task, neurons, None, None, {}, verdicts)

@@ -17,6 +17,7 @@ from moescope.runtime.exit.store import MANIFEST, load_exit
 from moescope.runtime.route.router import TaskRouter
 from moescope.runtime.route.store import ROUTER_MANIFEST, load_router
 from moescope.server.circuits import CircuitTrace, circuit_traces
+from moescope.report.format import number
 from moescope.study.result import load as load_result
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from moescope.study.result import StudyResult
 
 Verdict = dict[str, str]
-"""``claim``, ``verdict`` and ``note`` of a study's claim"""
+"""``claim``, ``verdict``, ``outcome`` and ``words`` of a study's claim"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,8 +196,8 @@ def _study(folder: Path, kind: str, model: LoadedModel) -> StudyResult | None:
 
 def _verdict(result: StudyResult | None, beginning: str) -> Verdict | None:
     for claim in result.claims if result is not None else ():
-        if claim.name.startswith(beginning):
-            null = f", null {claim.null:.1%}" if isinstance(claim.null, float) else ""
-            said = claim.measured if isinstance(claim.measured, str) else f"{claim.name}: {claim.measured:.1%}{null}"
-            return {"claim": said, "verdict": claim.verdict, "note": claim.note}
+        if claim.statement.startswith(beginning):
+            beside = "" if claim.control is None else f", {claim.control.name} {number(claim.control.value)}"
+            said = claim.measured if isinstance(claim.measured, str) else f"{claim.statement}: {claim.measured:.1%}{beside}"
+            return {"claim": said, "verdict": claim.verdict, "outcome": claim.outcome, "words": claim.words}
     return None

@@ -10,7 +10,7 @@ from moescope.stats.intervals import (
     wilson,
 )
 from moescope.stats.overlap import disjoint_probability, expected_overlap, jaccard, kuncheva, nogueira, overlap_p
-from moescope.stats.permutation import benjamini_hochberg, permutation_p, permute_labels, permuted_label_matrix
+from moescope.stats.permutation import benjamini_hochberg, holm, permutation_p, permute_labels, permuted_label_matrix
 from moescope.stats.scores import SelectiveCurve, auroc, selective, sign_free_auroc
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "disjoint_probability",
     "expected_overlap",
     "group_bootstrap",
+    "holm",
     "jaccard",
     "kuncheva",
     "nogueira",

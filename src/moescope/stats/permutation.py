@@ -112,13 +112,41 @@ def benjamini_hochberg(p: ArrayLike) -> NDArray[np.float64]:
     Raises:
         InputError: when a value lies outside [0, 1].
     """
-    values = np.asarray(p, dtype=np.float64)
-    if values.ndim != 1:
-        raise InputError(f"p-values have shape {values.shape}: give a one-dimensional array")
-    if not np.all((values >= 0) & (values <= 1)):
-        raise InputError("a p-value lies outside [0, 1]")
+    values = _probabilities(p)
     order = np.argsort(values, kind="stable")
     scaled = values[order] * len(values) / np.arange(1, len(values) + 1)
     adjusted = np.empty_like(values)
     adjusted[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
     return adjusted
+
+
+def holm(p: ArrayLike) -> NDArray[np.float64]:
+    """Adjusted p-values whose thresholding at alpha bounds the chance of any false one by alpha (Holm 1979).
+
+    Args:
+        p: p-values, shape (M,).
+
+    Returns:
+        Adjusted p-values, shape (M,), in the order given.
+
+    Raises:
+        InputError: when a value lies outside [0, 1].
+
+    >>> holm([0.01, 0.04, 0.03]).tolist()
+    [0.03, 0.06, 0.06]
+    """
+    values = _probabilities(p)
+    order = np.argsort(values, kind="stable")
+    scaled = values[order] * np.arange(len(values), 0, -1)
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
+    return adjusted
+
+
+def _probabilities(p: ArrayLike) -> NDArray[np.float64]:
+    values = np.asarray(p, dtype=np.float64)
+    if values.ndim != 1:
+        raise InputError(f"p-values have shape {values.shape}: give a one-dimensional array")
+    if not np.all((values >= 0) & (values <= 1)):
+        raise InputError("a p-value lies outside [0, 1]")
+    return values

@@ -6,11 +6,11 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 
-from moescope.types import SITE_KINDS, Circuit, Claim, Neuron, Site, SiteKind
+from moescope.types import SITE_KINDS, Circuit, Claim, Control, Explanation, Neuron, Outcome, Published, Site, SiteKind
 
 
 def plain(value: Any) -> Any:
@@ -57,18 +57,28 @@ def claim_from_json(data: Mapping[str, Any]) -> Claim:
     if bounds is not None:
         low, high = (float("nan") if b is None else float(b) for b in bounds)
         bounds = None if math.isnan(low) and math.isnan(high) else (low, high)
-    measured = data["measured"]
+    measured, published, control = data["measured"], data.get("published"), data.get("control")
+    if data["outcome"] not in get_args(Outcome) or data.get("explanation") not in (None, *get_args(Explanation)):
+        raise ValueError(f"no outcome: {data['outcome']!r}, {data.get('explanation')!r}")
     return Claim(
-        name=str(data["name"]),
+        statement=str(data["statement"]),
         measured=float("nan") if measured is None else measured,
-        published=data.get("published"),
+        id=str(data.get("id", "")),
+        published=None if published is None else Published(**published),
         interval=bounds,
-        null=data.get("null"),
+        control=None if control is None else Control(control["name"], _number(control["value"])),
         p=None if data.get("p") is None else float(data["p"]),
-        verdict=data.get("verdict", "measured"),
-        note=str(data.get("note", "")),
+        p_adjusted=None if data.get("p_adjusted") is None else float(data["p_adjusted"]),
+        family=str(data.get("family", "")),
+        outcome=data["outcome"],
+        explanation=data.get("explanation"),
+        words=str(data.get("words", "")),
         details=dict(data.get("details") or {}),
     )
+
+
+def _number(value: float | str | None) -> float | str:
+    return float("nan") if value is None else value
 
 
 def circuit_json(circuit: Circuit) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from moescope.study.run import Counter, Run
 from moescope.study.schema import check_tables
 from moescope.study.settings import Settings
 from moescope.study.store import check_target
+from moescope.study.verdicts import ALPHA, Case, verdicts
 from moescope.tasks import Prompt, load_prompts, load_task
 from moescope.tasks.passages import Passage, load_passages
 from moescope.types import Circuit, Claim, Task
@@ -146,6 +147,11 @@ class Context:
             self.tell(stage, done, len(names))
             yield name
 
+    @property
+    def alpha(self) -> float:
+        """The level at which this study judges."""
+        return float(getattr(self.settings, "alpha", ALPHA))
+
     # What is put on record
 
     def rows(self, rows: _R) -> _R:
@@ -173,7 +179,7 @@ class Context:
         self,
         *,
         title: str,
-        claims: Sequence[Claim],
+        claims: Sequence[Claim | Case],
         tables: Mapping[str, pd.DataFrame],
         model: LoadedModel | str | None = None,
         tasks: Sequence[Task] = (),
@@ -182,7 +188,7 @@ class Context:
         kind: str | None = None,
         **meta: Any,
     ) -> StudyResult:
-        """The result with its provenance, written to ``run.out`` where that is given.
+        """The result with its provenance and the verdicts on its cases, written to ``run.out`` where that is given.
 
         Args:
             model: what was studied, or its name where only its traces were.
@@ -204,7 +210,12 @@ class Context:
             **meta,
         }
         result = StudyResult(
-            kind or self.study, facts, tuple(claims), dict(circuits or {}), dict(tables), artifacts=dict(artifacts or {})
+            kind or self.study,
+            facts,
+            tuple(verdicts(claims, self.alpha)),
+            dict(circuits or {}),
+            dict(tables),
+            artifacts=dict(artifacts or {}),
         )
         self.tell("done", 1, 1)
         return self._saved(result)

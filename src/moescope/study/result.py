@@ -100,7 +100,7 @@ class StudyResult:
         return list(self.meta.get("rows") or [])
 
     def claims_frame(self) -> pd.DataFrame:
-        """The claims, one row each: name, published, measured, low, high, null, p, verdict, note."""
+        """The claims, one row each; columns: :data:`moescope.study.claims.COLUMNS`."""
         return claims_frame(self.claims)
 
     def to_frame(self, name: str = "claims") -> pd.DataFrame:

@@ -95,6 +95,14 @@ class Settings:
         """What no field can say alone: overridden where fields must fit together."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Judged(Settings):
+    """Settings of a study whose claims get a verdict."""
+
+    alpha: Annotated[float, between(0, 0.5)] = 0.05
+    """Level of every test."""
+
+
 def hints(cls: Any) -> Mapping[str, Any]:
     """Annotation of each field, bounds included, in order."""
     found = get_type_hints(cls, include_extras=True)

@@ -18,7 +18,7 @@ from moescope.files.names import plain_name
 from moescope.study.encode import circuit_from_json, claim_from_json
 from moescope.types import Circuit, Claim
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FORMAT = "moescope result"
 MANIFEST = "results.json"
 OWN = (MANIFEST, "tables", "figures", "report.html")
@@ -142,6 +142,8 @@ def load_result(folder: Path) -> Parts:
     version = data.get("schema_version")
     if not isinstance(version, int) or version > SCHEMA_VERSION:
         raise InputError(f"{path} has schema version {version}, this moescope reads up to {SCHEMA_VERSION}; update moescope")
+    if version < SCHEMA_VERSION:
+        raise InputError(f"{path} has schema version {version}, from before {SCHEMA_VERSION}; run the study again")
     made = data.setdefault("artifacts", {}) and _mapping(data, "artifacts", path)
     tables = {name: _read_table(folder, path, name, entry) for name, entry in _mapping(data, "tables", path).items()}
     try:

@@ -123,4 +123,4 @@ def _first(rows: pd.DataFrame, column: str) -> float | None:
 
 
 def _claim(result: StudyResult, start: str) -> float | None:
-    return next((float(c.measured) for c in result.claims if c.name.startswith(start)), None)
+    return next((float(c.measured) for c in result.claims if c.statement.startswith(start)), None)

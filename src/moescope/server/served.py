@@ -11,13 +11,13 @@ from moescope.errors import InputError
 from moescope.models import load
 from moescope.models.experts.layers import ExpertLayer, find_layers
 from moescope.models.load import HeadMissing
+from moescope.report.format import number
 from moescope.routing.generate import can_generate
 from moescope.runtime.exit.classifier import ExitClassifier
 from moescope.runtime.exit.store import MANIFEST, load_exit
 from moescope.runtime.route.router import TaskRouter
 from moescope.runtime.route.store import ROUTER_MANIFEST, load_router
 from moescope.server.circuits import CircuitTrace, circuit_traces
-from moescope.report.format import number
 from moescope.study.result import load as load_result
 
 if TYPE_CHECKING:

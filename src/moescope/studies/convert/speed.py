@@ -155,6 +155,6 @@ def _expert_parts(model: nn.Module) -> tuple[int, int, int, int]:
 
 def active_share(dense: Any, converted: Any) -> float:
     """Weights of the MLPs that work on one token, router included, over those of the dense model."""
-    mlp = sum(p.numel() for name, p in dense.named_parameters() if ".mlp." in name)
+    mlp: int = sum(p.numel() for name, p in dense.named_parameters() if ".mlp." in name)
     routed, rest, k, experts = _expert_parts(converted)
     return (rest + routed * k / experts) / mlp

@@ -141,7 +141,7 @@ def load_dictionary(path: str | Path, width: int) -> Tensor:
                 raise InputError(
                     f"{path} has no W_dec or decoder.weight; it has: {', '.join(have[:5]) or 'nothing'}", "dictionary"
                 )
-            found = file.get_tensor(name).float()
+            found: Tensor = file.get_tensor(name).float()
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read ({error}); give a safetensors file", "dictionary") from error
     if name == "decoder.weight":

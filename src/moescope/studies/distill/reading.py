@@ -143,4 +143,4 @@ def _context(model: Any, encoded: Any, row: int, column: int) -> str:
 def _text(model: Any, ids: Any) -> str:
     if model.tokenizer is None:
         return " ".join(map(str, ids))
-    return model.tokenizer.decode([int(i) for i in ids]).replace("\n", "↵")
+    return str(model.tokenizer.decode([int(i) for i in ids])).replace("\n", "↵")

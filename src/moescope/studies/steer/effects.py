@@ -89,7 +89,7 @@ def compare_effects(
 
     def effect_of(one: Applied) -> np.ndarray:
         nonlocal done
-        losses = text_losses(model, texts.encoded, one, batch_tokens=run.batch_tokens) - texts.clean
+        losses: np.ndarray = text_losses(model, texts.encoded, one, batch_tokens=run.batch_tokens) - texts.clean
         done += 1
         if progress is not None:
             progress(done, total)

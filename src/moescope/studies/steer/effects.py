@@ -80,10 +80,8 @@ def compare_effects(
 
     Returns:
         One row per matching and category, then, where there is a target, one per matching named ``selectivity``: the
-        effect on the target minus the mean effect on the other categories. Columns: match, category, target (bool),
-        baseline, effect, low, high (95 %), random_mean, random_low, random_high (2.5 and 97.5 % of the random sets),
-        excess (effect minus random mean), excess_low, excess_high, p_harm (random sets with at least this effect),
-        p_help (with at most this effect), n_random, usage_ratio.
+        effect on the target minus the mean effect on the other categories; columns as declared in ``tables.toml``, without
+        ``steering``.
     """
     total, done = 1 + sum(map(len, plan.controls.values())), 0
 

@@ -113,7 +113,7 @@ def layer_table(
 
 @dataclass(frozen=True)
 class ExpertCard:
-    """What one expert is chosen for: its rows of the tables ``expert_tokens``, ``expert_categories`` and ``expert_contexts``."""
+    """What one expert is chosen for: its rows of ``expert_tokens``, ``expert_categories`` and ``expert_contexts``."""
 
     layer: int
     expert: int

@@ -52,7 +52,9 @@ def signatures(
             says of its sequences.
 
     Returns:
-        A result of kind ``"signatures"``; its tables are declared in ``tables.toml``.
+        A result of kind ``"signatures"``: tables ``similarity``, ``routing_nulls``, ``routing_accuracy``, ``confusion``,
+        ``routing_layers``, ``layer_nulls``, ``random_curve``, ``experts`` with the cards ``expert_tokens``,
+        ``expert_categories`` and ``expert_contexts``, ``signature_map``, ``category_similarity``, ``similarity_matrix``.
 
     Raises:
         InputError: the input cannot be used: a dense model, categories missing or of one prompt, a damaged trace, a trace in

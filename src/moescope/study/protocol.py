@@ -226,6 +226,7 @@ class Context:
 
     def beside(self, result: StudyResult, *, title: str, published: pd.DataFrame) -> StudyResult:
         """``result`` of an inner run with the published figures as a further table and this context's notes first."""
+        check_tables(self.study, {"published": published})
         meta = {**result.meta, "title": title, "notes": [*self.notes, *result.meta["notes"]]}
         return self._saved(dataclasses.replace(result, meta=meta, tables={**result.tables, "published": published}))
 

@@ -32,7 +32,7 @@ def circuit_claims(found: dict[str, TaskFindings], tables: dict[str, pd.DataFram
     if len(found) > 1:
         claims += pair_claims(list(found), tables, settings)
     if "language" in tables:
-        claims += language_claims(tables["language"])
+        claims += language_claims(tables["language"], settings)
     return claims
 
 

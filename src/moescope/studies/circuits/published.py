@@ -9,6 +9,7 @@ from __future__ import annotations
 from moescope.study.published import record
 
 RECORD = record("hidden_moe")
+SOURCE = "Choi (2025)"
 
 _mean = RECORD["cross_task_accuracy"]["mean"]
 _exit = RECORD["early_exit_mistral"]

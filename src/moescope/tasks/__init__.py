@@ -1,12 +1,19 @@
 """Labelled texts: presets, files and Hub datasets, templates, group-aware splits, and what trivial cues alone score."""
 
 from moescope.tasks.build import RenderedTask, slots, subset
-from moescope.tasks.folds import group_folds, split_half
+from moescope.tasks.folds import dealt_folds, group_folds, split_half
 from moescope.tasks.load import load_task
 from moescope.tasks.presets import PRESETS, Preset, list_tasks
 from moescope.tasks.prompts import PROMPT_SETS, Prompt, load_prompts
 from moescope.tasks.spec import TaskSpec, parse_spec
-from moescope.tasks.surface import fixed_wrap, matched_subset, surface_baselines, surface_features, surface_predictions
+from moescope.tasks.surface import (
+    fixed_wrap,
+    matched_subset,
+    surface_baselines,
+    surface_cues,
+    surface_features,
+    surface_predictions,
+)
 from moescope.tasks.wikitext import plain_text
 
 __all__ = [
@@ -16,6 +23,7 @@ __all__ = [
     "Prompt",
     "RenderedTask",
     "TaskSpec",
+    "dealt_folds",
     "fixed_wrap",
     "group_folds",
     "list_tasks",
@@ -28,6 +36,7 @@ __all__ = [
     "split_half",
     "subset",
     "surface_baselines",
+    "surface_cues",
     "surface_features",
     "surface_predictions",
 ]

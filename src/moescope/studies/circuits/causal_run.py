@@ -106,7 +106,8 @@ def causal_tables(
 
 
 def _switched(model: LoadedModel, here: Features, settings: CircuitSettings, context: Context) -> _Switched:
-    assert settings.ablate is not None and here.encoded is not None
+    assert settings.ablate is not None
+    assert here.encoded is not None
     name, seed = here.task.name, context.run.seed
     half = split_half(here.y, here.groups, seed)
     judge, first = np.flatnonzero(~half), np.flatnonzero(half)

@@ -62,8 +62,8 @@ def _harm(task: str, row: pd.Series, settings: CircuitSettings) -> Claim | Case:
     effect = effect_of(gap, f"{sets} of the same layers and the same size of change", settings.margin)
     words = (
         f"the probe's balanced accuracy changes by {float(row['effect']):+.1%} from {float(row['baseline']):.1%} by "
-        f"{row['mode']} ablation at the final token, by {float(row['random_low']):+.1%} to {float(row['random_high']):+.1%} with "
-        f"95 % of the random sets; a lower bound, since later layers repair"
+        f"{row['mode']} ablation at the final token, by {float(row['random_low']):+.1%} to {float(row['random_high']):+.1%} "
+        f"with 95 % of the random sets; a lower bound, since later layers repair"
     )
     return Case(**head, effect=effect, words=words)
 
@@ -87,8 +87,8 @@ def _specific(task: str, row: pd.Series, beside: pd.DataFrame, settings: Circuit
         control=Control(f"change on {texts}", off[0]),
         rivals=(effect_of(readable, f"a guess on {texts}, where there is then nothing to harm", settings.margin),),
         family=f"{task}: interventions",
-        words=f"{float(row['effect']):+.1%} here, {off[0]:+.1%} there, on {int(beside['n'].sum())} texts read by a probe of their "
-        f"own at {known[0]:.1%}",
+        words=f"{float(row['effect']):+.1%} here, {off[0]:+.1%} there, on {int(beside['n'].sum())} texts read by a probe of "
+        f"their own at {known[0]:.1%}",
     )
 
 
@@ -163,8 +163,8 @@ def erasure_claims(erasure: pd.DataFrame, settings: CircuitSettings) -> list[Cas
                 Effect(value, low, high, against, settings.margin, float(row["p_worst"])),
                 interval=_interval(row),
                 control=Control("permuted labels, worst layer", float(row["worst_mean"])),
-                words=f"after layer {int(row['layer'])}, from a balanced accuracy of {float(row['baseline']):.1%}; where this harms "
-                "and switching a few neurons off does not, the class is spread over many",
+                words=f"after layer {int(row['layer'])}, from a balanced accuracy of {float(row['baseline']):.1%}; where this "
+                "harms and switching a few neurons off does not, the class is spread over many",
             )
         )
     return cases

@@ -63,8 +63,8 @@ def overlap_claim(rows: pd.DataFrame, settings: CircuitSettings) -> Case:
         control=Control("permuted labels share", expected),
         rivals=(chance,),
         family=pair_family(row["task_a"], row["task_b"]),
-        words=f"they share {both} of {int(row['distinct_a'])} and {int(row['distinct_b'])} distinct coordinates; under permuted "
-        f"labels {expected:.2g} on average and none in {float(row['p_disjoint']):.0%} of draws (two-sided p "
+        words=f"they share {both} of {int(row['distinct_a'])} and {int(row['distinct_b'])} distinct coordinates; under "
+        f"permuted labels {expected:.2g} on average and none in {float(row['p_disjoint']):.0%} of draws (two-sided p "
         f"{float(row['p']):.2g}), so that sharing none says little at this K; the interval is binomial",
     )
 
@@ -86,9 +86,9 @@ def own_coordinates_claim(rows: pd.DataFrame, settings: CircuitSettings) -> Case
         interval=(found.low * settings.k, found.high * settings.k),
         control=Control("shared across tasks, between halves", float(row["split_half_cross"])),
         family=pair_family(row["task_a"], row["task_b"]),
-        words=f"between halves of the groups {row['task_a']} shares {float(row['split_half_a']):.1f} of {settings.k} with itself, "
-        f"{row['task_b']} {float(row['split_half_b']):.1f}, and the two {float(row['split_half_cross']):.1f}; {_bound(rows)}; the "
-        "interval is over halvings",
+        words=f"between halves of the groups {row['task_a']} shares {float(row['split_half_a']):.1f} of {settings.k} with "
+        f"itself, {row['task_b']} {float(row['split_half_b']):.1f}, and the two {float(row['split_half_cross']):.1f}; {_bound(rows)}; "
+        "the interval is over halvings",
     )
 
 
@@ -114,8 +114,8 @@ def _cross(source: str, target: str, rows: pd.DataFrame, settings: CircuitSettin
     said = "less than they" if gap.high < 0 else "more than they" if gap.low > 0 else "not told apart from them"
     transferred = rows.loc["transfer_accuracy"] if "transfer_accuracy" in rows.index else None
     words = (
-        f"fitted anew on {target}, {source}'s neurons give {float(refit['value']):.1%} (balanced) and random neurons of their layers "
-        f"{float(matched['value']):.1%}: {said}"
+        f"fitted anew on {target}, {source}'s neurons give {float(refit['value']):.1%} (balanced) and random neurons of their "
+        f"layers {float(matched['value']):.1%}: {said}"
     )
     figure = published.CROSS.get((source, target))
     if transferred is not None:
@@ -177,8 +177,8 @@ def _ratios(names: list[str], cross: pd.DataFrame) -> list[Claim]:
                     published=_source(published.RATIO.get(name), "section 4.3"),
                     control=Control("twice the own accuracy", 2 * own),
                     outcome="identity",
-                    words="twice the own accuracy whenever transfer is at 50 %, hence no interval; with the neurons refitted it is "
-                    f"{own / refit:.2f}",
+                    words="twice the own accuracy whenever transfer is at 50 %, hence no interval; with the neurons refitted it "
+                    f"is {own / refit:.2f}",
                 )
             )
     for i, a in enumerate(names):
@@ -192,8 +192,8 @@ def _ratios(names: list[str], cross: pd.DataFrame) -> list[Claim]:
                         score,
                         id="H3",
                         published=_source(published.SYMMETRY, "section 4.3") if {a, b} == set(published.TASKS) else None,
-                        words=f"the definition that gives the published values; {abs(own - other):.3f} of it is how far the two "
-                        "tasks differ in difficulty, the rest rests on arbitrary polarity, for which no interval is given",
+                        words=f"the definition that gives the published values; {abs(own - other):.3f} of it is how far the "
+                        "two tasks differ in difficulty, the rest rests on arbitrary polarity, for which no interval is given",
                     )
                 )
     return claims
@@ -211,8 +211,8 @@ def _map(measure: str, rows: pd.DataFrame, settings: CircuitSettings) -> Case:
         id="H22",
         interval=(value - (high - mean), value + (mean - low)),
         control=Control("permuted labels, the most alike pair", mean),
-        words=f"{alike} of {len(rows)} pairs are, each against the most alike of all under permuted labels; the interval is what "
-        "permuted labels spread",
+        words=f"{alike} of {len(rows)} pairs are, each against the most alike of all under permuted labels; the interval is "
+        "what permuted labels spread",
     )
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from moescope.errors import InputError
 from moescope.study.settings import Judged, NonEmpty, above, at_least, between
 from moescope.study.verdicts import check_draws
 
 Sigma = Literal["pooled", "total", "negative"]
+PRIMARY = ("handful", "same layers", "two suffice", "unit", "done early")
+"""The claims of one task that are judged together (Holm)."""
 INTERVENTIONS = ("harm", "specificity", "one direction")
 """The claims about one task's ablation that are judged together (Holm)."""
 
@@ -31,8 +32,10 @@ class SearchSettings(Judged):
     """nested selects inside the training folds; global is the published protocol, optimistic."""
     classifier: Literal["lda", "logistic"] = "lda"
     """What reads the circuit; lda as published."""
-    n_folds: Annotated[int, at_least(2)] = 5
+    n_folds: Annotated[int, at_least(3)] = 5
     """Cross-validation folds."""
+    margin: Annotated[float, between(0, 0.5)] = 0.03
+    """Smallest difference between two shares (balanced accuracies, shares of variance or of depth) that counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,8 @@ class CircuitSettings(SearchSettings):
     """Label permutations of the neuron ranking (max statistic) and of the projection."""
     n_label_permutations: Annotated[int, at_least(0)] = 100
     """Label permutations of the whole nested selection and cross-validation; 0 leaves them out."""
+    n_rotations: Annotated[int, at_least(20)] = 20
+    """Random bases in which the circuit is sought anew."""
     n_random: Annotated[int, at_least(20)] = 100
     """Random circuits per control."""
     twin: bool = True
@@ -68,10 +73,11 @@ class CircuitSettings(SearchSettings):
     """Tokens of plain text on which an ablation's loss is described."""
 
     def check(self) -> None:
+        check_draws(self.n_permutations, 1, "n_permutations", self.alpha)
+        if self.n_label_permutations:
+            check_draws(self.n_label_permutations, len(PRIMARY), "n_label_permutations", self.alpha)
         if self.ablate is not None:
             check_draws(self.ablate_random, len(INTERVENTIONS), "ablate_random", self.alpha / 2)  # p is two-sided
-        if 0 < self.n_label_permutations < 19:
-            raise InputError(f"must be 0 or at least 19, got {self.n_label_permutations}", "n_label_permutations")
 
     def all_ks(self) -> tuple[int, ...]:
         """Every circuit size that the study evaluates, ascending."""

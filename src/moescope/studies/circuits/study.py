@@ -12,7 +12,8 @@ from moescope.models.forward_tokens import ForwardTokens
 from moescope.studies.circuits.causal_run import causal_sites, causal_tables
 from moescope.studies.circuits.claims import circuit_claims
 from moescope.studies.circuits.claims_causal import ablation_claims, erasure_claims
-from moescope.studies.circuits.controls import STEPS, control_table
+from moescope.studies.circuits.controls import STEPS, control_tables
+from moescope.studies.circuits.cues import read_cues
 from moescope.studies.circuits.features import Columns, Features, capture_features, columns_of
 from moescope.studies.circuits.language import language_rows
 from moescope.studies.circuits.pairs import Ranked, cross_task_rows, map_k, native_row, overlap_rows, task_map_rows
@@ -23,7 +24,6 @@ from moescope.study.protocol import Context, ModelLike, TasksLike
 from moescope.study.result import StudyResult
 from moescope.study.rows import FoldRows
 from moescope.study.run import Run
-from moescope.tasks import surface_baselines
 
 _SETTINGS, _RUN = CircuitSettings(), Run()
 
@@ -71,22 +71,22 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
         stage, total = f"{task.name}: circuit and controls", 3 + len(STEPS)
         context.tell(stage, 0, total)
         here = features[task.name]
-        surface = surface_baselines(task, here.folds, tokenizer=loaded.tokenizer)
-        found[task.name] = analyse(here, settings, surface=float(surface["accuracy"].max()), n_layers=loaded.n_layers)
+        cues = read_cues(here, loaded.tokenizer)
+        found[task.name] = analyse(here, settings, cues=cues, n_layers=loaded.n_layers)
         read = reread(here, settings, model=loaded, twin=twin, tokens=tokens, **limits)
         if read.sampled:
             context.rows(FoldRows(f"{task.name}: controls read anew", read.own.groups, read.own.folds))
         prove_reread(context, read, loaded, twin)
-        controls = control_table(
+        controls = control_tables(
             found[task.name],
             settings,
-            surface,
+            n_layers=loaded.n_layers,
             tokenizer=loaded.tokenizer,
             read=read,
             context=context,
             step=lambda name, stage=stage, total=total: context.tell(stage, 3 + STEPS.index(name), total),  # type: ignore[misc]
         )
-        for name, table in {**found[task.name].tables, "controls": controls}.items():
+        for name, table in {**found[task.name].tables, **controls}.items():
             parts.setdefault(name, []).append(table)
     tables = {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
     tables |= _across_tasks(found, settings, context)

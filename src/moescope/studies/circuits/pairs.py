@@ -93,7 +93,8 @@ def cross_task_rows(source: TaskFindings, target: TaskFindings, settings: Circui
         # one set beside many: what another set of the same kind might have given
         gap = judge.gap(hits, matched.mean(0), spread=spread)
         weighed = judge.weighed(hits)
-        add(method, float(weighed.mean()), group_bootstrap(weighed, other.groups, seed=seed), gap)
+        low, high = group_bootstrap(weighed, other.groups, seed=seed)
+        add(method, float(weighed.mean()), (max(low, 0.0), min(high, 1.0)), gap)
     for method, hits in drawn.items():
         values = np.array([judge.balanced(some) for some in hits])
         low, high = np.quantile(values, [0.025, 0.975])

@@ -10,6 +10,7 @@ little from text to text is hardly changed by its mean, however large it is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -136,45 +137,55 @@ class NeuronAblation:
         groups = self._trial.groups
         for size, first, count in self._sizes:
             for target, score in scores.items():
-                sets = score[first + 1 : first + 1 + count]
-                rows.append(self._row(size, target, score[0], score[first], sets, groups))
+                rows.append(self._row(size, target, score[[0, *range(first, first + 1 + count)]], groups))
         at = self._sizes[0][1]
         for target, score in direction.items():
-            row = self._row(0, target, score[0], score[1], score[:0], groups)
+            row = ablation_row(self._trial.task.name, 0, "direction", target, score, groups)
             gap = between(score[1], scores[target][at], groups)
-            rows.append(row | {"mode": "direction", "gap": gap.value, "gap_low": gap.low, "gap_high": gap.high, "p": gap.p})
+            rows.append(row | {"gap": gap.value, "gap_low": gap.low, "gap_high": gap.high, "p": gap.p})
         if loss is not None:
-            rows.append(self._row(self._k, LOSS, loss[0], loss[1], loss[2:], np.arange(loss.shape[1])))
+            rows.append(self._row(self._k, LOSS, loss, np.arange(loss.shape[1])))
         return pd.DataFrame.from_records(rows)
 
-    def _row(
-        self, k: int, target: str, clean: np.ndarray, ablated: np.ndarray, random: np.ndarray, groups: np.ndarray
-    ) -> dict[str, Any]:
-        """One size and target: clean, ablated (N,) and random (R, N) scores."""
-        clean, ablated, random = (np.asarray(a, dtype=np.float64) for a in (clean, ablated, random))
-        off_task = target == LOSS
-        effect = between(ablated, clean, groups)
-        row = {
-            "task": self._trial.task.name,
-            "k": k,
-            "mode": self._mode,
-            "target": target,
-            "off_task": off_task,
-            "baseline": float(clean.mean()),
-            "effect": effect.value,
-            "low": effect.low,
-            "high": effect.high,
-            **dict.fromkeys(("random_mean", "random_low", "random_high", "gap", "gap_low", "gap_high", "p"), float("nan")),
-            "n_random": len(random),
-            "norm_ratio": float("nan"),
-        }
-        if len(random):
-            draws = random.mean(1) - clean.mean()
-            low, high = np.quantile(draws, [0.025, 0.975])
-            harm = 1.0 if off_task else -1.0
-            gap = between(harm * ablated, harm * random.mean(0), groups, spread=float(draws.std()))
-            row |= {"random_mean": float(draws.mean()), "random_low": float(low), "random_high": float(high)}
-            row |= {"gap": gap.value, "gap_low": gap.low, "gap_high": gap.high}
-            row["p"] = beyond_draws(effect.value, draws, "", 0.0).p
-            row["norm_ratio"] = norm_ratio(self._circuit[:k], [members[:k] for members in self.random], self._changes)
-        return row
+    def _row(self, k: int, target: str, scores: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
+        ratio = norm_ratio(self._circuit[:k], [members[:k] for members in self.random], self._changes)
+        return ablation_row(self._trial.task.name, k, self._mode, target, scores, groups, ratio=ratio)
+
+
+def ablation_row(
+    task: str, k: int, mode: str, target: str, scores: np.ndarray, groups: np.ndarray, *, ratio: float = math.nan
+) -> dict[str, Any]:
+    """A row of the table ``ablation``: one size and target.
+
+    Args:
+        scores: (2 + R, N): clean, ablated, and under R random sets.
+        groups: (N,) what is independent.
+        ratio: of the norms of the changes, random over own.
+    """
+    clean, ablated, *random = np.asarray(scores, dtype=np.float64)
+    off_task = target == LOSS
+    effect = between(ablated, clean, groups)
+    row = {
+        "task": task,
+        "k": k,
+        "mode": mode,
+        "target": target,
+        "off_task": off_task,
+        "baseline": float(clean.mean()),
+        "effect": effect.value,
+        "low": effect.low,
+        "high": effect.high,
+        **dict.fromkeys(("random_mean", "random_low", "random_high", "gap", "gap_low", "gap_high", "p"), math.nan),
+        "n_random": len(random),
+        "norm_ratio": ratio,
+    }
+    if random:
+        others = np.stack(random)
+        draws = others.mean(1) - clean.mean()
+        low, high = np.quantile(draws, [0.025, 0.975])
+        harm = 1.0 if off_task else -1.0
+        gap = between(harm * ablated, harm * others.mean(0), groups, spread=float(draws.std()))
+        row |= {"random_mean": float(draws.mean()), "random_low": float(low), "random_high": float(high)}
+        row |= {"gap": gap.value, "gap_low": gap.low, "gap_high": gap.high}
+        row["p"] = beyond_draws(effect.value, draws, "", 0.0).p
+    return row

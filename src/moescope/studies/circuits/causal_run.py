@@ -179,12 +179,18 @@ def _balanced(scores: Mapping[str, np.ndarray], trial: Trial) -> dict[str, np.nd
 def _beside(name: str, trial: Trial, scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """What switching the circuit of ``name`` off does to another task's probe."""
     clean, ablated = scores[PROBE]
-    found = between(ablated, clean, trial.groups)
-    chance = 1 / len(np.unique(trial.split.labels))
-    known = between(clean, np.full(len(clean), chance), trial.groups)
+    return interference_row(name, trial.task.name, clean, ablated, trial.groups, 1 / len(np.unique(trial.split.labels)))
+
+
+def interference_row(
+    task: str, texts: str, clean: np.ndarray, ablated: np.ndarray, groups: np.ndarray, chance: float
+) -> dict[str, Any]:
+    """A row of the table ``interference``, from a probe's weighed hits (N,) without and with the intervention."""
+    found = between(ablated, clean, groups)
+    known = between(clean, np.full(len(clean), chance), groups)
     return {
-        "task": name,
-        "texts": trial.task.name,
+        "task": task,
+        "texts": texts,
         "chance": chance,
         "baseline": known.value + chance,
         "baseline_low": known.low + chance,

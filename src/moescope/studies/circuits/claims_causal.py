@@ -81,7 +81,7 @@ def _specific(task: str, row: pd.Series, beside: pd.DataFrame, settings: Circuit
     return Case(
         f"{task}: switching its {int(row['k'])} neurons off harms this task more than {texts}",
         contrast.value,
-        effect_of(contrast, f"the harm to {texts}", settings.margin),
+        effect_of(contrast, f"the harm to {texts}", settings.margin, kind="none found"),
         id="H17",
         interval=(contrast.low, contrast.high),
         control=Control(f"change on {texts}", off[0]),

@@ -30,7 +30,7 @@ def pair_claims(names: list[str], tables: dict[str, pd.DataFrame], settings: Cir
     for source in names:
         for target in names:
             if source != target:
-                claims += _cross(source, target, cross.loc[(source, target)], settings)
+                claims += cross_claims(source, target, cross.loc[(source, target)], settings)
     claims += _ratios(names, cross)
     if "interference" in tables:
         claims += interference_claims(tables["interference"], tables["ablation"], settings)
@@ -87,7 +87,8 @@ def own_coordinates_claim(rows: pd.DataFrame, settings: CircuitSettings) -> Case
         control=Control("shared across tasks, between halves", float(row["split_half_cross"])),
         family=pair_family(row["task_a"], row["task_b"]),
         words=f"between halves of the groups {row['task_a']} shares {float(row['split_half_a']):.1f} of {settings.k} with "
-        f"itself, {row['task_b']} {float(row['split_half_b']):.1f}, and the two {float(row['split_half_cross']):.1f}; {_bound(rows)}; "
+        f"itself, {row['task_b']} {float(row['split_half_b']):.1f}, and the two {float(row['split_half_cross']):.1f}; "
+        f"{_bound(rows)}; "
         "the interval is over halvings",
     )
 
@@ -106,7 +107,8 @@ def _bound(rows: pd.DataFrame) -> str:
     return f"at K = {least} to {most} they share at most {share.max():.0%} of that (at K = {worst}; 95 % for all K together)"
 
 
-def _cross(source: str, target: str, rows: pd.DataFrame, settings: CircuitSettings) -> list[Case]:
+def cross_claims(source: str, target: str, rows: pd.DataFrame, settings: CircuitSettings) -> list[Case]:
+    """H2, second half, and transfer without fitting: the rows of one source and target in ``cross_task``, by method."""
     refit, matched, own = rows.loc["refit"], rows.loc["refit_layer_matched"], rows.loc["own"]
     gap = _difference(refit)
     # the claim is that nothing is gained, so a loss against the circuit is what would contradict it
@@ -177,8 +179,8 @@ def _ratios(names: list[str], cross: pd.DataFrame) -> list[Claim]:
                     published=_source(published.RATIO.get(name), "section 4.3"),
                     control=Control("twice the own accuracy", 2 * own),
                     outcome="identity",
-                    words="twice the own accuracy whenever transfer is at 50 %, hence no interval; with the neurons refitted it "
-                    f"is {own / refit:.2f}",
+                    words="twice the own accuracy whenever transfer is at 50 %, hence no interval; refitted it is "
+                    f"{own / refit:.2f}",
                 )
             )
     for i, a in enumerate(names):

@@ -50,37 +50,46 @@ class ClassErasure:
 
     def table(self, scores: Mapping[str, np.ndarray]) -> pd.DataFrame:
         """The rows of the table ``erasure``, from the scores (S, N) of every intervention."""
-        records = []
+        rows = []
         for target, score in scores.items():
-            clean = np.asarray(score[0], dtype=np.float64)
-            erased = np.asarray(score[1:], dtype=np.float64).reshape(len(self._layers), self._each, -1)
-            draws = erased[:, 1:].mean(2) - clean.mean()  # (layers, permutations)
-            worst = draws.min(0)  # of the layers, under each permutation
-            for place, layer in enumerate(self._layers):
-                found = between(erased[place, 0], clean, self._trial.groups)
-                low, high = np.quantile(draws[place], [0.025, 0.975])
-                worst_low, worst_high = np.quantile(worst, [0.025, 0.975])
-                records.append(
-                    {
-                        "task": self._trial.task.name,
-                        "layer": layer,
-                        "target": target,
-                        "baseline": float(clean.mean()),
-                        "effect": found.value,
-                        "low": found.low,
-                        "high": found.high,
-                        "random_mean": float(draws[place].mean()),
-                        "random_low": float(low),
-                        "random_high": float(high),
-                        "p": beyond_draws(found.value, draws[place], "", 0.0).p,
-                        "worst_mean": float(worst.mean()),
-                        "worst_low": float(worst_low),
-                        "worst_high": float(worst_high),
-                        "p_worst": beyond_draws(found.value, worst, "", 0.0).p,
-                        "n_random": self._each - 1,
-                    }
-                )
-        return pd.DataFrame.from_records(records)
+            erased = score[1:].reshape(len(self._layers), self._each, -1)
+            rows += erasure_rows(self._trial.task.name, self._layers, target, score[0], erased, self._trial.groups)
+        return pd.DataFrame.from_records(rows)
+
+
+def erasure_rows(
+    task: str, layers: Sequence[int], target: str, clean: np.ndarray, erased: np.ndarray, groups: np.ndarray
+) -> list[dict[str, Any]]:
+    """Rows of the table ``erasure`` from scores (N,) and, for each layer the class and P permutations erased, (L, 1 + P, N)."""
+    clean, erased = np.asarray(clean, dtype=np.float64), np.asarray(erased, dtype=np.float64)
+    draws = erased[:, 1:].mean(2) - clean.mean()  # (layers, permutations)
+    worst = draws.min(0)  # of the layers, under each permutation
+    worst_low, worst_high = (float(q) for q in np.quantile(worst, [0.025, 0.975]))
+    rows = []
+    for layer, scores, null in zip(layers, erased[:, 0], draws, strict=True):
+        found = between(scores, clean, groups)
+        low, high = (float(q) for q in np.quantile(null, [0.025, 0.975]))
+        rows.append(
+            {
+                "task": task,
+                "layer": layer,
+                "target": target,
+                "baseline": float(clean.mean()),
+                "effect": found.value,
+                "low": found.low,
+                "high": found.high,
+                "random_mean": float(null.mean()),
+                "random_low": low,
+                "random_high": high,
+                "p": beyond_draws(found.value, null, "", 0.0).p,
+                "worst_mean": float(worst.mean()),
+                "worst_low": worst_low,
+                "worst_high": worst_high,
+                "p_worst": beyond_draws(found.value, worst, "", 0.0).p,
+                "n_random": len(null),
+            }
+        )
+    return rows
 
 
 class Erasures:

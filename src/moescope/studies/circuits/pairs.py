@@ -84,22 +84,28 @@ def cross_task_rows(source: TaskFindings, target: TaskFindings, settings: Circui
     }
     drawn = {method: np.stack([set_hits(other, members, settings) for members in some]) for method, some in sets.items()}
     matched = drawn["refit_layer_matched"]
-    spread = float(np.std([judge.balanced(hits) for hits in matched]))
+    head = {"source": own.task.name, "target": other.task.name}
     for method, hits in (
         ("refit", set_hits(other, chosen, settings)),
         ("refit_top_variance", set_hits(other, top_variance(target.sums.total(), k), settings)),
         ("own", target.cv.even[target.cv.ks.index(k)]),
     ):
-        # one set beside many: what another set of the same kind might have given
-        gap = judge.gap(hits, matched.mean(0), spread=spread)
-        weighed = judge.weighed(hits)
-        low, high = group_bootstrap(weighed, other.groups, seed=seed)
-        add(method, float(weighed.mean()), (max(low, 0.0), min(high, 1.0)), gap)
+        rows.append(head | cross_row(method, hits, matched, judge))
     for method, hits in drawn.items():
         values = np.array([judge.balanced(some) for some in hits])
         low, high = np.quantile(values, [0.025, 0.975])
         add(method, float(values.mean()), (float(low), float(high)))
     return rows
+
+
+def cross_row(method: str, hits: np.ndarray, matched: np.ndarray, judge: Scorer) -> dict[str, Any]:
+    """Hits (N,) beside those of random neurons of the same layers (R, N) on the same rows."""
+    # one set beside many: what another set of the same kind might have given
+    gap = judge.gap(hits, matched.mean(0), spread=float(np.std([judge.balanced(some) for some in matched])))
+    weighed = judge.weighed(hits)
+    low, high = group_bootstrap(weighed, judge.groups, seed=judge.seed)
+    head = {"method": method, "value": float(weighed.mean()), "low": max(low, 0.0), "high": min(high, 1.0)}
+    return head | {"gap": gap.value, "gap_low": gap.low, "gap_high": gap.high, "p": gap.p}
 
 
 def native_row(found: TaskFindings, settings: CircuitSettings) -> dict[str, Any]:

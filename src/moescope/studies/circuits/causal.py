@@ -1,48 +1,55 @@
-"""Is a circuit used? Ablate it in the running model, beside random sets of neurons that match it in layer and norm.
+"""Is a circuit used? Switch it off in the running model, beside random sets of neurons that match it.
 
 An effect is ablated minus clean, on texts from which neither the circuit nor the probe was learnt. Effects are lower
 bounds of what the neurons do in the untouched model: later layers compensate for what was removed (McGrath, Rahtz,
 Kramár, Mikulik and Legg 2023, "The Hydra effect: emergent self-repair in language model computations"). Mean ablation
 is the default because zero is far from what downstream layers have seen, so that a zeroed neuron hurts whether or not
-it carries the task.
+it carries the task. Random sets match the circuit in layers and in how much the intervention changes them: what differs
+little from text to text is hardly changed by its mean, however large it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 
-from moescope.errors import InputError
-from moescope.intervene.effects import against_random
 from moescope.intervene.intervene import group_by_site
+from moescope.intervene.leace import Eraser
 from moescope.intervene.matched import matched_sets, norm_ratio
 from moescope.intervene.neuron_sets import NeuronSets
-from moescope.intervene.replicas import Progress
 from moescope.intervene.running_text import LOSS, RunningText
-from moescope.intervene.together import run_together
-from moescope.studies.circuits.causal_values import ABLATION_MODES, AblationMode, class_means, task_replacement
-from moescope.studies.circuits.trial import Trial, prepare_trial
-from moescope.types import Neuron, Site, Task
+from moescope.studies.circuits.causal_values import AblationMode, change_sizes, class_means, task_replacement
+from moescope.studies.circuits.erasure import Erasures
+from moescope.studies.circuits.spread import between
+from moescope.studies.circuits.trial import Trial
+from moescope.study.verdicts import beyond_draws
+from moescope.types import Neuron, Site
 
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
 
-HIGHER_IS_HARM = (LOSS,)
+DESCRIBED = 19
+"""Random sets beside what is described and not judged: other sizes, and the loss on running text."""
+PROBE = "probe_accuracy"
 
 
 class NeuronAblation:
-    """One task's circuit cut to each k, and matched random sets cut to each k, as interventions (number 0: none).
+    """One task's circuit of k neurons, matched random sets, and one direction, as interventions (number 0: none).
 
     Args:
         ranking: neurons, best first, found on the trial's selection texts alone.
-        norms, means: as :func:`ablation_study`.
+        k: size that is judged; ``further`` sizes, none above the ranking's, have :data:`DESCRIBED` random sets.
+        mode: ``"mean"`` of the selection texts at the final token, ``"zero"``, ``"resample"`` (the values of a random
+            selection text, one for all neurons) or ``"patch"`` (the mean of the other classes; on other text, of the
+            classes in turn).
+        n_random: beside k. The same random sets, cut to each size, serve every size.
 
     Raises:
-        InputError: K beyond the ranking or the layer, or a neuron the model lacks.
+        InputError: too few coordinates outside the circuit to draw from, or a neuron the model lacks.
     """
 
     def __init__(
@@ -51,30 +58,27 @@ class NeuronAblation:
         trial: Trial,
         ranking: Sequence[Neuron],
         *,
-        ks: Sequence[int],
+        k: int,
+        further: Sequence[int] = (),
         mode: AblationMode,
         n_random: int,
-        norms: Mapping[Site, np.ndarray] | None = None,
-        means: Mapping[Site, np.ndarray] | None = None,
         seed: int = 0,
     ) -> None:
-        self._model, self._trial, self._mode, self._ks = model, trial, mode, list(ks)
-        self._circuit = list(ranking[: self._ks[-1]])
-        vectors = {site: trial.vectors[site] for site in group_by_site(model, self._circuit)}
-        if norms is None:
-            norms = {site: np.sqrt(np.square(x, dtype=np.float64).mean(0)) for site, x in vectors.items()}
-        self._norms = norms
-        self.random = matched_sets(self._circuit, norms, n_sets=n_random, seed=seed)
-        # interventions in order: none, the circuit cut to each k, each random set cut to each k
-        self._neurons: list[list[Neuron]] = [
-            [], *(self._circuit[:k] for k in ks), *(members[:k] for k in ks for members in self.random)
-        ]  # fmt: skip
+        self._model, self._trial, self._mode, self._k = model, trial, mode, k
+        self._circuit = list(ranking[: max(k, *further)]) if further else list(ranking[:k])
+        self._vectors = {site: trial.vectors[site] for site in group_by_site(model, self._circuit)}
+        self._changes = change_sizes(mode, self._vectors, trial.split)
+        self.random = matched_sets(self._circuit, self._changes, n_sets=n_random, seed=seed)
+        # none, then of each size the circuit and its random sets
+        neurons: list[list[Neuron]] = [[]]
+        self._sizes: list[tuple[int, int, int]] = []  # size, number of the circuit, random sets behind it
+        for size in (k, *(size for size in further if size != k)):
+            count = n_random if size == k else min(n_random, DESCRIBED)
+            self._sizes.append((size, len(neurons), count))
+            neurons += [self._circuit[:size], *(members[:size] for members in self.random[:count])]
         self._rng = np.random.default_rng([seed, 1])
-        values = task_replacement(mode, vectors, trial.split, self._rng)
-        if mode == "mean" and means is not None:
-            values = {site: torch.as_tensor(np.asarray(means[site]), dtype=torch.float32) for site in vectors}
-        self._vectors = vectors
-        self.sets = NeuronSets(model, self._neurons, values)
+        self.sets = NeuronSets(model, neurons, task_replacement(mode, self._vectors, trial.split, self._rng))
+        self.direction = Erasures([None, self._difference_of_means()], model.n_layers - 1)
 
     @property
     def sites(self) -> list[Site]:
@@ -86,148 +90,91 @@ class NeuronAblation:
         shared = sum(bool(own & set(members)) for members in self.random)
         return {"differs": shared == 0, "evidence": f"{shared} of {len(self.random)} random sets hold a neuron of the circuit"}
 
+    def on_task(self, other: Trial) -> NeuronSets:
+        """The circuit alone, as it is switched off on another task's texts: values are those of this task's texts."""
+        split = self._trial.split
+        turns = replace(split, evaluate=other.split.evaluate, labels=np.arange(len(other.evaluated)) % split.n_classes)
+        values = task_replacement(self._mode, self._vectors, turns, self._rng)
+        return NeuronSets(self._model, [[], self._circuit[: self._k]], values)
+
     def on_text(self, text: RunningText) -> NeuronSets:
-        """The same sets, with the values that they take on other text."""
+        """The circuit and few random sets, with the values that they take on running text."""
         split = self._trial.split
         by_class = {site: class_means(x, split.fit_labels, split.n_classes) for site, x in self._vectors.items()}
-        return NeuronSets(self._model, self._neurons, text.replacement(self._mode, by_class, self._rng))
+        sets = [[], self._circuit[: self._k], *(members[: self._k] for members in self.random[:DESCRIBED])]
+        return NeuronSets(self._model, sets, text.replacement(self._mode, by_class, self._rng))
 
-    def table(self, scores: Mapping[str, np.ndarray]) -> pd.DataFrame:
-        """What :func:`ablation_study` gives, from the scores (S, N) of every intervention."""
-        records = []
-        n_random = len(self.random)
-        for place, k in enumerate(self._ks):
-            ratio = norm_ratio(self._circuit[:k], [members[:k] for members in self.random], self._norms)
+    def _difference_of_means(self) -> tuple[Site, Eraser]:
+        """What sets the direction between the two most distant class means to its mean, after the best neuron's layer."""
+        site = Site("resid", self._circuit[0].site.layer)
+        x, split = self._trial.vectors[site].astype(np.float64), self._trial.split
+        means = class_means(x, split.fit_labels, split.n_classes)
+        gaps = means[:, None] - means[None]
+        first, second = np.unravel_index(np.argmax(np.square(gaps).sum(-1)), gaps.shape[:2])
+        unit = gaps[first, second] / (np.linalg.norm(gaps[first, second]) + 1e-12)
+        return site, Eraser(x.mean(0), unit[:, None], unit[None])
+
+    def table(
+        self, scores: Mapping[str, np.ndarray], direction: Mapping[str, np.ndarray], loss: np.ndarray | None
+    ) -> pd.DataFrame:
+        """What each intervention changed, from the scores (S, N) of ``sets`` and ``direction`` and the losses of ``on_text``.
+
+        Targets, each the mean over the texts that judge:
+
+        - ``probe_accuracy``: a logistic probe of the last layer's residual stream at the final token, fitted on clean
+          activations of the selection texts. (A circuit neuron of the last layer itself is read directly by it.)
+        - ``answer_logodds``, ``answer_accuracy``: where the task has answer words and the model was loaded with its
+          head, log p(first token of the true class's word) minus log of the others' sum, nats, at the final position;
+          and how often the true word is the likeliest of them.
+        - ``wikitext_loss``: nats per token on other text, off task. There every token but each window's first (which
+          often holds attention sinks) is edited, and ``mean`` and ``resample`` take their values from that text itself.
+
+        Returns:
+            The rows of the table ``ablation``.
+        """
+        rows = []
+        groups = self._trial.groups
+        for size, first, count in self._sizes:
             for target, score in scores.items():
-                mean = score.mean(1, dtype=np.float64)  # (S,)
-                first = 1 + len(self._ks) + place * n_random
-                row = summary(target, mean[0], mean[1 + place], mean[first : first + n_random])
-                records.append({"task": self._trial.task.name, "k": k, "mode": self._mode, **row, "norm_ratio": ratio})
-        return pd.DataFrame.from_records(records)
+                sets = score[first + 1 : first + 1 + count]
+                rows.append(self._row(size, target, score[0], score[first], sets, groups))
+        at = self._sizes[0][1]
+        for target, score in direction.items():
+            row = self._row(0, target, score[0], score[1], score[:0], groups)
+            gap = between(score[1], scores[target][at], groups)
+            rows.append(row | {"mode": "direction", "gap": gap.value, "gap_low": gap.low, "gap_high": gap.high, "p": gap.p})
+        if loss is not None:
+            rows.append(self._row(self._k, LOSS, loss[0], loss[1], loss[2:], np.arange(loss.shape[1])))
+        return pd.DataFrame.from_records(rows)
 
-
-def ablation_study(
-    model: LoadedModel,
-    task: Task,
-    ranking: Sequence[Neuron],
-    *,
-    selection: np.ndarray | None = None,
-    ks: Sequence[int] = (1, 2, 5, 10, 20, 50),
-    mode: AblationMode = "mean",
-    n_random: int = 100,
-    norms: Mapping[Site, np.ndarray] | None = None,
-    means: Mapping[Site, np.ndarray] | None = None,
-    wikitext: Sequence[str] | None = None,
-    text_tokens: int = 512,
-    positions: Literal["final", "all"] = "final",
-    seed: int = 0,
-    batch_tokens: int = 8192,
-    max_tokens: int | None = None,
-    progress: Progress | None = None,
-) -> pd.DataFrame:
-    """The dose curve of ablating a circuit's first k neurons, against matched random sets.
-
-    Targets, each the mean over the texts that are *not* in ``selection``:
-
-    - ``probe_accuracy``: a logistic probe of the last layer's residual stream at the final token, fitted on clean
-      activations of the ``selection`` texts. (A circuit neuron of the last layer itself is read directly by it.)
-    - ``answer_logodds``, ``answer_accuracy``: where the task has answer words and the model was loaded with its head,
-      log p(first token of the true class's word) minus log of the others' sum, nats, at the final position; and how
-      often the true word is the likeliest of them.
-    - ``wikitext_loss``: nats per token on ``wikitext``, off task. There every token but each window's first (which
-      often holds attention sinks) is edited, and ``mean`` and ``resample`` take their values from that text itself.
-
-    Args:
-        ranking: neurons, best first, found on the ``selection`` texts alone.
-        selection: bool (N,), True for the texts that ``ranking`` was found on; groups must not straddle. None means
-            ``split_half(labels, groups, seed)`` of :mod:`moescope.tasks.folds`, and then ``ranking`` must come from
-            that half.
-        mode: ``"mean"`` of the selection texts at the final token, ``"zero"``, ``"resample"`` (the values of a random
-            selection text, one for all neurons) or ``"patch"`` (the mean of the other classes; on other text, of the
-            classes in turn).
-        norms: for each site (D,) what random sets are matched on; None means the root mean square over selection texts.
-        means: for each site (D,) what ``mode="mean"`` sets on the task's texts; None means the selection texts' mean.
-        text_tokens: of ``wikitext``; its cost is text_tokens x sets tokens, by far the largest part of a study.
-        positions: ``"final"`` (where the circuit was found) or ``"all"`` (the same values at every token; slow).
-        n_random: at least 100 for a claim. The same random sets, cut to k, serve every k.
-        progress: called with (done, total) texts times sets.
-
-    Returns:
-        One row per k and target: task, k, mode, target, off_task, baseline, effect, random_mean, random_low,
-        random_high (2.5 and 97.5 % of the random sets' effects), p = (1 + random sets at least as harmful) / (1 +
-        n_random), n_random, norm_ratio (random to circuit; 1 is a perfect match). ``attrs`` counts texts, forward
-        passes and savings.
-
-    Raises:
-        InputError: K beyond the ranking or the layer, a neuron the model lacks, a split without all classes, a group
-            on both sides, answers that begin alike.
-    """
-    ks = check_options(ks, len(ranking), mode, n_random, positions)
-    sites = list(group_by_site(model, ranking[: ks[-1]]))
-    trial = prepare_trial(
-        model, task, sites, selection=selection, seed=seed, batch_tokens=batch_tokens, max_tokens=max_tokens
-    )  # fmt: skip
-    ablation = NeuronAblation(model, trial, ranking, ks=ks, mode=mode, n_random=n_random, norms=norms, means=means, seed=seed)
-    text = None
-    if wikitext is not None and model.has_head and not model.is_encoder:
-        text = RunningText(model, wikitext, tokens=text_tokens, batch_tokens=batch_tokens, max_tokens=max_tokens)
-    replicas = trial.replicas(positions=positions, batch_tokens=batch_tokens)
-    whole = len(trial.evaluated) + (0 if text is None else len(text))
-
-    def after(texts: int) -> Progress | None:
-        if progress is None:
-            return None
-
-        def report(done: int, total: int) -> None:
-            each = total // texts_now
-            progress(texts * each + done, whole * each)
-
-        texts_now = len(trial.evaluated) if texts == 0 else len(text or ())
-        return report
-
-    (scores,) = run_together(replicas, [ablation.sets], trial.readout, after(0))
-    attrs: dict[str, Any] = {
-        "selection_texts": len(trial.split.fit),
-        "evaluation_texts": len(trial.split.evaluate),
-        "forwards": replicas.forwards,
-        "one_token": replicas.one_token,
-        "late_start": replicas.late_start,
-    }
-    if text is not None:
-        (losses,) = text.losses([ablation.on_text(text)], after(len(trial.evaluated)))
-        scores[LOSS] = losses
-        attrs |= {"wikitext_tokens": text.n_tokens, "wikitext_forwards": text.replicas.forwards}
-    frame = ablation.table(scores)
-    frame.attrs.update(attrs)
-    return frame
-
-
-def summary(target: str, baseline: float, ablated: float, random: np.ndarray) -> dict[str, Any]:
-    """One target's effect beside those of the random interventions (R,)."""
-    effects = np.asarray(random, dtype=np.float64) - baseline
-    harm = 1.0 if target in HIGHER_IS_HARM else -1.0
-    return {
-        "target": target,
-        "off_task": target in HIGHER_IS_HARM,
-        "baseline": float(baseline),
-        **against_random(float(ablated - baseline), effects, harm=harm),
-    }
-
-
-def check_options(ks: Sequence[int], ranked: int, mode: str, n_random: int, positions: str = "final") -> list[int]:
-    """The circuit sizes, ascending.
-
-    Raises:
-        InputError: naming the parameter.
-    """
-    if not ks or min(ks) < 1:
-        raise InputError(f"ks={tuple(ks)}: give circuit sizes of at least 1")
-    if max(ks) > ranked:
-        raise InputError(f"ks: K={max(ks)} is larger than the {ranked} neurons of the ranking; use a smaller K")
-    if mode not in ABLATION_MODES:
-        raise InputError(f"mode={mode!r}: choose from {', '.join(ABLATION_MODES)}")
-    if n_random < 1:
-        raise InputError(f"n_random={n_random}: at least 1 random set is needed, 100 for a claim")
-    if positions not in ("final", "all"):
-        raise InputError(f"positions={positions!r}: choose from final, all")
-    return sorted(set(ks))
+    def _row(
+        self, k: int, target: str, clean: np.ndarray, ablated: np.ndarray, random: np.ndarray, groups: np.ndarray
+    ) -> dict[str, Any]:
+        """One size and target: clean, ablated (N,) and random (R, N) scores."""
+        clean, ablated, random = (np.asarray(a, dtype=np.float64) for a in (clean, ablated, random))
+        off_task = target == LOSS
+        effect = between(ablated, clean, groups)
+        row = {
+            "task": self._trial.task.name,
+            "k": k,
+            "mode": self._mode,
+            "target": target,
+            "off_task": off_task,
+            "baseline": float(clean.mean()),
+            "effect": effect.value,
+            "low": effect.low,
+            "high": effect.high,
+            **dict.fromkeys(("random_mean", "random_low", "random_high", "gap", "gap_low", "gap_high", "p"), float("nan")),
+            "n_random": len(random),
+            "norm_ratio": float("nan"),
+        }
+        if len(random):
+            draws = random.mean(1) - clean.mean()
+            low, high = np.quantile(draws, [0.025, 0.975])
+            harm = 1.0 if off_task else -1.0
+            gap = between(harm * ablated, harm * random.mean(0), groups, spread=float(draws.std()))
+            row |= {"random_mean": float(draws.mean()), "random_low": float(low), "random_high": float(high)}
+            row |= {"gap": gap.value, "gap_low": gap.low, "gap_high": gap.high}
+            row["p"] = beyond_draws(effect.value, draws, "", 0.0).p
+            row["norm_ratio"] = norm_ratio(self._circuit[:k], [members[:k] for members in self.random], self._changes)
+        return row

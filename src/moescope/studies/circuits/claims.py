@@ -35,7 +35,7 @@ def circuit_claims(
     if len(found) > 1:
         claims += pair_claims(list(found), tables, settings)
     if "language" in tables:
-        claims += language_claims(tables["language"])
+        claims += language_claims(tables["language"], settings)
     return claims
 
 

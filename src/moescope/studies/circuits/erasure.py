@@ -10,71 +10,32 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from moescope.errors import InputError
 from moescope.intervene.edits import Edit
 from moescope.intervene.leace import Eraser, Whitening
-from moescope.intervene.replicas import Progress
-from moescope.intervene.together import run_together
-from moescope.studies.circuits.causal import summary
-from moescope.studies.circuits.trial import Trial, prepare_trial
-from moescope.types import Site, Task
+from moescope.stats import permute_labels
+from moescope.studies.circuits.spread import between
+from moescope.studies.circuits.trial import Trial
+from moescope.study.verdicts import beyond_draws
+from moescope.types import Site
 
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
 
 
-def erasure_study(
-    model: LoadedModel,
-    task: Task,
-    *,
-    layers: Sequence[int] | None = None,
-    selection: np.ndarray | None = None,
-    n_random: int = 20,
-    seed: int = 0,
-    batch_tokens: int = 8192,
-    max_tokens: int | None = None,
-    progress: Progress | None = None,
-) -> pd.DataFrame:
-    """Erase the class (LEACE) from the residual stream after each layer, at the final token, in the running model.
-
-    Where a circuit's ablation does little but erasure does much, the class is carried by a direction that is spread
-    over more neurons than the circuit holds. The targets and the split are those of
-    :func:`ablation_study`; the erasers are fitted on the selection texts. The control
-    erases, in the same way, ``n_random`` labellings that are permutations of the true one.
-
-    Returns:
-        One row per layer and target: task, layer, target, off_task, baseline, effect, random_mean, random_low,
-        random_high, p, n_random.
-
-    Raises:
-        InputError: a layer that the model lacks, or a split that :func:`ablation_study` would refuse.
-    """
-    layers = range(model.n_layers) if layers is None else layers
-    for layer in layers:
-        if not 0 <= layer < model.n_layers:
-            raise InputError(f"layers: {layer} is not a layer of {model.name}, which has 0 to {model.n_layers - 1}")
-    if n_random < 1:
-        raise InputError(f"n_random={n_random}: at least 1 random labelling is needed")
-    sites = [Site("resid", layer) for layer in layers]
-    trial = prepare_trial(
-        model, task, sites, selection=selection, seed=seed, batch_tokens=batch_tokens, max_tokens=max_tokens
-    )  # fmt: skip
-    erasure = ClassErasure(model, trial, layers, n_random=n_random, seed=seed)
-    replicas = trial.replicas(batch_tokens=batch_tokens)
-    (scores,) = run_together(replicas, [erasure.sets], trial.readout, progress)
-    frame = erasure.table(scores)
-    frame.attrs.update(forwards=replicas.forwards, evaluation_texts=len(trial.split.evaluate))
-    return frame
-
-
 class ClassErasure:
-    """The class erased after each layer, and permutations of it, as interventions (number 0: none)."""
+    """The class erased (LEACE) from the residual stream after each layer, at the final token, and permutations of it, as
+    interventions (number 0: none).
 
-    def __init__(self, model: LoadedModel, trial: Trial, layers: Sequence[int], *, n_random: int = 20, seed: int = 0) -> None:
+    Where a circuit's ablation does little but erasure does much, the class is carried by a direction that is spread over
+    more neurons than the circuit holds. The erasers are fitted on the trial's selection texts. The control erases, in the
+    same way, ``n_random`` labellings that are the true one permuted within groups.
+    """
+
+    def __init__(self, model: LoadedModel, trial: Trial, layers: Sequence[int], *, n_random: int, seed: int = 0) -> None:
         self._trial, self._layers = trial, list(layers)
         rng = np.random.default_rng([seed, 2])
         fit_labels = trial.split.fit_labels
-        labellings = [fit_labels, *(rng.permutation(fit_labels) for _ in range(n_random))]
+        labellings = [fit_labels, *(permute_labels(fit_labels, trial.fit_groups, rng) for _ in range(n_random))]
         self._each = len(labellings)
         self._moved = [float((labels != fit_labels).mean()) for labels in labellings[1:]]
         erasers: list[tuple[Site, Eraser] | None] = [None]
@@ -88,14 +49,37 @@ class ClassErasure:
         return {"differs": max(self._moved) > 0, "evidence": f"{np.mean(self._moved):.1%} of the labels moved on average"}
 
     def table(self, scores: Mapping[str, np.ndarray]) -> pd.DataFrame:
-        """What :func:`erasure_study` gives, from the scores (S, N) of every intervention."""
+        """The rows of the table ``erasure``, from the scores (S, N) of every intervention."""
         records = []
-        for place, layer in enumerate(self._layers):
-            first = 1 + place * self._each
-            for target, score in scores.items():
-                mean = score.mean(1, dtype=np.float64)
-                row = summary(target, mean[0], mean[first], mean[first + 1 : first + self._each])
-                records.append({"task": self._trial.task.name, "layer": layer, **row})
+        for target, score in scores.items():
+            clean = np.asarray(score[0], dtype=np.float64)
+            erased = np.asarray(score[1:], dtype=np.float64).reshape(len(self._layers), self._each, -1)
+            draws = erased[:, 1:].mean(2) - clean.mean()  # (layers, permutations)
+            worst = draws.min(0)  # of the layers, under each permutation
+            for place, layer in enumerate(self._layers):
+                found = between(erased[place, 0], clean, self._trial.groups)
+                low, high = np.quantile(draws[place], [0.025, 0.975])
+                worst_low, worst_high = np.quantile(worst, [0.025, 0.975])
+                records.append(
+                    {
+                        "task": self._trial.task.name,
+                        "layer": layer,
+                        "target": target,
+                        "baseline": float(clean.mean()),
+                        "effect": found.value,
+                        "low": found.low,
+                        "high": found.high,
+                        "random_mean": float(draws[place].mean()),
+                        "random_low": float(low),
+                        "random_high": float(high),
+                        "p": beyond_draws(found.value, draws[place], "", 0.0).p,
+                        "worst_mean": float(worst.mean()),
+                        "worst_low": float(worst_low),
+                        "worst_high": float(worst_high),
+                        "p_worst": beyond_draws(found.value, worst, "", 0.0).p,
+                        "n_random": self._each - 1,
+                    }
+                )
         return pd.DataFrame.from_records(records)
 
 

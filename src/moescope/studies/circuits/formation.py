@@ -48,8 +48,7 @@ def dynamics(
         revisions: with exactly one checkpoint, its Hub revisions instead.
 
     Returns:
-        A result of kind ``"dynamics"`` with the table ``dynamics`` [checkpoint, step, task, accuracy, balanced, low, high,
-        probe_accuracy, max_divergence, overlap_with_last] and one claim per task.
+        A result of kind ``"dynamics"`` with the table ``dynamics`` and one claim per task.
 
     Raises:
         InputError: fewer than two checkpoints, or input that cannot be used.
@@ -57,7 +56,7 @@ def dynamics(
     >>> import moescope
     >>> result = moescope.dynamics(["out/step-0", "out/step-1000"], ["certainty=halueval"])  # doctest: +SKIP
     """
-    context = Context("dynamics", settings, run)
+    context = Context("circuits", settings, run)
     series = _series(checkpoints, revisions)
     loaded_tasks = context.tasks(tasks)
     tokens = ForwardTokens()
@@ -105,6 +104,7 @@ def dynamics(
         title=f"Circuit formation over {len(series)} checkpoints",
         claims=cases,
         tables={"dynamics": table},
+        kind="dynamics",
         forward_tokens=tokens.totals(),
     )
 

@@ -33,8 +33,7 @@ def reproduce(
             are not at hand).
 
     Returns:
-        The result of :func:`~moescope.studies.signatures.study.signatures` with a further table ``published`` [figure,
-        published, measured].
+        The result of :func:`~moescope.studies.signatures.study.signatures` with a further table ``published``.
 
     Raises:
         InputError: see :func:`~moescope.studies.signatures.study.signatures`.

@@ -52,9 +52,8 @@ def signatures(
             says of its sequences.
 
     Returns:
-        A result of kind ``"signatures"``: tables ``similarity`` and ``routing_nulls`` (cosine within and across categories,
-        Cohen's d, by measure and by null), ``routing_accuracy`` and ``confusion`` (telling the category, by split),
-        ``routing_layers``, ``layer_nulls`` and ``random_curve``, ``experts`` with the cards ``expert_tokens``,
+        A result of kind ``"signatures"``: tables ``similarity``, ``routing_nulls``, ``routing_accuracy``, ``confusion``,
+        ``routing_layers``, ``layer_nulls``, ``random_curve``, ``experts`` with the cards ``expert_tokens``,
         ``expert_categories`` and ``expert_contexts``, ``signature_map``, ``category_similarity``, ``similarity_matrix``.
 
     Raises:
@@ -128,7 +127,8 @@ def _tables(
     tables["routing_layers"] = layer_table(head, subject.y, **shared)
     tables["layer_nulls"] = layer_nulls(subject, settings, seed)
     tell(3, total)
-    tables["random_curve"] = random_curve(subject, seed)
+    curve = random_curve(subject, seed)
+    tables |= {"random_curve": curve} if len(curve) else {}
     tell(4, total)
     tables |= classification_tables(subject, settings, context)
     tell(5, total)

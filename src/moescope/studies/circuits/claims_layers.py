@@ -25,7 +25,7 @@ def layer_claims(
         _columns(name, found, tables["columns"]),
         _pair(name, tables["neurons"]),
         _growth(name, found, settings),
-        _projection(name, tables["pc1"], settings),
+        projection_case(name, tables["pc1"], settings),
         Claim(
             f"{name}: neurons take opposite signs for the classes",
             "of every neuron",
@@ -131,7 +131,8 @@ def _growth(name: str, found: TaskFindings, settings: CircuitSettings) -> Claim 
     )
 
 
-def _projection(name: str, pc1: pd.DataFrame, settings: CircuitSettings) -> Case:
+def projection_case(name: str, pc1: pd.DataFrame, settings: CircuitSettings, source: Published | None = None) -> Case:
+    """Whether the classes differ along PC1 more, or less, than permuted labels do."""
     row = pc1.query("task == @name").iloc[0]
     share, null = float(row["class_share"]), float(row["null_share"])
     low, high = share - float(row["null_high"]), share - float(row["null_low"])
@@ -142,6 +143,7 @@ def _projection(name: str, pc1: pd.DataFrame, settings: CircuitSettings) -> Case
         share,
         effect,
         id="H10",
+        published=source,
         control=Control("permuted labels", null),
         words=f"share of the component's variance between classes, its interval the range over permuted labels; means {means}, "
         "opposite in any balanced, centred data; of standardised coordinates' PC1 "

@@ -109,8 +109,8 @@ class TaskClaims:
             rivals=rivals,
             not_run=self.not_run("twin", "control task", "chance"),
             family=self.name,
-            words=f"balanced accuracy; {said}full-layer probe {probe:.1%}; {beyond} of {len(self.found.null.p):,} neurons differ "
-            f"between classes at {self.settings.alpha:.0%} family-wise",
+            words=f"balanced accuracy; {said}full-layer probe {probe:.1%}; {beyond} of {len(self.found.null.p):,} neurons "
+            f"differ between classes at {self.settings.alpha:.0%} family-wise",
             details={"p_best_neuron": float(self.found.null.p[self.found.ranking[0]]), "significant_neurons": beyond},
         )
 
@@ -143,8 +143,8 @@ class TaskClaims:
             "selection == @self.settings.selection and classifier == @self.settings.classifier and k == @k"
         ).iloc[0]
         sure = (
-            f"sure (probability ≥ 0.9) of {rows['coverage']:.1%} of the texts, and right on {rows['selective_accuracy']:.1%} of "
-            "those"
+            f"sure (probability ≥ 0.9) of {rows['coverage']:.1%} of the texts, and right on {rows['selective_accuracy']:.1%} "
+            "of those"
         )
         return Case(
             f"{self.name}: {k} neuron{'s' if k > 1 else ''} tell the classes apart as well as a whole layer",
@@ -166,7 +166,7 @@ class TaskClaims:
             float(self.controls.loc["circuit", "balanced"]),
             self.effect(
                 "rotation",
-                f"the top {self.settings.k} coordinates of {self.settings.n_rotations} random bases ({float(row['balanced']):.1%})",
+                f"{self.settings.k} coordinates of {self.settings.n_rotations} random bases ({float(row['balanced']):.1%})",
                 kind="none found",
             ),
             interval=self.interval("chance", self.chance),
@@ -229,7 +229,7 @@ class TaskClaims:
                 share,
                 id="H13",
                 published=Published("0.0015–0.004 %", f"{published.SOURCE}, section 1.2"),
-                words=f"{self.settings.k} of {self.found.features.columns.n:,}, a choice of the study and so without an interval",
+                words=f"{self.settings.k} of {self.found.features.columns.n:,}: a choice of the study, so without an interval",
             )
         )
         return made

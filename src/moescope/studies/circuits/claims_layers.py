@@ -25,7 +25,7 @@ def layer_claims(
         _columns(name, found, tables["columns"]),
         _pair(name, tables["neurons"]),
         _growth(name, found, settings),
-        _projection(name, tables["pc1"], settings),
+        projection_case(name, tables["pc1"], settings),
         Claim(
             f"{name}: neurons take opposite signs for the classes",
             "of every neuron",
@@ -131,20 +131,22 @@ def _growth(name: str, found: TaskFindings, settings: CircuitSettings) -> Claim 
     )
 
 
-def _projection(name: str, pc1: pd.DataFrame, settings: CircuitSettings) -> Case:
+def projection_case(name: str, pc1: pd.DataFrame, settings: CircuitSettings, source: Published | None = None) -> Case:
+    """Whether the classes differ along PC1 more, or less, than permuted labels do."""
     row = pc1.query("task == @name").iloc[0]
     share, null = float(row["class_share"]), float(row["null_share"])
     low, high = share - float(row["null_high"]), share - float(row["null_low"])
     effect = Effect(share - null, low, high, f"permuted labels ({null:.1%})", settings.margin, float(row["p"]))
+    means = ", ".join(f"{m:+.2f}" for m in pc1.query("task == @name")["mean"])
     return Case(
         f"{name}: the classes differ along PC1 of the last layer",
         share,
         effect,
         id="H10",
+        published=source,
         control=Control("permuted labels", null),
-        words="share of the component's variance between classes, its interval the range over permuted labels; that the means are "
-        f"opposite ({', '.join(f'{m:+.2f}' for m in pc1.query('task == @name')['mean'])}) holds of any balanced, centred data; of "
-        f"standardised coordinates' PC1 {float(row['class_share_standardised']):.1%}, p = {float(row['p_standardised']):.2g}; "
-        f"PC1 explains {float(row['explained']):.0%} of all variance, {float(row['explained_null']):.0%} were coordinates "
-        "independent",
+        words=f"share of the component's variance between classes, its interval the range over permuted labels; means {means}, "
+        "opposite in any balanced, centred data; of standardised coordinates' PC1 "
+        f"{float(row['class_share_standardised']):.1%}, p = {float(row['p_standardised']):.2g}; PC1 explains "
+        f"{float(row['explained']):.0%} of all variance, {float(row['explained_null']):.0%} were coordinates independent",
     )

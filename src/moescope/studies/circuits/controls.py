@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from moescope.errors import InputError
-from moescope.select.nested import CVResult, fixed_cv, nested_cv
+from moescope.select.nested import fixed_cv
 from moescope.select.ranking import layer_matched_sets, random_sets
 from moescope.stats import Difference, permutation_p, permute_labels
 from moescope.studies.circuits import published
+from moescope.studies.circuits.control_rows import Controls, both_hits, gap_columns, own_protocol
 from moescope.studies.circuits.control_task import control_labels
 from moescope.studies.circuits.depth import EVEN, RAW, best_site_hits, direction_hits, early_layer, layer_probes
-from moescope.studies.circuits.features import Features
 from moescope.studies.circuits.geometry import rotated, rotations
 from moescope.studies.circuits.reread import Reread
 from moescope.studies.circuits.scorer import Scorer
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.single import TaskFindings
 from moescope.study.protocol import Context
-from moescope.tasks import dealt_folds, matched_subset
+from moescope.tasks import matched_subset
 
 SURFACE = "surface: "
 MAJORITY = "majority class"
@@ -37,62 +37,6 @@ STEPS = (
     "fixed template",
     "randomly initialised twin",
 )
-
-
-@dataclass
-class Controls:
-    """What the controls of one task gave: rows for the table ``controls``, and the differences that claims rest on.
-
-    Of a row: control, accuracy, balanced (mean over classes), low, high (of the accuracy); ``gap``, ``gap_low``,
-    ``gap_high``, ``p``: the circuit's balanced accuracy minus the control's on the same rows, NaN where the control has other
-    rows.
-    """
-
-    found: TaskFindings
-    settings: CircuitSettings
-    context: Context
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    effects: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def circuit(self) -> np.ndarray:
-        """(N,) bool: held-out hits of the circuit, classes counted alike."""
-        return np.asarray(self.found.cv.even[self.found.cv.ks.index(self.settings.k)])
-
-    @property
-    def name(self) -> str:
-        return self.found.features.task.name
-
-    def row(self, control: str, raw: np.ndarray, even: np.ndarray, scorer: Scorer, note: str = "") -> dict[str, Any]:
-        """A row of hits (N,), appended and returned."""
-        low, high = scorer.interval(raw)
-        accuracy, balanced = float(raw.mean()), scorer.balanced(even)
-        self.rows.append(
-            {"control": control, "accuracy": accuracy, "balanced": balanced, "low": low, "high": high, "note": note}
-        )
-        return self.rows[-1]
-
-    def beside(self, control: str, hits: np.ndarray, note: str, effect: str = "") -> None:
-        """A control of hits (2, N) on the circuit's own rows, whose gap is an effect where that is named."""
-        gap = self.found.scorer.gap(self.circuit, hits[EVEN])
-        self.row(control, hits[RAW], hits[EVEN], self.found.scorer, note).update(_gap(gap))
-        if effect:
-            self.effect(effect, gap)
-
-    def draws(self, control: str, values: np.ndarray, note: str, **more: Any) -> None:
-        """A control that is a set of draws, each with its accuracy."""
-        low, high = np.quantile(values, [0.025, 0.975])
-        row = {"control": control, "accuracy": float(values.mean()), "low": float(low), "high": float(high), "note": note}
-        self.rows.append(row | more)
-
-    def effect(self, name: str, found: Difference, **more: Any) -> None:
-        self.effects.append({"task": self.name, "effect": name, **found._asdict(), **more})
-
-    def table(self) -> pd.DataFrame:
-        columns = ["control", "accuracy", "balanced", "low", "high", "gap", "gap_low", "gap_high", "p", "note"]
-        table = pd.DataFrame(self.rows, columns=columns)
-        table.insert(0, "task", self.name)
-        return table
 
 
 def control_tables(
@@ -120,7 +64,9 @@ def control_tables(
     out.row("circuit", found.cv.correct[at], out.circuit, scorer, note)
     other = found.cv_other
     said = "selected on all rows, as published: optimistic" if settings.selection == "nested" else "selected in training folds"
-    out.beside("circuit_global" if settings.selection == "nested" else "circuit_nested", _hits(other, other.ks.index(k)), said)
+    out.beside(
+        "circuit_global" if settings.selection == "nested" else "circuit_nested", both_hits(other, other.ks.index(k)), said
+    )
     probe, chosen = best_site_hits(found.hits, features.y, features.folds)
     layers = " or ".join(map(str, sorted({features.columns.sites[i].layer for i in chosen})))
     out.beside("full_layer_probe", probe, f"logistic regression on a whole layer (layer {layers}, chosen by the other folds)")
@@ -128,7 +74,7 @@ def control_tables(
     out.beside("one_direction", direction, "difference of class means of a whole layer, chosen by the other folds", "direction")
     chance = scorer.gap(out.circuit, scorer.chance)
     majority = features.y == np.bincount(features.y).argmax()
-    out.row(MAJORITY, majority, majority, scorer).update(_gap(chance))
+    out.row(MAJORITY, majority, majority, scorer).update(gap_columns(chance))
     _cues(out)
     _few(out, probe[EVEN], n_layers)
 
@@ -140,7 +86,7 @@ def control_tables(
     step("rotated basis")
     _rotated(out)
     n_massive = int(found.massive.sum())
-    lighter = _hits(_nested(features, features.x, settings, allowed=~found.massive, sums=found.sums))
+    lighter = both_hits(own_protocol(features, features.x, settings, allowed=~found.massive, sums=found.sums))
     note = f"{n_massive} massive neurons left out" if n_massive else "no neuron is massive here"
     out.beside("without_massive", lighter, note)
     if n_massive:
@@ -200,11 +146,11 @@ def _random_sets(out: Controls) -> None:
             differs=others > 0,
             evidence=f"{others} of {len(sets)} sets are other neurons than the circuit's",
         )
-        hits = np.stack([_hits(fixed_cv(features.x[:, m], features.y, features.folds, settings.classifier)) for m in sets])
+        hits = np.stack([both_hits(fixed_cv(features.x[:, m], features.y, features.folds, settings.classifier)) for m in sets])
         gap = found.scorer.gap(out.circuit, hits[:, EVEN].mean(0))
         note = f"{len(sets)} sets of {k}; the range of 95 % of them; the gap is to their mean"
         balanced = found.scorer.balanced(hits[:, EVEN].mean(0))
-        out.draws(control, hits[:, RAW].mean(1), note, balanced=balanced, **_gap(gap))
+        out.draws(control, hits[:, RAW].mean(1), note, balanced=balanced, **gap_columns(gap))
     out.effect("layer matched", gap)
 
 
@@ -223,7 +169,7 @@ def _permuted_labels(out: Controls) -> float:
     )
     values, raw = [], []
     for y in draws:
-        scorer, result = Scorer(y, features.groups), _nested(features, features.x, settings, y)
+        scorer, result = Scorer(y, features.groups), own_protocol(features, features.x, settings, y)
         values.append(scorer.balanced(result.even[0]))
         raw.append(float(result.accuracy[0]))
     away = abs(found.scorer.balanced(out.circuit) - found.scorer.chance) - 1e-9
@@ -251,7 +197,7 @@ def _control_task(out: Controls, tokenizer: Any) -> None:
         y, n_types = control_labels(features, tokenizer, settings.position, rng)
         moved.append(float((y != features.y).mean()))
         try:
-            result = _nested(features, features.x, settings, y)
+            result = own_protocol(features, features.x, settings, y)
         except InputError:  # a fold trains on one class only: the texts have too few kinds of input for this control
             return
         values.append(Scorer(y, features.groups).weighed(result.even[0]))
@@ -264,7 +210,7 @@ def _control_task(out: Controls, tokenizer: Any) -> None:
     note = (
         f"a random label for each of {n_types} inputs (final token, or text), {N_CONTROL_TASKS} draws; the gap is selectivity"
     )
-    out.draws("control_task", np.asarray(raw), note, balanced=float(np.mean(values)), **_gap(gap))
+    out.draws("control_task", np.asarray(raw), note, balanced=float(np.mean(values)), **gap_columns(gap))
     out.effect("control task", gap)
 
 
@@ -284,12 +230,12 @@ def _rotated(out: Controls) -> None:
             differs=bool(max(bases) == 1 or (kept < 0.99 and (x != level).any())),
             evidence=f"a rotated coordinate holds {kept:.1%} of its nearest neuron on average",
         )
-        hits.append(_hits(_nested(features, x, settings)))
+        hits.append(both_hits(own_protocol(features, x, settings)))
     mean = np.mean(hits, axis=0)
     spread = float(np.std([scorer.balanced(one[EVEN]) for one in hits], ddof=1))
     gap = scorer.gap(out.circuit, mean[EVEN], spread=spread)
     note = f"mean over {len(hits)} random rotations of each site, standardised; their spread is in the gap's interval"
-    out.row("rotated_basis", mean[RAW], mean[EVEN], scorer, note).update(_gap(gap))
+    out.row("rotated_basis", mean[RAW], mean[EVEN], scorer, note).update(gap_columns(gap))
     out.effect("rotation", gap)
 
 
@@ -299,7 +245,7 @@ def _matched(out: Controls) -> None:
     note = f"{len(rows)} rows balanced on length and final full stop"
     try:
         part = features.subset(rows, n_folds=settings.n_folds)
-        hits = _hits(_nested(part, part.x, settings))
+        hits = both_hits(own_protocol(part, part.x, settings))
     except InputError:
         # Too few rows of different classes are alike on the surface: a finding in itself, so it keeps its row.
         out.rows.append({"control": "matched_subset", "note": f"only {note}"})
@@ -315,59 +261,24 @@ def _read_anew(out: Controls, read: Reread, step: Callable[[str], None]) -> None
     scorer = replace(out.found.scorer, y=read.own.y, groups=read.own.groups)
     own = out.circuit
     if read.sampled:
-        hits = _hits(_nested(read.own, read.own.x, settings))
+        hits = both_hits(own_protocol(read.own, read.own.x, settings))
         own = hits[EVEN]
         out.row(SAMPLED, hits[RAW], own, scorer, f"found and tested {read.note}: for the gaps below")
 
     def add(control: str, hits: np.ndarray, note: str) -> Difference:
         gap = scorer.gap(own, hits[EVEN])
         row = out.row(control, hits[RAW], hits[EVEN], scorer, note)
-        row.update(_gap(gap))
+        row.update(gap_columns(gap))
         if read.sampled:
             row["note"] += f"; {read.note}: ± {(row['high'] - row['low']) / 2:.1%}; the gap is that of {SAMPLED}"
         return gap
 
-    template = _hits(_nested(read.template, read.template.x, settings))
+    template = both_hits(own_protocol(read.template, read.template.x, settings))
     add("fixed_template", template, "same closing words after every text")
     out.effect("template", scorer.gap(template[EVEN], scorer.chance))
     step("randomly initialised twin")
     if read.twin is not None:
         note = "same architecture and tokenizer, random weights"
-        out.effect("twin", add("random_twin_circuit", _hits(_nested(read.twin, read.twin.x, settings)), note))
+        out.effect("twin", add("random_twin_circuit", both_hits(own_protocol(read.twin, read.twin.x, settings)), note))
         twin, _ = best_site_hits(layer_probes(read.twin), read.twin.y, read.twin.folds)
         out.effect("twin's probe", add("random_twin_probe", twin, note))
-
-
-def _hits(result: CVResult, at: int = 0) -> np.ndarray:
-    """(2, N) bool."""
-    return np.stack([result.correct[at], result.even[at]])
-
-
-def _gap(found: Difference) -> dict[str, float]:
-    return {"gap": found.value, "gap_low": found.low, "gap_high": found.high, "p": found.p}
-
-
-def _nested(
-    features: Features, x: np.ndarray, settings: CircuitSettings, y: np.ndarray | None = None, **options: Any
-) -> CVResult:
-    """The study's own protocol at K on other activations or other labels, for which folds are stratified anew."""
-    folds = features.folds
-    if y is None:
-        y = features.y
-    elif (_by_fold(y, features) != _by_fold(features.y, features)).any():
-        folds = dealt_folds(y, features.groups, settings.n_folds, np.random.default_rng(features.seed))
-    return nested_cv(
-        x,
-        y,
-        folds,
-        (settings.k,),
-        sigma=settings.sigma,
-        classifier=settings.classifier,
-        selection=settings.selection,
-        **options,
-    )
-
-
-def _by_fold(y: np.ndarray, features: Features) -> np.ndarray:
-    """Rows of each class in each of the study's folds."""
-    return np.bincount(features.folds * features.n_classes + y, minlength=(int(features.folds.max()) + 1) * features.n_classes)

@@ -12,6 +12,7 @@ from sklearn.preprocessing import StandardScaler
 
 from moescope.select.nested import CVResult, fit_classifier, fitted, nested_cv
 from moescope.select.ranking import FoldSums
+from moescope.stats import Difference
 from moescope.studies.circuits.features import Features
 from moescope.studies.circuits.scorer import Scorer
 from moescope.studies.circuits.settings import CircuitSettings
@@ -144,6 +145,8 @@ def depth_rows(
         for curve, correct in curves.items():
             low, high = scorer.interval(correct[place])
             lost = scorer.difference(correct[-1].astype(float), correct[place].astype(float))
+            if place == len(columns.layers) - 1:  # beside itself
+                lost = Difference(0.0, 0.0, 0.0, 1.0)
             rows.append(
                 {
                     **head,

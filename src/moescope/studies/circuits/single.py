@@ -21,6 +21,7 @@ from moescope.select.ranking import (
     permutation_max,
     rank,
 )
+from moescope.select.widening import interval_widening
 from moescope.studies.circuits.cues import Cues
 from moescope.studies.circuits.depth import depth_rows, layer_probes, reselected
 from moescope.studies.circuits.features import Features
@@ -37,7 +38,6 @@ from moescope.studies.circuits.tables import (
     stability_table,
     sufficiency_rows,
 )
-from moescope.select.widening import interval_widening
 from moescope.tasks import dealt_folds, split_half
 from moescope.types import Circuit
 

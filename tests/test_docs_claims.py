@@ -1,0 +1,28 @@
+"""The page of claims and the table of the README are what the saved results say."""
+
+from __future__ import annotations
+
+import tomllib
+
+from tools.claims import EVIDENCE, PAGE, README, page, readme, saved
+
+
+def test_the_page_and_the_readme_are_what_the_results_say() -> None:
+    results = saved()
+    assert PAGE.read_text(encoding="utf-8") == page(results), "run python tools/claims.py"
+    assert README.read_text(encoding="utf-8") == readme(results), "run python tools/claims.py"
+
+
+def test_every_claim_of_the_studies_is_answered_or_says_why_not() -> None:
+    said = tomllib.loads((EVIDENCE / "claims.toml").read_text(encoding="utf-8"))
+    expected = [f"H{i}" for i in range(1, 25)] + [f"S{i}" for i in range(1, 12)] + [f"M{i}" for i in range(1, 9)]
+    assert list(said) == expected
+    answered = {claim.id for result in saved() for claim in result.claims if claim.id}
+    assert answered <= set(expected)
+    for name, entry in said.items():
+        assert name in answered or entry.get("absent"), f"{name}: no result has it, and nothing says why"
+
+
+def test_every_result_names_its_command() -> None:
+    for result in saved():
+        assert result.meta["command"].startswith("moescope "), result.name

@@ -1,7 +1,7 @@
-"""Writes `docs/claims.md` and the table of the README from saved results, so that no figure is typed by hand.
+"""Writes `docs/claims.md` and the tables of README and `docs/results.md` from saved results, so that nothing is typed by hand.
 
-python tools/claims.py                # write both
-python tools/claims.py add RESULT …   # keep the claims of a result (docs/evidence/KIND-MODEL.json), then write both
+python tools/claims.py                # write them
+python tools/claims.py add RESULT …   # keep the claims of a result (docs/evidence/KIND-MODEL.json), then write them
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moescope.report.format import numbers, verdict_style
+from moescope.report.format import STYLES, numbers, verdict_style
 from moescope.study.encode import claim_from_json, claim_json
 from moescope.study.names import model_name, slug
 from moescope.study.result import load
@@ -23,7 +23,7 @@ from moescope.types import Claim
 
 ROOT = Path(__file__).resolve().parent.parent
 EVIDENCE = ROOT / "docs" / "evidence"
-PAGE, README = ROOT / "docs" / "claims.md", ROOT / "README.md"
+PAGE, README, WORDS = ROOT / "docs" / "claims.md", ROOT / "README.md", ROOT / "docs" / "results.md"
 MARKS = ("<!-- written by tools/claims.py -->", "<!-- end -->")
 SOURCES = {
     "H": "Hidden mixture-of-experts (Choi 2025)",
@@ -117,11 +117,22 @@ def summary(results: list[Saved]) -> str:
     return "\n".join([*HEAD, *(_row(claims[line]) for line in chosen), "", *(f"`{commands[name]}`  " for name in used)])
 
 
-def readme(results: list[Saved]) -> str:
-    """The README with its table written anew."""
-    text = README.read_text(encoding="utf-8")
-    before, rest = text.split(MARKS[0], 1)
-    return f"{before}{MARKS[0]}\n{summary(results)}\n{MARKS[1]}{rest.split(MARKS[1], 1)[1]}"
+def words() -> str:
+    """The table of `docs/results.md`: every verdict, and what it says."""
+    rows = [f"| {s.mark} {s.heading} | {outcome} | {why} | {s.meaning} |" for (outcome, why), s in STYLES.items()]
+    return "\n".join(["| verdict | outcome | explanation | it says |", "|---|---|---|---|", *rows])
+
+
+def filled(path: Path, table: str) -> str:
+    """The page at ``path`` with the part between the marks written anew."""
+    before, rest = path.read_text(encoding="utf-8").split(MARKS[0], 1)
+    return f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{rest.split(MARKS[1], 1)[1]}"
+
+
+def pages() -> dict[Path, str]:
+    """Every page that is written from results or declarations."""
+    results = saved()
+    return {PAGE: page(results), README: filled(README, summary(results)), WORDS: filled(WORDS, words())}
 
 
 if __name__ == "__main__":
@@ -130,6 +141,5 @@ if __name__ == "__main__":
             print(keep(Path(folder)).relative_to(ROOT))
     elif sys.argv[1:]:
         sys.exit(f"{sys.argv[1]!r} is none of: add RESULT …, or nothing")
-    everything = saved()
-    PAGE.write_text(page(everything), encoding="utf-8")
-    README.write_text(readme(everything), encoding="utf-8")
+    for target, text in pages().items():
+        target.write_text(text, encoding="utf-8")

@@ -43,6 +43,11 @@ def study():
     return distill(model, TEXTS, settings)
 
 
+def test_students_that_all_diverge_are_refused() -> None:
+    with pytest.raises(InputError, match="lr: every student diverged"):
+        distill(tiny_model("llama", head=True), TEXTS, DistillSettings(layer=1, **(SMALL | {"lr": (1e30,)})))
+
+
 def test_result_has_every_student_on_every_source(study) -> None:
     result = study
     summary = result.to_frame("summary")

@@ -127,8 +127,7 @@ def _tables(
     tables["routing_layers"] = layer_table(head, subject.y, **shared)
     tables["layer_nulls"] = layer_nulls(subject, settings, seed)
     tell(3, total)
-    curve = random_curve(subject, seed)
-    tables |= {"random_curve": curve} if len(curve) else {}
+    tables["random_curve"] = random_curve(subject, seed)
     tell(4, total)
     tables |= classification_tables(subject, settings, context)
     tell(5, total)

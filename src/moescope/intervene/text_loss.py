@@ -84,8 +84,7 @@ def text_losses(
     Raises:
         InputError: the model was loaded without its head.
     """
-    if not model.has_head or model.is_encoder:
-        raise InputError(f"model {model.name} has no causal language-model head, so it has no loss: load it with head=True")
+    require_head(model)
     losses = np.empty(len(encoded))
     vocabulary = int(model.config.get_text_config().vocab_size)
     budget = max(1, min(batch_tokens, _LOGITS // vocabulary))
@@ -97,6 +96,16 @@ def text_losses(
             counted = mask[:, 1:]
             losses[rows] = ((token_losses(logits, ids) * counted).sum(1) / counted.sum(1)).double().cpu().numpy()
     return losses
+
+
+def require_head(model: LoadedModel) -> None:
+    """Raise unless the model predicts the next token.
+
+    Raises:
+        InputError: the model was loaded without its head, or is an encoder.
+    """
+    if not model.has_head or model.is_encoder:
+        raise InputError(f"model {model.name} has no causal language-model head, so it has no loss: load it with head=True")
 
 
 def loss_per_token(

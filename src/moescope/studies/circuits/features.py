@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -13,6 +14,7 @@ from moescope.capture.activations import check_finite, padded_batches, vector_re
 from moescope.capture.session import Reduce
 from moescope.errors import InputError
 from moescope.models import LoadedModel, parse_sites
+from moescope.select.nested import CVResult, nested_cv
 from moescope.studies.circuits.settings import SearchSettings
 from moescope.tasks import group_folds, subset
 from moescope.types import Neuron, Site, Task
@@ -155,6 +157,13 @@ def capture_features(
     read_into(out, model, encoded, batch_tokens=batch_tokens, progress=progress)
     at_final = {site: out[site, "final"] for site in final}
     return Features(task, columns, x, out[embed, settings.position], y, groups, folds, seed, encoded, at_final)
+
+
+def own_cv(features: Features, settings: SearchSettings, **changed: Any) -> CVResult:
+    """Held-out results at the study's own K by its own protocol; ``changed``: other arguments of :func:`nested_cv`."""
+    own = {"X": features.x, "y": features.y, "folds": features.folds, "ks": (settings.k,)}
+    own |= {name: getattr(settings, name) for name in ("sigma", "classifier", "selection")}
+    return nested_cv(**{**own, **changed})
 
 
 def rows_of(encoded: Encoded, rows: np.ndarray) -> Encoded:

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moescope.capture.encode import Encoded, batches, encode, pad, padding_id
+from moescope.capture.activations import padded_batches
+from moescope.capture.encode import Encoded, encode
 from moescope.errors import InputError
 
 if TYPE_CHECKING:
@@ -89,12 +90,11 @@ def text_losses(
     vocabulary = int(model.config.get_text_config().vocab_size)
     budget = max(1, min(batch_tokens, _LOGITS // vocabulary))
     with applied() if applied is not None else nullcontext():
-        for rows in batches(encoded.lengths, budget):
-            batch = pad(encoded, rows, pad_id=padding_id(model))
+        for batch in padded_batches(model, encoded, budget, "right"):
             ids, mask = batch.ids.to(model.device), batch.mask.to(model.device)
             logits = model.module(input_ids=ids, attention_mask=mask.long()).logits[:, :-1]  # (B, T-1, V)
             counted = mask[:, 1:]
-            losses[rows] = ((token_losses(logits, ids) * counted).sum(1) / counted.sum(1)).double().cpu().numpy()
+            losses[batch.rows] = ((token_losses(logits, ids) * counted).sum(1) / counted.sum(1)).double().cpu().numpy()
     return losses
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,17 +52,48 @@ def activations(
     width = common_width(model, sites)
     encoded = encode(model, texts, max_tokens=max_tokens, special_tokens=special_tokens)
     result = np.empty((len(encoded), len(sites), width), np.float32)
+    out = {(site, position): result[:, i] for i, site in enumerate(sites)}
+    read_into(
+        out, model, encoded, skip_special=skip_special, batch_tokens=batch_tokens, side=padding_side, progress=progress
+    )  # fmt: skip
+    return result
+
+
+def read_into(
+    out: Mapping[tuple[Site, Position], np.ndarray],
+    model: LoadedModel,
+    encoded: Encoded,
+    *,
+    batch_tokens: int,
+    skip_special: bool | None = None,
+    side: PaddingSide = "right",
+    progress: Progress | None = None,
+) -> None:
+    """Fill arrays (N, width), float32, each with one site's vectors at one position, in one pass over N texts.
+
+    Raises:
+        InputError: a position that a text does not have, or an activation that is not finite.
+    """
+    positions: dict[Site, list[Position]] = {}
+    for site, position in out:
+        positions.setdefault(site, []).append(position)
     done = 0
-    with capture(model, sites) as session:
-        for batch in padded_batches(model, encoded, batch_tokens, padding_side):
-            seen = session.run(batch.ids, batch.mask, reduce=vector_reducer(batch, position, skip_special))
-            vectors = torch.stack([seen[site].cpu() for site in sites], dim=1)  # (B, S, D)
-            check_finite(vectors, batch.numbers, sites, model)
-            result[batch.rows] = vectors.numpy()
+    with capture(model, list(positions)) as session:
+        for batch in padded_batches(model, encoded, batch_tokens, side):
+            reducers = {position: vector_reducer(batch, position, skip_special) for _, position in out}
+
+            def reduce(
+                site: Site, tensor: torch.Tensor, reducers: dict[Position, Reduce] = reducers
+            ) -> dict[Position, torch.Tensor]:
+                return {position: reducers[position](site, tensor).cpu() for position in positions[site]}
+
+            for site, found in session.run(batch.ids, batch.mask, reduce=reduce).items():
+                for position, vectors in found.items():
+                    check_finite(vectors[:, None], batch.numbers, [site], model)
+                    out[site, position][batch.rows] = vectors.numpy()
             done += len(batch.rows)
             if progress is not None:
                 progress(done, len(encoded))
-    return result
 
 
 def padded_batches(

@@ -13,6 +13,7 @@ import pandas as pd
 from moescope.errors import InputError
 from moescope.models import LoadedModel
 from moescope.models.forward_tokens import ForwardTokens
+<<<<<<< HEAD
 from moescope.select.nested import CVResult, nested_cv
 from moescope.select.ranking import divergence, fold_class_sums
 from moescope.studies.circuits.claims_formation import formation_case
@@ -20,6 +21,13 @@ from moescope.studies.circuits.cues import read_cues
 from moescope.studies.circuits.depth import RAW, best_site_hits, layer_probes
 from moescope.studies.circuits.features import Features, capture_features, columns_of
 from moescope.studies.circuits.scorer import Scorer
+=======
+from moescope.select.ranking import divergence, fold_class_sums
+from moescope.stats import group_bootstrap
+from moescope.studies.circuits.claims_formation import formation_claim
+from moescope.studies.circuits.depth import best_layer_correct, layer_probes
+from moescope.studies.circuits.features import capture_features, columns_of, own_cv
+>>>>>>> core
 from moescope.studies.circuits.settings import SearchSettings
 from moescope.studies.circuits.single import scorer_of
 from moescope.study.protocol import Context, TasksLike
@@ -129,6 +137,7 @@ def _series(checkpoints: Sequence[str | Path], revisions: Sequence[str] | None) 
 
 def _at_checkpoint(features: Features, settings: SearchSettings, scorer: Scorer) -> tuple[dict[str, Any], CVResult]:
     sums = fold_class_sums(features.x, features.y, features.folds)
+<<<<<<< HEAD
     cv = nested_cv(
         features.x,
         features.y,
@@ -141,6 +150,12 @@ def _at_checkpoint(features: Features, settings: SearchSettings, scorer: Scorer)
     )
     low, high = scorer.interval(cv.correct[0])
     probe, _ = best_site_hits(layer_probes(features), features.y, features.folds)
+=======
+    scores = divergence(*sums.total(), sigma=settings.sigma)
+    correct = own_cv(features, settings, sums=sums).correct[0]
+    low, high = group_bootstrap(correct, features.groups, seed=run.seed)
+    probe, _ = best_layer_correct(layer_probes(features), features.folds)
+>>>>>>> core
     row = {
         "accuracy": float(cv.accuracy[0]),
         "balanced": scorer.balanced(cv.even[0]),

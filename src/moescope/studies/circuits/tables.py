@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+<<<<<<< HEAD
 from moescope.select.nested import CVResult, nested_cv
 from moescope.select.ranking import SIGMAS, FoldSums, MaxNull
 from moescope.stats import auroc, expected_overlap, kuncheva, nogueira, selective
@@ -20,6 +21,13 @@ from moescope.studies.circuits.geometry import (
     two_sided,
 )
 from moescope.studies.circuits.scorer import Scorer
+=======
+from moescope.select.nested import CVResult
+from moescope.select.ranking import SIGMAS, FoldSums, MaxNull, random_sets
+from moescope.stats import auroc, expected_overlap, group_bootstrap, kuncheva, nogueira, selective
+from moescope.studies.circuits.features import Features, own_cv
+from moescope.studies.circuits.geometry import functional_columns, principal_component
+>>>>>>> core
 from moescope.studies.circuits.settings import CircuitSettings
 
 CONFIDENT = 0.9  # a prediction counts as covered when its probability reaches this
@@ -188,9 +196,7 @@ def sigma_table(features: Features, sums: FoldSums, scores: dict[Any, np.ndarray
     """What the choice of sigma changes: the circuit's accuracy, the best neuron and its divergence."""
     rows = []
     for sigma in SIGMAS:
-        result = nested_cv(
-            features.x, features.y, features.folds, (settings.k,), sigma=sigma, classifier=settings.classifier, sums=sums
-        )
+        result = own_cv(features, settings, sigma=sigma, selection="nested", sums=sums)
         rows.append(
             {
                 "task": features.task.name,

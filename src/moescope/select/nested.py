@@ -93,14 +93,8 @@ def nested_cv(
     if selection == "nested":
         chosen = [top_k(divergence(*sums.train(fold), sigma=sigma), largest, allowed) for fold in range(n_folds)]
     else:
-<<<<<<< HEAD
-        chosen = [top_k(overall, largest, allowed)] * n_folds
-    scores = _held_out(X, labels, parts, chosen, sizes, classifier)
-    return _result(sizes, labels, parts, scores, np.stack(chosen), rank(overall, allowed), selection)
-=======
         chosen = [top_k(divergence(*sums.total(), sigma=sigma), largest, allowed)] * n_folds
     return _held_out(X, labels, parts, chosen, sizes, classifier, selection)
->>>>>>> core
 
 
 def fixed_cv(
@@ -127,15 +121,8 @@ def fixed_cv(
     sizes = checked_ks([rows.shape[1]] if ks is None else ks)
     if max(sizes) > rows.shape[1]:
         raise InputError(f"k={max(sizes)} is more than the {rows.shape[1]} features given")
-<<<<<<< HEAD
     n_folds = check_training_sets(labels, parts)
-    every = np.arange(rows.shape[1])
-    scores = _held_out(rows, labels, parts, [every] * n_folds, sizes, classifier)
-    return _result(sizes, labels, parts, scores, np.stack([every] * n_folds), every, "fixed")
-=======
-    n_folds = _check_training_sets(labels, parts)
     return _held_out(rows, labels, parts, [np.arange(rows.shape[1])] * n_folds, sizes, classifier, "fixed")
->>>>>>> core
 
 
 def fit_classifier(X: ArrayLike, y: ArrayLike, classifier: Classifier = "lda") -> LDA | Pipeline:
@@ -166,9 +153,10 @@ def _held_out(
     for fold, _ in enumerate(chosen):
         test = parts == fold
         rows = columns[:, place[fold * width : (fold + 1) * width]]
-<<<<<<< HEAD
         scores[:, test] = list(fitted(rows[~test], labels[~test], rows[test], sizes, classifier))
-    return scores
+    correct = scores.argmax(axis=2) == labels
+    even = (scores / training_shares(labels, parts)).argmax(axis=2) == labels
+    return CVResult(sizes, correct.mean(axis=1), correct, even, scores, np.stack(chosen), selection)
 
 
 def fitted(
@@ -186,33 +174,6 @@ def fitted(
     else:
         for k in sizes:
             yield fit_classifier(train[:, :k], labels, classifier).predict_proba(held[:, :k])
-
-
-def _result(
-    sizes: tuple[int, ...],
-    labels: NDArray[np.int64],
-    parts: NDArray[np.int64],
-    scores: NDArray[np.float64],
-    selected: NDArray[np.int64],
-    ranking: NDArray[np.int64],
-    selection: str,
-) -> CVResult:
-    correct = scores.argmax(axis=2) == labels
-    even = (scores / training_shares(labels, parts)).argmax(axis=2) == labels
-    return CVResult(sizes, correct.mean(axis=1), correct, even, scores, selected, ranking, selection)
-=======
-        train_rows, train_labels = rows[~test], labels[~test]
-        if classifier == "lda":
-            moments = within_moments(train_rows, train_labels)
-            for i, k in enumerate(sizes):
-                scores[i, test] = moments.lda(k).predict_proba(rows[test, :k])
-        else:
-            for i, k in enumerate(sizes):
-                model = fit_classifier(train_rows[:, :k], train_labels, classifier)
-                scores[i, test] = model.predict_proba(rows[test, :k])
-    correct = scores.argmax(axis=2) == labels
-    return CVResult(sizes, correct.mean(axis=1), correct, scores, np.stack(chosen), selection)
->>>>>>> core
 
 
 def training_shares(labels: NDArray[np.int64], parts: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -10,21 +10,13 @@ import numpy as np
 import pandas as pd
 
 from moescope.errors import InputError
-<<<<<<< HEAD
 from moescope.select.nested import fixed_cv
-=======
->>>>>>> core
 from moescope.select.ranking import layer_matched_sets, random_sets
 from moescope.stats import Difference, permutation_p, permute_labels
 from moescope.studies.circuits import published
 from moescope.studies.circuits.control_rows import Controls, both_hits, gap_columns, own_protocol
 from moescope.studies.circuits.control_task import control_labels
-<<<<<<< HEAD
 from moescope.studies.circuits.depth import EVEN, RAW, best_site_hits, direction_hits, early_layer, layer_probes
-=======
-from moescope.studies.circuits.depth import best_layer_correct, layer_probes, probe_correct
-from moescope.studies.circuits.features import Features, own_cv
->>>>>>> core
 from moescope.studies.circuits.geometry import rotated, rotations
 from moescope.studies.circuits.reread import Reread
 from moescope.studies.circuits.scorer import Scorer
@@ -154,7 +146,6 @@ def _random_sets(out: Controls) -> None:
             differs=others > 0,
             evidence=f"{others} of {len(sets)} sets are other neurons than the circuit's",
         )
-<<<<<<< HEAD
         hits = np.stack([both_hits(fixed_cv(features.x[:, m], features.y, features.folds, settings.classifier)) for m in sets])
         gap = found.scorer.gap(out.circuit, hits[:, EVEN].mean(0))
         note = f"{len(sets)} sets of {k}; the range of 95 % of them; the gap is to their mean"
@@ -166,68 +157,6 @@ def _random_sets(out: Controls) -> None:
 def _permuted_labels(out: Controls) -> float:
     """The whole procedure, selection included, on labels permuted within groups: its range, and the circuit's p, two-sided."""
     found, settings, features = out.found, out.settings, out.found.features
-=======
-        values = np.asarray([set_hits(features, members, settings).mean() for members in sets])
-        rows.append(_draws(control, values, f"{len(values)} sets of {k}; the range of 95 % of them"))
-    step("permuted labels")
-    rows += _permuted_labels(found, settings, context)
-    rows += _control_task(found, settings, tokenizer, context)
-
-    step("rotated basis")
-    # Several rotations: one draw of a basis is itself random.
-    turned = []
-    for i in range(N_ROTATIONS):
-        bases = rotations(columns, features.seed + i)
-        x = rotated(features.x, columns, bases)
-        # a basis vector that is a neuron has a weight of one on it; a site of one neuron has no other basis
-        kept = max(float(np.square(basis).max(0).mean()) for basis in bases.values())
-        context.control(
-            f"{features.task.name}: rotated basis {i + 1}",
-            differs=bool(max(bases) == 1 or (kept < 0.99 and (x != features.x).any())),
-            evidence=f"a rotated coordinate holds {kept:.1%} of its nearest neuron on average",
-        )
-        turned.append(_nested(features, x, settings))
-    add("rotated_basis", np.mean(turned, axis=0), f"mean over {N_ROTATIONS} random rotations of each site")
-    n_massive = int(found.massive.sum())
-    lighter = own_cv(features, settings, allowed=~found.massive, sums=found.sums).correct[0]
-    add("without_massive", lighter, f"{n_massive} massive neurons left out" if n_massive else "no neuron is massive here")
-
-    step("surface-matched subset")
-    rows.append(_matched(found, settings))
-    step("fixed template")
-    own = circuit
-    if read.sampled:
-        own = _nested(read.own, read.own.x, settings)
-        rows.append(_row(SAMPLED, own, read.own, f"found and tested {read.note}: for the gaps below"))
-    add_read("fixed_template", _nested(read.template, read.template.x, settings), "same closing words after every text")
-    step("randomly initialised twin")
-    if read.twin is not None:
-        note = "same architecture and tokenizer, random weights"
-        add_read("random_twin_circuit", _nested(read.twin, read.twin.x, settings), note)
-        add_read("random_twin_probe", best_layer_correct(layer_probes(read.twin), read.twin.folds)[0], note)
-    table = pd.DataFrame(rows, columns=["control", "accuracy", "low", "high", "gap", "gap_low", "gap_high", "p", "note"])
-    table.insert(0, "task", features.task.name)
-    return table
-
-
-def _row(control: str, correct: np.ndarray, features: Features, note: str) -> dict[str, Any]:
-    low, high = group_bootstrap(correct, features.groups, seed=features.seed)
-    return {"control": control, "accuracy": float(correct.mean()), "low": low, "high": high, "note": note}
-
-
-def _draws(control: str, values: np.ndarray, note: str) -> dict[str, Any]:
-    low, high = np.quantile(values, [0.025, 0.975])
-    return {"control": control, "accuracy": float(values.mean()), "low": float(low), "high": float(high), "note": note}
-
-
-def _nested(features: Features, x: np.ndarray, settings: CircuitSettings, y: np.ndarray | None = None) -> np.ndarray:
-    """Held-out hits by the study's own protocol on other activations or other labels."""
-    return np.asarray(own_cv(features, settings, X=x, y=features.y if y is None else y).correct[0])
-
-
-def _permuted_labels(found: TaskFindings, settings: CircuitSettings, context: Context) -> list[dict[str, Any]]:
-    """The whole procedure, selection included, on labels permuted within groups: its mean, range and the circuit's p."""
->>>>>>> core
     if settings.n_label_permutations == 0:
         return float("nan")
     rng = np.random.default_rng(features.seed)

@@ -6,22 +6,14 @@ from typing import Any
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import PredefinedSplit, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-<<<<<<< HEAD
-from moescope.select.nested import CVResult, fit_classifier, fitted, nested_cv
+from moescope.select.nested import CVResult, fit_classifier, fitted
 from moescope.select.ranking import FoldSums
 from moescope.stats import Difference
-from moescope.studies.circuits.features import Features
-from moescope.studies.circuits.scorer import Scorer
-=======
-from moescope.select.nested import CVResult, fit_classifier
-from moescope.select.ranking import FoldSums
-from moescope.stats import group_bootstrap, paired_bootstrap_difference
 from moescope.studies.circuits.features import Features, own_cv
->>>>>>> core
+from moescope.studies.circuits.scorer import Scorer
 from moescope.studies.circuits.settings import CircuitSettings
 
 RAW, EVEN = 0, 1
@@ -35,7 +27,6 @@ def probe_scores(x: np.ndarray, y: np.ndarray, train: np.ndarray, held: np.ndarr
     The strong baseline of every K-neuron probe. C = 0.1 suits N of hundreds to thousands; it is fixed, not tuned.
     """
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300, tol=1e-3))
-<<<<<<< HEAD
     model.fit(x[train], y[train])
     scores = np.zeros((len(held), int(y.max()) + 1))
     scores[:, model.classes_] = model.predict_proba(x[held])
@@ -51,22 +42,10 @@ def probe_hits(x: np.ndarray, y: np.ndarray, folds: np.ndarray) -> np.ndarray:
     return hits
 
 
-def layer_probes(features: Features, *, n_jobs: int = 1) -> np.ndarray:
+def layer_probes(features: Features) -> np.ndarray:
     """(2, S, N) bool: out-of-fold hits of the full probe at each site."""
     parts = [features.columns.slice_of(i) for i in range(len(features.columns.sites))]
-    found = Parallel(n_jobs=n_jobs, prefer="threads")(
-        delayed(probe_hits)(features.x[:, part], features.y, features.folds) for part in parts
-    )
-    return np.stack(list(found), axis=1)
-=======
-    return np.asarray(cross_val_predict(model, x, y, cv=PredefinedSplit(folds)) == y)
-
-
-def layer_probes(features: Features) -> np.ndarray:
-    """(S, N) bool: out-of-fold hits of the full probe at each site."""
-    parts = [features.columns.slice_of(i) for i in range(len(features.columns.sites))]
-    return np.stack([probe_correct(features.x[:, part], features.y, features.folds) for part in parts])
->>>>>>> core
+    return np.stack([probe_hits(features.x[:, part], features.y, features.folds) for part in parts], axis=1)
 
 
 def direction_hits(features: Features, sums: FoldSums) -> np.ndarray:
@@ -113,17 +92,7 @@ def early_layer(features: Features, fraction: float, n_layers: int) -> int:
 def reselected(features: Features, sums: FoldSums, settings: CircuitSettings, layer: int) -> CVResult:
     """The circuit chosen anew within layers 0 to ``layer``."""
     allowed = features.columns.of_layers(layer)
-    return nested_cv(
-        features.x,
-        features.y,
-        features.folds,
-        (min(settings.k, int(allowed.sum())),),
-        sigma=settings.sigma,
-        classifier=settings.classifier,
-        selection=settings.selection,
-        allowed=allowed,
-        sums=sums,
-    )
+    return own_cv(features, settings, ks=(min(settings.k, int(allowed.sum())),), allowed=allowed, sums=sums)
 
 
 def depth_rows(
@@ -152,11 +121,6 @@ def depth_rows(
     for layer in columns.layers:
         curves["circuit_reselected"].append(results[layer].correct[0])
         allowed = columns.of_layers(layer)
-<<<<<<< HEAD
-=======
-        result = own_cv(features, settings, ks=(min(settings.k, int(allowed.sum())),), allowed=allowed, sums=sums)
-        curves["circuit_reselected"].append(result.correct[0])
->>>>>>> core
         curves["fixed_circuit"].append(_fixed(features, cv.selected[:, : settings.k], allowed, settings))
         at_layer = [i for i, site in enumerate(columns.sites) if site.layer == layer]
         curves["full_probe"].append(best_site_hits(hits[:, at_layer], features.y, features.folds)[0][RAW])

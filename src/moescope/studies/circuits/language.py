@@ -7,15 +7,9 @@ from typing import Any
 import numpy as np
 
 from moescope.errors import InputError
-<<<<<<< HEAD
-from moescope.select.nested import fit_classifier, nested_cv
-from moescope.studies.circuits.features import Features
-from moescope.studies.circuits.scorer import Scorer
-=======
 from moescope.select.nested import fit_classifier
-from moescope.stats import group_bootstrap
 from moescope.studies.circuits.features import Features, own_cv
->>>>>>> core
+from moescope.studies.circuits.scorer import Scorer
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.single import rank_columns
 
@@ -40,15 +34,8 @@ def language_rows(features: Features, settings: CircuitSettings) -> list[dict[st
                     part = features.subset(np.flatnonzero(testing), n_folds=settings.n_folds)
                 except InputError as error:
                     raise InputError(f"task {features.task.name!r}, language {test!r}: {error}") from error
-<<<<<<< HEAD
-                correct = nested_cv(
-                    part.x, part.y, part.folds, (settings.k,), sigma=settings.sigma, classifier=settings.classifier
-                ).even[0]
+                correct = own_cv(part, settings, selection="nested").even[0]
                 judge = Scorer(part.y, part.groups, features.seed)
-=======
-                correct = own_cv(part, settings, selection="nested").correct[0]
-                groups = part.groups
->>>>>>> core
             else:
                 judge = Scorer(features.y[testing], features.groups[testing], features.seed)
                 fitting = (languages == train) & ~np.isin(features.groups, judge.groups)

@@ -21,18 +21,12 @@ from moescope.select.ranking import (
     permutation_max,
     rank,
 )
-<<<<<<< HEAD
 from moescope.select.widening import interval_widening
 from moescope.studies.circuits.cues import Cues
 from moescope.studies.circuits.depth import depth_rows, layer_probes, reselected
-from moescope.studies.circuits.features import Features
+from moescope.studies.circuits.features import Features, own_cv
 from moescope.studies.circuits.scorer import Scorer
 from moescope.studies.circuits.settings import CircuitSettings, SearchSettings
-=======
-from moescope.studies.circuits.depth import depth_rows, layer_probes
-from moescope.studies.circuits.features import Features, own_cv
-from moescope.studies.circuits.settings import CircuitSettings
->>>>>>> core
 from moescope.studies.circuits.tables import (
     class_tables,
     column_table,

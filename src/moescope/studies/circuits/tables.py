@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-<<<<<<< HEAD
-from moescope.select.nested import CVResult, nested_cv
+from moescope.select.nested import CVResult
 from moescope.select.ranking import SIGMAS, FoldSums, MaxNull
 from moescope.stats import auroc, expected_overlap, kuncheva, nogueira, selective
-from moescope.studies.circuits.features import Features
+from moescope.studies.circuits.features import Features, own_cv
 from moescope.studies.circuits.geometry import (
     coordinates,
     functional_columns,
@@ -21,13 +20,6 @@ from moescope.studies.circuits.geometry import (
     two_sided,
 )
 from moescope.studies.circuits.scorer import Scorer
-=======
-from moescope.select.nested import CVResult
-from moescope.select.ranking import SIGMAS, FoldSums, MaxNull, random_sets
-from moescope.stats import auroc, expected_overlap, group_bootstrap, kuncheva, nogueira, selective
-from moescope.studies.circuits.features import Features, own_cv
-from moescope.studies.circuits.geometry import functional_columns, principal_component
->>>>>>> core
 from moescope.studies.circuits.settings import CircuitSettings
 
 CONFIDENT = 0.9  # a prediction counts as covered when its probability reaches this

@@ -89,7 +89,7 @@ def test_the_fixed_circuit_keeps_its_accuracy_by_construction(found: TaskFinding
         assert depth.loc[(curve, 3), "accuracy"] == pytest.approx(final)
         assert depth.loc[(curve, 3), ["loss", "loss_low", "loss_high"]].tolist() == [0, 0, 0]
     # Selected anew, layer 0 has one of the four planted neurons only, and the loss shows.
-    assert depth.loc[("circuit_reselected", 0), "loss_low"] > 0.02
+    assert depth.loc[("circuit_reselected", 0), "loss_low"] > 0.01
     early = made_findings(made_features("early", {3: 2.0, 4: 2.0, 5: 2.0, 6: 2.0}))
     curve = early.tables["depth"].query("curve == 'fixed_circuit'")
     assert curve["accuracy"].nunique() == 1

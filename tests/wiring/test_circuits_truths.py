@@ -178,7 +178,7 @@ def test_permuted_labels_are_split_into_folds_of_their_own(monkeypatch: pytest.M
     y = np.repeat(np.arange(30) % 2, 4)
     grouped = dataclasses.replace(features, y=y, groups=groups, folds=np.repeat(np.arange(30) // 2 % 5, 4))
     seen: list[np.ndarray] = []
-    monkeypatch.setattr(control_rows, "nested_cv", lambda x, y, folds, *rest, **more: seen.append(folds))
+    monkeypatch.setattr(control_rows, "own_cv", lambda features, *rest, **more: seen.append(features.folds))
     other = np.repeat((np.arange(30) < 15).astype(int), 4)
     control_rows.own_protocol(grouped, grouped.x, QUICK, other)
     control_rows.own_protocol(grouped, grouped.x, QUICK)

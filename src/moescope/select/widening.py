@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import t as student
 
 from moescope.errors import InputError
 from moescope.select.nested import Classifier, Selection, check_training_sets, checked_ks, fitted
@@ -30,7 +31,8 @@ def interval_widening(
     Hits share training rows and the features that were chosen on them, so an interval of independent hits covers far less
     than it says. Nested cross-validation (Bates, Hastie and Tibshirani 2021, "Cross-validation: what does it estimate and how
     well does it do it?", algorithm 1) measures the error: for each fold, how far the cross-validation inside the other folds
-    is from what the fold itself gives. The factor is that error's root over the naive standard error, from 1 to sqrt(F).
+    is from what the fold itself gives. The factor is that error's root over the naive standard error, from 1 to sqrt(F), times
+    what the quantile of t with the degrees of freedom of one fold is over that of all rows.
 
     Args:
         groups: of each row, shape (N,): what is independent.
@@ -79,8 +81,11 @@ def interval_widening(
             noise.append(_variance(outer[fold], code[fold]))
     error = np.maximum(np.mean(apart, axis=0) - np.mean(noise, axis=0), 0.0) * (n_folds - 1) / n_folds
     usual = np.mean(naive, axis=0)
-    factor = np.sqrt(error / np.where(usual > 0, usual, 1.0))
-    return np.asarray(np.clip(np.where(usual > 0, factor, 1.0), 1.0, np.sqrt(n_folds)))
+    factor = np.clip(np.sqrt(error / np.where(usual > 0, usual, 1.0)), 1.0, np.sqrt(n_folds))
+    # The error rests on means over folds, and is known no better than a fold has groups: the quantile of t, not the normal's.
+    n_groups = int(code.max()) + 1
+    tail = student.ppf(0.975, max(n_groups // n_folds - 1, 1)) / student.ppf(0.975, n_groups - 1)
+    return np.asarray(np.where(usual > 0, factor, 1.0) * tail)
 
 
 def _variance(values: NDArray[np.float64], code: NDArray[np.intp]) -> NDArray[np.float64]:

@@ -148,8 +148,8 @@ FAULTS = faults(
         "full-layer probe",
         "the whole layer's probe reads the embedding",
         _CIRCUITS + "depth.py",
-        "delayed(probe_hits)(features.x[:, part],",
-        "delayed(probe_hits)(features.embed,",
+        "probe_hits(features.x[:, part],",
+        "probe_hits(features.embed,",
         ("test_the_whole_layers_probe_reads_the_layer_that_computes",),
     ),
     (

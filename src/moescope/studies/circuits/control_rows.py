@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from moescope.select.nested import CVResult, nested_cv
+from moescope.select.nested import CVResult
 from moescope.stats import Difference
 from moescope.studies.circuits.depth import EVEN, RAW
-from moescope.studies.circuits.features import Features
+from moescope.studies.circuits.features import Features, own_cv
 from moescope.studies.circuits.scorer import Scorer
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.single import TaskFindings
@@ -93,16 +93,7 @@ def own_protocol(
         y = features.y
     elif (_by_fold(y, features) != _by_fold(features.y, features)).any():
         folds = dealt_folds(y, features.groups, settings.n_folds, np.random.default_rng(features.seed))
-    return nested_cv(
-        x,
-        y,
-        folds,
-        (settings.k,),
-        sigma=settings.sigma,
-        classifier=settings.classifier,
-        selection=settings.selection,
-        **options,
-    )
+    return own_cv(replace(features, folds=folds), settings, X=x, y=y, **options)
 
 
 def _by_fold(y: np.ndarray, features: Features) -> np.ndarray:

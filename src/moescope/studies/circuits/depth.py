@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from joblib import Parallel, delayed
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from moescope.select.nested import CVResult, fit_classifier, fitted, nested_cv
+from moescope.select.nested import CVResult, fit_classifier, fitted
 from moescope.select.ranking import FoldSums
 from moescope.stats import Difference
-from moescope.studies.circuits.features import Features
+from moescope.studies.circuits.features import Features, own_cv
 from moescope.studies.circuits.scorer import Scorer
 from moescope.studies.circuits.settings import CircuitSettings
 
@@ -43,13 +42,10 @@ def probe_hits(x: np.ndarray, y: np.ndarray, folds: np.ndarray) -> np.ndarray:
     return hits
 
 
-def layer_probes(features: Features, *, n_jobs: int = 1) -> np.ndarray:
+def layer_probes(features: Features) -> np.ndarray:
     """(2, S, N) bool: out-of-fold hits of the full probe at each site."""
     parts = [features.columns.slice_of(i) for i in range(len(features.columns.sites))]
-    found = Parallel(n_jobs=n_jobs, prefer="threads")(
-        delayed(probe_hits)(features.x[:, part], features.y, features.folds) for part in parts
-    )
-    return np.stack(list(found), axis=1)
+    return np.stack([probe_hits(features.x[:, part], features.y, features.folds) for part in parts], axis=1)
 
 
 def direction_hits(features: Features, sums: FoldSums) -> np.ndarray:
@@ -96,17 +92,7 @@ def early_layer(features: Features, fraction: float, n_layers: int) -> int:
 def reselected(features: Features, sums: FoldSums, settings: CircuitSettings, layer: int) -> CVResult:
     """The circuit chosen anew within layers 0 to ``layer``."""
     allowed = features.columns.of_layers(layer)
-    return nested_cv(
-        features.x,
-        features.y,
-        features.folds,
-        (min(settings.k, int(allowed.sum())),),
-        sigma=settings.sigma,
-        classifier=settings.classifier,
-        selection=settings.selection,
-        allowed=allowed,
-        sums=sums,
-    )
+    return own_cv(features, settings, ks=(min(settings.k, int(allowed.sum())),), allowed=allowed, sums=sums)
 
 
 def depth_rows(

@@ -13,12 +13,12 @@ import pandas as pd
 from moescope.errors import InputError
 from moescope.models import LoadedModel
 from moescope.models.forward_tokens import ForwardTokens
-from moescope.select.nested import CVResult, nested_cv
-from moescope.select.ranking import divergence, fold_class_sums
+from moescope.select.nested import CVResult
+from moescope.select.ranking import divergence, fold_class_sums, top_k
 from moescope.studies.circuits.claims_formation import formation_case
 from moescope.studies.circuits.cues import read_cues
 from moescope.studies.circuits.depth import RAW, best_site_hits, layer_probes
-from moescope.studies.circuits.features import Features, capture_features, columns_of
+from moescope.studies.circuits.features import Features, capture_features, columns_of, own_cv
 from moescope.studies.circuits.scorer import Scorer
 from moescope.studies.circuits.settings import SearchSettings
 from moescope.studies.circuits.single import scorer_of
@@ -84,8 +84,8 @@ def dynamics(
                     max_tokens=run.max_tokens,
                 )
             scorer = scorer_of(features, settings)
-            row, cv = _at_checkpoint(features, settings, scorer)
-            tops[i, task.name], hits[i, task.name] = cv.global_ranking[: settings.k], cv.even[0]
+            row, cv, tops[i, task.name] = _at_checkpoint(features, settings, scorer)
+            hits[i, task.name] = cv.even[0]
             rows.append({"checkpoint": name, "step": step, "task": task.name, **row})
             if i == last:
                 cues = read_cues(features, model.tokenizer)
@@ -127,18 +127,10 @@ def _series(checkpoints: Sequence[str | Path], revisions: Sequence[str] | None) 
     return sorted(steps, key=lambda item: item[1])
 
 
-def _at_checkpoint(features: Features, settings: SearchSettings, scorer: Scorer) -> tuple[dict[str, Any], CVResult]:
+def _at_checkpoint(features: Features, settings: SearchSettings, scorer: Scorer) -> tuple[dict[str, Any], CVResult, np.ndarray]:
     sums = fold_class_sums(features.x, features.y, features.folds)
-    cv = nested_cv(
-        features.x,
-        features.y,
-        features.folds,
-        (settings.k,),
-        sigma=settings.sigma,
-        classifier=settings.classifier,
-        selection=settings.selection,
-        sums=sums,
-    )
+    cv = own_cv(features, settings, sums=sums)
+    scores = divergence(*sums.total(), sigma=settings.sigma)
     low, high = scorer.interval(cv.correct[0])
     probe, _ = best_site_hits(layer_probes(features), features.y, features.folds)
     row = {
@@ -147,9 +139,9 @@ def _at_checkpoint(features: Features, settings: SearchSettings, scorer: Scorer)
         "low": low,
         "high": high,
         "probe_accuracy": float(probe[RAW].mean()),
-        "max_divergence": float(divergence(*sums.total(), sigma=settings.sigma).max()),
+        "max_divergence": float(scores.max()),
     }
-    return row, cv
+    return row, cv, top_k(scores, settings.k)
 
 
 def _folds(task: Task, settings: SearchSettings, run: Run) -> FoldRows:

@@ -65,13 +65,6 @@ def signatures(
     >>> result.to_frame("routing_nulls")  # doctest: +SKIP
     """
     context = Context("signatures", settings, run)
-    return context.result(**measured(context, model, prompts, settings))
-
-
-def measured(
-    context: Context, model: ModelLike | RoutingTrace | Path, prompts: PromptsLike | None, settings: SignatureSettings
-) -> dict[str, Any]:
-    """What :meth:`Context.result` is given: model, title, claims, tables and further facts."""
     twin = None
     if isinstance(model, RoutingTrace | Path):
         trace = load_trace(model) if isinstance(model, Path) else model
@@ -90,21 +83,21 @@ def measured(
     _note_lengths(context, subject, 0 if isinstance(model, RoutingTrace | Path) else settings.new_tokens)
     tables = _tables(context, subject, settings, twin)
     name = trace.meta.get("model") or "a recorded trace" if loaded is None else loaded.name
-    return {
-        "model": loaded or name,
-        "title": f"Routing signatures of {name}",
-        "claims": signature_claims(tables, subject),
-        "tables": tables,
-        "tasks": [] if subject.texts is None else [subject.task()],
-        "categories": subject.categories,
-        "trace": dict(trace.meta),
-        "moe_layers": list(trace.layers),
-        "experts": list(trace.n_experts),
-        "top_k": trace.top_k,
-        "prompts": len(subject),
-        "traced_tokens": len(trace),
-        "tokens_of_prompts": [int(trace.lengths.min()), int(trace.lengths.max())],
-    }
+    return context.result(
+        model=loaded or name,
+        title=f"Routing signatures of {name}",
+        claims=signature_claims(tables, subject),
+        tables=tables,
+        tasks=[] if subject.texts is None else [subject.task()],
+        categories=subject.categories,
+        trace=dict(trace.meta),
+        moe_layers=list(trace.layers),
+        experts=list(trace.n_experts),
+        top_k=trace.top_k,
+        prompts=len(subject),
+        traced_tokens=len(trace),
+        tokens_of_prompts=[int(trace.lengths.min()), int(trace.lengths.max())],
+    )
 
 
 def _tables(
@@ -127,8 +120,7 @@ def _tables(
     tables["routing_layers"] = layer_table(head, subject.y, **shared)
     tables["layer_nulls"] = layer_nulls(subject, settings, seed)
     tell(3, total)
-    curve = random_curve(subject, seed)
-    tables |= {"random_curve": curve} if len(curve) else {}
+    tables["random_curve"] = random_curve(subject, seed)
     tell(4, total)
     tables |= classification_tables(subject, settings, context)
     tell(5, total)

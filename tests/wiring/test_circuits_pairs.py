@@ -28,7 +28,7 @@ def study(*planted: dict[int, float], rows: int = 160, layers: int = 1, width: i
     words, tasks = {}, []
     for i, gaps in enumerate(planted):
         x = np.random.default_rng(30 + i).normal(size=(rows, width))
-        x[:, WIDTH:] *= 3.2  # as wide as a planted coordinate: what random sets are matched with
+        x[:, WIDTH:64] *= 3.2  # as wide as a planted coordinate: what random sets are matched with
         for column, gap in gaps.items():
             x[:, column] += gap * (2 * y - 1)
         own = words_of(x, "abc"[i])
@@ -45,8 +45,8 @@ def apart() -> StudyResult:
 
 @pytest.fixture(scope="module")
 def fours() -> StudyResult:
-    """Two circuits of four neurons of their own, among 96."""
-    return study(dict.fromkeys(range(4), 2.0), dict.fromkeys(range(10, 14), 2.0), width=96, k=4)
+    """Two circuits of four neurons of their own, among 800."""
+    return study(dict.fromkeys(range(4), 2.0), dict.fromkeys(range(10, 14), 2.0), width=800, k=4)
 
 
 def test_sharing_nothing_is_explained_by_chance_at_this_k(fours: StudyResult) -> None:

@@ -116,6 +116,10 @@ FAULTS = faults(
         "target.ranking[:k]",
         ("test_refit_with_others_is_chance[refit_top_variance]",),
     ),
+)
+FAULTS += faults(
+    "circuits",
+    "circuits_pairs",
     (
         "overlap-counts-layers",
         "overlap",

@@ -246,6 +246,7 @@ TARGETS = {
 
 def _ablation(axes: Axes, tables: Tables, task: str) -> None:
     rows = of_task(tables["ablation"], task)
+    rows = rows[rows["k"] > 0]  # 0 is one direction
     target = next((t for t in TARGETS if (rows["target"] == t).any()), str(rows["target"].iloc[0]))
     dose_curve(axes, rows[rows["target"] == target], "k", target)
     log_k(axes, [int(k) for k in rows["k"]])
@@ -258,7 +259,11 @@ def dose_curve(axes: Axes, rows: pd.DataFrame, along: str, target: str, label: s
     """Effect of an intervention along ``along`` beside matched random ones; filled where p ≤ 0.05."""
     rows = rows.sort_values(along)
     n = int(rows["n_random"].max()) if "n_random" in rows and rows["n_random"].notna().any() else 0
-    band(axes, rows[along], rows["random_low"], rows["random_high"], SOFT, label=f"95 % of {n} random controls" if n else None)
+    label_of_band = f"95 % of {n} random controls" if n else None
+    if len(rows) == 1:
+        axes.vlines(rows[along], rows["random_low"], rows["random_high"], color=SOFT, lw=6, alpha=0.4, label=label_of_band)
+    else:
+        band(axes, rows[along], rows["random_low"], rows["random_high"], SOFT, label=label_of_band)
     axes.plot(rows[along], rows["random_mean"], color=SOFT, lw=0.9, ls="--", label="their mean")
     axes.axhline(0, color=FAINT, lw=0.8, zorder=0)
     axes.plot(rows[along], rows["effect"], "-", color=ink)

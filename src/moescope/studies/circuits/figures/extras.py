@@ -115,7 +115,7 @@ def _causal(table: str, along: str, what: str, xlabel: str) -> Callable[[Tables]
         named = False
         for i, (task, target) in enumerate(panels):
             axes, rows = grid[i], of_task(frame, task)
-            rows = rows[rows["target"] == target]
+            rows = rows[(rows["target"] == target) & (rows[along] > 0 if along == "k" else True)]  # k = 0 is one direction
             if rows.empty:
                 axes.set_axis_off()
                 continue
@@ -134,7 +134,7 @@ def _causal(table: str, along: str, what: str, xlabel: str) -> Callable[[Tables]
     return draw
 
 
-_MEASURES = {"circuit": "Shared neurons (Kuncheva)", "probe": "Probe directions, |cosine|"}
+_MEASURES = {"circuit": "Share of coordinates in common", "probe": "Probe directions, |cosine|"}
 
 
 def _task_map(tables: Tables) -> Figure:
@@ -238,8 +238,8 @@ FIGURES: tuple[TableFigure, ...] = (
         "ablation",
         "Circuits switched off",
         "Effect of ablating a circuit's first K neurons in the running model: on a downstream probe, on the model's own "
-        "answer, and on the loss on other text. The grey band holds 95 % of random sets matched on layer and norm; filled "
-        "points differ from them at p ≤ 0.05 (one-sided). Effects are lower bounds, since later layers repair.",
+        "answer, and on the loss on other text. The grey band holds 95 % of random sets matched on layer and size of change; filled "
+        "points differ from them at p ≤ 0.05. Effects are lower bounds, since later layers repair.",
         _causal("ablation", "k", "circuit", "neurons switched off, K"),
     ),
     (

@@ -37,11 +37,24 @@ def tasks() -> dict[str, TaskFindings]:
     return {name: made_findings(features) for name, features in made.items()}
 
 
+@pytest.fixture(scope="module")
+def units() -> dict[str, TaskFindings]:
+    """The first and third task again, where every column is a coordinate of its own."""
+    made = {
+        "a": made_features("a", HERE, seed=1, kind="mlp_act"),
+        "b": made_features("b", THERE, seed=2, kind="mlp_act"),
+        "c": made_features("c", {k: -v for k, v in HERE.items()}, seed=3, kind="mlp_act"),
+    }
+    return {name: made_findings(features) for name, features in made.items()}
+
+
 def ranked(tasks: dict[str, TaskFindings]) -> dict[str, Ranked]:
     return {name: Ranked.of(found, QUICK, 32, turn=i) for i, (name, found) in enumerate(tasks.items())}
 
 
-def test_overlap_stands_beside_permuted_labels_and_ceiling(tasks: dict[str, TaskFindings]) -> None:
+def test_overlap_stands_beside_permuted_labels_and_ceiling(
+    tasks: dict[str, TaskFindings], units: dict[str, TaskFindings]
+) -> None:
     """The first task's neurons 5 and 21 are coordinate 5 in two layers, and 20 and 50 coordinates 4 and 2."""
     ks = overlap_ks(QUICK, 64)
     rows = pd.DataFrame(overlap_rows("a", "b", ranked(tasks), ks)).set_index("k")
@@ -53,8 +66,10 @@ def test_overlap_stands_beside_permuted_labels_and_ceiling(tasks: dict[str, Task
     assert rows.loc[4, "gap_low"] > 0.3
     same = pd.DataFrame(overlap_rows("a", "c", ranked(tasks), ks)).set_index("k")
     assert same.loc[4, "overlap"] == 3
+    same = pd.DataFrame(overlap_rows("a", "c", ranked(units), ks)).set_index("k")
+    assert same.loc[4, "overlap"] == 4
     assert same.loc[4, "p"] == 2 / 50
-    assert same.loc[4, "split_half_cross"] > 2.5
+    assert same.loc[4, "split_half_cross"] > 3.5
     assert same.loc[4, "gap_low"] < 0 < same.loc[4, "gap_high"]
 
 
@@ -177,11 +192,10 @@ def test_the_specialization_ratio_is_twice_the_own_accuracy_when_transfer_is_at_
     assert symmetry.outcome == "descriptive"
 
 
-def test_the_task_map_sees_shared_neurons_and_directions(tasks: dict[str, TaskFindings]) -> None:
-    rows = pd.DataFrame(task_map_rows(list(tasks.values()), ranked(tasks), QUICK)).set_index(["measure", "a", "b"])
+def test_the_task_map_sees_shared_neurons_and_directions(units: dict[str, TaskFindings]) -> None:
+    rows = pd.DataFrame(task_map_rows(list(units.values()), ranked(units), QUICK)).set_index(["measure", "a", "b"])
     assert len(rows) == 6
-    assert rows.loc[("circuit", "a", "c"), "value"] > rows.loc[("circuit", "a", "b"), "value"]
-    assert rows.loc[("circuit", "a", "c"), "p_adjusted"] <= 0.1 < rows.loc[("circuit", "a", "b"), "p_adjusted"]
+    assert rows.loc[("circuit", "a", "c"), "p_adjusted"] == 2 / 50 < rows.loc[("circuit", "a", "b"), "p_adjusted"]
     # At the last site the first and third tasks share coordinate 50.
     assert rows.loc[("probe", "a", "c"), "value"] > rows.loc[("probe", "a", "c"), "chance"] + 0.3
     assert rows.loc[("probe", "a", "c"), "p"] == 2 / 50

@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from moescope.capture.activations import read_into
 from moescope.capture.encode import Encoded, encode
 from moescope.errors import InputError
 from moescope.intervene.running_text import RunningText
-from moescope.intervene.together import run_together
+from moescope.intervene.together import KeyedSets, run_together
 from moescope.models import LoadedModel
 from moescope.models.forward_tokens import ForwardTokens
 from moescope.studies.circuits.causal import PROBE, NeuronAblation
 from moescope.studies.circuits.erasure import ClassErasure
-from moescope.studies.circuits.features import Columns, Features, read_into, rows_of
+from moescope.studies.circuits.features import Columns, Features, rows_of
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.single import rank_columns
 from moescope.studies.circuits.spread import between
@@ -70,8 +71,8 @@ def causal_tables(
         with tokens.of(model, "edited"):
             replicas = task.trial.replicas(batch_tokens=context.run.batch_tokens)
             progress = context.counter(f"{task.name}: switching neurons off, erasing the class")
-            sets = [task.ablation.sets, task.ablation.direction, task.erasure.sets]
-            sets += [other.ablation.on_task(task.trial) for other in others]
+            own: list[KeyedSets] = [task.ablation.sets, task.ablation.direction, task.erasure.sets]
+            sets = [*own, *(other.ablation.on_task(task.trial) for other in others)]
             found = [_balanced(scores, task.trial) for scores in run_together(replicas, sets, task.trial.readout, progress)]
         measured.append(found[:3])
         interference += [_beside(other.name, task.trial, scores) for other, scores in zip(others, found[3:], strict=True)]
@@ -95,8 +96,8 @@ def causal_tables(
                 text.read([site for task in tasks for site in task.ablation.sites])
             counter = context.counter("other text: switching neurons off")
             losses = list(text.losses([task.ablation.on_text(text) for task in tasks], counter))
-    for task, (own, direction, cleared), loss in zip(tasks, measured, losses, strict=True):
-        curves.append(task.ablation.table(own, direction, loss))
+    for task, (circuit, direction, cleared), loss in zip(tasks, measured, losses, strict=True):
+        curves.append(task.ablation.table(circuit, direction, loss))
         erased.append(task.erasure.table(cleared))
     return {
         "ablation": pd.concat(curves, ignore_index=True),

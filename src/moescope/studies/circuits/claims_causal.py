@@ -75,9 +75,8 @@ def _specific(task: str, row: pd.Series, beside: pd.DataFrame, settings: Circuit
     chance = float(np.average(beside["chance"], weights=beside["n"]))
     harm = (-float(row["effect"]), -float(row["high"]), -float(row["low"]))
     contrast = apart(harm, (-off[0], -off[2], -off[1]))
-    readable = Difference(
-        *(value - chance for value in known), normal_p(known[0] - chance, known[1] - chance, known[2] - chance)
-    )
+    value, low, high = (figure - chance for figure in known)
+    readable = Difference(value, low, high, normal_p(value, low, high))
     return Case(
         f"{task}: switching its {int(row['k'])} neurons off harms this task more than {texts}",
         contrast.value,

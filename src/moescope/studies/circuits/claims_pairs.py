@@ -74,10 +74,10 @@ def own_coordinates_claim(rows: pd.DataFrame, settings: CircuitSettings) -> Case
     row = rows[rows["k"] == settings.k].iloc[0]
     names = f"{row['task_a']} and {row['task_b']}"
     own = (float(row["split_half_a"]) + float(row["split_half_b"])) / 2
-    found = Difference(*(float(row[c]) for c in ("gap", "gap_low", "gap_high")), float("nan"))
-    error = (found.high - found.low) / 2 / 1.96
-    p = float(2 * student.sf(abs(found.value) / error, 4))  # five halvings
-    effect = effect_of(found._replace(p=p), "they share with each other, of what each shares with itself", OVERLAP_MARGIN)
+    value, low, high = (float(row[c]) for c in ("gap", "gap_low", "gap_high"))
+    p = float(2 * student.sf(abs(value) / ((high - low) / 2 / 1.96), 4))  # five halvings
+    found = Difference(value, low, high, p)
+    effect = effect_of(found, "they share with each other, of what each shares with itself", OVERLAP_MARGIN)
     return Case(
         f"{names}: each circuit of {settings.k} repeats itself on other texts more than it resembles the other",
         own - float(row["split_half_cross"]),

@@ -259,7 +259,7 @@ def dose_curve(axes: Axes, rows: pd.DataFrame, along: str, target: str, label: s
     """Effect of an intervention along ``along`` beside matched random ones; filled where p ≤ 0.05."""
     rows = rows.sort_values(along)
     n = int(rows["n_random"].max()) if "n_random" in rows and rows["n_random"].notna().any() else 0
-    label_of_band = f"95 % of {n} random controls" if n else None
+    label_of_band = f"95 % of {n} random controls" if n else ""
     if len(rows) == 1:
         axes.vlines(rows[along], rows["random_low"], rows["random_high"], color=SOFT, lw=6, alpha=0.4, label=label_of_band)
     else:

@@ -69,7 +69,7 @@ def tasks() -> list[Task]:
 @pytest.fixture(scope="module")
 def result(tasks: list[Task]) -> StudyResult:
     settings = dataclasses.replace(
-        QUICK, ablate="mean", ablate_ks=(1, 5), ablate_random=20, ablate_rows=24, ablate_text_tokens=96
+        QUICK, ablate="mean", ablate_ks=(1, 5), ablate_random=119, ablate_rows=24, ablate_text_tokens=96
     )
     return circuits(load("dense-tiny", head=True), tasks, settings)
 
@@ -198,7 +198,7 @@ def test_a_circuit_forms_over_checkpoints(tmp_path: Any) -> None:
         module.save_pretrained(folder)
         model.tokenizer.save_pretrained(folder)
     settings = SearchSettings(k=3, site="resid:1")
-    result = dynamics([tmp_path / "step-100", tmp_path / "step-0"], [planted_task()], settings=settings)
+    result = dynamics([tmp_path / "step-100", tmp_path / "step-0"], [planted_task(rows=400)], settings=settings)
     table = result.tables["dynamics"]
     assert table["step"].tolist() == [0, 100]
     assert table["accuracy"].iloc[1] > table["accuracy"].iloc[0]

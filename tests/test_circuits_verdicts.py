@@ -10,7 +10,6 @@ import pytest
 
 from moescope.errors import InputError
 from moescope.studies.circuits.claims import circuit_claims
-from moescope.studies.circuits.claims_causal import ablation_claims, erasure_claims
 from moescope.studies.circuits.controls import MAJORITY
 from moescope.studies.circuits.settings import PRIMARY, CircuitSettings
 from moescope.studies.circuits.single import TaskFindings
@@ -178,33 +177,3 @@ def test_forty_rows_show_nothing_either_way(found: TaskFindings) -> None:
     claim = claims(found, effects(half=0.2, chance=0.15))["4 neurons tell the classes apart"]
     assert claim.outcome == "inconclusive"
     assert np.isclose(claim.measured, 0.9)
-
-
-def test_ablation_and_erasure_say_what_they_found() -> None:
-    row = {
-        "task": "t", "mode": "mean", "off_task": False, "baseline": 0.9, "random_mean": 0.0, "random_low": -0.01,
-        "random_high": 0.01, "n_random": 100, "norm_ratio": 1.0,
-    }  # fmt: skip
-    frame = pd.DataFrame(
-        [
-            {**row, "target": "probe_accuracy", "k": k, "effect": effect, "p": p}
-            for k, effect, p in ((1, 0.0, 0.9), (5, -0.2, 0.01))
-        ]
-        + [{**row, "target": "wikitext_loss", "k": 5, "effect": 0.001, "p": 0.4, "norm_ratio": 0.1}]
-    )
-    probe, loss = ablation_claims(frame, QUICK)
-    assert probe.name == "t: switching the circuit off harms a probe downstream"
-    assert (probe.measured, probe.p) == (-0.2, 0.01)
-    assert probe.note.startswith("yes:")
-    assert "matching failed" not in probe.note
-    assert loss.note.startswith("no:")
-    assert "matching failed" in loss.note
-    erased = pd.DataFrame(
-        [
-            {**row, "layer": layer, "target": "probe_accuracy", "effect": effect, "p": 0.05}
-            for layer, effect in ((0, -0.1), (1, -0.4))
-        ]
-    )
-    (claim,) = erasure_claims(erased)
-    assert claim.measured == -0.4
-    assert "after layer 1" in claim.note

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from benchmarks.truths.harness import Truth
 from moescope.select.ranking import divergence, fold_class_sums, rank
@@ -90,7 +91,7 @@ def _refit(n: int, seed: int, circuit: float, random: float, own: float) -> Clai
 
     def hits(chance: float) -> np.ndarray:
         found = 0.6 * hard + 0.8 * rng.normal(size=n)
-        return np.asarray(found < np.quantile(rng.normal(size=4000), chance))
+        return np.asarray(found < norm.ppf(chance))
 
     judge, drawn = Scorer(y, groups, seed), np.stack([hits(random) for _ in range(100)])
     rows = [cross_row(name, hits(chance), drawn, judge) for name, chance in (("refit", circuit), ("own", own))]
@@ -189,7 +190,7 @@ def _truth(
     return Truth(name, frozenset({right}), frozenset(wrong), sizes, draw)
 
 
-_FEW, _MANY = (40, 100, 200), (200, 1000, 5000)
+_FEW, _MANY = (40, 100, 200), (200, 800, 2000)
 _HOLDS: list[tuple[str, str | None]] = [("holds", None), ("holds", "none found"), ("holds", "chance"), ("reproduced", None)]
 _FAILS: list[tuple[str, str | None]] = [("contradicted", None), ("contradicted", "chance")]
 
@@ -209,7 +210,7 @@ TRUTHS = [
     _truth("a circuit that its task needs", ("holds", None), _FAILS, _claim(0, 0.25, 0.02, 0.02)),
     _truth("a circuit that is not used", ("contradicted", "chance"), _HOLDS, _claim(0, 0.02, 0.02, 0.02)),
     _truth("harm that is the task's own", ("holds", "none found"), _FAILS, _claim(1, 0.25, 0.02, 0.02)),
-    _truth("harm that is everywhere", ("contradicted", None), _HOLDS, _claim(1, 0.25, 0.02, 0.25), _MANY),
+    _truth("harm that is everywhere", ("contradicted", None), _HOLDS, _claim(1, 0.1, 0.02, 0.1), _MANY),
     _truth("two pathways that do not meet", ("holds", "none found"), _FAILS, _claim(-1, 0.25, 0.02, 0.0)),
     _truth("two pathways that meet", ("contradicted", None), _HOLDS, _claim(-1, 0.25, 0.02, 0.2)),
     _truth(

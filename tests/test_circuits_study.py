@@ -76,19 +76,23 @@ def result(tasks: list[Task]) -> StudyResult:
 
 def test_every_table_and_claim_is_there(result: StudyResult) -> None:
     columns = {
+        "effects": "task effect value low high p against k",
         "controls": "task control accuracy balanced low high gap gap_low gap_high p note",
-        "overlap": "task_a task_b k overlap expected p p_disjoint kuncheva split_half_a split_half_b split_half_cross",
-        "cross_task": "source target method value low high",
-        "task_map": "a b measure value chance p p_adjusted",
-        "ablation": "task k mode target off_task baseline effect random_mean random_low random_high p n_random norm_ratio",
-        "erasure": "task layer target off_task baseline effect random_mean random_low random_high p n_random",
+        "overlap": "task_a task_b k distinct_a distinct_b overlap expected "
+        "p p_disjoint split_half_a split_half_b split_half_cross gap gap_low gap_high",
+        "cross_task": "source target method value low high gap gap_low gap_high p",
+        "task_map": "a b measure value chance p p_adjusted best_mean best_low best_high",
+        "ablation": "task k mode target off_task baseline effect low high "
+        "random_mean random_low random_high gap gap_low gap_high p n_random norm_ratio",
+        "erasure": "task layer target baseline effect low high random_mean "
+        "random_low random_high p worst_mean worst_low worst_high p_worst n_random",
     }
     assert {name: " ".join(result.tables[name].columns) for name in columns} == columns
     single = {
         "accuracy", "neurons", "neuron_classes", "neuron_values", "layers", "depth_range", "depth", "columns",
         "sigma_compare", "stability", "pc1", "projection",
     }  # fmt: skip
-    assert set(result.tables) == single | set(columns)
+    assert set(result.tables) == single | set(columns) | {"interference"}
     for name in single:
         assert set(result.tables[name]["task"]) == {"certainty", "sentiment"}
     claims = [claim.statement for claim in result.claims]

@@ -110,8 +110,8 @@ def test_every_table_and_claim_is_there(result: StudyResult) -> None:
     assert "certainty: the circuit lies early" in claims
     assert "sentiment: the circuit lies late" in claims
     assert all(claim.words for claim in result.claims)
+    assert "sentiment: switching its 5 neurons off harms a probe downstream more than switching off others" in claims
     # A template that asks gives the model an answer to lose.
-    assert "sentiment: switching the circuit off harms the model's own answer" in claims
     assert set(result.tables["ablation"].query("task == 'sentiment'")["target"]) == {
         "probe_accuracy", "answer_logodds", "answer_accuracy", "wikitext_loss",
     }  # fmt: skip

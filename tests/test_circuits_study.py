@@ -69,26 +69,30 @@ def tasks() -> list[Task]:
 @pytest.fixture(scope="module")
 def result(tasks: list[Task]) -> StudyResult:
     settings = dataclasses.replace(
-        QUICK, ablate="mean", ablate_ks=(1, 5), ablate_random=20, ablate_rows=24, ablate_text_tokens=96
+        QUICK, ablate="mean", ablate_ks=(1, 5), ablate_random=119, ablate_rows=24, ablate_text_tokens=96
     )
     return circuits(load("dense-tiny", head=True), tasks, settings)
 
 
 def test_every_table_and_claim_is_there(result: StudyResult) -> None:
     columns = {
+        "effects": "task effect value low high p against k",
         "controls": "task control accuracy balanced low high gap gap_low gap_high p note",
-        "overlap": "task_a task_b k overlap expected p p_disjoint kuncheva split_half_a split_half_b split_half_cross",
-        "cross_task": "source target method value low high",
-        "task_map": "a b measure value chance p p_adjusted",
-        "ablation": "task k mode target off_task baseline effect random_mean random_low random_high p n_random norm_ratio",
-        "erasure": "task layer target off_task baseline effect random_mean random_low random_high p n_random",
+        "overlap": "task_a task_b k distinct_a distinct_b overlap expected "
+        "p p_disjoint split_half_a split_half_b split_half_cross gap gap_low gap_high",
+        "cross_task": "source target method value low high gap gap_low gap_high p",
+        "task_map": "a b measure value chance p p_adjusted best_mean best_low best_high",
+        "ablation": "task k mode target off_task baseline effect low high "
+        "random_mean random_low random_high gap gap_low gap_high p n_random norm_ratio",
+        "erasure": "task layer target baseline effect low high random_mean "
+        "random_low random_high p worst_mean worst_low worst_high p_worst n_random",
     }
     assert {name: " ".join(result.tables[name].columns) for name in columns} == columns
     single = {
         "accuracy", "neurons", "neuron_classes", "neuron_values", "layers", "depth_range", "depth", "columns",
         "sigma_compare", "stability", "pc1", "projection",
     }  # fmt: skip
-    assert set(result.tables) == single | set(columns)
+    assert set(result.tables) == single | set(columns) | {"interference"}
     for name in single:
         assert set(result.tables[name]["task"]) == {"certainty", "sentiment"}
     claims = [claim.statement for claim in result.claims]
@@ -106,8 +110,8 @@ def test_every_table_and_claim_is_there(result: StudyResult) -> None:
     assert "certainty: the circuit lies early" in claims
     assert "sentiment: the circuit lies late" in claims
     assert all(claim.words for claim in result.claims)
+    assert "sentiment: switching its 5 neurons off harms a probe downstream more than switching off others" in claims
     # A template that asks gives the model an answer to lose.
-    assert "sentiment: switching the circuit off harms the model's own answer" in claims
     assert set(result.tables["ablation"].query("task == 'sentiment'")["target"]) == {
         "probe_accuracy", "answer_logodds", "answer_accuracy", "wikitext_loss",
     }  # fmt: skip
@@ -198,7 +202,7 @@ def test_a_circuit_forms_over_checkpoints(tmp_path: Any) -> None:
         module.save_pretrained(folder)
         model.tokenizer.save_pretrained(folder)
     settings = SearchSettings(k=3, site="resid:1")
-    result = dynamics([tmp_path / "step-100", tmp_path / "step-0"], [planted_task()], settings=settings)
+    result = dynamics([tmp_path / "step-100", tmp_path / "step-0"], [planted_task(rows=400)], settings=settings)
     table = result.tables["dynamics"]
     assert table["step"].tolist() == [0, 100]
     assert table["accuracy"].iloc[1] > table["accuracy"].iloc[0]

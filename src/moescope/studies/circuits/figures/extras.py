@@ -238,8 +238,8 @@ FIGURES: tuple[TableFigure, ...] = (
         "ablation",
         "Circuits switched off",
         "Effect of ablating a circuit's first K neurons in the running model: on a downstream probe, on the model's own "
-        "answer, and on the loss on other text. The grey band holds 95 % of random sets matched on layer and size of change; filled "
-        "points differ from them at p ≤ 0.05. Effects are lower bounds, since later layers repair.",
+        "answer, and on the loss on other text. The grey band holds 95 % of random sets matched on layer and size of change; "
+        "filled points differ from them at p ≤ 0.05. Effects are lower bounds, since later layers repair.",
         _causal("ablation", "k", "circuit", "neurons switched off, K"),
     ),
     (

@@ -44,20 +44,20 @@ def apart() -> StudyResult:
 
 
 @pytest.fixture(scope="module")
-def fours() -> StudyResult:
-    """Two circuits of four neurons of their own, among 800."""
-    return study(dict.fromkeys(range(4), 2.0), dict.fromkeys(range(10, 14), 2.0), width=800, k=4)
+def tens() -> StudyResult:
+    """Two circuits of ten neurons of their own, among 800."""
+    return study(dict.fromkeys(range(10), 2.0), dict.fromkeys(range(20, 30), 2.0), width=800, k=10)
 
 
-def test_sharing_nothing_is_explained_by_chance_at_this_k(fours: StudyResult) -> None:
-    claim = said(fours, "share no coordinate")
+def test_sharing_nothing_is_explained_by_chance_at_this_k(tens: StudyResult) -> None:
+    claim = said(tens, "share no coordinate")
     assert claim.measured == 0
     assert (claim.outcome, claim.explanation) == ("holds", "chance")
     assert "of draws" in claim.words
 
 
-def test_the_evidence_is_overlap_across_halves(fours: StudyResult) -> None:
-    claim = said(fours, "repeats itself on other texts")
+def test_the_evidence_is_overlap_across_halves(tens: StudyResult) -> None:
+    claim = said(tens, "repeats itself on other texts")
     assert claim.outcome == "holds"
     assert "they share at most" in claim.words
 

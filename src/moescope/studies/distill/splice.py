@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from moescope.capture.activations import padded_batches
 from moescope.errors import InputError
 from moescope.models import LoadedModel
 from moescope.models.past import past_argument, past_of
+from moescope.stats import bootstrap_sums, expanded_percentiles
 from moescope.studies.distill.students import Student
 from moescope.studies.distill.teacher import Teacher
 
@@ -43,11 +45,22 @@ def spliced(teacher: Teacher, student: Callable[[Tensor], Tensor]) -> Iterator[N
 
 
 def splice_table(
-    teacher: Teacher, students: Mapping[str, Student], texts: Sequence[str], *, batch_tokens: int = 8192
+    teacher: Teacher,
+    students: Mapping[str, Student],
+    texts: Sequence[str],
+    *,
+    documents: np.ndarray | None = None,
+    batch_tokens: int = 8192,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Next-token loss (nats per token) with the layer as it is, as its mean output, and as each student.
 
-    Columns: layer_is, loss, tokens.
+    Args:
+        documents: (texts,), which of them are of one document; None: each is its own.
+
+    Returns:
+        Columns: layer_is, loss, tokens, added (to the original's loss), low, high (95 % of that, documents drawn anew; NaN
+        where there is one document, or nothing was replaced).
 
     Raises:
         InputError: the model was loaded without its head, or is an encoder.
@@ -59,12 +72,26 @@ def splice_table(
         "mean output": lambda x: mean.to(x.device).expand(*x.shape[:-1], -1),
         **students,
     }
-    loss, tokens = _loss(teacher, texts, batch_tokens)
-    rows = [{"layer_is": "original", "loss": loss, "tokens": tokens}]
+    names, of = np.unique(np.arange(len(texts)) if documents is None else documents, return_inverse=True)
+
+    def by_document() -> np.ndarray:
+        """(documents, 2): summed loss and tokens."""
+        found = _losses(teacher, texts, batch_tokens)
+        return np.stack([np.bincount(of, weights=side, minlength=len(names)) for side in found.T], axis=1)
+
+    whole = by_document()
+    loss, tokens = float(whole[:, 0].sum() / max(whole[:, 1].sum(), 1)), int(whole[:, 1].sum())
+    nothing = float("nan")
+    rows = [{"layer_is": "original", "loss": loss, "tokens": tokens, "added": 0.0, "low": nothing, "high": nothing}]
     for name, function in ways.items():
         with spliced(teacher, function):
-            loss, tokens = _loss(teacher, texts, batch_tokens)
-        rows.append({"layer_is": name, "loss": loss, "tokens": tokens})
+            more = by_document() - whole * [1, 0]
+        low = high = nothing
+        if len(names) > 1:
+            sums = bootstrap_sums(more, seed=seed)
+            low, high = expanded_percentiles(sums[:, 0] / np.maximum(sums[:, 1], 1), len(names))
+        added = float(more[:, 0].sum() / max(tokens, 1))
+        rows.append({"layer_is": name, "loss": loss + added, "tokens": tokens, "added": added, "low": low, "high": high})
     return pd.DataFrame(rows)
 
 
@@ -127,15 +154,15 @@ def _needs_head(model: LoadedModel) -> None:
 
 
 @torch.no_grad()
-def _loss(teacher: Teacher, texts: Sequence[str], batch_tokens: int) -> tuple[float, int]:
+def _losses(teacher: Teacher, texts: Sequence[str], batch_tokens: int) -> np.ndarray:
+    """(texts, 2): of each text the summed loss of its next tokens, and how many they are."""
     model = teacher.model
-    total, tokens = 0.0, 0
+    found = np.zeros((len(texts), 2))
     for batch in padded_batches(model, encode(model, texts), batch_tokens, "right"):
         ids, mask = batch.ids.to(model.device), batch.mask.to(model.device)
         logits = model.module(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits
         target = ids[:, 1:].masked_fill(~mask[:, 1:], -100)
-        total += float(
-            F.cross_entropy(logits[:, :-1].float().flatten(0, 1), target.flatten(), ignore_index=-100, reduction="sum")
-        )
-        tokens += int(mask[:, 1:].sum())
-    return total / max(tokens, 1), tokens
+        each = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), target, ignore_index=-100, reduction="none")
+        found[batch.rows, 0] = each.double().sum(1).cpu()
+        found[batch.rows, 1] = mask[:, 1:].sum(1).cpu()
+    return found

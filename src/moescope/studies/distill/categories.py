@@ -89,7 +89,6 @@ def category_case(
         margin: smallest mean log lift of interest.
     """
     own, other = (preferences(u, n_permutations, seed) for u in (trained, untrained))
-    unit = {"share": False, "unit": "in the mean log lift"}
     excess, excess_untrained = own.mean - own.draws.mean(), other.mean - other.draws.mean()
     drawn = _resampled(trained, untrained, seed)
     half = float(stats.t.ppf(0.975, len(trained.tokens) - 1) * drawn.std(ddof=1))
@@ -97,12 +96,12 @@ def category_case(
     return Case(
         f"mean log lift of the preferred category, {len(own.lift)} most used experts of {name}: they tell kinds of text apart",
         own.mean,
-        beyond_draws(own.mean, own.draws, "with categories shuffled among documents", margin, **unit),  # type: ignore[arg-type]
+        beyond_draws(own.mean, own.draws, "with categories shuffled among documents", margin, share=False),
         id="M7",
         interval=None,
         control=Control("the same student untrained", other.mean),
         rivals=(
-            Effect(value, value - half, value + half, "the same student untrained", margin, kind="trivial cue", **unit),  # type: ignore[arg-type]
+            Effect(value, value - half, value + half, "the same student untrained", margin, kind="trivial cue", share=False),
         ),
         family=family,
         words=f"{own.found} of {len(own.p)} experts prefer a category at a false discovery rate of 5 %, {other.found} of "

@@ -112,6 +112,7 @@ def _pair_claims(evidence: Evidence, experts: str, dense: str, active: int) -> S
                     family=family,
                 ),
                 gaussian,
+                "blocks of rows",
             )
         )
     if "shuffled-outputs" in evidence.settings.control:
@@ -130,7 +131,7 @@ def _unlearnable(evidence: Evidence, student: str) -> Said:
     case = Case(
         f"FVU of {student} on {_INPUTS['shuffled-outputs']}: nothing is explained",
         math.exp(found.value),
-        found.effect("the outputs' own mean", evidence.margin, no_worse=True, unit="in the log of the error"),
+        found.effect("the outputs' own mean", evidence.margin, no_worse=True),
         interval=interval(found),
         control=Control("the outputs' own mean", 1.0),
     )

@@ -59,8 +59,7 @@ class LogRatio:
     def effect(self, against: str, margin: float, **options: Any) -> Effect:
         """This as an effect; where nothing is to be lost (``no_worse``) its p is of the margin, not of 0."""
         p = None if options.get("no_worse") else self.p
-        said = {"share": False, "unit": "in the log of the errors' ratio", "kind": "none found", **options}
-        return Effect(self.value, *self.interval, against, margin, p, **said)
+        return Effect(self.value, *self.interval, against, margin, p, **{"share": False, "kind": "none found", **options})
 
     def __neg__(self) -> LogRatio:
         return LogRatio(-self.value, -self.by_seed, -self.draws, self.documents)

@@ -59,15 +59,17 @@ class Evidence:
                 beaten_by = [f"{GATES[b]} {trivial[b]:.3g}" for b in GATES if b in trivial and worst[student] >= trivial[b]]
                 if beaten_by:
                     failed.append(f"{student} leaves {worst[student]:.3g} of the variance on {data}, {' and '.join(beaten_by)}")
-        return f"no contrast between students that do not beat a trivial predictor: {'; '.join(failed)}" if failed else ""
+        return f"no verdict on students that a trivial predictor equals: {'; '.join(failed)}" if failed else ""
 
 
-def judged(case: Case, *ratios: LogRatio) -> Case | Claim:
+def judged(case: Case, ratio: LogRatio, units: str = "held-out documents") -> Case | Claim:
     """The case, or the claim that it could not be tested: with too few seeds, or a single document."""
-    seeds, documents = min(len(r.by_seed) for r in ratios), min(r.documents for r in ratios)
-    if case.gate or (seeds >= LEAST_SEEDS and documents > 1):
-        facts = [f"over {documents} held-out documents"]
-        if not all(r.agrees for r in ratios):
+    seeds, documents = len(ratio.by_seed), ratio.documents
+    if case.gate:
+        return case
+    if seeds >= LEAST_SEEDS and documents > 1:
+        facts = [f"differences are of logarithms, over {documents} {units}"]
+        if not ratio.agrees:
             facts.append("the seeds do not agree on the sign, so that the interval holds each of them")
         return replace(case, words="; ".join([*facts, *([case.words] if case.words else [])]))
     wanted = f"{seeds} seeds" if seeds < LEAST_SEEDS else "one held-out document"

@@ -15,7 +15,7 @@ import torch
 
 from moescope.errors import InputError
 from moescope.studies.distill.comparisons import log_interval, log_ratio
-from moescope.studies.distill.data import ArrayPairs, Block, batches, scaling_of
+from moescope.studies.distill.data import ArrayPairs, Block, scaling_of
 from moescope.studies.distill.evaluate import Evaluation, evaluate
 from moescope.studies.distill.optimizer import RowAdam
 from moescope.studies.distill.revive import revive
@@ -243,19 +243,3 @@ def test_interval_over_seeds_covers() -> None:
     rng = np.random.default_rng(0)
     hits = [low <= 1 <= high for low, high in (log_interval(np.exp(rng.normal(0, 0.1, 3))) for _ in range(2000))]
     assert np.mean(hits) == pytest.approx(0.95, abs=0.015)
-
-
-def test_every_seed_has_an_order_of_the_data_of_its_own(monkeypatch) -> None:
-    firsts: list[torch.Tensor] = []
-
-    def spied(*args, **kwargs):
-        for number, block in enumerate(batches(*args, **kwargs)):
-            if number == 0 and kwargs["epoch"] == 0:
-                firsts.append(block.x)
-            yield block
-
-    monkeypatch.setattr("moescope.studies.distill.training.batches", spied)
-    settings = DistillSettings(layer=0, experts=40, active=(3,), rank=4, lr=(1e-2,), seeds=3, steps=2, batch=128)
-    run_students(pairs(), SPECS, SHAPE, settings)
-    assert len(firsts) == 3
-    assert len(torch.unique(torch.stack(firsts), dim=0)) == 3

@@ -12,8 +12,8 @@ import torch
 from moescope import load as load_result
 from moescope.errors import InputError
 from moescope.studies.distill.claims import distill_claims
-from moescope.studies.distill.controls import control_pairs
 from moescope.studies.distill.comparisons import ratio_table
+from moescope.studies.distill.controls import control_pairs
 from moescope.studies.distill.data import scaling_of
 from moescope.studies.distill.evaluate import evaluate, fvu
 from moescope.studies.distill.evidence import Evidence
@@ -148,10 +148,10 @@ def _about(claims: list[Claim], id: str, words: str) -> Claim:
         ({"gaussian": 0.01}, "holds", "holds", "holds"),
         ({"gaussian": 0.7}, "holds", "contradicted", "contradicted"),
         ({"gain": 0.01, "gaussian": 0.0}, "contradicted", "contradicted", "holds"),
-        ({"gain": -0.1, "gaussian": -0.5}, "contradicted", "holds", "holds"),
+        ({"gain": -0.1, "gaussian": -0.5, "linear": 2.0}, "contradicted", "holds", "holds"),
         ({"linear": 0.5}, "undertrained", "undertrained", "undertrained"),
         ({"seeds": 2}, "not tested", "not tested", "not tested"),
-        ({"gain": 0.05, "gaussian": 0.0, "noise": 2.0}, "inconclusive", "inconclusive", "inconclusive"),
+        ({"gain": 0.05, "gaussian": 0.0, "noise": 2.0, "linear": 99.0}, "inconclusive", "inconclusive", "inconclusive"),
     ],
 )
 def test_verdicts(how, gain, excess, none) -> None:

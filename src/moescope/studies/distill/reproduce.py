@@ -39,8 +39,7 @@ def reproduce(
     No verdict is ``reproduced``, whatever the model: here padding and first tokens are left out, which the source keeps.
 
     Returns:
-        As :func:`distill`; the result has a further table ``published`` [figure, one column for each of
-        the source's models, measured].
+        As :func:`distill`; the result has a further table ``published``.
     """
     context = Context("distill", settings, run)
     loaded = context.load(EMBEDDED if model is None else model, head=model is None or isinstance(model, str))

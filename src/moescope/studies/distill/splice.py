@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from moescope.capture import encode
-from moescope.capture.activations import padded_batches
-from moescope.errors import InputError
+from moescope.intervene.text_loss import Applied, require_head, text_losses
 from moescope.models import LoadedModel
 from moescope.models.past import past_argument, past_of
 from moescope.stats import bootstrap_sums, expanded_percentiles
@@ -53,20 +52,15 @@ def splice_table(
     batch_tokens: int = 8192,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Next-token loss (nats per token) with the layer as it is, as its mean output, and as each student.
+    """Table ``splice``: next-token loss with the layer as it is, as its mean output, and as each student.
 
     Args:
         documents: (texts,), which of them are of one document; None: each is its own.
-
-    Returns:
-        Columns: layer_is, loss, tokens, added (to the original's loss), low, high (95 % of that, documents drawn anew; NaN
-        where there is one document, or nothing was replaced).
 
     Raises:
         InputError: the model was loaded without its head, or is an encoder.
     """
     model = teacher.model
-    _needs_head(model)
     mean = next(iter(students.values())).scaling.y_mean if students else torch.zeros(teacher.exit.width)
     ways: dict[str, Callable[[Tensor], Tensor]] = {
         "mean output": lambda x: mean.to(x.device).expand(*x.shape[:-1], -1),
@@ -74,18 +68,21 @@ def splice_table(
     }
     names, of = np.unique(np.arange(len(texts)) if documents is None else documents, return_inverse=True)
 
-    def by_document() -> np.ndarray:
+    encoded = encode(model, texts)
+    counts = encoded.lengths - 1.0
+
+    def by_document(applied: Applied | None = None) -> np.ndarray:
         """(documents, 2): summed loss and tokens."""
-        found = _losses(teacher, texts, batch_tokens)
-        return np.stack([np.bincount(of, weights=side, minlength=len(names)) for side in found.T], axis=1)
+        losses = text_losses(model, encoded, applied, batch_tokens=batch_tokens)
+        sides = (np.where(counts > 0, losses, 0) * counts, counts)
+        return np.stack([np.bincount(of, weights=side, minlength=len(names)) for side in sides], axis=1)
 
     whole = by_document()
     loss, tokens = float(whole[:, 0].sum() / max(whole[:, 1].sum(), 1)), int(whole[:, 1].sum())
     nothing = float("nan")
     rows = [{"layer_is": "original", "loss": loss, "tokens": tokens, "added": 0.0, "low": nothing, "high": nothing}]
     for name, function in ways.items():
-        with spliced(teacher, function):
-            more = by_document() - whole * [1, 0]
+        more = by_document(partial(spliced, teacher, function)) - whole * [1, 0]
         low = high = nothing
         if len(names) > 1:
             sums = bootstrap_sums(more, seed=seed)
@@ -106,16 +103,13 @@ def generation_table(
     new_tokens: int = 20,
 ) -> pd.DataFrame:
     """Greedy continuations of the first ``prompts`` texts that are longer than ``prompt_tokens``, by the model as it is and
-    with each student in the layer's place.
-
-    Columns: prompt, layer_is, continuation, same_tokens (leading tokens equal to the original's). No row if no text is long
-    enough.
+    with each student in the layer's place: table ``generation``, without rows if no text is long enough.
 
     Raises:
         InputError: as :func:`splice_table`.
     """
     model = teacher.model
-    _needs_head(model)
+    require_head(model)
     long = [ids for ids in encode(model, texts) if len(ids) > prompt_tokens][:prompts]
     columns = ["prompt", "layer_is", "continuation", "same_tokens"]
     if not long:
@@ -146,23 +140,3 @@ def _greedy(model: LoadedModel, ids: Tensor, new_tokens: int) -> Tensor:
 def _text(model: LoadedModel, ids: Tensor) -> str:
     listed = ids.tolist()
     return " ".join(map(str, listed)) if model.tokenizer is None else model.tokenizer.decode(listed).replace("\n", "↵")
-
-
-def _needs_head(model: LoadedModel) -> None:
-    if not model.has_head or model.is_encoder:
-        raise InputError(f"{model.name}: next-token loss needs a causal language model loaded with its head")
-
-
-@torch.no_grad()
-def _losses(teacher: Teacher, texts: Sequence[str], batch_tokens: int) -> np.ndarray:
-    """(texts, 2): of each text the summed loss of its next tokens, and how many they are."""
-    model = teacher.model
-    found = np.zeros((len(texts), 2))
-    for batch in padded_batches(model, encode(model, texts), batch_tokens, "right"):
-        ids, mask = batch.ids.to(model.device), batch.mask.to(model.device)
-        logits = model.module(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits
-        target = ids[:, 1:].masked_fill(~mask[:, 1:], -100)
-        each = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), target, ignore_index=-100, reduction="none")
-        found[batch.rows, 0] = each.double().sum(1).cpu()
-        found[batch.rows, 1] = mask[:, 1:].sum(1).cpu()
-    return found

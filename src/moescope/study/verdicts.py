@@ -155,8 +155,10 @@ class Case:
         if not effect.no_worse:
             return None
         side = effect.value - effect.low
-        z = (effect.value + effect.margin) / side * float(norm.ppf(0.975)) if side > 0 else math.inf
-        return None if math.isnan(z) else float(norm.sf(z))
+        if math.isnan(side):
+            return None
+        room = effect.value + effect.margin
+        return float(norm.sf(room / side * float(norm.ppf(0.975)) if side > 0 else math.copysign(math.inf, room)))
 
 
 def verdicts(cases: Iterable[Case | Claim], alpha: float = ALPHA) -> list[Claim]:

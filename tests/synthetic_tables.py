@@ -38,7 +38,7 @@ def _signatures(kinds: list[str], name: str, rng: np.random.Generator) -> dict[s
                 "layer": layers,
                 "within": 0.93,
                 "across": 0.88,
-                "d_pairs": rng.normal(1, 0.2, 24),
+                "d": rng.normal(1, 0.2, 24),
                 "p_family": 0.01,
                 "null_d_95": 0.2,
             }
@@ -48,7 +48,7 @@ def _signatures(kinds: list[str], name: str, rng: np.random.Generator) -> dict[s
         ),
         "routing_nulls": pd.DataFrame(
             [
-                {"null": n, "within": 0.9, "across": 0.85, "d_pairs": 1.0, "d_pairs_low": 0.8, "d_pairs_high": 1.2}
+                {"null": n, "within": 0.9, "across": 0.85, "d": 1.0, "d_low": 0.8, "d_high": 1.2}
                 for n in (*nulls, "random model")
             ]
         ),
@@ -120,7 +120,13 @@ def _distill(name: str) -> dict[str, pd.DataFrame]:
     ]
     return {
         "summary": pd.DataFrame(summary),
-        "ratio": pd.DataFrame([s | {"ratio": 1.1, "low": 1.0, "high": 1.2} for s in summary if s["kind"] == "moe"]),
+        "ratio": pd.DataFrame(
+            [
+                {k: s[k] for k in ("data", "kind", "router", "active_neurons")} | {"ratio": 1.1, "low": 1.0, "high": 1.2}
+                for s in summary
+                if s["kind"] == "moe"
+            ]
+        ),
         "baselines": pd.DataFrame([{"data": d, "baseline": "linear", "fvu": 0.5} for d in data]),
         "students": pd.DataFrame(chosen),
         "curves": pd.DataFrame(

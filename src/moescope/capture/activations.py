@@ -98,7 +98,7 @@ def _to_file(path: Path, shape: tuple[int, ...], dtype: str, fill: Callable[[np.
         raise cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
-    return np.load(path, mmap_mode="r")
+    return np.lib.format.open_memmap(path, mode="r")
 
 
 def _fill(

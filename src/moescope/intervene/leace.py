@@ -32,7 +32,7 @@ class Eraser:
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Erase the class from rows x (N, D); float64 (N, D)."""
         centred = np.asarray(x, dtype=np.float64) - self.mean
-        return centred - (centred @ self.right.T) @ self.left.T + self.mean
+        return np.asarray(centred - (centred @ self.right.T) @ self.left.T + self.mean)
 
 
 class Whitening:

@@ -56,7 +56,7 @@ def few_tokens(x: Tensor, index: Tensor, scale: Tensor, gate_up: Tensor, down: T
 
 
 @triton.jit
-def experts_kernel(  # type: ignore[no-untyped-def]
+def experts_kernel(
     x, index, scale, gate_up, down, sums, tokens, k, n_experts, width, d, to_neuron, to_column,
     ACT: tl.constexpr, DOT: tl.constexpr, TB: tl.constexpr, KB: tl.constexpr, NB: tl.constexpr, DB: tl.constexpr,
 ):  # fmt: skip
@@ -110,7 +110,7 @@ def experts_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _activate(g, ACT: tl.constexpr):  # type: ignore[no-untyped-def]
+def _activate(g, ACT: tl.constexpr):
     """By the numbers of ACTIVATIONS."""
     if ACT == 0:
         return g * tl.sigmoid(g)
@@ -122,9 +122,7 @@ def _activate(g, ACT: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def add_kernel(  # type: ignore[no-untyped-def]
-    sums, index, out, k, n_experts, blocks, d, KB: tl.constexpr, BB: tl.constexpr, DB: tl.constexpr
-):
+def add_kernel(sums, index, out, k, n_experts, blocks, d, KB: tl.constexpr, BB: tl.constexpr, DB: tl.constexpr):
     """out[t] = Σ_j Σ_b sums[t·k + j, b]; slots without an expert, and repetitions of an earlier slot's, hold nothing."""
     token = tl.program_id(0)
     column = tl.program_id(1) * DB + tl.arange(0, DB)

@@ -21,7 +21,7 @@ from moescope.kernels.routed import Routed
 
 
 @triton.jit
-def dot_kernel(x, weight, index, out, k, d, ACC: tl.constexpr, KB: tl.constexpr, DB: tl.constexpr):  # type: ignore[no-untyped-def]
+def dot_kernel(x, weight, index, out, k, d, ACC: tl.constexpr, KB: tl.constexpr, DB: tl.constexpr):
     """out[b, j] = x[b] · weight[index[b, j]]; a program for each token and KB slots."""
     token = tl.program_id(0).to(tl.int64)
     slot = tl.program_id(1) * KB + tl.arange(0, KB)
@@ -37,7 +37,7 @@ def dot_kernel(x, weight, index, out, k, d, ACC: tl.constexpr, KB: tl.constexpr,
 
 
 @triton.jit
-def sum_kernel(scale, weight, index, out, k, d, ACC: tl.constexpr, KB: tl.constexpr, DB: tl.constexpr):  # type: ignore[no-untyped-def]
+def sum_kernel(scale, weight, index, out, k, d, ACC: tl.constexpr, KB: tl.constexpr, DB: tl.constexpr):
     """out[b] = Σ_j scale[b, j] · weight[index[b, j]]; a program for each token and DB columns."""
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * DB + tl.arange(0, DB)
@@ -53,7 +53,7 @@ def sum_kernel(scale, weight, index, out, k, d, ACC: tl.constexpr, KB: tl.conste
 
 
 @triton.jit
-def rows_kernel(scale, x, pairs, offsets, out, k, d, ACC: tl.constexpr, PB: tl.constexpr, DB: tl.constexpr):  # type: ignore[no-untyped-def]
+def rows_kernel(scale, x, pairs, offsets, out, k, d, ACC: tl.constexpr, PB: tl.constexpr, DB: tl.constexpr):
     """out[g] = Σ over the pairs p of expert g of scale[p] · x[p // k]; a program for each expert and DB columns."""
     group = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * DB + tl.arange(0, DB)

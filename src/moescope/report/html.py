@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
-from moescope.report.format import DASH, control, headline, interval, number, p_value, tally, verdict_style
+from moescope.report.format import DASH, beside, headline, number, numbers, tally, verdict_style
 from moescope.report.registry import Image, available, entries, render, rendered
 from moescope.report.style import look
 from moescope.study.names import model_name
@@ -55,13 +55,8 @@ def html_report(result: StudyResult, images: Mapping[str, Image] | None = None) 
             that is not among them is drawn.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        "number": number,
-        "interval": interval,
-        "p_value": p_value,
-        "style": verdict_style,
-        "control": control,
-    }
+    environment.globals["zip"] = zip
+    environment.filters |= {"number": number, "numbers": numbers, "style": verdict_style, "beside": beside}
     template = environment.from_string(resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     return template.render(
         title=result.meta.get("title") or f"{result.kind.capitalize()} study of {model_name(result)}",

@@ -13,14 +13,15 @@ from moescope.tasks import group_folds
 
 Cues = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
 """(rows that train, rows that are held out) -> what each cue says of the latter"""
-_INNER = 3  # folds within the training rows, by which a cue is chosen and both parts are weighed
+_INNER = 2  # folds within the training rows, by which a cue is chosen and both parts are weighed
 _FLOOR = 1e-3  # of a probability whose logarithm is taken
 
 
 @dataclass(frozen=True)
 class Conditional:
-    """Held-out predictions (N,) of the cue alone and of cue and signature, and the cue that each fold chose."""
+    """Held-out predictions (N,) of each cue, of the chosen cue alone, and of that and the signature; the cue that each fold chose."""
 
+    said: dict[str, np.ndarray]
     cue: np.ndarray
     both: np.ndarray
     chosen: tuple[str, ...]
@@ -41,6 +42,7 @@ def conditional(x: np.ndarray, cues: Cues, y: np.ndarray, folds: np.ndarray, gro
     """
     n_classes = int(y.max()) + 1
     alone, both, chosen = np.empty_like(y), np.empty_like(y), []
+    every: dict[str, np.ndarray] = {}
     for fold in np.unique(folds):
         train, held = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
         inner = folds_by(y[train], groups[train], _INNER, seed)
@@ -57,11 +59,13 @@ def conditional(x: np.ndarray, cues: Cues, y: np.ndarray, folds: np.ndarray, gro
         best = max(said, key=lambda name: float((weights * (said[name] == y[train])).mean()))
         chosen.append(best)
         onehot = np.eye(n_classes)
-        cue = onehot[said[best]], onehot[cues(train, held)[best]]
+        for name, predicted in cues(train, held).items():
+            every.setdefault(name, np.empty_like(y))[held] = predicted
+        cue = onehot[said[best]], onehot[every[best][held]]
         alone[held] = LogisticRegression().fit(cue[0], y[train]).predict(cue[1])
         joint = np.column_stack([cue[0], inside]), np.column_stack([cue[1], _scores(x, y, train, held)])
         both[held] = LogisticRegression().fit(joint[0], y[train]).predict(joint[1])
-    return Conditional(alone, both, tuple(chosen))
+    return Conditional(every, alone, both, tuple(chosen))
 
 
 def _scores(x: np.ndarray, y: np.ndarray, train: np.ndarray, held: np.ndarray) -> np.ndarray:

@@ -258,5 +258,5 @@ def _routed(value: Any) -> np.ndarray:
     if value is None:
         raise ValueError("has no routed_experts; was the server started with --enable-return-routed-experts?")
     if isinstance(value, str):
-        return np.load(io.BytesIO(base64.b64decode(value, validate=True)), allow_pickle=False)
+        value = np.load(io.BytesIO(base64.b64decode(value, validate=True)), allow_pickle=False)
     return np.asarray(value)

@@ -179,7 +179,8 @@ def two_sided(observed: float, null: np.ndarray) -> float:
 def clustered(values: np.ndarray, groups: np.ndarray) -> Estimate:
     """The mean of ``values`` (N,) with an interval that leaves out whole ``groups`` (N,).
 
-    Where all values are one, the interval is as wide as Wilson's for none among N: no row differing is no proof that none would.
+    Where all values are one, the interval is as wide as Wilson's for none among N: that no row differs does not prove that none
+    would.
     """
     cells = cells_of(np.zeros(len(values), dtype=np.int64), groups, "group")
     sums, sizes = np.bincount(cells.of, weights=values), np.bincount(cells.of)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,9 +63,9 @@ class Subject:
 
     def of(self, rows: np.ndarray) -> Subject:
         """The prompts ``rows`` alone, with the whole trace."""
-        parts = [None if v is None else v[rows] for v in (self.topics, self.templates)]
+        topics, templates = (None if v is None else v[rows] for v in (self.topics, self.templates))
         texts = None if self.texts is None else [self.texts[i] for i in rows]
-        return Subject(self.trace, self.y[rows], self.categories, *parts, texts, self.tokenizer)
+        return replace(self, y=self.y[rows], topics=topics, templates=templates, texts=texts)
 
     def task(self) -> Task:
         """The prompts as a task, for the surface baselines.

@@ -46,7 +46,7 @@ class LDA:
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """The most probable class, shape (N,); the first of equals."""
-        return self.classes[self.decision(X).argmax(axis=1)]
+        return np.asarray(self.classes[self.decision(X).argmax(axis=1)])
 
 
 @dataclass(frozen=True)
@@ -120,4 +120,4 @@ def fit_lda(X: ArrayLike, y: ArrayLike) -> LDA:
 def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     """Softmax over the last axis, safe for large scores."""
     weight = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return weight / weight.sum(axis=-1, keepdims=True)
+    return np.asarray(weight / weight.sum(axis=-1, keepdims=True))

@@ -48,12 +48,12 @@ class CVResult:
     @property
     def predictions(self) -> NDArray[np.int64]:
         """Predicted class of each row when held out, shape (nK, N)."""
-        return self.scores.argmax(axis=2)
+        return np.asarray(self.scores.argmax(axis=2))
 
     @property
     def confidence(self) -> NDArray[np.float64]:
         """Highest class probability of each row when held out, shape (nK, N)."""
-        return self.scores.max(axis=2)
+        return np.asarray(self.scores.max(axis=2))
 
 
 def nested_cv(
@@ -209,4 +209,4 @@ def _check_training_sets(labels: NDArray[np.int64], parts: NDArray[np.int64]) ->
             f"the training rows of fold {fold} hold {train[fold, label]} of class {label}, fewer than 2: "
             "use fewer folds or more examples"
         )
-    return n.shape[0]
+    return len(n)

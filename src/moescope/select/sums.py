@@ -55,15 +55,15 @@ class FoldSums:
 
     @property
     def n_folds(self) -> int:
-        return self.n.shape[0]
+        return len(self.n)
 
     @property
     def n_classes(self) -> int:
-        return self.n.shape[1]
+        return int(self.n.shape[1])
 
     @property
     def n_features(self) -> int:
-        return self.s1.shape[2]
+        return int(self.s1.shape[2])
 
     def total(self) -> ClassMoments:
         """Moments over all rows."""
@@ -214,4 +214,4 @@ def divergence(
     if sigma == "total":
         variance = variance + (share * (centre - (share * centre).sum(axis=0)) ** 2).sum(axis=0)
     # The largest difference over pairs is the range.
-    return (centre.max(axis=0) - centre.min(axis=0)) / (np.sqrt(variance) + EPSILON)
+    return np.asarray((centre.max(axis=0) - centre.min(axis=0)) / (np.sqrt(variance) + EPSILON))

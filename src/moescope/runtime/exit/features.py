@@ -49,7 +49,9 @@ def read_features(
         for batch in padded_batches(model, encoded, batch_tokens, "right"):
             reducers = [vector_reducer(batch, position, None) for position in ("final", "mean")]
 
-            def reduce(site: Site, tensor: torch.Tensor, reducers: list = reducers) -> torch.Tensor:
+            def reduce(
+                site: Site, tensor: torch.Tensor, reducers: list[Callable[..., torch.Tensor]] = reducers
+            ) -> torch.Tensor:
                 return torch.stack([r(site, tensor) for r in reducers]).cpu()
 
             seen = session.run(batch.ids, batch.mask, reduce=reduce)

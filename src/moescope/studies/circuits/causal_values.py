@@ -70,11 +70,11 @@ def task_replacement(
         if mode == "zero":
             return np.zeros(x.shape[1])
         if mode == "mean":
-            return x.mean(0, dtype=np.float64)
+            return np.asarray(x.mean(0, dtype=np.float64))
         if mode == "resample":
             return x[donors]
         means = class_means(x, split.fit_labels, split.n_classes)
         others = (means.sum(0) - means) / (split.n_classes - 1)  # (C, D): mean of the other classes
-        return others[split.labels]
+        return np.asarray(others[split.labels])
 
     return {site: torch.from_numpy(values(x)).float() for site, x in vectors.items()}

@@ -48,12 +48,7 @@ def control_table(
     context: Context,
     step: Callable[[str], None],
 ) -> pd.DataFrame:
-    """One row per control, the circuit itself first.
-
-    Columns: task, control, accuracy, low, high; ``gap``, ``gap_low``, ``gap_high``: the circuit's accuracy minus the
-    control's on the same rows (paired, over groups), NaN where the control has other rows or is a set of draws; ``p``: of
-    that gap, two-sided, or for permuted labels of the circuit's accuracy; note. Surface baselines are called
-    ``"surface: …"``.
+    """Table ``controls`` of one task.
 
     Args:
         surface: rows of :func:`moescope.tasks.surface_baselines`.

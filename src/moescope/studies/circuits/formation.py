@@ -45,8 +45,7 @@ def dynamics(
         revisions: with exactly one checkpoint, its Hub revisions instead.
 
     Returns:
-        A result of kind ``"dynamics"`` with the table ``dynamics`` [checkpoint, step, task, accuracy, low, high,
-        probe_accuracy, max_divergence, overlap_with_last] and one claim per task.
+        A result of kind ``"dynamics"`` with the table ``dynamics`` and one claim per task.
 
     Raises:
         InputError: fewer than two checkpoints, or input that cannot be used.
@@ -54,7 +53,7 @@ def dynamics(
     >>> import moescope
     >>> result = moescope.dynamics(["out/step-0", "out/step-1000"], ["certainty=halueval"])  # doctest: +SKIP
     """
-    context = Context("dynamics", settings, run)
+    context = Context("circuits", settings, run)
     series = _series(checkpoints, revisions)
     loaded_tasks = context.tasks(tasks)
     tokens = ForwardTokens()
@@ -86,6 +85,7 @@ def dynamics(
         title=f"Circuit formation over {len(series)} checkpoints",
         claims=[formation_claim(table, task.name, surfaces[task.name]) for task in loaded_tasks],
         tables={"dynamics": table},
+        kind="dynamics",
         forward_tokens=tokens.totals(),
     )
 

@@ -90,7 +90,7 @@ def compare(
 
 def _log_probabilities(model: Any, ids: Tensor) -> Tensor:
     """(B, length - 1, V) float32: of the next token, at every place that has one."""
-    return model(input_ids=ids, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+    return torch.log_softmax(model(input_ids=ids, use_cache=False).logits[:, :-1].float(), -1)
 
 
 def _loss(log_probabilities: Tensor, ids: Tensor) -> np.ndarray:

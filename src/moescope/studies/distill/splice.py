@@ -45,9 +45,7 @@ def spliced(teacher: Teacher, student: Callable[[Tensor], Tensor]) -> Iterator[N
 def splice_table(
     teacher: Teacher, students: Mapping[str, Student], texts: Sequence[str], *, batch_tokens: int = 8192
 ) -> pd.DataFrame:
-    """Next-token loss (nats per token) with the layer as it is, as its mean output, and as each student.
-
-    Columns: layer_is, loss, tokens.
+    """Table ``splice``: next-token loss with the layer as it is, as its mean output, and as each student.
 
     Raises:
         InputError: the model was loaded without its head, or is an encoder.
@@ -79,10 +77,7 @@ def generation_table(
     new_tokens: int = 20,
 ) -> pd.DataFrame:
     """Greedy continuations of the first ``prompts`` texts that are longer than ``prompt_tokens``, by the model as it is and
-    with each student in the layer's place.
-
-    Columns: prompt, layer_is, continuation, same_tokens (leading tokens equal to the original's). No row if no text is long
-    enough.
+    with each student in the layer's place: table ``generation``, without rows if no text is long enough.
 
     Raises:
         InputError: as :func:`splice_table`.

@@ -63,10 +63,10 @@ def distill(
             residual stream: experts are compared with its directions.
 
     Returns:
-        A result of kind ``"distill"``. Tables: ``students`` (a row for each training run), ``curves``, ``baselines``,
-        ``summary``, ``ratio`` (dense over experts at equal active neurons), ``load``, ``experts`` and, where they could be
-        measured, ``expert_circuits``, ``splice`` and ``generation``. Artifacts: ``students/NAME``, the
-        :class:`~moescope.studies.distill.save.DistilledStudent` of each structure, of the first seed on activations.
+        A result of kind ``"distill"``. Tables: ``students``, ``curves``, ``baselines``, ``summary``, ``ratio``, ``load``,
+        ``experts`` and, where they could be measured, ``expert_circuits``, ``splice`` and ``generation``. Artifacts:
+        ``students/NAME``, the :class:`~moescope.studies.distill.save.DistilledStudent` of each structure, of the first seed on
+        activations.
 
     Raises:
         InputError: there is no such layer or no MLP in it, too little text, or an input that is of another model.

@@ -50,9 +50,7 @@ def robustness(
         prompts: with categories.
 
     Returns:
-        A result of kind ``"robustness"``: tables ``changes`` (one row per change: how far signatures move, as a multiple of
-        the distance within a category, and how often the monitor's answer flips), ``by_category`` (its flips) and
-        ``attack`` (one row per attacked prompt: log odds without, with random and with a searched suffix).
+        A result of kind ``"robustness"``: tables ``changes``, ``by_category`` and ``attack``.
 
     Raises:
         InputError: prompts without categories, or a monitor that names none rightly.

@@ -54,18 +54,13 @@ class Told:
     both_accuracy: float
     chosen: tuple[str, ...]
     unit: str
+    said: dict[str, np.ndarray]
 
 
 def classification_tables(
     subject: Subject, settings: SignatureSettings, context: Context
 ) -> tuple[dict[str, pd.DataFrame], dict[str, Told]]:
-    """Tables ``routing_accuracy`` and ``confusion``, and the evidence by split.
-
-    ``routing_accuracy``: ``features`` (the headline signature, its variants, single layers, token ids, surface cues),
-    ``kind`` (signature, variant, layer, cue, conditional, null), ``split`` (stratified, by topic, by template, length-matched,
-    equal lengths: all prompts cut to one), the fields of :class:`~moescope.routing.classify.Score`, and ``p`` where labels were
-    permuted.
-    """
+    """Tables ``routing_accuracy`` and ``confusion``, and the evidence by split."""
     y, seed = subject.y, context.run.seed
     head = signatures_of(subject.trace, quantity=settings.quantity)
     x = head.flat()
@@ -95,18 +90,22 @@ def classification_tables(
         if split == "stratified":
             tables["confusion"] = pd.DataFrame(confusion(y, predicted, subject.categories))
             rows += _variants(subject, settings, folds, seed)
-        if tokens is not None:
-            said = cross_validate(tokens[kept], y[kept], folds)
-            rows.append(_row(TOKENS, "cue", split, y[kept], said, unit, seed))
-        if subject.texts is not None:
-            rows += _cues(subject, kept, folds, split)
-        if split != "length-matched":
-            kind = {"stratified": "cells"}.get(split, split.removeprefix("by ") + "s")
-            told[split] = _told(subject, x, tokens, row, predicted, parts, unit, kind, seed)
-            if told[split].chosen:
-                names = {"chosen cue": "cue_accuracy", "chosen cue and signature": "both_accuracy"}
-                shared = {"kind": "conditional", "split": split, "n": len(y)}
-                rows += [{"features": name, "balanced": getattr(told[split], of), **shared} for name, of in names.items()]
+        if split == "length-matched":
+            if tokens is not None:
+                said = cross_validate(tokens[kept], y[kept], folds)
+                rows.append(_row(TOKENS, "cue", split, y[kept], said, unit, seed))
+            if subject.texts is not None:
+                rows += _cues(subject, kept, folds, split)
+            continue
+        kind = {"stratified": "cells"}.get(split, split.removeprefix("by ") + "s")
+        told[split] = _told(subject, x, tokens, row, predicted, parts, unit, kind, seed)
+        for name, of in told[split].said.items():
+            if split == "stratified" or name in (*_WORDS, TOKENS):
+                rows.append(_row(name, "cue", split, y, of, unit, seed))
+        if told[split].chosen:
+            names = {"chosen cue": "cue_accuracy", "chosen cue and signature": "both_accuracy"}
+            shared = {"kind": "conditional", "split": split, "n": len(y)}
+            rows += [{"features": name, "balanced": getattr(told[split], of), **shared} for name, of in names.items()]
     frame = pd.DataFrame(rows + _equal_lengths(subject, settings, context))
     if settings.n_label_permutations:
         null, p = permuted_accuracy(
@@ -145,11 +144,11 @@ def _told(
     cues = _cue_predictions(subject, tokens)
     nothing = Estimate(*[float("nan")] * 4)
     if cues is None:
-        return Told(row, chance, nothing, float("nan"), float("nan"), (), kind)
+        return Told(row, chance, nothing, float("nan"), float("nan"), (), kind, {})
     found = conditional(x, cues, y, parts.folds, parts.groups, seed)
     alone, both = weights * (found.cue == y), weights * (found.both == y)
     beyond = clustered(both - alone, unit)
-    return Told(row, chance, beyond, float(alone.mean()), float(both.mean()), found.chosen, kind)
+    return Told(row, chance, beyond, float(alone.mean()), float(both.mean()), found.chosen, kind, found.said)
 
 
 def _cue_predictions(subject: Subject, tokens: sparse.csr_matrix | None) -> Cues | None:
@@ -219,11 +218,8 @@ def _every_fold(y: np.ndarray, folds: np.ndarray, kept: np.ndarray) -> bool:
 
 def _cues(subject: Subject, kept: np.ndarray, folds: np.ndarray, split: str) -> list[dict[str, Any]]:
     """The surface baselines of the prompts' texts, in the same folds as the signature."""
-    task = subset(subject.task(), kept)
-    found = surface_baselines(task, folds, tokenizer=subject.tokenizer)
-    if split != "stratified":
-        found = found[found["control"].isin(_WORDS)]
+    found = surface_baselines(subset(subject.task(), kept), folds, tokenizer=subject.tokenizer)
     return [
         {"features": str(r["control"]), "kind": "cue", "split": split, **{k: r[k] for k in ("accuracy", "low", "high", "n")}}
-        for r in found.to_dict("records")
+        for r in found[found["control"].isin(_WORDS)].to_dict("records")
     ]

@@ -74,7 +74,7 @@ def _layers(tables: Tables) -> Figure:
     _layer_axis(left, frame)
     letter(left, 0, "Similarity by layer")
     legend(left)
-    right.bar(x, frame["d_pairs"], color=[BLUE if p <= ALPHA else FAINT for p in frame["p_family"]], width=0.7)
+    right.bar(x, frame["d"], color=[BLUE if p <= ALPHA else FAINT for p in frame["p_family"]], width=0.7)
     right.plot(x, frame["null_d_95"], color=INK, marker="_", ls="none", ms=9, label="95 % of label permutations")
     right.set_ylabel("Cohen's d, within over across")
     _layer_axis(right, frame)
@@ -127,9 +127,9 @@ def _nulls(tables: Tables) -> Figure:
     for at, row in zip(y, frame.to_dict("records"), strict=True):
         ink = inks.get(str(row["null"]), SOFT)
         right.errorbar(
-            row["d_pairs"],
+            row["d"],
             at,
-            xerr=errors([row["d_pairs"]], [row["d_pairs_low"]], [row["d_pairs_high"]]),
+            xerr=errors([row["d"]], [row["d_low"]], [row["d_high"]]),
             color=ink,
             marker="o",
         )
@@ -149,11 +149,10 @@ def _classification(tables: Tables) -> Figure:
     for i, name in enumerate(names):
         rows = frame[frame["features"] == name].set_index("split").reindex(splits)
         x = np.arange(len(splits)) + (i - (len(names) - 1) / 2) * 0.15
-        low, high = (rows[f"boot_{e}"].fillna(rows[e]) if f"boot_{e}" in rows else rows[e] for e in ("low", "high"))
         left.errorbar(
             x,
             rows["accuracy"],
-            yerr=errors(rows["accuracy"], low, high),
+            yerr=errors(rows["accuracy"], rows["low"], rows["high"]),
             color=color(i),
             marker=marker(i),
             ls="none",

@@ -42,12 +42,7 @@ def expected_of(signatures: Signatures, trace: RoutingTrace) -> np.ndarray:
 
 def similarity_table(subject: Subject, settings: SignatureSettings, seed: int) -> pd.DataFrame:
     """One row a measure (over all tokens), a variant (quantity, part; cosine), a measure on length-matched prompts, and the
-    cosine of all prompts cut to one length.
-
-    Columns: ``prompts`` (all, length-matched, first n tokens), ``quantity``, ``part``, ``measure``, ``within``, ``across``,
-    ``gap`` and ``d_pairs`` over all pairs as published, ``d`` without pairs of one template, each with ``_low`` and ``_high``
-    (blocks of cells left out), ``p`` of ``d`` (whole cells permuted), ``n``, ``cells``.
-    """
+    cosine of all prompts cut to one length."""
     rows: list[dict[str, Any]] = []
     head = signatures_of(subject.trace, quantity=settings.quantity)
     measures = similarities(head.flat(), expected_of(head, subject.trace))
@@ -124,9 +119,8 @@ def null_table(
     """Frequency signatures of random routings of the same tokens.
 
     Returns:
-        one row a null, the measured routing first: ``null``, ``within``, ``across``, ``gap``, ``d`` (means over draws), each
-        with ``_low`` and ``_high`` (95 % of the draws), ``measured_d`` (on the tokens compared), ``p`` (two-sided, among the draws),
-        ``n``, ``n_draws``, ``note``; what is left of the measured figures beyond each null; and the nulls that could not run.
+        one row a null, the measured routing first; what is left of the measured figures beyond each null; and the nulls that
+        could not run.
     """
     trace, seed = subject.trace, context.run.seed
     cells = subject.cells()
@@ -218,7 +212,7 @@ def twin_row(subject: Subject, twin: RoutingTrace, context: Context) -> tuple[di
 
 
 def layer_nulls(subject: Subject, settings: SignatureSettings, seed: int) -> pd.DataFrame:
-    """Within and across cosine of each layer under both load-balance baselines (means over draws): ``null``, ``layer``."""
+    """Within and across cosine of each layer under both load-balance baselines."""
     trace, rows = subject.trace, []
     cells = subject.cells()
     for name, router in {"uniform": uniform_router(trace), "own counts reshuffled": shuffled_router(trace)}.items():
@@ -233,8 +227,7 @@ def layer_nulls(subject: Subject, settings: SignatureSettings, seed: int) -> pd.
 
 
 def random_curve(subject: Subject, seed: int) -> pd.DataFrame:
-    """Cosine by number of tokens: ``closed_form`` and ``simulated`` for uniform random routing, ``within`` and ``across``
-    for T tokens drawn at random from every prompt that has so many (``n`` of them)."""
+    """Cosine by number of tokens, of uniform random routing and as measured; empty where every prompt has a single token."""
     trace = subject.trace
     k = [int((trace.ids[:, i] != trace.empty).sum(1).max(initial=1)) for i in range(len(trace.layers))]
     shapes = list(zip(trace.n_experts, k, strict=True))  # (experts, top-k) of each layer

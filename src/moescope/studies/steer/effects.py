@@ -80,16 +80,14 @@ def compare_effects(
 
     Returns:
         One row per matching and category, then, where there is a target, one per matching named ``selectivity``: the
-        effect on the target minus the mean effect on the other categories. Columns: match, category, target (bool),
-        baseline, effect, low, high (95 %), random_mean, random_low, random_high (2.5 and 97.5 % of the random sets),
-        excess (effect minus random mean), excess_low, excess_high, p_harm (random sets with at least this effect),
-        p_help (with at most this effect), n_random, usage_ratio.
+        effect on the target minus the mean effect on the other categories; columns as declared in ``tables.toml``, without
+        ``steering``.
     """
     total, done = 1 + sum(map(len, plan.controls.values())), 0
 
     def effect_of(one: Applied) -> np.ndarray:
         nonlocal done
-        losses = text_losses(model, texts.encoded, one, batch_tokens=run.batch_tokens) - texts.clean
+        losses: np.ndarray = text_losses(model, texts.encoded, one, batch_tokens=run.batch_tokens) - texts.clean
         done += 1
         if progress is not None:
             progress(done, total)

@@ -50,8 +50,7 @@ def steer(
             before and after.
 
     Returns:
-        A result of kind ``"steer"``: tables ``effects`` (:func:`~moescope.studies.steer.effects.compare_effects` with
-        ``steering`` in front), ``experts`` (what was edited, with usage by category) or ``neurons``, and ``samples``.
+        A result of kind ``"steer"``: tables ``effects``, ``experts`` or ``neurons`` (what was edited), and ``samples``.
 
     Raises:
         InputError: nothing to do, a model without its head, an expert or neuron that is not there, a category without

@@ -1,0 +1,155 @@
+"""What the routing looks like beyond its separation: its trend with depth, its clusters, its experts and its load."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pandas as pd
+from scipy.stats import rankdata
+
+from moescope.routing.nulls import Router
+from moescope.routing.separation import Cells, Estimate, estimate, two_sided
+from moescope.routing.signatures import Signatures
+from moescope.routing.trace import RoutingTrace
+from moescope.studies.signatures.experts import real_experts, variance_explained
+
+_EXACT = 8  # layers up to which every order is enumerated
+_CLUSTERED = 999  # permutations of the silhouette, which no sum over cells gives
+
+
+def depth_trend(d: np.ndarray, left: np.ndarray, cells: Cells) -> Estimate:
+    """Spearman's correlation of d with depth.
+
+    The interval leaves out blocks of cells (on Fisher's scale). p is two-sided, the larger of that of the layers' order (exact
+    for few layers) and that of the interval: errors that neighbouring layers share look like a trend in the order alone.
+
+    Args:
+        d: (L,) by layer.
+        left: (L, U) d when each block is left out in turn.
+    """
+    rho = _rank_correlation(d[:, None])[0]
+    scale = np.arctanh(np.clip([rho, *_rank_correlation(left)], -0.999, 0.999))
+    found = estimate(float(scale[0]), scale[1:], cells)
+    return Estimate(float(rho), float(np.tanh(found.low)), float(np.tanh(found.high)), max(_order_p(d, rho), found.p))
+
+
+def _rank_correlation(d: np.ndarray) -> np.ndarray:
+    """Of each column of (L, M) with its row's number; 0 for a constant column."""
+    ranks = rankdata(d, axis=0) - (len(d) + 1) / 2
+    depth = np.arange(len(d)) - (len(d) - 1) / 2
+    length = np.sqrt((ranks**2).sum(0) * (depth @ depth))
+    return np.asarray(np.divide(depth @ ranks, length, out=np.zeros(d.shape[1]), where=length > 0))
+
+
+def _order_p(d: np.ndarray, rho: float) -> float:
+    """Two-sided p of the layers' order: exact for few layers, else from 9,999 permutations."""
+    n = len(d)
+    if n <= _EXACT:
+        orders = np.array(list(itertools.permutations(range(n))))
+    else:
+        rng = np.random.default_rng(0)
+        orders = rng.permuted(np.tile(np.arange(n), (9_999, 1)), axis=1)
+    null = _rank_correlation(d[orders].T)
+    at_least = int((np.abs(null) >= abs(rho) - 1e-9).sum())
+    # The enumeration holds the observed order itself; a sample does not.
+    return at_least / len(orders) if n <= _EXACT else (1 + at_least) / (1 + len(orders))
+
+
+def silhouette(similarity: np.ndarray, cells: Cells, labels: np.ndarray) -> Estimate:
+    """How much nearer each prompt lies to its own category than to the nearest other, on average (Rousseeuw 1987, -1 to 1).
+
+    Prompts of one block count as neither near nor far.
+
+    Args:
+        similarity: (N, N), of which 1 minus is the distance.
+        labels: (P, G) permuted categories of the cells, of which 999 are used.
+    """
+    member = np.zeros((len(similarity), len(cells.y)))
+    member[np.arange(len(member)), cells.of] = 1
+    away = (cells.groups[:, None] != cells.block).astype(float)  # (N, G)
+    sums, counts = (1 - similarity) @ member * away, member.sum(0) * away
+
+    def widths(y: np.ndarray, kept: np.ndarray) -> float:
+        onehot = (y[:, None] == np.unique(cells.y)).astype(float) * kept[:, None]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            mean = (sums @ onehot) / (counts @ onehot)  # (N, C)
+        own = np.searchsorted(np.unique(cells.y), y)
+        inside = np.take_along_axis(mean, own[cells.of, None], 1)[:, 0]
+        np.put_along_axis(mean, own[cells.of, None], np.inf, 1)
+        other = np.where(np.isnan(mean), np.inf, mean).min(1)
+        rows = kept[cells.of] & np.isfinite(other) & ~np.isnan(inside)
+        if not rows.any():
+            return float("nan")
+        largest = np.maximum(np.maximum(inside, other)[rows], 1e-12)
+        return float(((other - inside)[rows] / largest).mean())
+
+    everything = np.ones(len(cells.y), dtype=bool)
+    value = widths(cells.y, everything)
+    left = np.array([widths(cells.y, cells.block != u) for u in np.unique(cells.block)])
+    null = np.array([widths(row, everything) for row in labels[:_CLUSTERED]])
+    return estimate(value, left, cells)._replace(p=two_sided(value, null))
+
+
+def preference(signatures: Signatures, y: np.ndarray, cells: Cells) -> tuple[float, np.ndarray]:
+    """Mean eta squared over experts, and (U,) the same when each block of cells is left out in turn."""
+    used = signatures.flat()[:, real_experts(signatures)]
+    groups = cells.groups
+    left = []
+    for u in np.unique(cells.block):
+        kept = groups != u
+        left.append(float(variance_explained(used[kept], y[kept]).mean()))
+    return float(variance_explained(used, y).mean()), np.array(left)
+
+
+def load_table(trace: RoutingTrace, cells: Cells, balanced: Router, n: int, seed: int) -> tuple[pd.DataFrame, Estimate]:
+    """How each layer's tokens are spread over its experts, beside balanced routing of as many tokens.
+
+    Returns:
+        table ``routing_load``; and the mean over layers of ``effective`` less that of balanced routing.
+    """
+    counts = trace.counts()  # (N, L, E)
+    by_block = np.zeros((len(np.unique(cells.block)), *counts.shape[1:]))
+    np.add.at(by_block, cells.groups, counts)
+    whole, left = by_block.sum(0), by_block.sum(0) - by_block
+    rng = np.random.default_rng(seed)
+    null = np.stack([balanced(rng).sum(0) for _ in range(n)])
+    rows, gaps = [], []
+    for i, (layer, experts) in enumerate(zip(trace.layers, trace.n_experts, strict=True)):
+        load, without, drawn = (_shares(v[..., i, :experts]) for v in (whole, left, null))
+        busiest = int(load.argmax())
+        most = estimate(float(load[busiest] * experts), without[:, busiest] * experts, cells)
+        effective = estimate(float(_effective(load)), _effective(without), cells)
+        chance = _effective(drawn)
+        gaps.append((effective.value - float(chance.mean()), _effective(without) - chance.mean()))
+        rows.append(
+            {
+                "layer": layer,
+                "experts": experts,
+                "entropy": float(_entropy(load) / np.log(experts)) if experts > 1 else 1.0,
+                "effective": effective.value,
+                "effective_low": effective.low,
+                "effective_high": effective.high,
+                "balanced_effective": float(chance.mean()),
+                "busiest": busiest,
+                "most": most.value,
+                "most_low": most.low,
+                "most_high": most.high,
+                "balanced_most": float((drawn.max(-1) * experts).mean()),
+                "idle": int((load == 0).sum()),
+            }
+        )
+    value = float(np.mean([gap for gap, _ in gaps]))
+    return pd.DataFrame(rows), estimate(value, np.mean([lost for _, lost in gaps], axis=0), cells)
+
+
+def _shares(counts: np.ndarray) -> np.ndarray:
+    return np.asarray(counts / np.maximum(counts.sum(-1, keepdims=True), 1))
+
+
+def _entropy(shares: np.ndarray) -> np.ndarray:
+    return np.asarray(-(shares * np.log(np.maximum(shares, 1e-300))).sum(-1))
+
+
+def _effective(shares: np.ndarray) -> np.ndarray:
+    return np.asarray(np.exp(_entropy(shares)) / shares.shape[-1])

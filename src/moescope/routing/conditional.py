@@ -19,7 +19,7 @@ _FLOOR = 1e-3  # of a probability whose logarithm is taken
 
 @dataclass(frozen=True)
 class Conditional:
-    """Held-out predictions (N,) of each cue, of the chosen cue alone, and of that and the signature; the cue that each fold chose."""
+    """Held-out predictions (N,) of each cue, of the chosen cue, and of that with the signature; which cue each fold chose."""
 
     said: dict[str, np.ndarray]
     cue: np.ndarray

@@ -88,8 +88,8 @@ def load_claims(loads: pd.DataFrame, found: Evidence) -> list[Claim | Case]:
             "S6",
             interval=interval_of(most, "most"),
             control=Control("busiest expert under balanced routing of as many tokens", float(most["balanced_most"])),
-            words=f"layer {int(most['layer'])} expert {int(most['busiest'])}, the largest of {len(loads)} layers, which the interval "
-            f"does not count; {listing}",
+            words=f"layer {int(most['layer'])} expert {int(most['busiest'])}, the largest of {len(loads)} layers, which the "
+            f"interval does not count; {listing}",
         ),
     ]
 

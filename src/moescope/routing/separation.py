@@ -74,14 +74,19 @@ def pairs_between(s: np.ndarray, cells: Cells, *, apart: bool = True) -> Pairs:
 
     Args:
         s: (N, N) symmetric similarities.
-        apart: leave out pairs of one block.
+        apart: leave out pairs of one block, and let every two cells count alike, however many prompts they hold: a category
+            that fills some blocks more than others is not told by those blocks.
     """
     member = np.zeros((len(s), len(cells.y)))
     member[np.arange(len(s)), cells.of] = 1
     bare = s - np.diag(np.diag(s))
     size = member.sum(0)
     found = np.stack([np.outer(size, size) - np.diag(size), *(member.T @ part @ member for part in (bare, bare**2))])
-    return found * (cells.block[:, None] != cells.block) if apart else found
+    if not apart:
+        return found
+    kept = (cells.block[:, None] != cells.block) & (found[0] > 0)
+    weight = np.divide(found[0].mean(where=kept) if kept.any() else 0, found[0], out=np.zeros(kept.shape), where=kept)
+    return np.asarray(found * weight)
 
 
 def separated(pairs: Pairs, labels: np.ndarray) -> dict[str, np.ndarray]:

@@ -27,22 +27,23 @@ def variance_explained(values: np.ndarray, labels: np.ndarray, cells: Cells | No
     Args:
         values: (N, D).
         labels: (N,) codes, or (P, N) for P labelings at once; of cells, (G,) or (P, G), where those are given.
+        cells: each counts alike, however many prompts it holds.
 
     Returns:
         (D,) or (P, D) in [0, 1]; 0 for a constant column.
     """
     labels2 = np.atleast_2d(labels)
     of = np.arange(len(values)) if cells is None else cells.of
-    centred = values - values.mean(0)
-    total = (centred**2).sum(0)
+    weight = (1 / np.bincount(of)[of])[:, None]  # each cell weighs 1
+    centred = values - (weight * values).sum(0) / weight.sum()
+    total = (weight * centred**2).sum(0)
     sums = np.zeros((labels2.shape[1], values.shape[1]))
-    np.add.at(sums, of, centred)
-    size = np.bincount(of, minlength=len(sums)).astype(float)
+    np.add.at(sums, of, weight * centred)
     out = np.empty((len(labels2), values.shape[1]))
     codes = np.unique(labels2)
     for i, row in enumerate(labels2):
         onehot = (row == codes[:, None]).astype(float)  # (C, G)
-        between = ((onehot @ sums) ** 2 / (onehot @ size)[:, None]).sum(0)
+        between = ((onehot @ sums) ** 2 / onehot.sum(1, keepdims=True)).sum(0)
         out[i] = np.divide(between, total, out=np.zeros(len(total)), where=total > 1e-20)
     return out if np.ndim(labels) == 2 else out[0]
 
@@ -68,7 +69,7 @@ def expert_table(signatures: Signatures, subject: Subject, labels: np.ndarray) -
     y, categories, cells = subject.y, subject.categories, subject.cells()
     width, real = signatures.values.shape[2], real_experts(signatures)
     null = variance_explained(flat[:, real], labels, cells)
-    eta = variance_explained(flat[:, real], y)
+    eta = variance_explained(flat[:, real], cells.y, cells)
     p = permutation_p(eta, null.max(1))
     means = np.stack([flat[y == c].mean(0) for c in range(len(categories))])[:, real]  # (C, D)
     overall = flat.mean(0)[real]

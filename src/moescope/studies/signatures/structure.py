@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from moescope.routing.nulls import Router
-from moescope.routing.separation import Cells, Estimate, estimate, two_sided
+from moescope.routing.separation import Cells, Estimate, cells_of, estimate, two_sided
 from moescope.routing.signatures import Signatures
 from moescope.routing.trace import RoutingTrace
 from moescope.studies.signatures.experts import real_experts, variance_explained
@@ -68,12 +68,13 @@ def silhouette(similarity: np.ndarray, cells: Cells, labels: np.ndarray) -> Esti
     member = np.zeros((len(similarity), len(cells.y)))
     member[np.arange(len(member)), cells.of] = 1
     away = (cells.groups[:, None] != cells.block).astype(float)  # (N, G)
-    sums, counts = (1 - similarity) @ member * away, member.sum(0) * away
+    size = member.sum(0)
+    distance = (1 - similarity) @ member / size * away  # to the cells, each of which counts alike
 
     def widths(y: np.ndarray, kept: np.ndarray) -> float:
         onehot = (y[:, None] == np.unique(cells.y)).astype(float) * kept[:, None]
         with np.errstate(divide="ignore", invalid="ignore"):
-            mean = (sums @ onehot) / (counts @ onehot)  # (N, C)
+            mean = (distance @ onehot) / (away @ onehot)  # (N, C)
         own = np.searchsorted(np.unique(cells.y), y)
         inside = np.take_along_axis(mean, own[cells.of, None], 1)[:, 0]
         np.put_along_axis(mean, own[cells.of, None], np.inf, 1)
@@ -82,7 +83,7 @@ def silhouette(similarity: np.ndarray, cells: Cells, labels: np.ndarray) -> Esti
         if not rows.any():
             return float("nan")
         largest = np.maximum(np.maximum(inside, other)[rows], 1e-12)
-        return float(((other - inside)[rows] / largest).mean())
+        return float(np.average((other - inside)[rows] / largest, weights=1 / size[cells.of[rows]]))
 
     everything = np.ones(len(cells.y), dtype=bool)
     value = widths(cells.y, everything)
@@ -91,15 +92,24 @@ def silhouette(similarity: np.ndarray, cells: Cells, labels: np.ndarray) -> Esti
     return estimate(value, left, cells)._replace(p=two_sided(value, null))
 
 
-def preference(signatures: Signatures, y: np.ndarray, cells: Cells) -> tuple[float, np.ndarray]:
-    """Mean eta squared over experts, and (U,) the same when each block of cells is left out in turn."""
-    used = signatures.flat()[:, real_experts(signatures)]
-    groups = cells.groups
+def preference(signatures: Signatures, cells: Cells) -> tuple[float, np.ndarray]:
+    """:func:`mean_preference` of all experts of the signatures."""
+    return mean_preference(signatures.flat()[:, real_experts(signatures)], cells)
+
+
+def mean_preference(used: np.ndarray, cells: Cells) -> tuple[float, np.ndarray]:
+    """Mean eta squared over experts, and (U,) the same when each block of cells is left out in turn.
+
+    Args:
+        used: (N, E) how much each prompt uses each expert.
+    """
+    groups, y = cells.groups, cells.y[cells.of]
     left = []
     for u in np.unique(cells.block):
         kept = groups != u
-        left.append(float(variance_explained(used[kept], y[kept]).mean()))
-    return float(variance_explained(used, y).mean()), np.array(left)
+        part = cells_of(y[kept], groups[kept], cells.unit)
+        left.append(float(variance_explained(used[kept], part.y, part).mean()))
+    return float(variance_explained(used, cells.y, cells).mean()), np.array(left)
 
 
 def load_table(trace: RoutingTrace, cells: Cells, balanced: Router, n: int, seed: int) -> tuple[pd.DataFrame, Estimate]:
@@ -109,9 +119,7 @@ def load_table(trace: RoutingTrace, cells: Cells, balanced: Router, n: int, seed
         table ``routing_load``; and the mean over layers of ``effective`` less that of balanced routing.
     """
     counts = trace.counts()  # (N, L, E)
-    by_block = np.zeros((len(np.unique(cells.block)), *counts.shape[1:]))
-    np.add.at(by_block, cells.groups, counts)
-    whole, left = by_block.sum(0), by_block.sum(0) - by_block
+    whole, left = _with_and_without(counts, cells)
     rng = np.random.default_rng(seed)
     null = np.stack([balanced(rng).sum(0) for _ in range(n)])
     rows, gaps = [], []
@@ -120,8 +128,8 @@ def load_table(trace: RoutingTrace, cells: Cells, balanced: Router, n: int, seed
         busiest = int(load.argmax())
         most = estimate(float(load[busiest] * experts), without[:, busiest] * experts, cells)
         effective = estimate(float(_effective(load)), _effective(without), cells)
-        chance = _effective(drawn)
-        gaps.append((effective.value - float(chance.mean()), _effective(without) - chance.mean()))
+        chance = float(_effective(drawn).mean())
+        gaps.append(_effective(np.concatenate([load[None], without])) - chance)
         rows.append(
             {
                 "layer": layer,
@@ -130,7 +138,7 @@ def load_table(trace: RoutingTrace, cells: Cells, balanced: Router, n: int, seed
                 "effective": effective.value,
                 "effective_low": effective.low,
                 "effective_high": effective.high,
-                "balanced_effective": float(chance.mean()),
+                "balanced_effective": chance,
                 "busiest": busiest,
                 "most": most.value,
                 "most_low": most.low,
@@ -139,8 +147,22 @@ def load_table(trace: RoutingTrace, cells: Cells, balanced: Router, n: int, seed
                 "idle": int((load == 0).sum()),
             }
         )
-    value = float(np.mean([gap for gap, _ in gaps]))
-    return pd.DataFrame(rows), estimate(value, np.mean([lost for _, lost in gaps], axis=0), cells)
+    gap = np.mean(gaps, axis=0)
+    return pd.DataFrame(rows), estimate(float(gap[0]), gap[1:], cells)
+
+
+def spread(counts: np.ndarray, null: np.ndarray, cells: Cells) -> Estimate:
+    """Effective share of the experts beyond balanced routing, of one layer: counts (N, 1, E), balanced draws (B, 1, E)."""
+    whole, left = _with_and_without(counts, cells)
+    gap = _effective(_shares(np.concatenate([whole[None], left])[:, 0])) - _effective(_shares(null[:, 0])).mean()
+    return estimate(float(gap[0]), gap[1:], cells)
+
+
+def _with_and_without(counts: np.ndarray, cells: Cells) -> tuple[np.ndarray, np.ndarray]:
+    """Sums over prompts (L, E), and without each block (U, L, E)."""
+    by_block = np.zeros((len(np.unique(cells.block)), *counts.shape[1:]))
+    np.add.at(by_block, cells.groups, counts)
+    return by_block.sum(0), by_block.sum(0) - by_block
 
 
 def _shares(counts: np.ndarray) -> np.ndarray:

@@ -127,7 +127,7 @@ def _tables(
 ) -> tuple[dict[str, pd.DataFrame], Evidence]:
     """All tables of the study and the evidence; ``twin`` is the trace of a randomly initialised model on the same prompts."""
     head = _varied(signatures_of(subject.trace, quantity=settings.quantity))
-    seed, cells, y = context.run.seed, subject.cells(), subject.y
+    seed, cells = context.run.seed, subject.cells()
     labels = cells.labels(settings.n_permutations, seed)
     tables: dict[str, pd.DataFrame] = {}
     tell, total = context.counter("signatures and their nulls"), 8
@@ -154,7 +154,7 @@ def _tables(
     tables |= told_tables
     tables["experts"], null = expert_table(head, subject, labels)
     tables |= card_tables(subject, tables["experts"], settings, seed)
-    value, left = preference(head, y, cells)
+    value, left = preference(head, cells)
     experts = estimate(value - float(null.mean()), left - float(null.mean()), cells)._replace(p=two_sided(value, null))
     twin_experts, twin_carrying = (None, "") if twin is None else _beside_twin(subject, twin, labels, settings)
     tell(6, total)
@@ -174,7 +174,7 @@ def _beside_twin(subject: Subject, twin: RoutingTrace, labels: np.ndarray, setti
     """How much more of the experts' use the categories explain than in the twin, on prompt tokens; and the twin's own count."""
     cells = subject.cells()
     own, other = (signatures_of(trace, part="prompt") for trace in (subject.trace, twin))
-    (a, a_left), (b, b_left) = (preference(found, subject.y, cells) for found in (own, other))
+    (a, a_left), (b, b_left) = (preference(found, cells) for found in (own, other))
     table, _ = expert_table(other, subject, labels)
     carrying = int((table["p_family"] <= settings.alpha).sum())
     return estimate(a - b, a_left - b_left, cells), f"{carrying} of {len(table)} experts"

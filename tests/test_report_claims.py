@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import math
+from collections.abc import Iterable
 from typing import get_args
 
 import pytest
+from rich.console import Console
 
-from moescope.report.claims import claims_text
+from moescope.report.claims import ClaimsTable
 from moescope.report.format import STYLES, beside, headline, interval, number, numbers, p_value, verdict_style
 from moescope.study.claims import COLUMNS, claims_frame
 from moescope.types import Claim, Explanation, Outcome, Published
@@ -55,6 +58,14 @@ def test_p_values(p: float | None, text: str) -> None:
 def test_intervals() -> None:
     assert interval((0.1, 0.25)) == "0.100 to 0.250"
     assert interval((-0.06, float("nan"))) == interval(None) == "–"
+
+
+def claims_text(claims: Iterable[Claim], *, width: int = 100, title: str | None = None, words: bool = True) -> str:
+    """The table as it stands in a terminal of ``width`` columns without colour."""
+    out = io.StringIO()
+    console = Console(file=out, width=width, color_system=None, force_terminal=False, emoji=False, highlight=False)
+    console.print(ClaimsTable(tuple(claims), title, words))
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 200])

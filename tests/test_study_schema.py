@@ -44,7 +44,7 @@ def test_every_study_says_what_its_tables_and_their_columns_are(study: str) -> N
         (NAMED.assign(more=1), "column 'more' of table 'named' is not declared"),
         (NAMED.assign(As=1.0), "column 'As' of table 'named' is not declared"),
         (NAMED.drop(columns="n"), "table 'named' lacks the column 'n'"),
-        (pd.DataFrame(), "table 'named' lacks the column 'task'"),
+        (pd.DataFrame({"other": []}), "table 'named' lacks the column 'task'"),
         (NAMED.assign(n=1.5), "column 'n' of table 'named' is no count"),
         (NAMED.assign(task=1), "column 'task' of table 'named' is no text"),
         (NAMED.assign(**{"as a": 75.0}), "column 'as a' of table 'named' is no share"),
@@ -60,6 +60,11 @@ def test_a_table_that_is_not_as_declared_is_a_fault_of_the_study(made: pd.DataFr
 def test_a_table_that_nobody_declared_is_a_fault_too(study: str) -> None:
     with pytest.raises(SchemaFault, match=rf"{study}: table 'other' is not declared"):
         ended(study, other=NAMED)
+
+
+def test_a_table_that_no_row_gave_a_column_is_left_out() -> None:
+    assert ended(named=NAMED, speed=pd.DataFrame([])).tables.keys() == {"named"}
+    assert len(ended(named=NAMED.iloc[:0]).tables["named"]) == 0
 
 
 def test_what_is_set_beside_published_figures_is_declared_as_well() -> None:

@@ -131,7 +131,7 @@ def deeper_is_fainter(n: int, seed: int) -> Claim:
 
 
 def _told(n: int, seed: int, gap: float) -> Claim:
-    """A cue that is right in four of five, and a signature of two columns: one knows the class by ``gap`` standard deviations, or
+    """A cue that is right in four of five, and a signature that knows the class by ``gap`` standard deviations, or it
     repeats the cue where that is 0."""
     rng = np.random.default_rng(seed)
     y = np.arange(n) % 2

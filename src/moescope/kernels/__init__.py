@@ -25,16 +25,14 @@ def gathered_dot(x: Tensor, weight: Tensor, routed: Routed) -> Tensor:
     From compiled loops and Triton the weight's gradient is row-sparse: a sparse tensor whose rows are distinct and ascending.
     """
     fast = _fast(x, weight)
-    out: Tensor = fast.GatheredDot.apply(x, weight, routed) if fast else reference.gathered_dot(x, weight, routed.index)
-    return out
+    return fast.GatheredDot.apply(x, weight, routed) if fast else reference.gathered_dot(x, weight, routed.index)
 
 
 def gathered_sum(scale: Tensor, weight: Tensor, routed: Routed) -> Tensor:
     """``out[b] = Σ_j scale[b, j] · weight[index[b, j]]``: (B, d) from scale (B, k) and weight (m, d), differentiable in
     both; gradient as in :func:`gathered_dot`."""
     fast = _fast(scale, weight)
-    out: Tensor = fast.GatheredSum.apply(scale, weight, routed) if fast else reference.gathered_sum(scale, weight, routed.index)
-    return out
+    return fast.GatheredSum.apply(scale, weight, routed) if fast else reference.gathered_sum(scale, weight, routed.index)
 
 
 @torch.no_grad()

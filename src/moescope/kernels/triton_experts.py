@@ -19,7 +19,6 @@ from torch import Tensor
 from moescope.kernels.activations import ACTIVATIONS
 
 LARGEST = 16  # tokens
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # What matrix units are given. The interpreter computes with numpy, which has no bfloat16.
 _INTERPRETED = triton.knobs.runtime.interpret
 _DOT = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.float32 if _INTERPRETED else tl.bfloat16}
@@ -32,7 +31,7 @@ def few_tokens(x: Tensor, index: Tensor, scale: Tensor, gate_up: Tensor, down: T
     are in transformers' implementations; with one token they are not.
 
     Args:
-        x: (T, d), T at most :data:`LARGEST`, one of :data:`DTYPES`, that of the weights.
+        x: (T, d), T at most :data:`LARGEST`, float32, bfloat16 or float16, that of the weights.
         index: (T, k) int64; an id of E or more is an empty slot.
         scale: (T, k).
         gate_up: (E, 2w, d) contiguous, the gate's rows first.

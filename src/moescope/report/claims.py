@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from moescope.report.format import beside, headline, numbers, verdict_style
+from moescope.report.format import beside, numbers, verdict_style
 from moescope.types import Claim
 
 _HEADS = ("claim", "published", "measured", "95 %", "control", "p (Holm)")
@@ -59,23 +58,6 @@ class ClaimsTable:
                 said = beside(claim)
                 line.append(f" – {claim.words}{f' [{said}]' if said else ''}", style="dim")
             yield from console.render(Padding(line, (0, 0, 0, _INDENT)), sized)
-
-
-def claims_table(claims: Iterable[Claim], *, title: str | None = None, words: bool = True) -> ClaimsTable:
-    """``claims`` in the given order as something that a rich console prints; ``words`` gives each verdict's reason."""
-    return ClaimsTable(tuple(claims), title, words)
-
-
-def claims_text(claims: Iterable[Claim], *, width: int = 100, title: str | None = None, words: bool = True) -> str:
-    """The same table as plain text without escape codes, ``width`` columns wide, the tally of verdicts under it."""
-    claims = tuple(claims)
-    out = io.StringIO()
-    console = Console(file=out, width=width, color_system=None, force_terminal=False, emoji=False, highlight=False)
-    if claims:
-        console.print(claims_table(claims, title=title, words=words))
-        console.print()
-    console.print(Text(headline(claims)))
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
 def _row(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
 from moescope.types import Claim
@@ -216,3 +217,9 @@ def headline(claims: tuple[Claim, ...]) -> str:
     listing = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
     total = len(claims)
     return f"Of {total} claim{'s' if total != 1 else ''}, {listing}."
+
+
+def page_source(package: str) -> str:
+    """The ``page.html`` of a package with the style that all pages share, ``base.css``, in its place."""
+    page, base = (files(where).joinpath(name) for where, name in ((package, "page.html"), ("moescope.report", "base.css")))
+    return page.read_text(encoding="utf-8").replace("/* base.css */\n", base.read_text(encoding="utf-8"))

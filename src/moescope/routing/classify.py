@@ -9,6 +9,7 @@ import numpy as np
 from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix, f1_score
+from sklearn.model_selection import PredefinedSplit, cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MaxAbsScaler, StandardScaler
 
@@ -39,17 +40,17 @@ def cross_validate(x: np.ndarray | sparse.csr_matrix, y: np.ndarray, folds: np.n
 
     Everything that is learned, the scale too, is learned on the training rows of the fold.
     """
-    predicted = np.empty_like(y)
-    for fold in np.unique(folds):
-        held = folds == fold
-        predicted[held] = classifier(x[~held], y[~held]).predict(x[held])
-    return predicted
+    return np.asarray(cross_val_predict(_model(x), x, y, cv=PredefinedSplit(folds)))
 
 
 def classifier(x: np.ndarray | sparse.csr_matrix, y: np.ndarray) -> Pipeline:
     """Logistic regression of categories (N,) on features (N, D), and their scale."""
+    return _model(x).fit(x, y)
+
+
+def _model(x: np.ndarray | sparse.csr_matrix) -> Pipeline:
     scale = MaxAbsScaler() if sparse.issparse(x) else StandardScaler()
-    return make_pipeline(scale, LogisticRegression(max_iter=500, tol=1e-3)).fit(x, y)
+    return make_pipeline(scale, LogisticRegression(max_iter=500, tol=1e-3))
 
 
 def class_weights(y: np.ndarray) -> np.ndarray:

@@ -90,7 +90,6 @@ SIZES: dict[str, Any] = {
     "patch_size": 8,
 }
 
-_FULL = ["full_attention"] * 4
 _SPARSE = ["dense", "sparse", "sparse", "sparse"]
 _MIXED = ["linear_attention", "full_attention", "linear_attention", "full_attention"]
 

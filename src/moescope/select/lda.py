@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import softmax
 
 from moescope.errors import InputError
 
@@ -42,7 +43,7 @@ class LDA:
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         """Posterior probabilities, shape (N, C)."""
-        return softmax(self.decision(X))
+        return np.asarray(softmax(self.decision(X), axis=-1))
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """The most probable class, shape (N,); the first of equals."""
@@ -115,9 +116,3 @@ def fit_lda(X: ArrayLike, y: ArrayLike) -> LDA:
         InputError: for fewer than two classes, no more rows than classes, or a value that is not finite.
     """
     return within_moments(X, y).lda()
-
-
-def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Softmax over the last axis, safe for large scores."""
-    weight = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return np.asarray(weight / weight.sum(axis=-1, keepdims=True))

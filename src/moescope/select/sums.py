@@ -84,16 +84,6 @@ class FoldSums:
         offset = s1 / rows
         return ClassMoments(self.shift + offset, np.maximum(s2 / rows - offset * offset, 0.0), n)
 
-    @classmethod
-    def from_moments(cls, n: NDArray[np.int64], mean: NDArray[np.float64], m2: NDArray[np.float64]) -> FoldSums:
-        """From streamed moments: n (F, C), mean (F, C, D), m2 (F, C, D) the sum of squares about that mean."""
-        weight = n[:, :, None].astype(np.float64)
-        filled = np.where(weight > 0, mean, 0.0)
-        shift = (weight * filled).sum(axis=(0, 1)) / max(int(n.sum()), 1)
-        offset = np.where(weight > 0, filled - shift, 0.0)
-        spread = np.where(weight > 0, m2, 0.0)
-        return cls(np.asarray(n, dtype=np.int64), weight * offset, spread + weight * offset * offset, shift)
-
 
 def fold_class_sums(X: NDArray[Any], y: ArrayLike, folds: ArrayLike) -> FoldSums:
     """Sums per fold and class in one pass over ``X``, accumulated in float64.

@@ -195,10 +195,12 @@ class Context:
         """The result with its provenance and the verdicts on its cases, written to ``run.out`` where that is given.
 
         Args:
+            tables: by name, as declared; a frame without any column, made of no rows, is left out.
             model: what was studied, or its name where only its traces were.
             meta: further facts, which win over those that the context knows.
             kind: of the result, where it is not the study's name.
         """
+        tables = {name: table for name, table in tables.items() if len(table.columns)}
         check_tables(self.study, tables)
         facts = {
             **(subject(model, tasks) if isinstance(model, LoadedModel) else {"model": model} if model else {}),

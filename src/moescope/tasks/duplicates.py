@@ -84,7 +84,7 @@ def near_duplicates(texts: Sequence[str]) -> np.ndarray:
     shared = np.asarray(whole[pairs[:, 0]].multiply(whole[pairs[:, 1]]).sum(1)).ravel()
     first, second = size[pairs[:, 0]], size[pairs[:, 1]]
     alike = shared / (first + second - shared)
-    return pairs[np.where(np.minimum(first, second) < _LEAST, alike == 1, alike >= ALIKE - 1e-9)]
+    return np.asarray(pairs[np.where(np.minimum(first, second) < _LEAST, alike == 1, alike >= ALIKE - 1e-9)])
 
 
 def regroup(task: Task, least_groups: int = 2) -> Regrouped:

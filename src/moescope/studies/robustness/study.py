@@ -24,6 +24,7 @@ from moescope.routing.classify import prompt_folds
 from moescope.routing.counts import routing_counts
 from moescope.routing.dense import fit_dense_experts, is_dense
 from moescope.routing.nulls import pooled_cosine
+from moescope.routing.similarity import null_corrected
 from moescope.routing.subject import check_categories
 from moescope.stats import group_bootstrap, paired_bootstrap_difference, wilson
 from moescope.studies.robustness.attack import Attack, find_suffixes
@@ -162,7 +163,7 @@ class _Base:
         unit = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-300)
         cosine = unit @ unit.T  # (2N, 2N)
         expected = pooled_cosine(both, np.concatenate([self.lengths, lengths]))
-        corrected = (cosine - expected) / np.maximum(1 - expected, 1e-12)
+        corrected = null_corrected(cosine, expected)
         same = (self.y[:, None] == self.y) & ~np.eye(n, dtype=bool)
         row: dict[str, Any] = {}
         still = (both[:n] == both[n:]).all((1, 2))

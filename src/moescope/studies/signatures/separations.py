@@ -227,7 +227,7 @@ def layer_nulls(subject: Subject, settings: SignatureSettings, seed: int) -> pd.
 
 
 def random_curve(subject: Subject, seed: int) -> pd.DataFrame:
-    """Cosine by number of tokens, of uniform random routing and as measured; empty where every prompt has a single token."""
+    """Cosine by number of tokens, of uniform random routing and as measured; nothing where every prompt has one token."""
     trace = subject.trace
     k = [int((trace.ids[:, i] != trace.empty).sum(1).max(initial=1)) for i in range(len(trace.layers))]
     shapes = list(zip(trace.n_experts, k, strict=True))  # (experts, top-k) of each layer

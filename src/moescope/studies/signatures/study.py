@@ -72,13 +72,6 @@ def signatures(
     >>> result.to_frame("routing_nulls")  # doctest: +SKIP
     """
     context = Context("signatures", settings, run)
-    return context.result(**measured(context, model, prompts, settings))
-
-
-def measured(
-    context: Context, model: ModelLike | RoutingTrace | Path, prompts: PromptsLike | None, settings: SignatureSettings
-) -> dict[str, Any]:
-    """What :meth:`Context.result` is given: model, title, claims, tables and further facts."""
     twin = None
     if isinstance(model, RoutingTrace | Path):
         trace = load_trace(model) if isinstance(model, Path) else model
@@ -97,21 +90,21 @@ def measured(
     _note_lengths(context, subject, 0 if isinstance(model, RoutingTrace | Path) else settings.new_tokens)
     name = trace.meta.get("model") or "a recorded trace" if loaded is None else loaded.name
     tables, found = _tables(context, subject, settings, twin, same=_published_protocol(str(name), subject, settings))
-    return {
-        "model": loaded or name,
-        "title": f"Routing signatures of {name}",
-        "claims": signature_claims(tables, found),
-        "tables": tables,
-        "tasks": [] if subject.texts is None else [subject.task()],
-        "categories": subject.categories,
-        "trace": dict(trace.meta),
-        "moe_layers": list(trace.layers),
-        "experts": list(trace.n_experts),
-        "top_k": trace.top_k,
-        "prompts": len(subject),
-        "traced_tokens": len(trace),
-        "tokens_of_prompts": [int(trace.lengths.min()), int(trace.lengths.max())],
-    }
+    return context.result(
+        model=loaded or name,
+        title=f"Routing signatures of {name}",
+        claims=signature_claims(tables, found),
+        tables=tables,
+        tasks=[] if subject.texts is None else [subject.task()],
+        categories=subject.categories,
+        trace=dict(trace.meta),
+        moe_layers=list(trace.layers),
+        experts=list(trace.n_experts),
+        top_k=trace.top_k,
+        prompts=len(subject),
+        traced_tokens=len(trace),
+        tokens_of_prompts=[int(trace.lengths.min()), int(trace.lengths.max())],
+    )
 
 
 def _published_protocol(name: str, subject: Subject, settings: SignatureSettings) -> bool:

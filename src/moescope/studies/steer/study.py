@@ -88,7 +88,7 @@ def steer(
     rows: dict[str, list[dict[str, Any]]] = {"experts": [], "neurons": [], "samples": []}
     for steering in steerings:
         if isinstance(steering.edits, ExpertEdits):
-            plan = experts_plan(loaded, steering.edits, usage, target=steering.target, settings=settings, run=run)
+            plan = experts_plan(loaded, steering.edits, prepared, usage, target=steering.target, settings=settings, run=run)
             rows["experts"] += _expert_rows(steering.name, steering.edits, usage)
         else:
             neurons, mode = steering.edits.neurons, steering.edits.mode
@@ -96,7 +96,7 @@ def steer(
             rows["neurons"] += [{"steering": steering.name, "neuron": str(n)} for n in neurons]
         _record(context, steering, plan)
         count = context.counter(f"{steering.name}: against random ones")
-        frame = compare_effects(loaded, prepared, plan, target=steering.target, run=run, progress=count)
+        frame = compare_effects(prepared, plan, target=steering.target, run=run, progress=count)
         frame.insert(0, "steering", steering.name)
         frames.append(frame)
         for name, text in samples.items():
@@ -148,7 +148,7 @@ def _record(context: Context, steering: Steering, plan: Plan) -> None:
         context.control(
             f"{steering.name}: random sets matched on {match}",
             differs=shared < 1,
-            evidence=f"{len(plan.controls[match])} sets share {shared:.1%} of what is done with it on average; "
+            evidence=f"{plan.sizes[match]} sets share {shared:.1%} of what is done with it on average; "
             f"usage or norm ratio {plan.ratios[match]:.2f}",
         )
 

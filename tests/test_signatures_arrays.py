@@ -37,6 +37,7 @@ from moescope.routing.similarity import MEASURES, by_category, null_corrected, s
 from moescope.routing.subject import subject_of
 from moescope.studies.signatures.experts import expert_card, expert_table, layer_table, variance_explained
 from moescope.studies.signatures.separations import some_tokens
+from moescope.studies.signatures.structure import mean_preference
 from moescope.tasks import group_folds
 from tests.planted_routing import CATEGORIES, codes, random_trace
 
@@ -336,3 +337,15 @@ def test_an_expert_card_names_its_tokens_categories_and_contexts():
         expert_card(trace, 2, 7)
     with pytest.raises(InputError, match="experts 0 to 15, not 16"):
         expert_card(trace, 3, 16)
+
+
+def test_mean_preference_is_that_of_the_experts_with_and_without_each_block():
+    rng = np.random.default_rng(0)
+    y, block = np.arange(40) % 3, rng.integers(5, size=40)
+    used, cells = rng.random((40, 6)), cells_of(y, block, "template")
+    value, left = mean_preference(used, cells)
+    assert value == pytest.approx(variance_explained(used, cells.y, cells).mean())
+    for u in range(5):
+        kept = block != u
+        part = cells_of(y[kept], block[kept], "template")
+        assert left[u] == pytest.approx(variance_explained(used[kept], part.y, part).mean())

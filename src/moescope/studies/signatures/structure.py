@@ -9,10 +9,10 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from moescope.routing.nulls import Router
-from moescope.routing.separation import Cells, Estimate, cells_of, estimate, two_sided
+from moescope.routing.separation import Cells, Estimate, estimate, two_sided
 from moescope.routing.signatures import Signatures
 from moescope.routing.trace import RoutingTrace
-from moescope.studies.signatures.experts import real_experts, variance_explained
+from moescope.studies.signatures.experts import real_experts
 
 _EXACT = 8  # layers up to which every order is enumerated
 _CLUSTERED = 999  # permutations of the silhouette, which no sum over cells gives
@@ -103,13 +103,29 @@ def mean_preference(used: np.ndarray, cells: Cells) -> tuple[float, np.ndarray]:
     Args:
         used: (N, E) how much each prompt uses each expert.
     """
-    groups, y = cells.groups, cells.y[cells.of]
-    left = []
-    for u in np.unique(cells.block):
-        kept = groups != u
-        part = cells_of(y[kept], groups[kept], cells.unit)
-        left.append(float(variance_explained(used[kept], part.y, part).mean()))
-    return float(variance_explained(used, cells.y, cells).mean()), np.array(left)
+    size = np.bincount(cells.of)[:, None]
+    centred = used - used.mean(0)
+    codes, code = np.unique(cells.y, return_inverse=True)
+    blocks = len(np.unique(cells.block))
+    sums = np.zeros((blocks, len(codes), used.shape[1]))  # of the cells' means, by block and category
+    squares = np.zeros((blocks, used.shape[1]))
+    count = np.zeros((blocks, len(codes)))
+    np.add.at(sums, (cells.block[cells.of], code[cells.of]), centred / size[cells.of])
+    np.add.at(squares, cells.block[cells.of], centred**2 / size[cells.of])
+    np.add.at(count, (cells.block, code), 1)
+
+    def explained(sums: np.ndarray, squares: np.ndarray, count: np.ndarray) -> np.ndarray:
+        """(U,) from (U, C, E), (U, E) and (U, C)."""
+        n = count.sum(-1)[:, None]
+        middle = n * (sums.sum(1) / n) ** 2
+        total = squares - middle
+        with np.errstate(divide="ignore", invalid="ignore"):
+            between = (sums**2 / count[..., None]).sum(1) - middle
+        return np.asarray(np.divide(between, total, out=np.zeros(total.shape), where=total > 1e-20).mean(1))
+
+    whole = [part.sum(0) for part in (sums, squares, count)]
+    left = [every - part for every, part in zip(whole, (sums, squares, count), strict=True)]
+    return float(explained(*(part[None] for part in whole))[0]), explained(*left)
 
 
 def load_table(trace: RoutingTrace, cells: Cells, balanced: Router, n: int, seed: int) -> tuple[pd.DataFrame, Estimate]:

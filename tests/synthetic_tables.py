@@ -82,6 +82,10 @@ def _signatures(kinds: list[str], name: str, rng: np.random.Generator) -> dict[s
         "similarity_matrix": pd.DataFrame(
             {"category": prompts, "cosine": list(rng.uniform(0.8, 1, (len(prompts), len(prompts))))}
         ),
+        "routing_load": pd.DataFrame(
+            {"layer": layers, "effective": 0.9, "effective_low": 0.85, "effective_high": 0.95, "balanced_effective": 1.0}
+            | {"most": rng.uniform(1.2, 4, 24), "most_low": 1.1, "most_high": 4.2, "balanced_most": 1.05}
+        ),
         "experts": pd.DataFrame(
             [
                 {"layer": i, "expert": e, "share": 1 / 16, "p_family": 0.01 * e, "category": kinds[e % 4]}

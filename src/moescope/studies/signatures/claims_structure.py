@@ -17,7 +17,7 @@ _NAMED = 6  # bottlenecks that words list
 def depth_claims(layers: pd.DataFrame, found: Evidence) -> list[Claim | Case]:
     """Whether deeper layers separate more, and where the most does."""
     n = len(layers)
-    statement, record = "Deeper layers separate categories more (rank correlation of d with depth)", published.RECORD
+    statement, record = "Deeper layers separate categories more (correlation of d with depth)", published.RECORD
     carrying = layers[layers["p_family"].map(lambda p: significant(p, found.settings.alpha))]
     peak = layers.loc[layers["d"].idxmax()] if layers["d"].notna().any() else layers.iloc[0]
     claims: list[Claim | Case] = []

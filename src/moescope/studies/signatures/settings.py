@@ -34,7 +34,7 @@ class SignatureSettings(Judged):
     margin: Annotated[float, above(0)] = 0.03
     """Smallest difference of accuracies, cosines, silhouettes and shares of variance that counts."""
     margin_trend: Annotated[float, above(0)] = 0.3
-    """Smallest rank correlation with depth that counts."""
+    """Smallest correlation with depth that counts."""
     margin_load: Annotated[float, above(0)] = 0.1
     """Largest share of experts that may lie idle in a load that counts as spread."""
     cards: Annotated[int, at_least(0)] = 2

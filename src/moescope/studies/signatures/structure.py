@@ -6,7 +6,6 @@ import itertools
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
 from moescope.routing.nulls import Router
 from moescope.routing.separation import Cells, Estimate, estimate, two_sided
@@ -19,7 +18,7 @@ _CLUSTERED = 999  # permutations of the silhouette, which no sum over cells give
 
 
 def depth_trend(d: np.ndarray, left: np.ndarray, cells: Cells) -> Estimate:
-    """Spearman's correlation of d with depth.
+    """Correlation of d with depth, in layers (of their values: ranks jump when a block is left out).
 
     The interval leaves out blocks of cells (on Fisher's scale). p is two-sided, the larger of that of the layers' order (exact
     for few layers) and that of the interval: errors that neighbouring layers share look like a trend in the order alone.
@@ -28,18 +27,18 @@ def depth_trend(d: np.ndarray, left: np.ndarray, cells: Cells) -> Estimate:
         d: (L,) by layer.
         left: (L, U) d when each block is left out in turn.
     """
-    rho = _rank_correlation(d[:, None])[0]
-    scale = np.arctanh(np.clip([rho, *_rank_correlation(left)], -0.999, 0.999))
+    rho = _correlation(d[:, None])[0]
+    scale = np.arctanh(np.clip([rho, *_correlation(left)], -0.999, 0.999))
     found = estimate(float(scale[0]), scale[1:], cells)
     return Estimate(float(rho), float(np.tanh(found.low)), float(np.tanh(found.high)), max(_order_p(d, rho), found.p))
 
 
-def _rank_correlation(d: np.ndarray) -> np.ndarray:
+def _correlation(d: np.ndarray) -> np.ndarray:
     """Of each column of (L, M) with its row's number; 0 for a constant column."""
-    ranks = rankdata(d, axis=0) - (len(d) + 1) / 2
+    centred = d - d.mean(0)
     depth = np.arange(len(d)) - (len(d) - 1) / 2
-    length = np.sqrt((ranks**2).sum(0) * (depth @ depth))
-    return np.asarray(np.divide(depth @ ranks, length, out=np.zeros(d.shape[1]), where=length > 0))
+    length = np.sqrt((centred**2).sum(0) * (depth @ depth))
+    return np.asarray(np.divide(depth @ centred, length, out=np.zeros(d.shape[1]), where=length > 0))
 
 
 def _order_p(d: np.ndarray, rho: float) -> float:
@@ -50,7 +49,7 @@ def _order_p(d: np.ndarray, rho: float) -> float:
     else:
         rng = np.random.default_rng(0)
         orders = rng.permuted(np.tile(np.arange(n), (9_999, 1)), axis=1)
-    null = _rank_correlation(d[orders].T)
+    null = _correlation(d[orders].T)
     at_least = int((np.abs(null) >= abs(rho) - 1e-9).sum())
     # The enumeration holds the observed order itself; a sample does not.
     return at_least / len(orders) if n <= _EXACT else (1 + at_least) / (1 + len(orders))

@@ -51,7 +51,7 @@ def signatures(
     run = _run(options)
     if "n_null" in options:
         options["n_nulls"] = options.pop("n_null")
-    small: dict[str, Any] = {"n_permutations": 99, "n_label_permutations": 0, "n_nulls": 19, "n_boot": 100, "new_tokens": 0}
+    small: dict[str, Any] = {"n_permutations": 99, "n_label_permutations": 0, "n_nulls": 19, "new_tokens": 0}
     source = trace if trace is not None else model
     return moescope.signatures(source, prompts, moescope.SignatureSettings(**(small | options)), run=run)
 

@@ -36,7 +36,7 @@ def circuits(
     small: dict[str, Any] = {"n_permutations": 19, "n_label_permutations": 0, "n_random": 20, "twin": False, "ks": (k,)}
     small |= {"control_half_width": 0, "control_cost": 100.0}  # every row in every control: a sample of few could hide a fault
     if ablate is not None:
-        small |= {"ablate": "mean", "ablate_ks": (k,), "ablate_random": ablate, "ablate_text_tokens": text_tokens}
+        small |= {"ablate": "mean", "ablate_random": ablate, "ablate_text_tokens": text_tokens}
     return moescope.circuits(model, tasks, moescope.CircuitSettings(**(small | {"k": k} | options)), run=run)
 
 

@@ -6,7 +6,14 @@ from moescope.tasks.load import load_task
 from moescope.tasks.presets import PRESETS, Preset, list_tasks
 from moescope.tasks.prompts import PROMPT_SETS, Prompt, load_prompts
 from moescope.tasks.spec import TaskSpec, parse_spec
-from moescope.tasks.surface import fixed_wrap, matched_subset, surface_baselines, surface_features, surface_predictions
+from moescope.tasks.surface import (
+    chosen_cue,
+    fixed_wrap,
+    matched_subset,
+    surface_baselines,
+    surface_features,
+    surface_predictions,
+)
 from moescope.tasks.wikitext import plain_text
 
 __all__ = [
@@ -16,6 +23,7 @@ __all__ = [
     "Prompt",
     "RenderedTask",
     "TaskSpec",
+    "chosen_cue",
     "fixed_wrap",
     "group_folds",
     "list_tasks",

@@ -30,7 +30,8 @@ def measure(
 
     Returns:
         A row each: ``contender``, ``batch``, ``milliseconds`` (a text, median), ``speedup``, ``share`` (of the layers, padded
-        tokens counted), ``layer_speedup`` (its inverse over the first contender's) and ``of_layers``, the ratio of the two.
+        tokens counted), ``layer_speedup`` (its inverse over the first contender's), ``of_layers``, the ratio of the two, and
+        ``slowest`` and ``fastest``, the least and largest speed-up of a turn.
     """
     order = np.argsort(-encoded.lengths, kind="stable")
     fill = padding_id(next(iter(contenders.values())).model)
@@ -49,7 +50,8 @@ def measure(
     first = names[0]
     rows = []
     for name in names:
-        speedup = median(a / b for a, b in zip(spent[first], spent[name], strict=True))
+        turns = [a / b for a, b in zip(spent[first], spent[name], strict=True)]
+        speedup = median(turns)
         layer_speedup = share[first] / share[name]
         rows.append(
             {
@@ -60,6 +62,8 @@ def measure(
                 "share": share[name],
                 "layer_speedup": layer_speedup,
                 "of_layers": speedup / layer_speedup,
+                "slowest": min(turns),
+                "fastest": max(turns),
             }
         )
     return rows

@@ -166,10 +166,19 @@ ROUTE = faults(
         "cue-in-sample",
         "surface cue",
         "surface cues learn the rows that judge them",
-        "studies/route/claims.py",
-        "surface_predictions(together, rows.fit, rows.judge,",
-        "surface_predictions(together, rows.judge, rows.judge,",
+        _CUE,
+        "return best, surface_predictions(task, fit, judge, tokenizer)[best]",
+        "return best, surface_predictions(task, judge, judge, tokenizer)[best]",
         ("test_the_surface_cue_has_not_learnt_the_rows_that_judge",),
+    ),
+    (
+        "cue-by-test",
+        "surface cue",
+        "the surface cue is chosen by the rows that judge it",
+        _ROUTE,
+        "chosen_cue(together, rows.fit, rows.judge, inner.folds, loaded.tokenizer)",
+        "chosen_cue(together, rows.judge, rows.judge, np.arange(len(rows.judge)) % 3, loaded.tokenizer)",
+        ("test_the_surface_cue_is_not_chosen_by_the_rows_that_judge",),
     ),
 )
 

@@ -37,7 +37,7 @@ def documents(n: int = EXPERTS, category: str = "all") -> list[Passage]:
 @cache
 def pruned() -> StudyResult:
     """Every document has a language, and an expert, of its own: those of the half that judges are idle in the other."""
-    return call.prune(languages(), documents(), ratios=(0.5,), ratio=0.5, n_random=8, tokens=400, length=16)[0]
+    return call.prune(languages(), documents(), ratios=(0.5,), ratio=0.5, n_random=39, tokens=400, length=16)[0]
 
 
 def test_saliency_is_read_on_other_documents_than_those_that_judge() -> None:
@@ -69,7 +69,7 @@ def rare() -> tuple[StudyResult, PruneMask]:
     expects(model, "end", 6 * eye[5])
     text = " ".join(["common", "common", "common", "common", "rare", "end"] * 3)
     passages = [Passage(text, "all", str(i)) for i in range(4)]
-    return call.prune(model, passages, by="reap", ratios=(0.75,), ratio=0.75, n_random=4, tokens=400, length=18)
+    return call.prune(model, passages, by="reap", ratios=(0.75,), ratio=0.75, n_random=39, tokens=400, length=18)
 
 
 def test_each_criterion_prunes_by_its_own_measure() -> None:

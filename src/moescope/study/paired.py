@@ -48,11 +48,11 @@ def paired_effect(
 ) -> Effect:
     """mean(a) - mean(b) on the same rows (N,); groups are resampled, and exchanged for p.
 
-    Where the two never differ, the interval is what so many groups exclude (Wilson's), not nought.
+    Where two shares never differ, the interval is what so many groups exclude (Wilson's), not nought.
     """
     found = paired_bootstrap_difference(a, b, groups, seed=seed)
     low, high = found.low, found.high
-    if np.array_equal(a, b):
+    if options.get("share", True) and np.array_equal(a, b):
         n = len(np.unique(groups))
         high = wilson(0, n)[1]
         low = -high

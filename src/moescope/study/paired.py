@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import norm
 
 from moescope.stats.intervals import group_bootstrap, paired_bootstrap_difference, wilson
-from moescope.study.verdicts import Effect
+from moescope.study.verdicts import Effect, beyond_draws
 
 
 def weights(y: np.ndarray) -> np.ndarray:
@@ -32,6 +32,12 @@ def interval_p(value: float, low: float, high: float) -> float:
     """Two-sided p that there is nothing, from the width of the 95 % interval on the side of nought."""
     side = value - low if value > 0 else high - value
     return float(2 * norm.sf(abs(value) / side * norm.ppf(0.975))) if side > 0 else float(value == 0)
+
+
+def joined(value: float, *intervals: tuple[float, float]) -> tuple[float, float]:
+    """The 95 % interval of ``value`` with independent doubts, each an interval of it (Zou and Donner 2008)."""
+    low = value - float(np.sqrt(sum((value - low) ** 2 for low, _ in intervals)))
+    return low, value + float(np.sqrt(sum((high - value) ** 2 for _, high in intervals)))
 
 
 def above_chance(right: np.ndarray, y: np.ndarray, groups: np.ndarray, margin: float, seed: int) -> Effect:
@@ -57,6 +63,29 @@ def paired_effect(
         high = wilson(0, n)[1]
         low = -high
     return Effect(found.value, low, high, against, margin, found.p, **options)
+
+
+def beyond_sets(
+    own: np.ndarray,
+    random: np.ndarray,
+    groups: np.ndarray,
+    against: str,
+    margin: float,
+    seed: int,
+    *,
+    alternative: int = 1,
+    **options: Any,
+) -> Effect:
+    """The mean of ``own`` (N,) beyond those of random sets (R, N) on the same texts.
+
+    Both which sets were drawn and which documents, ``groups`` (N,), widen the interval; p is the larger of the two.
+    """
+    options["share"] = False
+    texts = paired_effect(alternative * own, alternative * random.mean(0), groups, against, margin, seed, **options)
+    sets = beyond_draws(float(own.mean()), random.mean(1), against, margin, alternative=alternative)
+    low, high = joined(texts.value, (texts.low, texts.high), (sets.low, sets.high))
+    p = max(sets.p or 0.0, interval_p(texts.value, texts.low, texts.high))
+    return replace(texts, low=low, high=high, p=p)
 
 
 def beyond(

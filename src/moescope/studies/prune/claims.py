@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from moescope.stats import group_bootstrap
-from moescope.study.paired import interval_p, paired_effect
-from moescope.study.verdicts import Case, Effect, beyond_draws
+from moescope.study.paired import beyond_sets
+from moescope.study.verdicts import Case, Effect
 from moescope.types import Claim, Control
 
 UNIT = "nats a token"
@@ -34,8 +33,7 @@ def mask_cases(
     """
     name = f"pruning {ratio:.1%} by {criterion}"
     against = f"random masks ({len(random)})"
-    spared = paired_effect(random.mean(0), own, groups, against, margin, seed, share=False, unit=UNIT)
-    beside = beyond_draws(float(own.mean()), random.mean(1), against, margin, alternative=-1)
+    spared = beyond_sets(own, random, groups, against, margin, seed, alternative=-1, unit=UNIT)
     # losses are no proportions: where none changed there is no doubt for Wilson's interval to add
     low, high = group_bootstrap(own, groups, seed=seed) if own.any() else (0.0, 0.0)
     control = Control("random masks, mean", float(random.mean()))
@@ -43,12 +41,11 @@ def mask_cases(
         Case(
             f"{name}: costs less than random masks do",
             float(own.mean()),
-            # the masks and the documents must both say so
-            dataclasses.replace(spared, p=max(beside.p or 0.0, interval_p(spared.value, spared.low, spared.high))),
+            spared,
             interval=(low, high),
             control=control,
-            words=f"loss added, {UNIT}, experts banned and none retrained; p is the larger of that over masks and that over "
-            "documents",
+            words=f"loss added, {UNIT}, experts banned and none retrained; p is the larger of that over masks "
+            "and that over documents",
         ),
         Case(
             f"{name}: costs no more than {margin:g} {UNIT}",

@@ -122,7 +122,7 @@ def robustness(
 
 def transfer(a: RoutingTrace, b: RoutingTrace, **options: Any) -> StudyResult:
     run = _run(options)
-    small: dict[str, Any] = {"n_permutations": 99, "n_alignments": 19, "dimensions": 6, "n_folds": 2}
+    small: dict[str, Any] = {"n_permutations": 159, "n_alignments": 159, "dimensions": 6, "n_folds": 2}
     return moescope.transfer(a, b, None, moescope.TransferSettings(**(small | options)), run=run)
 
 

@@ -75,20 +75,20 @@ def mask(spared: float, kinds: float) -> Callable[[int, int], Claim]:
 
 TRUTHS = [
     Truth("exit: the cue says what the model says", _CUE, _NOT, (50, 200, 400), beside_cue("exit", 0.85, 0.85, same=1.0)),
-    Truth("exit: as good as the cue, on other rows", _CUE, _HOLDS | _NOT, (200, 600, 2500), beside_cue("exit", 0.85, 0.85)),
+    Truth("exit: as good as the cue, on other rows", _CUE, _HOLDS | _NOT, (200, 600, 2090), beside_cue("exit", 0.85, 0.85)),
     Truth("exit: the model knows much more", _HOLDS, _CUE | _NOT, (50, 200, 400), beside_cue("exit", 0.95, 0.60)),
     Truth(
         "exit: 85 % beside a cue of 80 %",
         _HOLDS,
         _CUE | _NOT,
-        (200, 600, 2500),
+        (200, 600, 2090),
         beside_cue("exit", 0.85, 0.80),
     ),
     Truth(
         "exit: model and cue know nothing",
         frozenset({("contradicted", "chance")}),
         _HOLDS | _CUE,
-        (50, 400, 2500),
+        (50, 400, 2090),
         beside_cue("exit", 0.5, 0.5),
     ),
     Truth(

@@ -58,8 +58,8 @@ ROBUSTNESS = faults(
         "random suffixes",
         "the null of the search is one random suffix",
         _ROBUST + "claims.py",
-        'null=rate["random"]',
-        'null=rate["first"]',
+        'control=Control(against, rate["random"])',
+        'control=Control(against, rate["first"])',
         ("test_that_best_is_the_null_of_the_claim",),
     ),
     (

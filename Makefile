@@ -2,6 +2,7 @@
 # make test      the tests; make test-all the slow ones and the mutants too
 # make lint      style, types and the floors that a folder may import
 # make mutants   deliberate faults in the wiring, each of which a test must find
+# make truths    planted truths, and how often the verdicts find the right word for each (hours)
 # make coverage  the tests, and the lines that none of them runs
 # make edges     imports between folders, lines and statements, counted
 # make bench     every benchmark
@@ -22,7 +23,7 @@ PIP := $(BIN)/pip install -q --disable-pip-version-check -c .venv/constraints.tx
 # One thread a process: pytest runs one process a core.
 TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n auto --dist worksteal
 
-.PHONY: demo test test-all lint mutants coverage edges bench dist lock clean
+.PHONY: demo test test-all lint mutants truths coverage edges bench dist lock clean
 
 demo: $(READY)
 	$(BIN)/moescope demo
@@ -43,6 +44,9 @@ lint: $(READY)
 
 mutants: $(READY)
 	$(BIN)/python tests/mutants
+
+truths: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.truths
 
 coverage: $(READY)
 	$(TEST) --cov --cov-report=term

@@ -159,7 +159,7 @@ def kernel_times(experts: int, repeats: int) -> dict[str, float]:
         "gathered sum, numba": lambda: cpu.weighted_sum(scale, weight, index),
         "gathered sum, torch gather": lambda: reference.gathered_sum(scale, weight, index),
         "gathered sum, torch embedding_bag": embedding_bag,
-        "row gradient, numba": lambda: cpu.grouped_sum(scale, x, routed, weight.shape),
+        "row gradient, numba": lambda: cpu.grouped_sum(scale, x, weight.shape, routed),
         "best k of m, blocks and heaps": lambda: topk.top_rows(low, up, ACTIVE),
         "best k of m, bf16 scores": lambda: topk.top_rows(low, up, ACTIVE, half=True),
         "best k of m, torch matmul and topk": lambda: reference.top_rows(low, up, ACTIVE),

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from dictionary import DictionarySettings, DictionaryTeacher, dictionary_pairs
 from machine import describe
 from moescope.files.atomic import write_atomic
 from moescope.report.style import BLUE, VERMILLION, letter, look, new_figure
@@ -25,7 +26,6 @@ from moescope.studies.distill.data import scaling_of
 from moescope.studies.distill.evaluate import evaluate, fvu
 from moescope.studies.distill.spec import StudentSpec
 from moescope.studies.distill.students import LayerShape, Student
-from moescope.studies.distill.synthetic import DictionarySettings, DictionaryTeacher, dictionary_pairs
 from moescope.studies.distill.training import Job, TrainSettings, train
 
 RESULTS = Path(__file__).parent / "results"

@@ -28,7 +28,7 @@ from moescope.capture.encode import Encoded
 from moescope.files.atomic import write_atomic
 from moescope.models import from_model
 from moescope.routing import RoutingTrace, TracedSequence, recording
-from moescope.routing.capture import trace_encoded
+from moescope.routing.capture import trace_prompts
 from moescope.routing.importers import EngineModel, import_vllm
 from moescope.routing.store import load_trace, save_trace
 
@@ -65,7 +65,7 @@ def overhead(shape: dict[str, int], prompts: int, batch: int, prompt: int, new: 
             return plain()
 
     def traced() -> RoutingTrace:
-        return trace_encoded(model, encoded, names, max_new_tokens=new, batch_tokens=batch * (prompt + new))
+        return trace_prompts(model, names, encoded=encoded, max_new_tokens=new, batch_tokens=batch * (prompt + new))
 
     ways: dict[str, Callable[[], Any]] = {"plain generate": plain, "recorder alone": recorded, "whole trace": traced}
     assert np.array_equal(traced().tokens.reshape(prompts, -1), plain()[:, :-1].numpy())

@@ -120,7 +120,13 @@ def _distill(name: str) -> dict[str, pd.DataFrame]:
     ]
     return {
         "summary": pd.DataFrame(summary),
-        "ratio": pd.DataFrame([s | {"ratio": 1.1, "low": 1.0, "high": 1.2} for s in summary if s["kind"] == "moe"]),
+        "ratio": pd.DataFrame(
+            [
+                {k: s[k] for k in ("data", "kind", "router", "active_neurons")} | {"ratio": 1.1, "low": 1.0, "high": 1.2}
+                for s in summary
+                if s["kind"] == "moe"
+            ]
+        ),
         "baselines": pd.DataFrame([{"data": d, "baseline": "linear", "fvu": 0.5} for d in data]),
         "students": pd.DataFrame(chosen),
         "curves": pd.DataFrame(

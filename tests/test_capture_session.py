@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from moescope.capture import Encoded, activations, batches, capture
+from moescope.capture import ActivationStore, Encoded, activations, batches, capture
 from moescope.capture.encode import PaddingSide, pad, padding_id
 from moescope.errors import InputError
 from moescope.models import LoadedModel
@@ -186,14 +187,14 @@ def test_a_value_that_is_not_finite_is_named(value: float, position: Any) -> Non
         activations(model, bad, sites, position=position)
 
 
-def test_overflow_of_float16_is_named() -> None:
+def test_overflow_of_float16_is_named(tmp_path: Path) -> None:
     model = tiny_model("llama")
     weight = model.body.get_input_embeddings().weight  # type: ignore[operator]
     weight.mul_(1e6)
     encoded = Encoded.from_ids([[65], [66, 67]])
     assert activations(model, encoded, [Site("embed", 0)]).dtype == np.float32
     with pytest.raises(InputError, match=r"site embed:0, text \d: an activation overflows float16; store it as float32"):
-        activations(model, encoded, [Site("embed", 0)], dtype="float16")
+        ActivationStore.collect(tmp_path / "store", model, encoded, [Site("embed", 0)], dtype="float16")
     model.dtype = torch.float16  # as if the model itself ran in it
     weight.fill_(float("inf"))
     with pytest.raises(InputError, match="float16 overflows in this model; load it in bf16 or fp32"):

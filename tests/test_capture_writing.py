@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moescope.capture import ActivationStore, Moments, activations, moments
+from moescope.capture import ActivationStore, Moments, moments
 from moescope.errors import InputError
 from moescope.files.atomic import write_atomic
 from moescope.models import LoadedModel
@@ -95,44 +95,9 @@ def test_a_checkpoint_on_a_full_disk(model: LoadedModel, tmp_path: Path, monkeyp
     assert np.array_equal(resumed.m2, moments(model, TEXTS, RESID, labels, batch_tokens=40).m2)
 
 
-# --- activations in a file -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_activations_in_a_file(model: LoadedModel, tmp_path: Path, dtype: str) -> None:
-    memory = activations(model, TEXTS, RESID, dtype=dtype)
-    mapped = activations(model, TEXTS, RESID, dtype=dtype, out=tmp_path / "deep" / "a.npy", memory_budget=0)
-    assert isinstance(mapped, np.memmap)
-    assert not mapped.flags.writeable
-    assert mapped.dtype == memory.dtype == np.dtype(dtype)
-    assert np.array_equal(mapped, memory)
-    assert np.array_equal(np.load(tmp_path / "deep" / "a.npy"), memory)
-
-
-def test_more_than_the_memory_budget(model: LoadedModel) -> None:
-    with pytest.raises(InputError, match=r"the activations of 11 texts x 2 sites x 32 take .* give out=FILE\.npy") as error:
-        activations(model, TEXTS, RESID, memory_budget=11 * 2 * 32 * 4 - 1)
-    one_line(error)
-    activations(model, TEXTS, RESID, memory_budget=11 * 2 * 32 * 4)
-
-
-def test_no_space_for_activations(model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_space(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", no_space)
-    with pytest.raises(InputError, match="the disk is full") as error:
-        activations(model, TEXTS, RESID, out=tmp_path / "a.npy")
-    one_line(error)
-    assert names(tmp_path) == []
-
-
 def test_an_error_half_way_leaves_no_file(tmp_path: Path) -> None:
     model = tiny_model("llama")
     model.body.get_input_embeddings().weight[model.tokenizer("9")["input_ids"][-1]] = float("nan")  # type: ignore[operator]
-    with pytest.raises(InputError, match="text 9: an activation is not finite"):
-        activations(model, TEXTS, RESID, out=tmp_path / "a.npy", batch_tokens=40)
-    assert names(tmp_path) == []
     with pytest.raises(InputError, match="site resid:1, text 9: an activation is not finite"):
         collect(tmp_path / "s", model)
     assert names(tmp_path / "s") == [*(f"shard-0000{n}.safetensors" for n in range(3)), "unfinished.json"]

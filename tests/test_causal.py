@@ -10,17 +10,22 @@ import pandas as pd
 import pytest
 import torch
 
+from moescope.capture import activations, encode
 from moescope.errors import InputError
 from moescope.intervene import intervene, replicas
-from moescope.intervene.leace import leace
+from moescope.intervene.leace import Whitening
 from moescope.intervene.neuron_sets import NeuronSets
 from moescope.intervene.replicas import Replicas
-from moescope.intervene.running_text import loss_readout, plain_windows
+from moescope.intervene.running_text import LOSS, RunningText, loss_readout, plain_windows
 from moescope.intervene.together import run_together
 from moescope.models import LoadedModel
-from moescope.studies.circuits.causal import ablation_study
+from moescope.studies.circuits.causal import NeuronAblation
 from moescope.studies.circuits.causal_targets import Probe, answer_tokens, task_readout
-from moescope.studies.circuits.erasure import Erasures, erasure_study
+from moescope.studies.circuits.erasure import ClassErasure, Erasures
+from moescope.studies.circuits.settings import CircuitSettings
+from moescope.studies.circuits.study import circuits
+from moescope.studies.circuits.trial import Trial, prepare_trial
+from moescope.tasks import split_half
 from moescope.types import Example, Neuron, Site, Task
 from tests.architectures import SETTINGS, tiny_model
 from tests.planted_llama import CARRIER, COORDINATE, planted_llama, planted_task
@@ -43,9 +48,46 @@ def row(frame: pd.DataFrame, target: str, k: int) -> pd.Series:
     return frame[(frame.target == target) & (frame.k == k)].iloc[0]
 
 
+def trial_of(
+    model: LoadedModel, task: Task, sites: Sequence[Site], selection: np.ndarray | None = None, seed: int = 0
+) -> Trial:
+    """A task halved as the study halves it, with what is known of the untouched model at the final token."""
+    if selection is None:
+        selection = split_half(np.array([e.label for e in task.examples]), np.array([e.group for e in task.examples]), seed)
+    encoded = encode(model, [e.text for e in task.examples])
+    wanted = dict.fromkeys([*sites, Site("resid", model.n_layers - 1)])
+    final = {site: activations(model, encoded, [site])[:, 0] for site in wanted}
+    return prepare_trial(model, task, encoded, final, selection)
+
+
+def ablate(
+    model: LoadedModel,
+    task: Task,
+    ranking: Sequence[Neuron],
+    *,
+    ks: Sequence[int],
+    mode: str = "mean",
+    n_random: int = 100,
+    text: Sequence[str] | None = None,
+    selection: np.ndarray | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """The dose curve of a circuit that is known."""
+    trial = trial_of(model, task, [neuron.site for neuron in ranking], selection, seed)
+    found = NeuronAblation(model, trial, ranking, ks=ks, mode=mode, n_random=n_random, seed=seed)  # type: ignore[arg-type]
+    replicas = trial.replicas()
+    (scores,) = run_together(replicas, [found.sets], trial.readout)
+    if text is not None:
+        running = RunningText(model, text, tokens=256)
+        (scores[LOSS],) = running.losses([found.on_text(running)])
+    frame = found.table(scores)
+    frame.attrs.update(one_token=replicas.one_token, late_start=replicas.late_start)
+    return frame
+
+
 @pytest.fixture(scope="module")
 def study(model: LoadedModel, task: Task) -> pd.DataFrame:
-    return ablation_study(model, task, RANKING, ks=(1, 3, 5), wikitext=["w1 w2 w30 w7 w9"] * 40, text_tokens=256)
+    return ablate(model, task, RANKING, ks=(1, 3, 5), text=["w1 w2 w30 w7 w9"] * 40)
 
 
 def test_ablating_the_planted_neuron_kills_the_answer_and_matched_sets_do_not(study: pd.DataFrame) -> None:
@@ -66,14 +108,14 @@ def test_ablating_the_planted_neuron_kills_the_answer_and_matched_sets_do_not(st
 
 
 def test_neurons_that_carry_nothing_are_no_worse_than_random(model: LoadedModel, task: Task) -> None:
-    frame = ablation_study(model, task, OTHERS, ks=(1, 4), n_random=50)
+    frame = ablate(model, task, OTHERS, ks=(1, 4), n_random=50)
     others = frame[frame.target != "probe_accuracy"]
     assert (others.p > 0.05).all()
     assert others.effect.abs().max() < 0.3
 
 
 def test_patching_the_other_class_turns_the_answer_round(model: LoadedModel, task: Task, study: pd.DataFrame) -> None:
-    frame = ablation_study(model, task, RANKING, ks=(1,), n_random=20, mode="patch")
+    frame = ablate(model, task, RANKING, ks=(1,), n_random=20, mode="patch")
     accuracy = row(frame, "answer_accuracy", 1)
     assert accuracy.baseline + accuracy.effect <= 0.05
     assert row(frame, "answer_logodds", 1).effect < 1.5 * row(study, "answer_logodds", 1).effect
@@ -83,7 +125,7 @@ def test_patching_the_other_class_turns_the_answer_round(model: LoadedModel, tas
 def test_the_study_agrees_with_a_loop_of_interventions(model: LoadedModel, task: Task, mode: str) -> None:
     """Brute force: each text alone, one hook, no cache; values taken from the definition of each mode."""
     selection = np.arange(len(task)) < 60
-    frame = ablation_study(model, task, RANKING, ks=(3,), n_random=2, mode=mode, selection=selection)  # type: ignore[arg-type]
+    frame = ablate(model, task, RANKING, ks=(3,), n_random=2, mode=mode, selection=selection)
     circuit = RANKING[:3]
     words = [model.tokenizer(e.text)["input_ids"] for e in task.examples]
     found: dict[Neuron, list[float]] = {n: [] for n in circuit}
@@ -115,35 +157,19 @@ def test_the_study_agrees_with_a_loop_of_interventions(model: LoadedModel, task:
         assert odds.effect < -1
 
 
-def test_given_means_are_used(model: LoadedModel, task: Task) -> None:
-    """A mean far on the side of "yes" makes half of the answers wrong and the other half surer."""
-    means = {CARRIER: np.full(model.d_model, 50.0)}
-    frame = ablation_study(model, task, RANKING, ks=(1,), n_random=2, means=means)
-    accuracy = row(frame, "answer_accuracy", 1)
-    assert accuracy.baseline + accuracy.effect == 0.5
-
-
 def test_progress_ends_at_its_total(model: LoadedModel, task: Task) -> None:
     calls: list[tuple[int, int]] = []
-    text = ["w1 w2 w30 w7 w9"] * 40
-    ablation_study(
-        model,
-        task,
-        RANKING,
-        ks=(1,),
-        n_random=2,
-        wikitext=text,
-        text_tokens=64,
-        progress=lambda d, t: calls.append((d, t)),
-    )
+    trial = trial_of(model, task, [CARRIER])
+    found = NeuronAblation(model, trial, RANKING[:1], ks=(1,), mode="mean", n_random=2)
+    run_together(trial.replicas(), [found.sets], trial.readout, lambda done, total: calls.append((done, total)))
     assert len({total for _, total in calls}) == 1
     assert [done for done, _ in calls] == sorted({done for done, _ in calls})
     assert calls[-1][0] == calls[-1][1]
 
 
 def test_the_same_seed_gives_the_same_study(model: LoadedModel, task: Task) -> None:
-    first = ablation_study(model, task, RANKING, ks=(2,), n_random=3, mode="resample", seed=1)
-    again = ablation_study(model, task, RANKING, ks=(2,), n_random=3, mode="resample", seed=1)
+    first = ablate(model, task, RANKING, ks=(2,), n_random=3, mode="resample", seed=1)
+    again = ablate(model, task, RANKING, ks=(2,), n_random=3, mode="resample", seed=1)
     pd.testing.assert_frame_equal(first, again)
 
 
@@ -190,7 +216,7 @@ def test_collections_run_together_give_what_each_gives_alone(model: LoadedModel,
     )
     second = NeuronSets(model, [[], neurons], {s: torch.zeros(len(ids), model.width(s)) for s in sites})
     stream = rng.normal(size=(40, model.d_model))
-    erasers = Erasures([None, *((Site("resid", layer), leace(stream, np.arange(40) % 2)) for layer in (0, 2))], 3)
+    erasers = Erasures([None, *((Site("resid", layer), Whitening(stream).eraser(np.arange(40) % 2)) for layer in (0, 2))], 3)
 
     def readout(reading: replicas.Reading) -> dict[str, torch.Tensor]:
         return {"hidden": reading.hidden[..., 0]}
@@ -223,7 +249,7 @@ def test_a_cache_that_does_not_hold_what_it_should_is_not_used(
 def test_an_encoder_is_judged_by_its_probe_alone(task: Task) -> None:
     model = tiny_model("bert", head=True)
     ranking = [Neuron(Site("resid", 1), 0), Neuron(Site("mlp_act", 2), 5)]
-    frame = ablation_study(model, task, ranking, ks=(1, 2), n_random=10, wikitext=["w1 w2"] * 30)
+    frame = ablate(model, task, ranking, ks=(1, 2), n_random=10)
     assert set(frame.target) == {"probe_accuracy"}
     assert not frame.attrs["one_token"]
 
@@ -260,7 +286,10 @@ def test_the_first_token_of_plain_text_is_spared(model: LoadedModel) -> None:
 
 
 def test_erasing_the_class_at_a_layer_kills_probe_and_answer(model: LoadedModel, task: Task) -> None:
-    frame = erasure_study(model, task, layers=(0, 1), n_random=20)
+    trial = trial_of(model, task, [Site("resid", 0), Site("resid", 1)])
+    erasure = ClassErasure(model, trial, (0, 1), n_random=20)
+    (scores,) = run_together(trial.replicas(), [erasure.sets], trial.readout)
+    frame = erasure.table(scores)
     assert list(frame.columns[:5]) == ["task", "layer", "target", "off_task", "baseline"]
     assert set(frame.layer) == {0, 1}
     accuracy = frame[frame.target == "answer_accuracy"]
@@ -269,8 +298,6 @@ def test_erasing_the_class_at_a_layer_kills_probe_and_answer(model: LoadedModel,
     assert (accuracy.p == 1 / 21).all()
     assert (accuracy.random_low > -0.25).all()
     assert (frame[frame.target == "probe_accuracy"].p == 1 / 21).all()
-    with pytest.raises(InputError, match="not a layer"):
-        erasure_study(model, task, layers=(4,))
 
 
 def test_answers_are_told_apart_by_their_first_token(model: LoadedModel, task: Task) -> None:
@@ -283,30 +310,20 @@ def test_answers_are_told_apart_by_their_first_token(model: LoadedModel, task: T
         answer_tokens(model, replace(task, answers=(" yes",)))
 
 
-def relabelled(task: Task, labels: Sequence[int]) -> Task:
-    return replace(task, examples=tuple(replace(e, label=y) for e, y in zip(task.examples, labels, strict=True)))
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"ks": (1, 6)}, "K=6 is larger"),
-        ({"ks": ()}, "at least 1"),
-        ({"mode": "erase"}, "mode='erase'"),
-        ({"n_random": 0}, "n_random"),
-        ({"positions": "prompt"}, "positions"),
         ({"selection": np.ones(120, dtype=bool)}, "the other texts of planted have no"),
         ({"selection": np.arange(120) < 61}, "on both sides"),
         ({"selection": np.arange(120)}, "one bool per text"),
-        ({"ranking": [Neuron(Site("resid", 8), 0)], "ks": (1,)}, "resid:8"),
-        ({"norms": {}}, "norms"),
-        ({"wikitext": ["w1"]}, "too few"),
+        ({"ranking": [Neuron(Site("resid", 8), 0)]}, "resid:8"),
+        ({"text": ["w1"]}, "too few"),
     ],
 )
 def test_mistakes_are_named(model: LoadedModel, task: Task, change: dict[str, object], message: str) -> None:
     options: dict[str, object] = {"ranking": RANKING, "ks": (1,), "n_random": 2, **change}
     with pytest.raises(InputError, match=message):
-        ablation_study(model, task, **options)  # type: ignore[arg-type]
+        ablate(model, task, **options)  # type: ignore[arg-type]
 
 
 def test_a_task_of_three_classes(model: LoadedModel) -> None:
@@ -314,6 +331,17 @@ def test_a_task_of_three_classes(model: LoadedModel) -> None:
     rows = [(f"w{rng.integers(40)} w{rng.integers(13) + 13 * c}", c, str(i)) for i in range(30) for c in range(3)]
     task = Task("three", tuple(Example(t, c, g) for t, c, g in rows), ("a", "b", "c"), source="made here")
     for mode in ("patch", "mean"):
-        frame = ablation_study(model, task, OTHERS, ks=(2,), n_random=3, mode=mode)  # type: ignore[arg-type]
+        frame = ablate(model, task, OTHERS, ks=(2,), n_random=3, mode=mode)
         assert list(frame.target) == ["probe_accuracy"]
         assert 0.5 < frame.baseline.iloc[0] <= 1
+
+
+def test_any_site_can_be_ablated(model: LoadedModel, task: Task) -> None:
+    """Erasure reads the residual stream after every layer, whatever the circuit's sites are."""
+    few = {"n_permutations": 19, "n_label_permutations": 0, "n_random": 20, "n_folds": 2, "twin": False}
+    settings = CircuitSettings(
+        site="mlp_act", k=3, ks=(1, 3), ablate="mean", ablate_ks=(1,), ablate_random=19, ablate_text_tokens=64, **few
+    )  # type: ignore[arg-type]
+    tables = circuits(model, [task], settings).tables
+    assert set(tables["erasure"]["layer"]) == set(range(model.n_layers))
+    assert set(tables["ablation"]["k"]) == {1}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from moescope.errors import InputError
-from moescope.intervene.leace import leace
+from moescope.intervene.leace import Whitening
 from moescope.intervene.matched import matched_sets, norm_ratio
 from moescope.studies.circuits.causal import summary
 from moescope.studies.circuits.causal_targets import Probe
@@ -63,7 +63,7 @@ def blobs(rows: int, width: int, classes: int, seed: int) -> tuple[np.ndarray, n
 def test_a_probe_works_before_erasure_and_fails_after(classes: int, shrinkage: float | str) -> None:
     x, y = blobs(2000, 24, classes, seed=1)
     other, other_y = blobs(2000, 24, classes, seed=2)
-    eraser = leace(x, y, shrinkage=shrinkage)  # type: ignore[arg-type]
+    eraser = Whitening(x, shrinkage=shrinkage).eraser(y)  # type: ignore[arg-type]
 
     def accuracy(train: np.ndarray, test: np.ndarray) -> float:
         return float((Probe.fit(train, y).predict(torch.from_numpy(test)).numpy() == other_y).mean())
@@ -88,7 +88,7 @@ def test_erasure_changes_least() -> None:
         return float(np.square(erased - x).sum(1).mean())
 
     orthogonal = x - np.outer(centred @ unit, unit)
-    best = change(leace(x, y, shrinkage=0.0)(x))
+    best = change(Whitening(x, shrinkage=0.0).eraser(y)(x))
     assert best < 0.95 * change(orthogonal)
     # any other oblique projection along the gap, x - gap (v.x) / (v.gap), erases as well and changes more
     rng = np.random.default_rng(0)
@@ -100,4 +100,4 @@ def test_erasure_changes_least() -> None:
     white = centred @ (vectors / np.sqrt(values)) @ vectors.T
     gap = white[y == 1].mean(0) - white[y == 0].mean(0)
     unit = gap / np.linalg.norm(gap)
-    assert np.allclose(leace(white, y, shrinkage=0.0)(white), white - np.outer(white @ unit, unit), atol=1e-8)
+    assert np.allclose(Whitening(white, shrinkage=0.0).eraser(y)(white), white - np.outer(white @ unit, unit), atol=1e-8)

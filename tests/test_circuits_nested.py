@@ -93,9 +93,9 @@ def test_it_is_a_plain_scikit_learn_pipeline(n_classes, sigma, classifier, selec
         for i, k in enumerate(ks):
             model = LinearDiscriminantAnalysis(solver="lsqr") if classifier == "lda" else logistic
             model.fit(x[~held][:, best[:k]], y[~held])
-            np.testing.assert_array_equal(result.predictions[i, held], model.predict(x[held][:, best[:k]]))
+            np.testing.assert_array_equal(result.scores[i, held].argmax(1), model.predict(x[held][:, best[:k]]))
             np.testing.assert_allclose(result.scores[i, held], model.predict_proba(x[held][:, best[:k]]), atol=1e-5)
-    np.testing.assert_array_equal(result.accuracy, (result.predictions == y).mean(1))
+    np.testing.assert_array_equal(result.accuracy, (result.scores.argmax(2) == y).mean(1))
 
 
 def test_sums_that_are_known_and_features_that_may_be_chosen() -> None:
@@ -132,7 +132,7 @@ def test_fixed_features_are_cross_validated_as_they_are() -> None:
     for fold in range(5):
         held = folds == fold
         model = LinearDiscriminantAnalysis(solver="lsqr").fit(x[~held][:, chosen], y[~held])
-        np.testing.assert_array_equal(result.predictions[1, held], model.predict(x[held][:, chosen]))
+        np.testing.assert_array_equal(result.scores[1, held].argmax(1), model.predict(x[held][:, chosen]))
     assert result.selection == "fixed"
     np.testing.assert_array_equal(fit_classifier(x[:, chosen], y).predict(x[:, chosen]).shape, (160,))
 

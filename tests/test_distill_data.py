@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
+from benchmarks.dictionary import DictionarySettings, DictionaryTeacher, dictionary_pairs
 from moescope.capture import ActivationStore, capture, encode
 from moescope.errors import InputError
 from moescope.studies.distill.baselines import baseline_fvu
@@ -25,7 +26,6 @@ from moescope.studies.distill.data import (
 from moescope.studies.distill.evaluate import fvu
 from moescope.studies.distill.layer_data import model_pairs, pieces, store_pairs
 from moescope.studies.distill.settings import DistillSettings
-from moescope.studies.distill.synthetic import DictionarySettings, DictionaryTeacher, dictionary_pairs
 from moescope.studies.distill.teacher import Teacher
 from moescope.study.run import Run
 from tests.architectures import tiny_model

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from benchmarks.dictionary import DictionarySettings, DictionaryTeacher, dictionary_pairs
 from moescope import load as load_result
 from moescope.errors import InputError
 from moescope.studies.distill.claims import distill_claims
@@ -24,7 +25,6 @@ from moescope.studies.distill.spec import StudentSpec
 from moescope.studies.distill.splice import splice_table, spliced
 from moescope.studies.distill.students import LayerShape, Student
 from moescope.studies.distill.study import distill
-from moescope.studies.distill.synthetic import DictionarySettings, DictionaryTeacher, dictionary_pairs
 from moescope.studies.distill.teacher import Teacher
 from moescope.studies.distill.training import Job, TrainSettings, train
 from moescope.study.names import slug
@@ -41,6 +41,11 @@ def study():
         layer=1, router=("low-rank", "product-key"), transcoders=True, control=("gaussian", "twin"), **SMALL
     )
     return distill(model, TEXTS, settings)
+
+
+def test_students_that_all_diverge_are_refused() -> None:
+    with pytest.raises(InputError, match="lr: every student diverged"):
+        distill(tiny_model("llama", head=True), TEXTS, DistillSettings(layer=1, **(SMALL | {"lr": (1e30,)})))
 
 
 def test_result_has_every_student_on_every_source(study) -> None:

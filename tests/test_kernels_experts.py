@@ -40,9 +40,8 @@ def by_kernel(p: dict[str, Tensor]) -> Tensor:
 
 
 def by_reference(p: dict[str, Tensor]) -> Tensor:
-    return reference.single_neuron_experts(
-        p["x"], p["w_in"], p["w_out"], p["index"], p["gate"], bias=p["bias"], activation=torch.nn.functional.gelu
-    )
+    hidden = reference.gathered_dot(p["x"], p["w_in"], p["index"]) + p["bias"][p["index"]]
+    return reference.gathered_sum(p["gate"] * torch.nn.functional.gelu(hidden), p["w_out"], p["index"])
 
 
 def test_reference_is_the_definition() -> None:

@@ -32,7 +32,7 @@ def test_single_neuron_experts_forward_and_backward(tokens, k, m, d, dtype, tole
     )
     index = torch.stack([torch.randperm(m, generator=draw)[:k] for _ in range(tokens)])
     truth_in = [t.clone().requires_grad_() for t in (x, w_in, w_out, gate)]
-    truth = reference.single_neuron_experts(*truth_in[:3], index, truth_in[3])
+    truth = _layer(*truth_in, index, reference.gathered_dot, reference.gathered_sum)
     truth.backward(up)
     ours_in = [t.to(DEVICE, dtype).requires_grad_() for t in (x, w_in, w_out, gate)]
     ours = _layer(*ours_in, Routed(index.to(DEVICE), m), triton_routed.GatheredDot.apply, triton_routed.GatheredSum.apply)

@@ -11,11 +11,11 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 
-from moescope.report.format import VERDICTS, headline
+from moescope.report.format import STYLES, headline, verdict_style
 from moescope.report.html import ROWS_SHOWN
 from moescope.report.registry import Image, available
 from moescope.study.result import StudyResult
-from moescope.types import Circuit, Claim, Neuron, Site
+from moescope.types import Circuit, Claim, Control, Neuron, Published, Site
 from tests.synthetic_result import synthetic_result
 
 EVIL = "<script>alert('x')</script> & \"q\" <img src=x onerror=y> {{ 7 * 7 }}"
@@ -98,33 +98,33 @@ def test_verdicts_come_first(page: Page, text: str) -> None:
     heads = [t for a, t in page.find("h2")]
     assert heads == ["Verdicts", "Figures", "Circuits", "Tables", "Provenance"]
     assert headline(result.claims) in text[: text.index("<h2")].replace("\n", " ")
-    last_claim = max(text.index(f">{c.name}<") for c in result.claims)
+    last_claim = max(text.index(f">{c.statement}<") for c in result.claims)
     assert last_claim < text.index("<img") < text.index("<details")
 
 
 def test_each_claim_has_its_row(page: Page) -> None:
     result = RESULT
     heads, cells = page.find("th", scope="rowgroup"), page.find("td")
-    assert [t for _, t in heads] == [c.name for c in result.claims]
+    assert [t for _, t in heads] == [c.statement for c in result.claims]
     badges = [t for a, t in page.find("span", class_="badge")]
     assert [b.split(" ", 1)[1] for b in badges] == [c.verdict for c in result.claims]
     measured = [t for a, t in cells if a.get("data-label") == "measured"]
     assert measured[3] == "layers 2–4"
     assert [t for a, t in cells if a.get("data-label") == "published"][:3] == ["0.967", "0", "1.7 ± 0.1"]
-    assert [t for a, t in cells if a.get("data-label") == "p"][:3] == ["0.001", "0.94", "–"]
-    assert [t for a, t in cells if a.get("data-label") == "null"][2] == "1.500"
+    assert [t for a, t in cells if a.get("data-label") == "p (Holm)"][:3] == ["0.001 (0.004)", "0.94", "–"]
+    assert [t for a, t in cells if a.get("data-label") == "control"][2] == "1.500"
     assert [t for a, t in cells if a.get("data-label") == "95 %"][4] == "0.690 to 0.730"
     notes = [t for a, t in cells if a.get("colspan") == "6"]
-    assert all(c.note in n for c, n in zip(result.claims, notes, strict=True))
+    assert all(c.words in n for c, n in zip(result.claims, notes, strict=True))
 
 
 def test_verdicts_are_told_without_colour(page: Page) -> None:
     marks = {t[0] for _, t in page.find("span", class_="badge")}
-    assert len(marks) == len({c.verdict for c in RESULT.claims})
+    assert len(marks) == len({verdict_style(c).mark for c in RESULT.claims})
 
 
 def _evil() -> StudyResult:
-    claims = (Claim(EVIL, EVIL, EVIL, None, EVIL, None, "measured", EVIL),)
+    claims = (Claim(EVIL, EVIL, EVIL, Published(EVIL, EVIL), control=Control(EVIL, EVIL), family=EVIL, words=EVIL),)
     circuits = {EVIL: Circuit(EVIL, (Neuron(Site("resid", 0), 1),), (1.0,), EVIL)}
     tables = {
         "odd": pd.DataFrame({EVIL: [EVIL], "list": [[EVIL]]}),
@@ -180,7 +180,7 @@ def test_text_has_contrast_in_light_and_dark(text: str) -> None:
     assert len(themes) == 2
     for theme in themes:
         colors = dict(re.findall(r"--([a-z]+): (#[0-9a-f]{3,6})", theme))
-        assert {v.css for v in VERDICTS.values()} <= colors.keys()
+        assert {v.css for v in STYLES.values()} <= colors.keys()
         for name in colors.keys() - {"page", "card", "line"}:
             for ground in ("page", "card"):
                 assert _contrast(colors[name], colors[ground]) >= 4.5, f"{name} on {ground}"

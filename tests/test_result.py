@@ -17,7 +17,7 @@ from moescope.files.folder import umask
 from moescope.report import registry as figures
 from moescope.study import store
 from moescope.study.result import StudyResult
-from moescope.types import Circuit, Claim, Neuron, Site
+from moescope.types import Circuit, Claim, Control, Neuron, Published, Site
 from tests.synthetic_result import synthetic_result
 
 NOISE = "files that are not of the result"
@@ -26,9 +26,23 @@ NOISE = "files that are not of the result"
 def _small() -> StudyResult:
     """Every kind of value that a result may hold."""
     claims = (
-        Claim("all", 0.5, "1.7 ± 0.1", (0.4, float("nan")), 0.5, 0.01, "identity", "why", {"kuncheva": np.float32(0.25)}),
+        Claim(
+            "all",
+            0.5,
+            id="H2",
+            published=Published("1.7 ± 0.1", "Table 1", 0.1),
+            interval=(0.4, float("nan")),
+            control=Control("chance", float("nan")),
+            p=0.01,
+            p_adjusted=0.02,
+            family="f",
+            outcome="holds",
+            explanation="trivial cue",
+            words="why",
+            details={"kuncheva": np.float32(0.25)},
+        ),
         Claim("nothing", float("nan")),
-        Claim("text", "layers 2–4", 0, None, "none", None, "not reproduced"),
+        Claim("text", "layers 2–4", published=Published(0, "§1"), control=Control("none", "none"), outcome="contradicted"),
     )
     circuits = {"a": Circuit("a", (Neuron(Site("mlp_act", 3), 17), Neuron(Site("resid", 0), 2)), (1.5, float("nan")), "total")}
     tables = {
@@ -106,7 +120,7 @@ def test_table_names_that_are_no_file_names_are_refused(name: str) -> None:
 def test_an_unknown_table_is_refused_with_the_known_ones() -> None:
     with pytest.raises(InputError, match="no table 'nothing'; it has: claims, mixed, empty"):
         _small().to_frame("nothing")
-    assert list(_small().to_frame()["name"]) == ["all", "nothing", "text"]
+    assert list(_small().to_frame()["statement"]) == ["all", "nothing", "text"]
 
 
 def _flip(path: Path) -> None:
@@ -137,7 +151,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no version": (_edit(lambda m: m.pop("schema_version")), "schema version None"),
     "tables are a list": (_edit(lambda m: m.update(tables=[])), "'tables' is not a mapping"),
     "a path for a table": (_edit(lambda m: m["tables"].update({"../x": m["tables"]["mixed"]})), r"table '\.\./x'"),
-    "claims lack a name": (_edit(lambda m: m["claims"][0].pop("name")), "is damaged .KeyError: 'name'"),
+    "claims lack a statement": (_edit(lambda m: m["claims"][0].pop("statement")), "is damaged .KeyError: 'statement'"),
+    "an unknown outcome": (
+        _edit(lambda m: m["claims"][0].update(outcome="totally made up")),
+        "no verdict: outcome 'totally made up'",
+    ),
     "claims are text": (_edit(lambda m: m.update(claims=["x"])), "is damaged"),
     "an unknown site": (_edit(lambda m: m["circuits"]["a"]["neurons"][0].update(site="soul")), "unknown site 'soul'"),
     "no kind": (_edit(lambda m: m.pop("kind")), "is damaged"),

@@ -15,7 +15,6 @@ from moescope.errors import InputError
 from moescope.models import LoadedModel, from_model
 from moescope.models.experts import Dispatch, describe_gating, routed_output
 from moescope.routing import RoutingTrace, TracedSequence, recording, trace_prompts
-from moescope.routing.capture import trace_encoded
 from moescope.routing.tiny import VOCABULARY, tiny_moe
 from tests.architectures import build, tiny_model
 
@@ -34,7 +33,7 @@ def run(model: LoadedModel, ids: Tensor = IDS, **options: Any) -> tuple[dict[int
 
 
 def trace(model: LoadedModel, rows: list[list[int]], **options: Any) -> RoutingTrace:
-    return trace_encoded(model, Encoded.from_ids(rows), [TracedSequence(str(n)) for n in range(len(rows))], **options)
+    return trace_prompts(model, [TracedSequence(str(n)) for n in range(len(rows))], encoded=Encoded.from_ids(rows), **options)
 
 
 def sets(ids: Tensor) -> list[frozenset[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,6 +146,13 @@ def test_a_monitor_has_not_seen_the_prompts_that_it_judges() -> None:
 def test_margin() -> None:
     scores = np.log(np.array([[0.7, 0.2, 0.1], [0.2, 0.5, 0.3]]))
     assert np.allclose(margin(scores, np.array([0, 2])), [np.log(0.7 / 0.2), np.log(0.3 / 0.5)])
+
+
+def test_nothing_to_try_is_refused() -> None:
+    nothing: dict[str, Any] = {"perturbations": (), "precision": False, "batches": False}
+    assert RobustnessSettings(**nothing).attacked  # a search alone is something
+    with pytest.raises(InputError, match="perturbations: nothing to try"):
+        RobustnessSettings(**nothing, attacked=0)
 
 
 def test_bad_search_settings_are_refused() -> None:

@@ -15,7 +15,6 @@ import moescope.routing.store as store_module
 from moescope.errors import InputError
 from moescope.models import LoadedModel
 from moescope.routing import RoutingTrace, TracedSequence, trace_prompts
-from moescope.routing.counters import RoutingCounts, count_prompts
 from moescope.routing.export import export_parquet
 from moescope.routing.store import TraceStore, load_trace, save_trace, trace_to_store
 from moescope.routing.trace import id_dtype
@@ -214,33 +213,6 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, model: LoadedModel, m
     assert same(load_trace(folder), trace_prompts(model, prompts(), max_new_tokens=2))
     with pytest.raises(InputError, match="there already"):
         trace_to_store(model, prompts(), folder, **options)
-
-
-def test_counters_alone(tmp_path: Path, model: LoadedModel) -> None:
-    trace = trace_prompts(model, prompts(), max_new_tokens=3)
-    counted = count_prompts(model, prompts(), max_new_tokens=3, chunk=3, part="generated")
-    np.testing.assert_array_equal(counted.counts, trace.counts(part="generated"))
-    np.testing.assert_allclose(counted.mass, trace.counts(weighted=True, part="generated"), rtol=1e-3)
-    assert counted.tokens.tolist() == [2] * 7
-    counted.save(tmp_path / "c.safetensors")
-    back = RoutingCounts.load(tmp_path / "c.safetensors")
-    np.testing.assert_array_equal(back.counts, counted.counts)
-    assert (back.layers, back.sequences, back.meta["model"]) == (counted.layers, counted.sequences, "tiny-olmoe")
-    with pytest.raises(InputError, match="same id"):
-        count_prompts(model, [prompts()[0]] * 2)
-
-
-def test_merging_counts_is_associative() -> None:
-    a, b, c = (RoutingCounts.of(make(n, seed=n)) for n in (3, 5, 4))
-    left, right = a.merge(b).merge(c), a.merge(b.merge(c))
-    assert left.sequences == right.sequences
-    for name in ("counts", "tokens"):
-        np.testing.assert_array_equal(getattr(left, name), getattr(right, name))
-    np.testing.assert_allclose(left.mass, right.mass)
-    assert left.counts.sum() == a.counts.sum() + b.counts.sum() + c.counts.sum()
-    assert len(left.sequences) == 5
-    with pytest.raises(InputError, match="different models"):
-        a.merge(RoutingCounts.of(make(layers=(0, 1, 2))))
 
 
 def test_parquet_holds_every_choice(tmp_path: Path) -> None:

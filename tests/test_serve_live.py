@@ -14,7 +14,6 @@ import sys
 import threading
 import urllib.request
 from html.parser import HTMLParser
-from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +24,7 @@ import pytest
 from moescope.capture.encode import Encoded, encode
 from moescope.cli import main
 from moescope.errors import InputError
+from moescope.report.format import page_source
 from moescope.routing.capture import trace_prompts
 from moescope.server import Limits, Served, gather
 from moescope.server.app import Service, StreamBody, create_app
@@ -258,7 +258,7 @@ class _Ids(HTMLParser):
 
 
 def test_the_page_loads_nothing_and_names_what_is_there() -> None:
-    page = files("moescope.server").joinpath("page.html").read_text(encoding="utf-8")
+    page = page_source("moescope.server")
     parser = _Ids()
     parser.feed(page)
     assert all(a.startswith("#") or a == "data:," for a in parser.addresses)

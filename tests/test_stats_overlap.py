@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moescope.errors import InputError
-from moescope.stats import disjoint_probability, expected_overlap, jaccard, kuncheva, nogueira, overlap_p
+from moescope.stats import disjoint_probability, expected_overlap, kuncheva, nogueira, overlap_p
 
 
 def test_two_random_tens_of_131072_are_disjoint() -> None:
@@ -37,8 +37,7 @@ def test_chance_corrected_indices_are_zero_at_chance_and_one_for_equal_sets() ->
     rng = np.random.default_rng(0)
     pairs = [masks(rng, 2, 20, 100) for _ in range(600)]
     values = [kuncheva(np.flatnonzero(a), np.flatnonzero(b), 100) for a, b in pairs]
-    assert np.mean(values) == pytest.approx(0, abs=0.02)  # Jaccard's mean is 0.11 here
-    assert np.mean([jaccard(np.flatnonzero(a), np.flatnonzero(b)) for a, b in pairs]) > 0.1
+    assert np.mean(values) == pytest.approx(0, abs=0.02)
     assert nogueira(masks(rng, 60, 20, 100)) == pytest.approx(0, abs=0.02)
     assert kuncheva([1, 2], [2, 1], 50) == pytest.approx(1)
     assert nogueira(np.tile(masks(rng, 1, 7, 30), (4, 1))) == pytest.approx(1)

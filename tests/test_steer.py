@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from moescope.errors import InputError
-from moescope.intervene import intervene, intervene_many, resumed
+from moescope.intervene import editing, intervene, resumed
+from moescope.intervene.neuron_sets import NeuronSets
 from moescope.models import LoadedModel
 from moescope.types import Neuron, Site
 from tests.architectures import tiny_model
@@ -143,7 +144,8 @@ def test_many_sets_at_once_equal_one_by_one(model: LoadedModel) -> None:
     rng = np.random.default_rng(5)
     sites = {n.site for members in sets for n in members}
     replacement = {site: torch.from_numpy(rng.normal(size=model.width(site))).float() for site in sites}
-    with intervene_many(model, sets, replacement, positions="final"):
+    edits = NeuronSets(model, sets, replacement).edits(np.arange(len(sets)), np.arange(3))
+    with editing(model, edits, positions="final"):
         together = logits(model, ids.repeat_interleave(len(sets), 0)).view(3, len(sets), 6, -1)
     clean = logits(model, ids)
     for place, members in enumerate(sets):
@@ -291,7 +293,8 @@ def test_mistakes_are_named(llama: LoadedModel, neurons: list[Neuron], mode: str
 
 def test_a_batch_that_does_not_fit_the_sets_is_refused(llama: LoadedModel) -> None:
     neuron = Neuron(Site("resid", 0), 0)
-    with pytest.raises(InputError, match="no multiple"), intervene_many(llama, [[neuron], []]):
+    sets = NeuronSets(llama, [[neuron], []], {neuron.site: torch.zeros(llama.d_model)})
+    with pytest.raises(InputError, match="no multiple"), editing(llama, sets.edits(np.arange(2), np.arange(3))):
         logits(llama, ids_of(3, 4))
     with pytest.raises(InputError, match="positions"), intervene(llama, [neuron], "zero", positions="last"):  # type: ignore[arg-type]
         pass

@@ -61,12 +61,13 @@ class Text:
 
 
 def ended(run: Run, text: str = "one") -> StudyResult:
-    context = Context("example", Settings(), run)
+    context = Context("route", Settings(), run)
     context.rows(halves("all", GROUPS, GROUPS == "a"))
     context.control("shuffled", differs=True, evidence="5 of 6 labels moved")
     context.note("Mind the gap.")
     artifacts = {"exit/a": Text(text), "exit/b": Text(text * 2)}
-    return context.result(title="An example", claims=[], tables={"t": pd.DataFrame({"x": [1]})}, artifacts=artifacts)
+    tables = {"speed": pd.DataFrame({"what": ["x"], "microseconds": [1.0]})}
+    return context.result(title="An example", claims=[], tables=tables, artifacts=artifacts)
 
 
 def test_a_control_that_is_what_it_controls_is_a_fault() -> None:

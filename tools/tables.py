@@ -28,17 +28,9 @@ def page() -> str:
         for number, table in enumerate(schema(folder.name).values()):
             if number == 0:
                 lines += ["", f"## {folder.name}"]
-            lines += [
-                "",
-                f"### {folder.name}: {table.name}",
-                "",
-                table.about,
-                "",
-                "| column | kind | unit | meaning |",
-                "|---|---|---|---|",
-            ]
+            lines += ["", f"### {folder.name}: {table.name}", "", table.about, "", *HEAD]
             for name, column in table.columns.items():
-                shown = f"`{name}`" + (" (may be absent)" if column.optional else "")
+                shown = f"`{name}`" + " (may be absent)" * (column.optional and "*" not in name)
                 lines.append(f"| {shown} | {column.kind} | {column.unit} | {column.meaning.replace('|', chr(92) + '|')} |")
     return "\n".join(lines) + "\n"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 SiteKind = Literal["embed", "resid", "attn_out", "mlp_in", "mlp_act", "mlp_out", "router"]
 SITE_KINDS: tuple[SiteKind, ...] = ("embed", "resid", "attn_out", "mlp_in", "mlp_act", "mlp_out", "router")
@@ -129,6 +129,10 @@ class Claim:
     explanation: Explanation | None = None
     words: str = ""
     details: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.outcome not in get_args(Outcome) or self.explanation not in (None, *get_args(Explanation)):
+            raise ValueError(f"no verdict: outcome {self.outcome!r}, explanation {self.explanation!r}")
 
     @property
     def verdict(self) -> str:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import os
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,7 +12,6 @@ from moescope.capture.encode import Batch, Encoded, PaddingSide, SpecialTokens, 
 from moescope.capture.position import Position, check_position, token_index, weights
 from moescope.capture.session import Reduce, capture
 from moescope.errors import InputError
-from moescope.files.atomic import cannot_write, reserve
 from moescope.types import Site
 
 if TYPE_CHECKING:
@@ -36,9 +32,6 @@ def activations(
     max_tokens: int | None = None,
     special_tokens: SpecialTokens = "default",
     padding_side: PaddingSide = "right",
-    dtype: str = "float32",
-    out: str | Path | None = None,
-    memory_budget: int = 8 << 30,
     progress: Progress | None = None,
 ) -> np.ndarray:
     """The vector of each text at each site: float32 (N, S, D), rows in the order of ``texts``.
@@ -46,94 +39,58 @@ def activations(
     Args:
         sites: sites of one width D.
         position, skip_special: see :data:`~moescope.capture.position.Position`. ``"all"`` is refused: use
-            :func:`~moescope.capture.moments` or :class:`~moescope.capture.ActivationStore`.
+            :func:`~moescope.capture.moments` or :class:`~moescope.capture.ActivationStore`, which also keeps on disk what is
+            too large for memory.
         batch_tokens: rows x longest row of a batch, padding counted.
-        dtype: "float32" or "float16".
-        out: write to this .npy file and return a read-only memory map of it.
-        memory_budget: bytes; a larger result needs ``out``.
 
     Raises:
-        InputError: sites of different widths, a value that is not finite, an empty text, a position that a text does
-            not have, or a result over the memory budget.
+        InputError: sites of different widths, a value that is not finite, an empty text, or a position that a text does
+            not have.
     """
     if check_position(position) == "all":
         raise InputError('position: "all" has no single vector per text; use moments() or ActivationStore')
-    if dtype not in ("float32", "float16"):
-        raise InputError(f'dtype: "{dtype}" is not one of "float32", "float16"')
     width = common_width(model, sites)
     encoded = encode(model, texts, max_tokens=max_tokens, special_tokens=special_tokens)
-    shape = (len(encoded), len(sites), width)
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    if out is None and size > memory_budget:
-        raise InputError(
-            f"the activations of {shape[0]} texts x {shape[1]} sites x {width} take {size / 2**30:.1f} GiB, more than "
-            f"the memory budget of {memory_budget / 2**30:.1f} GiB; give out=FILE.npy, fewer sites, or use moments()"
-        )
-    settings = {"batch_tokens": batch_tokens, "padding_side": padding_side, "progress": progress}
-    if out is None:
-        result = np.empty(shape, dtype)
-        _fill(result, model, encoded, sites, position, skip_special, settings)
-        return result
-    return _to_file(
-        Path(out), shape, dtype, lambda array: _fill(array, model, encoded, sites, position, skip_special, settings)
-    )
+    result = np.empty((len(encoded), len(sites), width), np.float32)
+    out = {(site, position): result[:, i] for i, site in enumerate(sites)}
+    read_into(
+        out, model, encoded, skip_special=skip_special, batch_tokens=batch_tokens, side=padding_side, progress=progress
+    )  # fmt: skip
+    return result
 
 
-def _to_file(path: Path, shape: tuple[int, ...], dtype: str, fill: Callable[[np.ndarray], None]) -> np.ndarray:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        header, {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
-    )
-    try:
-        reserve(temporary, header.tell() + int(np.prod(shape)) * np.dtype(dtype).itemsize)
-        with temporary.open("r+b") as file:
-            file.write(header.getvalue())
-        array = np.memmap(temporary, dtype, mode="r+", offset=header.tell(), shape=shape)
-        fill(array)
-        array.flush()
-        del array
-        os.replace(temporary, path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return np.load(path, mmap_mode="r")
-
-
-def _fill(
-    result: np.ndarray,
+def read_into(
+    out: Mapping[tuple[Site, Position], np.ndarray],
     model: LoadedModel,
     encoded: Encoded,
-    sites: Sequence[Site],
-    position: Position,
-    skip_special: bool | None,
-    settings: dict[str, Any],
-) -> None:
-    dtype = torch.float16 if result.dtype == np.float16 else torch.float32
-    for batch, vectors in text_vectors(model, encoded, sites, position, skip_special, **settings):
-        check_finite(vectors, batch.numbers, sites, model, dtype)
-        result[batch.rows] = vectors.numpy()
-
-
-def text_vectors(
-    model: LoadedModel,
-    encoded: Encoded,
-    sites: Sequence[Site],
-    position: Position,
-    skip_special: bool | None,
     *,
     batch_tokens: int,
-    padding_side: PaddingSide,
-    progress: Progress | None,
-) -> Iterator[tuple[Batch, torch.Tensor]]:
-    """Yield each batch with the float32 vectors (B, S, D) of its texts, on the CPU."""
+    skip_special: bool | None = None,
+    side: PaddingSide = "right",
+    progress: Progress | None = None,
+) -> None:
+    """Fill arrays (N, width), float32, each with one site's vectors at one position, in one pass over N texts.
+
+    Raises:
+        InputError: a position that a text does not have, or an activation that is not finite.
+    """
+    positions: dict[Site, list[Position]] = {}
+    for site, position in out:
+        positions.setdefault(site, []).append(position)
     done = 0
-    with capture(model, sites) as session:
-        for batch in padded_batches(model, encoded, batch_tokens, padding_side):
-            reduce = vector_reducer(batch, position, skip_special)
-            seen = session.run(batch.ids, batch.mask, reduce=reduce)
-            yield batch, torch.stack([seen[site].cpu() for site in sites], dim=1)
+    with capture(model, list(positions)) as session:
+        for batch in padded_batches(model, encoded, batch_tokens, side):
+            reducers = {position: vector_reducer(batch, position, skip_special) for _, position in out}
+
+            def reduce(
+                site: Site, tensor: torch.Tensor, reducers: dict[Position, Reduce] = reducers
+            ) -> dict[Position, torch.Tensor]:
+                return {position: reducers[position](site, tensor).cpu() for position in positions[site]}
+
+            for site, found in session.run(batch.ids, batch.mask, reduce=reduce).items():
+                for position, vectors in found.items():
+                    check_finite(vectors[:, None], batch.numbers, [site], model)
+                    out[site, position][batch.rows] = vectors.numpy()
             done += len(batch.rows)
             if progress is not None:
                 progress(done, len(encoded))

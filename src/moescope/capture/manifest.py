@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -141,22 +141,37 @@ class Manifest:
         Raises:
             InputError: it is not there, not JSON, or of another format or version.
         """
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            if data.get("format") != FORMAT:
-                raise InputError(f"{path}: not a store of format {FORMAT}; choose another folder")
-            shards = tuple(Shard(**shard) for shard in data.pop("shards"))
-            known = {f.name for f in fields(cls)}
-            if unknown := set(data) - known:
-                raise ValueError(f"unknown entry {sorted(unknown)[0]}")
-            data["sites"], data["widths"] = tuple(data["sites"]), tuple(data["widths"])
-            return cls(shards=shards, **data)
-        except InputError:
-            raise
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"{path}: damaged manifest ({error}); delete the store and collect it again") from error
+        return read_manifest(cls, path, f"not a store of format {FORMAT}; choose another folder", "collect it", shards=Shard)
+
+
+M = TypeVar("M")
+
+
+def read_manifest(kind: type[M], path: Path, refusal: str, again: str, **parts: type) -> M:
+    """The dataclass ``kind``, with a default ``format``, that was written as JSON.
+
+    Args:
+        refusal: what is said of a file of another format.
+        again: what mends a damaged store.
+        parts: of the fields that are tuples of dataclasses, which.
+
+    Raises:
+        InputError: it is not there, not JSON, or of another format or version.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data.get("format") != kind.format:  # type: ignore[attr-defined]
+            raise InputError(f"{path}: format {data.get('format')!r} is not {kind.format}: {refusal}")  # type: ignore[attr-defined]
+        if unknown := set(data) - {f.name for f in fields(kind)}:  # type: ignore[arg-type]
+            raise ValueError(f"unknown entry {sorted(unknown)[0]}")
+        data |= {name: tuple(part(**one) for one in data[name]) for name, part in parts.items()}
+        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path}: damaged manifest ({error}); delete the store and {again} again") from error
 
 
 def chain(digest: str, addition: str) -> str:

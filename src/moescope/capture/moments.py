@@ -44,7 +44,7 @@ class ClassMoments(NamedTuple):
     def variance(self, ddof: int = 0) -> np.ndarray:
         """float64 (C, S, D); NaN for a class with no more than ``ddof`` vectors."""
         n = self.n[:, None, None].astype(np.float64)
-        return np.divide(self.m2, n - ddof, out=np.full_like(self.m2, np.nan), where=n > ddof)
+        return np.asarray(np.divide(self.m2, n - ddof, out=np.full_like(self.m2, np.nan), where=n > ddof))
 
 
 @dataclass(frozen=True)

@@ -51,23 +51,3 @@ def write_atomic(path: Path, parts: Iterable[bytes]) -> int:
         with contextlib.suppress(OSError):  # gone after a successful replace; never hide the first error
             temporary.unlink()
     return size
-
-
-def reserve(path: Path, size: int) -> None:
-    """Create ``path`` with ``size`` bytes really allocated, so that a later write through a memory map cannot run out
-    of disk (which would kill the process with SIGBUS and no message).
-
-    Raises:
-        InputError: there is not that much space. The file has been removed.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)
-            else:  # macOS and Windows: the file stays sparse
-                file.truncate(size)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            path.unlink()
-        raise cannot_write(path, error) from error

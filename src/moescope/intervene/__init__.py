@@ -5,7 +5,6 @@ boost and scale experts; and what either does to the loss.
 from moescope.intervene.edits import Edit, Intervention, editing
 from moescope.intervene.experts import Expert, ExpertEdits, steer_experts
 from moescope.intervene.intervene import intervene
-from moescope.intervene.many import intervene_many, neuron_edits
 from moescope.intervene.resume import resumed
 
 __all__ = [
@@ -15,8 +14,6 @@ __all__ = [
     "Intervention",
     "editing",
     "intervene",
-    "intervene_many",
-    "neuron_edits",
     "resumed",
     "steer_experts",
 ]

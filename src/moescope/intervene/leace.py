@@ -32,7 +32,7 @@ class Eraser:
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Erase the class from rows x (N, D); float64 (N, D)."""
         centred = np.asarray(x, dtype=np.float64) - self.mean
-        return centred - (centred @ self.right.T) @ self.left.T + self.mean
+        return np.asarray(centred - (centred @ self.right.T) @ self.left.T + self.mean)
 
 
 class Whitening:
@@ -77,8 +77,3 @@ class Whitening:
         # whitened, these are correlations: what stays below 1e-9 is rounding, such as the last of C centred columns
         basis = basis[:, strength > 1e-9]
         return Eraser(self.mean, self._colour @ basis, basis.T @ self._whiten)
-
-
-def leace(x: np.ndarray, labels: np.ndarray, *, shrinkage: float | Literal["auto"] = "auto") -> Eraser:
-    """Fit LEACE on vectors ``x`` (N, D) with integer classes ``labels`` (N,); see :class:`Whitening`."""
-    return Whitening(x, shrinkage=shrinkage).eraser(labels)

@@ -1,4 +1,4 @@
-"""Many sets of neurons, each to be replaced in the running model."""
+"""Many sets of neurons, each to be replaced in the running model: each row of a batch is one example under one set."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moescope.errors import InputError
 from moescope.intervene.edits import Edit
-from moescope.intervene.many import masked_edit
 from moescope.types import Neuron, Site
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class NeuronSets:
         edits = {}
         for site, mask in masks.items():
             values = self._replacement[site]
-            edits[site] = masked_edit(
+            edits[site] = _masked_edit(
                 site, torch.from_numpy(mask), values if values.dim() == 1 else values[torch.from_numpy(examples)]
             )
         return edits
@@ -63,3 +63,29 @@ def first_change(site: Site) -> int:
     if site.kind == "resid":
         return site.layer  # the edit applies to that output
     return -1 if site.kind == "embed" else site.layer - 1
+
+
+def _masked_edit(site: Site, mask: Tensor, values: Tensor) -> Edit:
+    """Set the coordinates ``mask`` (R, D) bool to ``values`` (D,), (E, D) or (E, T, D) in a batch of E x R rows."""
+    if values.dim() not in (1, 2, 3) or values.shape[-1] != mask.shape[1]:
+        raise InputError(f"replacement for {site} has shape {tuple(values.shape)}: its last axis must be {mask.shape[1]}")
+
+    def edit(x: Tensor, chosen: Tensor) -> Tensor:
+        rows, length, width = x.shape
+        if rows % len(mask):
+            raise InputError(f"the batch has {rows} rows, no multiple of the {len(mask)} sets: repeat each example per set")
+        examples = rows // len(mask)
+        new = values.to(x)
+        if new.dim() == 1:
+            new = new[None]
+        if new.dim() == 2:
+            new = new[:, None]
+        if len(new) not in (1, examples) or new.shape[1] not in (1, length):
+            raise InputError(
+                f"replacement for {site} has shape {tuple(values.shape)} and the batch {examples} examples of {length} tokens"
+            )
+        split = x.view(examples, len(mask), length, width)
+        at = mask.to(x.device)[None, :, None] & chosen.view(examples, len(mask), length, 1)
+        return torch.where(at, new[:, None], split).view(rows, length, width)
+
+    return edit

@@ -3,7 +3,7 @@
 Three savings, of which the last two are checked against an ordinary forward pass on the longest text and left out where
 they do not agree with it:
 
-- replicas: a batch holds each example once per set of neurons (:mod:`moescope.intervene.many`);
+- replicas: a batch holds each example once per set of neurons (:mod:`moescope.intervene.neuron_sets`);
 - one token: an intervention at the final token alone leaves all tokens before it as they were, so in a causal model
   their keys and values are computed once per text and each set costs one token;
 - late start: the layers before the first intervened one are not computed again (:mod:`moescope.intervene.resume`).

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moescope.capture.encode import Encoded, batches, encode, pad, padding_id
+from moescope.capture.activations import padded_batches
+from moescope.capture.encode import Encoded, encode
 from moescope.errors import InputError
 
 if TYPE_CHECKING:
@@ -84,19 +85,27 @@ def text_losses(
     Raises:
         InputError: the model was loaded without its head.
     """
-    if not model.has_head or model.is_encoder:
-        raise InputError(f"model {model.name} has no causal language-model head, so it has no loss: load it with head=True")
+    require_head(model)
     losses = np.empty(len(encoded))
     vocabulary = int(model.config.get_text_config().vocab_size)
     budget = max(1, min(batch_tokens, _LOGITS // vocabulary))
     with applied() if applied is not None else nullcontext():
-        for rows in batches(encoded.lengths, budget):
-            batch = pad(encoded, rows, pad_id=padding_id(model))
+        for batch in padded_batches(model, encoded, budget, "right"):
             ids, mask = batch.ids.to(model.device), batch.mask.to(model.device)
             logits = model.module(input_ids=ids, attention_mask=mask.long()).logits[:, :-1]  # (B, T-1, V)
             counted = mask[:, 1:]
-            losses[rows] = ((token_losses(logits, ids) * counted).sum(1) / counted.sum(1)).double().cpu().numpy()
+            losses[batch.rows] = ((token_losses(logits, ids) * counted).sum(1) / counted.sum(1)).double().cpu().numpy()
     return losses
+
+
+def require_head(model: LoadedModel) -> None:
+    """Raise unless the model predicts the next token.
+
+    Raises:
+        InputError: the model was loaded without its head, or is an encoder.
+    """
+    if not model.has_head or model.is_encoder:
+        raise InputError(f"model {model.name} has no causal language-model head, so it has no loss: load it with head=True")
 
 
 def loss_per_token(

@@ -7,6 +7,7 @@ torch elsewhere.
 from __future__ import annotations
 
 from importlib.util import find_spec
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -23,25 +24,15 @@ def gathered_dot(x: Tensor, weight: Tensor, routed: Routed) -> Tensor:
 
     From compiled loops and Triton the weight's gradient is row-sparse: a sparse tensor whose rows are distinct and ascending.
     """
-    if _compiled(x, weight):
-        return cpu.GatheredDot.apply(x, weight, routed)
-    if _triton(x, weight):
-        from moescope.kernels import triton_routed
-
-        return triton_routed.GatheredDot.apply(x, weight, routed)
-    return reference.gathered_dot(x, weight, routed.index)
+    fast = _fast(x, weight)
+    return fast.GatheredDot.apply(x, weight, routed) if fast else reference.gathered_dot(x, weight, routed.index)
 
 
 def gathered_sum(scale: Tensor, weight: Tensor, routed: Routed) -> Tensor:
     """``out[b] = Σ_j scale[b, j] · weight[index[b, j]]``: (B, d) from scale (B, k) and weight (m, d), differentiable in
     both; gradient as in :func:`gathered_dot`."""
-    if _compiled(scale, weight):
-        return cpu.GatheredSum.apply(scale, weight, routed)
-    if _triton(scale, weight):
-        from moescope.kernels import triton_routed
-
-        return triton_routed.GatheredSum.apply(scale, weight, routed)
-    return reference.gathered_sum(scale, weight, routed.index)
+    fast = _fast(scale, weight)
+    return fast.GatheredSum.apply(scale, weight, routed) if fast else reference.gathered_sum(scale, weight, routed.index)
 
 
 @torch.no_grad()
@@ -65,5 +56,11 @@ def _compiled(a: Tensor, b: Tensor) -> bool:
     return a.device.type == "cpu" == b.device.type and a.dtype == b.dtype and a.dtype in (torch.float32, torch.float64)
 
 
-def _triton(a: Tensor, b: Tensor) -> bool:
-    return a.device.type == "cuda" == b.device.type and a.dtype == b.dtype and _HAS_TRITON
+def _fast(a: Tensor, b: Tensor) -> ModuleType | None:
+    if _compiled(a, b):
+        return cpu
+    if a.device.type == "cuda" == b.device.type and a.dtype == b.dtype and _HAS_TRITON:
+        from moescope.kernels import triton_routed
+
+        return triton_routed
+    return None

@@ -13,6 +13,7 @@ tokens, training, GPUs, another experts implementation, and hooks on its parts, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from types import MethodType
 from typing import Any
@@ -58,14 +59,15 @@ def unfuse(model: nn.Module) -> None:
 
 
 def _forward(self: Any, hidden_states: Tensor) -> Tensor:
+    own: Callable[[Any, Tensor], Tensor] = type(self).forward
     if torch.compiler.is_compiling():
-        return type(self).forward(self, hidden_states)
+        return own(self, hidden_states)
     x = hidden_states.view(-1, hidden_states.shape[-1])
     plan = self.__dict__.get("_moescope_plan")
     if plan is None or not plan.holds():
         plan = self.__dict__["_moescope_plan"] = _Plan(self)
     if not plan.covers(x):
-        return type(self).forward(self, hidden_states)
+        return own(self, hidden_states)
     index, scale = choose(x, plan.gate)
     gate_up, down = plan.weights
     return few_tokens(x, index, scale, gate_up, down, plan.activation, shared=plan.shared).view_as(hidden_states)

@@ -6,54 +6,13 @@ a token have one. A dense gradient would be as large as the weight and mostly ze
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from numba import njit
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from moescope.kernels.routed import Routed
+from moescope.kernels.routed import Routed, gathered
 from moescope.kernels.threads import FAST, over_rows
-
-
-class GatheredDot(torch.autograd.Function):
-    """``reference.gathered_dot`` for float32 and float64 on the CPU."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, routed: Routed) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.routed = routed
-        return dot(x, weight, routed.index)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, weight = ctx.saved_tensors
-        grad = grad.contiguous()
-        to_x = weighted_sum(grad, weight, ctx.routed.index) if ctx.needs_input_grad[0] else None
-        to_weight = grouped_sum(grad, x, ctx.routed, weight.shape) if ctx.needs_input_grad[1] else None
-        return to_x, to_weight, None
-
-
-class GatheredSum(torch.autograd.Function):
-    """``reference.gathered_sum`` for float32 and float64 on the CPU."""
-
-    @staticmethod
-    def forward(ctx: Any, scale: Tensor, weight: Tensor, routed: Routed) -> Tensor:
-        ctx.save_for_backward(scale, weight)
-        ctx.routed = routed
-        return weighted_sum(scale, weight, routed.index)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        scale, weight = ctx.saved_tensors
-        grad = grad.contiguous()
-        to_scale = dot(grad, weight, ctx.routed.index) if ctx.needs_input_grad[0] else None
-        to_weight = grouped_sum(scale, grad, ctx.routed, weight.shape) if ctx.needs_input_grad[1] else None
-        return to_scale, to_weight, None
 
 
 def dot(x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
@@ -70,12 +29,15 @@ def weighted_sum(scale: Tensor, weight: Tensor, index: Tensor) -> Tensor:
     return out
 
 
-def grouped_sum(scale: Tensor, x: Tensor, routed: Routed, shape: torch.Size) -> Tensor:
+def grouped_sum(scale: Tensor, x: Tensor, shape: torch.Size, routed: Routed) -> Tensor:
     """Row-sparse (m, d): at each chosen expert, the sum of scale[b, j] · x[b] over the pairs that chose it."""
     groups = routed.groups()
     values = x.new_zeros(len(groups.rows), x.shape[1])
     over_rows(_grouped_sum, len(groups.rows), _array(scale), _array(x), groups.offsets, groups.pairs, values.numpy())
     return groups.row_gradient(values, shape)
+
+
+GatheredDot, GatheredSum = gathered(dot, weighted_sum, grouped_sum)
 
 
 def _array(tensor: Tensor) -> np.ndarray:

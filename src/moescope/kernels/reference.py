@@ -6,8 +6,6 @@ so a layer of single-neuron experts, which needs both, holds it twice: fine for 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -30,24 +28,3 @@ def top_rows(x: Tensor, weight: Tensor, k: int, bias: Tensor | None = None) -> t
         scores = scores + bias
     values, index = torch.topk(scores, k, dim=1)
     return values, index
-
-
-def single_neuron_experts(
-    x: Tensor,
-    w_in: Tensor,
-    w_out: Tensor,
-    index: Tensor,
-    gate: Tensor,
-    *,
-    bias: Tensor | None = None,
-    activation: Callable[[Tensor], Tensor] = torch.relu,
-) -> Tensor:
-    """``y[b] = Σ_j gate[b, j] · w_out[i] · activation(w_in[i] · x[b] + bias[i])`` with ``i = index[b, j]``: (B, d_out).
-
-    The expert layer of "Secret mixtures of experts inside your LLM" (arXiv 2512.18452) for given choices and gates.
-    w_in is (m, d), w_out (m, d_out), bias (m,), gate (B, k).
-    """
-    hidden = gathered_dot(x, w_in, index)  # (B, k)
-    if bias is not None:
-        hidden = hidden + bias[index]
-    return gathered_sum(gate * activation(hidden), w_out, index)

@@ -1,13 +1,18 @@
-"""Which experts each token goes to, and the same pairs sorted by expert, which the gradients of expert weights need."""
+"""Which experts each token goes to, the same pairs sorted by expert, which the gradients of expert weights need, and the two
+differentiable operations on them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from numba import njit
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from moescope.errors import InputError
 
@@ -65,6 +70,39 @@ class Groups:
         where = torch.from_numpy(self.rows)[None]
         # its invariants hold by construction; checking them would cost a pass over the indices
         return torch.sparse_coo_tensor(where, values, shape, is_coalesced=True, check_invariants=False)
+
+
+def gathered(dot: Callable, weighted_sum: Callable, row_sums: Callable) -> tuple[type[Function], type[Function]]:
+    """The operations GatheredDot and GatheredSum, differentiable in both inputs, of one device's three kernels.
+
+    Args:
+        dot: ``(x, weight, index)`` -> (B, k): x[b] · weight[index[b, j]].
+        weighted_sum: ``(scale, weight, index)`` -> (B, d): Σ_j scale[b, j] · weight[index[b, j]].
+        row_sums: ``(scale, x, shape, routed)`` -> row-sparse (m, d): at each chosen expert, the sum of scale[b, j] · x[b]
+            over the pairs that chose it.
+    """
+
+    def operation(forward: Callable, backward: Callable, rows: Callable) -> type[Function]:
+        class Gathered(Function):
+            @staticmethod
+            def forward(ctx: Any, a: Tensor, weight: Tensor, routed: Routed) -> Tensor:
+                ctx.save_for_backward(a, weight)
+                ctx.routed = routed
+                return forward(a, weight, routed.index)
+
+            @staticmethod
+            @once_differentiable
+            def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+                a, weight = ctx.saved_tensors
+                grad = grads[0].contiguous()
+                to_a = backward(grad, weight, ctx.routed.index) if ctx.needs_input_grad[0] else None
+                to_weight = rows(a, grad, weight.shape, ctx.routed) if ctx.needs_input_grad[1] else None
+                return to_a, to_weight, None
+
+        return Gathered
+
+    of_dot = operation(dot, weighted_sum, lambda x, grad, shape, routed: row_sums(grad, x, shape, routed))
+    return of_dot, operation(weighted_sum, dot, row_sums)
 
 
 @njit(nogil=True, cache=True)

@@ -19,7 +19,6 @@ from torch import Tensor
 from moescope.kernels.activations import ACTIVATIONS
 
 LARGEST = 16  # tokens
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # What matrix units are given. The interpreter computes with numpy, which has no bfloat16.
 _INTERPRETED = triton.knobs.runtime.interpret
 _DOT = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.float32 if _INTERPRETED else tl.bfloat16}
@@ -32,7 +31,7 @@ def few_tokens(x: Tensor, index: Tensor, scale: Tensor, gate_up: Tensor, down: T
     are in transformers' implementations; with one token they are not.
 
     Args:
-        x: (T, d), T at most :data:`LARGEST`, one of :data:`DTYPES`, that of the weights.
+        x: (T, d), T at most :data:`LARGEST`, float32, bfloat16 or float16, that of the weights.
         index: (T, k) int64; an id of E or more is an empty slot.
         scale: (T, k).
         gate_up: (E, 2w, d) contiguous, the gate's rows first.
@@ -56,7 +55,7 @@ def few_tokens(x: Tensor, index: Tensor, scale: Tensor, gate_up: Tensor, down: T
 
 
 @triton.jit
-def experts_kernel(  # type: ignore[no-untyped-def]
+def experts_kernel(
     x, index, scale, gate_up, down, sums, tokens, k, n_experts, width, d, to_neuron, to_column,
     ACT: tl.constexpr, DOT: tl.constexpr, TB: tl.constexpr, KB: tl.constexpr, NB: tl.constexpr, DB: tl.constexpr,
 ):  # fmt: skip
@@ -110,7 +109,7 @@ def experts_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _activate(g, ACT: tl.constexpr):  # type: ignore[no-untyped-def]
+def _activate(g, ACT: tl.constexpr):
     """By the numbers of ACTIVATIONS."""
     if ACT == 0:
         return g * tl.sigmoid(g)
@@ -122,9 +121,7 @@ def _activate(g, ACT: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def add_kernel(  # type: ignore[no-untyped-def]
-    sums, index, out, k, n_experts, blocks, d, KB: tl.constexpr, BB: tl.constexpr, DB: tl.constexpr
-):
+def add_kernel(sums, index, out, k, n_experts, blocks, d, KB: tl.constexpr, BB: tl.constexpr, DB: tl.constexpr):
     """out[t] = Σ_j Σ_b sums[t·k + j, b]; slots without an expert, and repetitions of an earlier slot's, hold nothing."""
     token = tl.program_id(0)
     column = tl.program_id(1) * DB + tl.arange(0, DB)

@@ -15,13 +15,12 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from moescope.kernels.routed import Routed
+from moescope.kernels.routed import Routed, gathered
 
 
 @triton.jit
-def dot_kernel(x, weight, index, out, k, d, ACC: tl.constexpr, KB: tl.constexpr, DB: tl.constexpr):  # type: ignore[no-untyped-def]
+def dot_kernel(x, weight, index, out, k, d, ACC: tl.constexpr, KB: tl.constexpr, DB: tl.constexpr):
     """out[b, j] = x[b] · weight[index[b, j]]; a program for each token and KB slots."""
     token = tl.program_id(0).to(tl.int64)
     slot = tl.program_id(1) * KB + tl.arange(0, KB)
@@ -37,7 +36,7 @@ def dot_kernel(x, weight, index, out, k, d, ACC: tl.constexpr, KB: tl.constexpr,
 
 
 @triton.jit
-def sum_kernel(scale, weight, index, out, k, d, ACC: tl.constexpr, KB: tl.constexpr, DB: tl.constexpr):  # type: ignore[no-untyped-def]
+def sum_kernel(scale, weight, index, out, k, d, ACC: tl.constexpr, KB: tl.constexpr, DB: tl.constexpr):
     """out[b] = Σ_j scale[b, j] · weight[index[b, j]]; a program for each token and DB columns."""
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * DB + tl.arange(0, DB)
@@ -53,7 +52,7 @@ def sum_kernel(scale, weight, index, out, k, d, ACC: tl.constexpr, KB: tl.conste
 
 
 @triton.jit
-def rows_kernel(scale, x, pairs, offsets, out, k, d, ACC: tl.constexpr, PB: tl.constexpr, DB: tl.constexpr):  # type: ignore[no-untyped-def]
+def rows_kernel(scale, x, pairs, offsets, out, k, d, ACC: tl.constexpr, PB: tl.constexpr, DB: tl.constexpr):
     """out[g] = Σ over the pairs p of expert g of scale[p] · x[p // k]; a program for each expert and DB columns."""
     group = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * DB + tl.arange(0, DB)
@@ -68,40 +67,6 @@ def rows_kernel(scale, x, pairs, offsets, out, k, d, ACC: tl.constexpr, PB: tl.c
         tile = tl.load(x + (pair // k)[:, None] * d + column[None, :], mask=inside, other=0.0).to(ACC)
         total += tl.sum(tile * factor[:, None], axis=0)
     tl.store(out + group * d + column, total, mask=column < d)
-
-
-class GatheredDot(torch.autograd.Function):
-    """``out[b, j] = x[b] · weight[index[b, j]]``, see :func:`moescope.kernels.gathered_dot`."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, routed: Routed) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.routed = routed
-        return _dot(x, weight, routed.index)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, weight = ctx.saved_tensors
-        dx = _sum(grads[0], weight, ctx.routed.index) if ctx.needs_input_grad[0] else None
-        return dx, _rows(grads[0], x, weight.shape, ctx.routed) if ctx.needs_input_grad[1] else None, None
-
-
-class GatheredSum(torch.autograd.Function):
-    """``out[b] = Σ_j scale[b, j] · weight[index[b, j]]``, see :func:`moescope.kernels.gathered_sum`."""
-
-    @staticmethod
-    def forward(ctx: Any, scale: Tensor, weight: Tensor, routed: Routed) -> Tensor:
-        ctx.save_for_backward(scale, weight)
-        ctx.routed = routed
-        return _sum(scale, weight, routed.index)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        scale, weight = ctx.saved_tensors
-        dscale = _dot(grads[0], weight, ctx.routed.index) if ctx.needs_input_grad[0] else None
-        return dscale, _rows(scale, grads[0], weight.shape, ctx.routed) if ctx.needs_input_grad[1] else None, None
 
 
 def _dot(x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
@@ -141,3 +106,6 @@ def _tiles(x: Tensor, rows: int, columns: int) -> tuple[Any, int, int]:
     """Type of the sums, and a tile of at most 16 × 128: 16 registers a thread for four warps."""
     acc = tl.float64 if x.dtype == torch.float64 else tl.float32
     return acc, min(16, triton.next_power_of_2(rows)), min(128, triton.next_power_of_2(columns))
+
+
+GatheredDot, GatheredSum = gathered(_dot, _sum, _rows)

@@ -252,6 +252,7 @@ def _module(source: Source, config: Any, dtype: torch.dtype, device_map: Any, he
     auto: Any = transformers.AutoModel
     if head:
         auto = transformers.AutoModelForMaskedLM if _is_encoder(config) else transformers.AutoModelForCausalLM
+    module: transformers.PreTrainedModel
     try:
         module, report = auto.from_pretrained(
             source.folder,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,10 +11,10 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from moescope.report.format import control, headline, interval, number, p_value, verdict_style
+from moescope.report.format import beside, numbers, verdict_style
 from moescope.types import Claim
 
-_HEADS = ("claim", "published", "measured", "95 %", "control", "p")
+_HEADS = ("claim", "published", "measured", "95 %", "control", "p (Holm)")
 _WIDEST = 16  # of a number column; longer text is wrapped
 _SHORTEST = 6  # to which a number column may shrink on a narrow terminal
 _NARROWEST = 32  # that a claim's name may be beside its numbers
@@ -35,10 +34,7 @@ class ClaimsTable:
     words: bool = True
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        cells = [
-            (number(c.published and c.published.value), number(c.measured), interval(c.interval), control(c), p_value(c.p))
-            for c in self.claims
-        ]
+        cells = [numbers(claim) for claim in self.claims]
         widths = [min(_WIDEST, max([len(h), *(len(c[i]) for c in cells)])) for i, h in enumerate(_HEADS[1:])]
         longest = max([len(_HEADS[0]), *(len(c.statement) for c in self.claims)])
         room = options.max_width - sum(widths) - _GAP * len(widths)
@@ -52,32 +48,16 @@ class ClaimsTable:
             yield Text(self.title, style="bold")
         yield from console.render(_row("" if stacked else _HEADS[0], _HEADS[1:], first, widths, style="dim"), sized)
         yield from console.render(Rule(style="dim"), sized)
-        for claim, numbers in zip(self.claims, cells, strict=True):
+        for claim, row in zip(self.claims, cells, strict=True):
             if stacked:
                 yield from console.render(Text(claim.statement, style="bold"), sized)
-            yield from console.render(_row("" if stacked else claim.statement, numbers, first, widths, strong=1), sized)
+            yield from console.render(_row("" if stacked else claim.statement, row, first, widths, strong=1), sized)
             style = verdict_style(claim)
             line = Text(f"{style.mark} {claim.verdict}", style="" if style.rich == "default" else style.rich)
             if self.words and claim.words:
-                line.append(f" – {claim.words}", style="dim")
+                said = beside(claim)
+                line.append(f" – {claim.words}{f' [{said}]' if said else ''}", style="dim")
             yield from console.render(Padding(line, (0, 0, 0, _INDENT)), sized)
-
-
-def claims_table(claims: Iterable[Claim], *, title: str | None = None, words: bool = True) -> ClaimsTable:
-    """``claims`` in the given order as something that a rich console prints; ``words`` gives each verdict's reason."""
-    return ClaimsTable(tuple(claims), title, words)
-
-
-def claims_text(claims: Iterable[Claim], *, width: int = 100, title: str | None = None, words: bool = True) -> str:
-    """The same table as plain text without escape codes, ``width`` columns wide, the tally of verdicts under it."""
-    claims = tuple(claims)
-    out = io.StringIO()
-    console = Console(file=out, width=width, color_system=None, force_terminal=False, emoji=False, highlight=False)
-    if claims:
-        console.print(claims_table(claims, title=title, words=words))
-        console.print()
-    console.print(Text(headline(claims)))
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
 def _row(

@@ -91,7 +91,7 @@ class Fitted(ConstrainedLayoutEngine):
         def end(axes: Axes, bottom: float, top: float) -> float:
             """Where the next panel to the right begins between two heights, or the page ends."""
             beside = [b.x0 for o, b in boxes.items() if o is not axes and b.y0 < top and b.y1 > bottom]
-            return min([page.x1, *(x for x in beside if x > axes.bbox.x0 + point)]) - _GAP * point
+            return float(min([page.x1, *(x for x in beside if x > axes.bbox.x0 + point)]) - _GAP * point)
 
         for axes, title in self.titles:
             box = title.get_window_extent()

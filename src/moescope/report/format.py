@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
 from moescope.types import Claim
@@ -21,14 +22,14 @@ class VerdictStyle:
     css: str
     heading: str
     phrase: str
-    """after a number of claims"""
+    """after a number of claims: for one, and after the bar for several"""
     meaning: str
 
 
 # The order is the order in which a reader wants them: what held, what failed, what could not be told, what was never evidence.
 STYLES: dict[tuple[str, str], VerdictStyle] = {
     ("reproduced", ""): VerdictStyle(
-        "✓",
+        "★",
         "green",
         "reproduced",
         "Reproduced",
@@ -40,7 +41,7 @@ STYLES: dict[tuple[str, str], VerdictStyle] = {
         "green",
         "reproduced",
         "Holds here",
-        "hold",
+        "holds|hold",
         "Shown on this model and these texts, and nothing that was tried beside it explains it.",
     ),
     ("holds", "trivial cue"): VerdictStyle(
@@ -48,7 +49,7 @@ STYLES: dict[tuple[str, str], VerdictStyle] = {
         "magenta",
         "cue",
         "Explained by a trivial cue",
-        "hold but are explained by a trivial cue",
+        "holds but is explained by a trivial cue|hold but are explained by a trivial cue",
         "There, but something on the surface of the text, or a model that was never trained, does as well.",
     ),
     ("holds", "leakage"): VerdictStyle(
@@ -56,7 +57,7 @@ STYLES: dict[tuple[str, str], VerdictStyle] = {
         "magenta",
         "cue",
         "Explained by leakage",
-        "hold but are explained by leakage",
+        "holds but is explained by leakage|hold but are explained by leakage",
         "There, but only as long as texts that are nearly the same stand on both sides of a split.",
     ),
     ("weaker", ""): VerdictStyle(
@@ -64,7 +65,7 @@ STYLES: dict[tuple[str, str], VerdictStyle] = {
         "yellow",
         "chance",
         "Weaker than published",
-        "are weaker than published",
+        "is weaker than published|are weaker than published",
         "Of the published sign, but smaller by more than the margin, on the same model, data and protocol.",
     ),
     ("contradicted", "chance"): VerdictStyle(
@@ -72,7 +73,7 @@ STYLES: dict[tuple[str, str], VerdictStyle] = {
         "red",
         "failed",
         "No more than chance",
-        "are no more than chance",
+        "is no more than chance|are no more than chance",
         "Anything as large as the smallest effect of interest is excluded: chance gives as much.",
     ),
     ("contradicted", ""): VerdictStyle(
@@ -80,7 +81,7 @@ STYLES: dict[tuple[str, str], VerdictStyle] = {
         "red",
         "failed",
         "Does not hold here",
-        "do not hold here",
+        "does not hold here|do not hold here",
         "Tested on this model and these texts: the opposite was shown, or that it is too small to matter.",
     ),
     ("inconclusive", ""): VerdictStyle(
@@ -88,15 +89,15 @@ STYLES: dict[tuple[str, str], VerdictStyle] = {
         "yellow",
         "chance",
         "Inconclusive",
-        "are inconclusive",
+        "is inconclusive|are inconclusive",
         "Neither the effect nor its absence could be shown; the words say what these texts could have shown.",
     ),
     ("undertrained", ""): VerdictStyle(
-        "…",
+        "⊘",
         "yellow",
         "chance",
         "Undertrained",
-        "are of students too little trained",
+        "is of students too little trained|are of students too little trained",
         "A gate failed: what was trained does not beat a trivial predictor, so nothing follows from it.",
     ),
     ("identity", ""): VerdictStyle(
@@ -104,7 +105,7 @@ STYLES: dict[tuple[str, str], VerdictStyle] = {
         "cyan",
         "identity",
         "True by construction",
-        "are true by construction",
+        "is true by construction|are true by construction",
         "The number follows from how the quantity is defined and would come out on any data.",
     ),
     ("descriptive", ""): VerdictStyle(
@@ -112,7 +113,7 @@ STYLES: dict[tuple[str, str], VerdictStyle] = {
         "default",
         "measured",
         "Descriptive",
-        "are descriptive",
+        "is descriptive|are descriptive",
         "A number beside which no hypothesis was tested.",
     ),
     ("not tested", ""): VerdictStyle(
@@ -120,7 +121,7 @@ STYLES: dict[tuple[str, str], VerdictStyle] = {
         "dim",
         "measured",
         "Not tested",
-        "were not tested",
+        "was not tested|were not tested",
         "What the test needs was not there; the words name it.",
     ),
 }
@@ -186,9 +187,20 @@ def p_value(p: float | None) -> str:
     return f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
-def control(claim: Claim) -> str:
-    """What stands beside a figure: its value and its name."""
-    return DASH if claim.control is None else f"{number(claim.control.value)} {claim.control.name}"
+def numbers(claim: Claim) -> tuple[str, str, str, str, str]:
+    """Published, measured, its interval, the control, and p with its value after Holm where that is another."""
+    p = p_value(claim.p)
+    if claim.p_adjusted is not None and p_value(claim.p_adjusted) != p:
+        p += f" ({p_value(claim.p_adjusted)})"
+    published, control = (None if c is None else c.value for c in (claim.published, claim.control))
+    return number(published), number(claim.measured), interval(claim.interval), number(control), p
+
+
+def beside(claim: Claim) -> str:
+    """What the control's figure is of, and where the published one stands; empty without either."""
+    parts = [f"control: {claim.control.name}"] if claim.control is not None else []
+    parts += [f"published: {claim.published.source}"] if claim.published is not None else []
+    return "; ".join(parts)
 
 
 def tally(claims: tuple[Claim, ...]) -> list[tuple[VerdictStyle, int]]:
@@ -199,9 +211,15 @@ def tally(claims: tuple[Claim, ...]) -> list[tuple[VerdictStyle, int]]:
 
 def headline(claims: tuple[Claim, ...]) -> str:
     """One sentence that counts the verdicts: ``Of 9 claims, 3 hold, 2 are inconclusive …``."""
-    parts = [f"{n} {style.phrase}" for style, n in tally(claims)]
+    parts = [f"{n} {style.phrase.split('|')[-1 if n > 1 else 0]}" for style, n in tally(claims)]
     if not parts:
         return "No claims were made."
     listing = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
     total = len(claims)
     return f"Of {total} claim{'s' if total != 1 else ''}, {listing}."
+
+
+def page_source(package: str) -> str:
+    """The ``page.html`` of a package with the style that all pages share, ``base.css``, in its place."""
+    page, base = (files(where).joinpath(name) for where, name in ((package, "page.html"), ("moescope.report", "base.css")))
+    return page.read_text(encoding="utf-8").replace("/* base.css */\n", base.read_text(encoding="utf-8"))

@@ -1,7 +1,8 @@
 """One HTML page that says what was found: verdicts first, then figures, tables and provenance.
 
 The page is one file that loads nothing: styles and figures are inside it, and it has no script. Every text of a result is
-escaped. The markup is in ``page.html`` beside this module.
+escaped. The markup is in ``page.html`` beside this module, what it shares with the
+server's page in ``base.css``.
 """
 
 from __future__ import annotations
@@ -9,14 +10,13 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
-from moescope.report.format import DASH, control, headline, interval, number, p_value, tally, verdict_style
+from moescope.report.format import DASH, beside, headline, number, numbers, page_source, tally, verdict_style
 from moescope.report.registry import Image, available, entries, render, rendered
 from moescope.report.style import look
 from moescope.study.names import model_name
@@ -55,14 +55,9 @@ def html_report(result: StudyResult, images: Mapping[str, Image] | None = None) 
             that is not among them is drawn.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        "number": number,
-        "interval": interval,
-        "p_value": p_value,
-        "style": verdict_style,
-        "control": control,
-    }
-    template = environment.from_string(resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
+    environment.globals["zip"] = zip
+    environment.filters |= {"number": number, "numbers": numbers, "style": verdict_style, "beside": beside}
+    template = environment.from_string(page_source(__package__))
     return template.render(
         title=result.meta.get("title") or f"{result.kind.capitalize()} study of {model_name(result)}",
         kind=result.kind,

@@ -2,9 +2,9 @@
 
 A figure whose tables are missing does not exist; a panel whose table is missing is left out.
 
-Each study has its own module of figures. To add one: write ``studies/STUDY/figures.py`` with a function
-``entries(result) -> Iterator[Entry]`` that yields the figures which the result's tables allow, in the order in which the
-report shows them, and enter it in :data:`moescope.studies.FIGURES`. ``Entry.draw`` is called inside
+Each study has its own module of figures. To add one: write ``studies/STUDY/figures.py`` with ``FIGURES``, a
+:data:`TableFigure` each in the order in which the report shows them, or, where these are not known beforehand, a function
+``entries(result) -> Iterator[Entry]``, and enter it in :data:`moescope.studies.FIGURES`. ``Entry.draw`` is called inside
 :func:`moescope.report.style.look`; make its figure with :func:`moescope.report.style.new_figure`, and take colours, markers
 and letters from there too. The HTML page, ``StudyResult.figures()`` and ``save`` then show it without further change.
 """
@@ -70,8 +70,11 @@ def drawable(result: StudyResult, figures: Sequence[TableFigure]) -> Iterator[En
 
 def entries(result: StudyResult) -> list[Entry]:
     """Every figure that the tables of ``result`` allow, in the order in which a report shows them."""
-    module = import_module(STUDIES).FIGURES.get(result.kind)
-    return [] if module is None else list(import_module(module).entries(result))
+    name = import_module(STUDIES).FIGURES.get(result.kind)
+    if name is None:
+        return []
+    module = import_module(name)
+    return list(module.entries(result) if hasattr(module, "entries") else drawable(result, module.FIGURES))
 
 
 def available(result: StudyResult) -> list[str]:

@@ -205,7 +205,7 @@ def levels(frame: pd.DataFrame, column: str) -> list[str]:
 def errors(value: Iterable[float], low: Iterable[float], high: Iterable[float]) -> np.ndarray:
     """Distances (2, n) below and above ``value`` for error bars; what is missing or the wrong way round is 0."""
     v, lo, hi = (np.fromiter(x, dtype=float) for x in (value, low, high))
-    return np.nan_to_num(np.clip(np.stack([v - lo, hi - v]), 0, None))
+    return np.asarray(np.nan_to_num(np.clip(np.stack([v - lo, hi - v]), 0, None)))
 
 
 def log_k(axes: Axes, ks: Sequence[int], *, spacing: float = 0.085) -> None:

@@ -38,8 +38,9 @@ class PromptLike(Protocol):
 
 def trace_prompts(
     model: LoadedModel,
-    prompts: Sequence[PromptLike],
+    prompts: Sequence[PromptLike] | Sequence[TracedSequence],
     *,
+    encoded: Encoded | None = None,
     max_new_tokens: int = 0,
     decoding: Decoding = GREEDY,
     weights: bool = True,
@@ -57,6 +58,7 @@ def trace_prompts(
 
     Args:
         prompts: each with ``id``, ``text``, ``category`` and ``group``.
+        encoded: their token ids where they are encoded already; then they need no text.
         max_new_tokens: tokens to generate after each prompt; the model must have been loaded with its head.
         weights, weight_dtype: whether and how ("float16", "float32") the weights are kept.
         scores: keep the router's scores of every expert, in the same type: T x L x E numbers.
@@ -68,47 +70,14 @@ def trace_prompts(
         InputError: the model is dense, or has no head to generate with; a prompt is empty; a layer sent its tokens
             nowhere.
     """
-    sequences = [TracedSequence(prompt.id, prompt.category, prompt.group) for prompt in prompts]
-    return trace_encoded(
-        model,
-        encode(model, [prompt.text for prompt in prompts], max_tokens=max_tokens),
-        sequences,
-        max_new_tokens=max_new_tokens,
-        decoding=decoding,
-        weights=weights,
-        weight_dtype=weight_dtype,
-        scores=scores,
-        tokens=tokens,
-        batch_tokens=batch_tokens,
-        progress=progress,
-    )
-
-
-def trace_encoded(
-    model: LoadedModel,
-    encoded: Encoded,
-    sequences: Sequence[TracedSequence],
-    *,
-    max_new_tokens: int = 0,
-    decoding: Decoding = GREEDY,
-    weights: bool = True,
-    weight_dtype: str = "float16",
-    scores: bool = False,
-    tokens: bool = True,
-    batch_tokens: int = 8192,
-    progress: Progress | None = None,
-) -> RoutingTrace:
-    """As :func:`trace_prompts`, of token ids; ``sequences`` names them.
-
-    Raises:
-        InputError: as :func:`trace_prompts`.
-    """
     if weight_dtype not in WEIGHT_DTYPES:
         raise InputError(f'weight_dtype: "{weight_dtype}" is not one of {", ".join(WEIGHT_DTYPES)}')
     if max_new_tokens < 0:
         raise InputError(f"max_new_tokens: {max_new_tokens} is negative")
     if max_new_tokens and not can_generate(model):
         raise InputError(f"model {model.name} was loaded without its head, so it cannot generate: load it with head=True")
+    if encoded is None:
+        encoded = encode(model, [prompt.text for prompt in prompts], max_tokens=max_tokens)  # type: ignore[union-attr]
     pieces: dict[int, Piece] = {}
     kept = WEIGHT_DTYPES[weight_dtype] if weights else False
     with recording(model, weights=kept, scores=scores) as recorder:
@@ -125,7 +94,7 @@ def trace_encoded(
         weights=factors.astype(weight_dtype) if weights and factors is not None else None,
         scores=logits.astype(weight_dtype) if scores and logits is not None else None,
         tokens=text if tokens else None,
-        sequences=tuple(sequences),
+        sequences=tuple(TracedSequence(prompt.id, prompt.category, prompt.group) for prompt in prompts),
         meta=describe_model(model, encoded),
         **columns,
     )

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from moescope.capture.encode import Encoded, batches, pad, padding_id
+from moescope.capture.activations import padded_batches
+from moescope.capture.encode import Encoded
 from moescope.capture.session import CaptureSession
 from moescope.models.experts import mixes_tokens, recording
 
@@ -29,15 +30,14 @@ def routing_counts(model: LoadedModel, encoded: Encoded, *, batch_tokens: int = 
         counts = np.zeros((len(encoded), len(recorder.layers), width))
         if mixes_tokens(model, recorder.layers):
             batch_tokens = 1  # a text by itself, however long
-        for rows in batches(encoded.lengths, batch_tokens):
-            batch = pad(encoded, rows, pad_id=padding_id(model))
+        for batch in padded_batches(model, encoded, batch_tokens, "right"):
             recorder.steps.clear()
             CaptureSession(model, (), stop=False).run(batch.ids, batch.mask)
             real = batch.mask.flatten()
-            owner = torch.arange(len(rows)).repeat_interleave(batch.mask.shape[1])[real]
+            owner = torch.arange(len(batch.rows)).repeat_interleave(batch.mask.shape[1])[real]
             for place, (layer, dispatch) in enumerate(zip(recorder.layers, recorder.steps[0], strict=True)):
                 ids = dispatch.ids.cpu()[real].long()  # (n, K)
                 used = (ids >= 0) & (ids < layer.n_experts)  # a slot without expert holds 255 or -1
                 flat = (owner[:, None] * width + ids)[used]
-                counts[rows, place] = torch.bincount(flat, minlength=len(rows) * width).view(-1, width).numpy()
+                counts[batch.rows, place] = torch.bincount(flat, minlength=len(batch.rows) * width).view(-1, width).numpy()
     return counts

@@ -25,7 +25,7 @@ from moescope.capture.encode import Encoded
 from moescope.errors import InputError
 from moescope.models import LoadedModel, from_model
 from moescope.models.experts import DispatchRecorder, recording, routed_output
-from moescope.routing.capture import trace_encoded
+from moescope.routing.capture import trace_prompts
 from moescope.routing.generate import can_generate
 from moescope.routing.tiny import NotBuilt, tiny_moe
 from moescope.routing.trace import TracedSequence
@@ -132,9 +132,9 @@ def check_model(model: LoadedModel) -> Coverage:
     error = 0.0
     for tokens in sorted({0, new}):
         with _checked(model) as errors:
-            batch = trace_encoded(model, encoded, names, max_new_tokens=tokens)
+            batch = trace_prompts(model, names, encoded=encoded, max_new_tokens=tokens)
         error = max(error, *errors)
-        alone = trace_encoded(model, encoded.rows(1, 2), names[1:], max_new_tokens=tokens)  # the shorter, padded one
+        alone = trace_prompts(model, names[1:], encoded=encoded.rows(1, 2), max_new_tokens=tokens)  # the shorter, padded one
         if not np.array_equal(batch.select([1]).ids, alone.ids):
             raise InputError("a padded batch is routed otherwise than its shorter row alone")
     if not error <= TOLERANCE:

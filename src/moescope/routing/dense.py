@@ -17,7 +17,8 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from moescope.capture.encode import Encoded, batches, encode, pad, padding_id
+from moescope.capture.activations import padded_batches
+from moescope.capture.encode import Encoded, encode
 from moescope.capture.session import capture
 from moescope.errors import InputError
 from moescope.models.experts.layers import find_layers
@@ -240,7 +241,6 @@ def _run(
 ) -> Iterator[tuple[np.ndarray, Tensor, list[tuple[Tensor, Tensor]]]]:
     """Yield (rows, mask (B, T), what ``read`` gave at every site) batch by batch."""
     with capture(model, sites) as session:
-        for rows in batches(encoded.lengths, batch_tokens):
-            batch = pad(encoded, rows, pad_id=padding_id(model))
+        for batch in padded_batches(model, encoded, batch_tokens, "right"):
             found = session.run(batch.ids, batch.mask, reduce=read)
-            yield rows, batch.mask.to(found[sites[0]][0].device), [found[site] for site in sites]
+            yield batch.rows, batch.mask.to(found[sites[0]][0].device), [found[site] for site in sites]

@@ -147,7 +147,7 @@ def _generated_lengths(model: LoadedModel, sequences: np.ndarray) -> np.ndarray:
     if ends is None:
         return np.full(len(sequences), sequences.shape[1])
     over = np.isin(sequences, ends)
-    return np.where(over.any(1), over.argmax(1) + 1, sequences.shape[1])
+    return np.asarray(np.where(over.any(1), over.argmax(1) + 1, sequences.shape[1]))
 
 
 def _prompts(recorder: DispatchRecorder, batch: Batch, beams: int) -> list[Piece]:

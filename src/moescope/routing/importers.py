@@ -22,7 +22,6 @@ from safetensors.numpy import load_file
 
 from moescope.errors import InputError
 from moescope.routing.check import check_ids
-from moescope.routing.counters import RoutingCounts
 from moescope.routing.trace import RoutingTrace, TracedSequence, id_dtype
 
 SGLANG_CONVERSION = (
@@ -157,25 +156,6 @@ def import_sglang(path: str | Path, model: EngineModel) -> RoutingTrace:
     )
 
 
-def import_sglang_counts(path: str | Path, model: EngineModel) -> RoutingCounts:
-    """Read a converted ``stat`` dump: ``logical_count`` (buffered steps, layers, experts), summed over the steps.
-
-    Raises:
-        InputError: the file is a pickle, lacks the array, or has another number of experts.
-    """
-    file = Path(path)
-    counts = _need(_arrays(file), "logical_count", file)
-    counts = counts.sum(0) if counts.ndim == 3 else counts
-    counts, layers = model.pick(counts, 0, str(file))
-    if counts.shape[1] != model.n_experts:
-        raise InputError(f"{file}: counts {counts.shape[1]} experts, not {model.n_experts}")
-    counts = counts.astype(np.int64)
-    n_experts = (model.n_experts,) * len(layers)
-    meta = {"model": model.name, "source": "SGLang expert distribution recorder, stat"}
-    # tokens are not in the dump: a layer's choices, over k, which is not known either
-    return RoutingCounts(layers, n_experts, counts[None], None, np.zeros(1, np.int64), (TracedSequence("all"),), meta)
-
-
 def _drop_unused(ids: np.ndarray) -> np.ndarray:
     """Without the last slots that no token uses: SGLang's buffer is as wide as the widest model's top-k."""
     used = np.flatnonzero((ids != np.iinfo(ids.dtype).max).any((0, 1)))
@@ -258,5 +238,5 @@ def _routed(value: Any) -> np.ndarray:
     if value is None:
         raise ValueError("has no routed_experts; was the server started with --enable-return-routed-experts?")
     if isinstance(value, str):
-        return np.load(io.BytesIO(base64.b64decode(value, validate=True)), allow_pickle=False)
+        value = np.load(io.BytesIO(base64.b64decode(value, validate=True)), allow_pickle=False)
     return np.asarray(value)

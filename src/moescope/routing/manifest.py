@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moescope.capture.manifest import Shard
-from moescope.errors import InputError
+from moescope.capture.manifest import Shard, read_manifest
 from moescope.files.atomic import write_atomic
 from moescope.routing.trace import TracedSequence
 
@@ -46,19 +45,5 @@ class TraceManifest:
         Raises:
             InputError: it is not there, not JSON, or of another format or version.
         """
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            if data.get("format") != FORMAT:
-                raise InputError(f"{path}: format {data.get('format')!r} is not {FORMAT}: not a routing trace of this version")
-            if unknown := set(data) - {f.name for f in fields(cls)}:
-                raise ValueError(f"unknown entry {sorted(unknown)[0]}")
-            shards = tuple(Shard(**shard) for shard in data.pop("shards"))
-            sequences = tuple(TracedSequence(**sequence) for sequence in data.pop("sequences"))
-            data |= {name: tuple(data[name]) for name in ("layers", "n_experts", "columns")}
-            return cls(shards=shards, sequences=sequences, **data)
-        except InputError:
-            raise
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"{path}: damaged manifest ({error}); delete the store and trace again") from error
+        refusal = "not a routing trace of this version"
+        return read_manifest(cls, path, refusal, "trace", shards=Shard, sequences=TracedSequence)

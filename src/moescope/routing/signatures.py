@@ -62,4 +62,4 @@ def signatures_of(trace: RoutingTrace, *, quantity: Quantity = "frequency", part
 def normalise(counts: np.ndarray) -> np.ndarray:
     """Counts (N, L, E) as shares of their layer; a layer without any count stays 0."""
     total = counts.sum(axis=-1, keepdims=True)
-    return np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
+    return np.asarray(np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0))

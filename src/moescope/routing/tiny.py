@@ -90,7 +90,6 @@ SIZES: dict[str, Any] = {
     "patch_size": 8,
 }
 
-_FULL = ["full_attention"] * 4
 _SPARSE = ["dense", "sparse", "sparse", "sparse"]
 _MIXED = ["linear_attention", "full_attention", "linear_attention", "full_attention"]
 
@@ -181,12 +180,8 @@ def tiny_moe(model_type: str, seed: int = 0) -> nn.Module:
 
 
 def _build(config: Any) -> nn.Module:
-    for auto in (
-        transformers.AutoModelForCausalLM,
-        transformers.AutoModelForImageTextToText,
-        transformers.AutoModelForSeq2SeqLM,
-        transformers.AutoModel,
-    ):
+    for name in ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForSeq2SeqLM", "AutoModel"):
         with contextlib.suppress(ValueError):
-            return auto.from_config(config, dtype=torch.float32)
+            built: nn.Module = getattr(transformers, name).from_config(config, dtype=torch.float32)
+            return built
     raise NotBuilt("no language model: no automatic model class makes one of its config")

@@ -130,7 +130,7 @@ class CircuitClassifier(ClassifierMixin, BaseEstimator):
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """The likeliest class of rows X (N, D), shape (N,)."""
         chosen = self._chosen(X)
-        return self.classes_[self.model_.predict(chosen)]
+        return np.asarray(self.classes_[self.model_.predict(chosen)])
 
     def _chosen(self, X: ArrayLike) -> NDArray[np.float64]:
         check_is_fitted(self)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import softmax
 
 from moescope.errors import InputError
 
@@ -42,11 +43,11 @@ class LDA:
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         """Posterior probabilities, shape (N, C)."""
-        return softmax(self.decision(X))
+        return np.asarray(softmax(self.decision(X), axis=-1))
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """The most probable class, shape (N,); the first of equals."""
-        return self.classes[self.decision(X).argmax(axis=1)]
+        return np.asarray(self.classes[self.decision(X).argmax(axis=1)])
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,3 @@ def fit_lda(X: ArrayLike, y: ArrayLike) -> LDA:
         InputError: for fewer than two classes, no more rows than classes, or a value that is not finite.
     """
     return within_moments(X, y).lda()
-
-
-def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Softmax over the last axis, safe for large scores."""
-    weight = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return weight / weight.sum(axis=-1, keepdims=True)

@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 from moescope.errors import InputError
 from moescope.select.lda import LDA, fit_lda, within_moments
-from moescope.select.ranking import rank, top_k
+from moescope.select.ranking import top_k
 from moescope.select.sums import FoldSums, Sigma, check_ints, divergence, fold_class_sums
 
 Classifier = Literal["lda", "logistic"]
@@ -40,20 +40,13 @@ class CVResult:
     """Class probabilities of each row when held out, shape (nK, N, C)."""
     selected: NDArray[np.int64]
     """Features chosen for each fold, best first, shape (F, max K); for ``"global"`` each row is the same."""
-    global_ranking: NDArray[np.int64]
-    """All (allowed) features ranked on all rows, best first: for description, never for held-out accuracy."""
     selection: str = "nested"
     """``"nested"``, ``"global"`` (optimistic: the held-out rows helped to choose) or ``"fixed"``."""
 
     @property
-    def predictions(self) -> NDArray[np.int64]:
-        """Predicted class of each row when held out, shape (nK, N)."""
-        return self.scores.argmax(axis=2)
-
-    @property
     def confidence(self) -> NDArray[np.float64]:
         """Highest class probability of each row when held out, shape (nK, N)."""
-        return self.scores.max(axis=2)
+        return np.asarray(self.scores.max(axis=2))
 
 
 def nested_cv(
@@ -94,13 +87,11 @@ def nested_cv(
     elif sums.n_features != X.shape[1] or not np.array_equal(sums.n, _counts(labels, parts)):
         raise InputError("the sums given are of other activations, labels or folds: leave sums= out, or compute them anew")
     largest = max(sizes)
-    overall = divergence(*sums.total(), sigma=sigma)
     if selection == "nested":
         chosen = [top_k(divergence(*sums.train(fold), sigma=sigma), largest, allowed) for fold in range(n_folds)]
     else:
-        chosen = [top_k(overall, largest, allowed)] * n_folds
-    scores = _held_out(X, labels, parts, chosen, sizes, classifier)
-    return _result(sizes, labels, scores, np.stack(chosen), rank(overall, allowed), selection)
+        chosen = [top_k(divergence(*sums.total(), sigma=sigma), largest, allowed)] * n_folds
+    return _held_out(X, labels, parts, chosen, sizes, classifier, selection)
 
 
 def fixed_cv(
@@ -128,9 +119,7 @@ def fixed_cv(
     if max(sizes) > rows.shape[1]:
         raise InputError(f"k={max(sizes)} is more than the {rows.shape[1]} features given")
     n_folds = _check_training_sets(labels, parts)
-    every = np.arange(rows.shape[1])
-    scores = _held_out(rows, labels, parts, [every] * n_folds, sizes, classifier)
-    return _result(sizes, labels, scores, np.stack([every] * n_folds), every, "fixed")
+    return _held_out(rows, labels, parts, [np.arange(rows.shape[1])] * n_folds, sizes, classifier, "fixed")
 
 
 def fit_classifier(X: ArrayLike, y: ArrayLike, classifier: Classifier = "lda") -> LDA | Pipeline:
@@ -150,8 +139,9 @@ def _held_out(
     chosen: Sequence[NDArray[np.int64]],
     sizes: tuple[int, ...],
     classifier: Classifier,
-) -> NDArray[np.float64]:
-    """Class probabilities of each row from the fold that held it out, shape (nK, N, C)."""
+    selection: str,
+) -> CVResult:
+    """Each row predicted by the classifier of the fold that held it out."""
     union, place = np.unique(np.concatenate(chosen), return_inverse=True)
     # X is read once more, at these columns only: at most F x max K of them.
     columns = X[:, union].astype(np.float64)
@@ -169,19 +159,8 @@ def _held_out(
             for i, k in enumerate(sizes):
                 model = fit_classifier(train_rows[:, :k], train_labels, classifier)
                 scores[i, test] = model.predict_proba(rows[test, :k])
-    return scores
-
-
-def _result(
-    sizes: tuple[int, ...],
-    labels: NDArray[np.int64],
-    scores: NDArray[np.float64],
-    selected: NDArray[np.int64],
-    ranking: NDArray[np.int64],
-    selection: str,
-) -> CVResult:
     correct = scores.argmax(axis=2) == labels
-    return CVResult(sizes, correct.mean(axis=1), correct, scores, selected, ranking, selection)
+    return CVResult(sizes, correct.mean(axis=1), correct, scores, np.stack(chosen), selection)
 
 
 def _checked_ks(ks: Sequence[int]) -> tuple[int, ...]:
@@ -209,4 +188,4 @@ def _check_training_sets(labels: NDArray[np.int64], parts: NDArray[np.int64]) ->
             f"the training rows of fold {fold} hold {train[fold, label]} of class {label}, fewer than 2: "
             "use fewer folds or more examples"
         )
-    return n.shape[0]
+    return len(n)

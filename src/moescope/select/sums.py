@@ -55,15 +55,15 @@ class FoldSums:
 
     @property
     def n_folds(self) -> int:
-        return self.n.shape[0]
+        return len(self.n)
 
     @property
     def n_classes(self) -> int:
-        return self.n.shape[1]
+        return int(self.n.shape[1])
 
     @property
     def n_features(self) -> int:
-        return self.s1.shape[2]
+        return int(self.s1.shape[2])
 
     def total(self) -> ClassMoments:
         """Moments over all rows."""
@@ -83,16 +83,6 @@ class FoldSums:
         rows = np.maximum(n, 1)[:, None]
         offset = s1 / rows
         return ClassMoments(self.shift + offset, np.maximum(s2 / rows - offset * offset, 0.0), n)
-
-    @classmethod
-    def from_moments(cls, n: NDArray[np.int64], mean: NDArray[np.float64], m2: NDArray[np.float64]) -> FoldSums:
-        """From streamed moments: n (F, C), mean (F, C, D), m2 (F, C, D) the sum of squares about that mean."""
-        weight = n[:, :, None].astype(np.float64)
-        filled = np.where(weight > 0, mean, 0.0)
-        shift = (weight * filled).sum(axis=(0, 1)) / max(int(n.sum()), 1)
-        offset = np.where(weight > 0, filled - shift, 0.0)
-        spread = np.where(weight > 0, m2, 0.0)
-        return cls(np.asarray(n, dtype=np.int64), weight * offset, spread + weight * offset * offset, shift)
 
 
 def fold_class_sums(X: NDArray[Any], y: ArrayLike, folds: ArrayLike) -> FoldSums:
@@ -214,4 +204,4 @@ def divergence(
     if sigma == "total":
         variance = variance + (share * (centre - (share * centre).sum(axis=0)) ** 2).sum(axis=0)
     # The largest difference over pairs is the range.
-    return (centre.max(axis=0) - centre.min(axis=0)) / (np.sqrt(variance) + EPSILON)
+    return np.asarray((centre.max(axis=0) - centre.min(axis=0)) / (np.sqrt(variance) + EPSILON))

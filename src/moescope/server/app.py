@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from importlib.resources import files
 from typing import Any
 from weakref import WeakSet
 
@@ -23,6 +22,7 @@ from starlette.exceptions import HTTPException
 import moescope
 from moescope.capture.encode import Encoded, encode
 from moescope.errors import InputError
+from moescope.report.format import page_source
 from moescope.runtime.exit.classifier import ExitClassifier
 from moescope.runtime.route.watch import name_tasks
 from moescope.server.guard import LOOPBACK, Guard
@@ -74,7 +74,7 @@ def create_app(
     app = FastAPI(title="moescope", version=moescope.__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.service = service
     app.add_middleware(Guard, body=service.limits.body, hosts=None if anywhere else LOOPBACK)
-    page = files("moescope.server").joinpath("page.html").read_text(encoding="utf-8")
+    page = page_source("moescope.server")
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def index() -> HTMLResponse:

@@ -9,7 +9,7 @@ from moescope.stats.intervals import (
     paired_bootstrap_difference,
     wilson,
 )
-from moescope.stats.overlap import disjoint_probability, expected_overlap, jaccard, kuncheva, nogueira, overlap_p
+from moescope.stats.overlap import disjoint_probability, expected_overlap, kuncheva, nogueira, overlap_p
 from moescope.stats.permutation import benjamini_hochberg, holm, permutation_p, permute_labels, permuted_label_matrix
 from moescope.stats.scores import SelectiveCurve, auroc, selective, sign_free_auroc
 
@@ -22,7 +22,6 @@ __all__ = [
     "expected_overlap",
     "group_bootstrap",
     "holm",
-    "jaccard",
     "kuncheva",
     "nogueira",
     "overlap_p",

@@ -85,7 +85,8 @@ def hoeffding_bentkus_p(risk: ArrayLike, n: int, alpha: float) -> NDArray[np.flo
         entropy = np.where(low > 0, low * np.log(low / alpha), 0.0) + (1 - low) * (np.log1p(-low) - np.log1p(-alpha))
     # a mean is a sum over n: rounding must not lift its ceiling by one
     bentkus = math.e * binom.cdf(np.ceil(n * mean - 1e-9), n, alpha)
-    return np.minimum(np.minimum(np.exp(-n * entropy), bentkus), 1.0)
+    bound: NDArray[np.float64] = np.minimum(np.minimum(np.exp(-n * entropy), bentkus), 1.0)
+    return bound
 
 
 def binomial_p(risk: ArrayLike, n: int, alpha: float) -> NDArray[np.float64]:

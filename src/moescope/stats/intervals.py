@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm
+from scipy.stats import binomtest, norm
 from scipy.stats import t as student
 
 from moescope.errors import InputError
@@ -17,7 +17,7 @@ from moescope.stats.permutation import permutation_p
 _BLOCK = 1 << 22  # entries of the resampling-weight matrix held at once: 32 MiB
 
 
-def wilson(successes: float, n: float, level: float = 0.95) -> tuple[float, float]:
+def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval for a proportion (Wilson 1927).
 
     Args:
@@ -34,15 +34,8 @@ def wilson(successes: float, n: float, level: float = 0.95) -> tuple[float, floa
     """
     if n <= 0 or not 0 <= successes <= n:
         raise InputError(f"no interval for {successes} successes out of {n}: successes must lie in 0..n and n be positive")
-    z = float(norm.ppf(0.5 + _checked_level(level) / 2))
-    share = successes / n
-    centre = share + z * z / (2 * n)
-    half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    # At the ends the bound is exactly 0 or 1; rounding must not put it outside, or inside, the share.
-    low = 0.0 if successes == 0 else float((centre - half) / scale)
-    high = 1.0 if successes == n else float((centre + half) / scale)
-    return low, high
+    found = binomtest(int(successes), int(n)).proportion_ci(_checked_level(level), method="wilson")
+    return float(found.low), float(found.high)
 
 
 def group_bootstrap(
@@ -82,7 +75,7 @@ def group_bootstrap(
         if flat.ndim != 1:
             raise InputError(f"the mean needs one value per row, got shape {flat.shape}: give stat= for rows of several values")
         if np.all(flat == flat[0]) and flat[0] in (0.0, 1.0):
-            return wilson(flat[0] * n_groups, n_groups, level)
+            return wilson(n_groups if flat[0] else 0, n_groups, level)
         draws = _bootstrap_means(flat, code, n_groups, n_boot, seed)
     else:
         rng = np.random.default_rng(seed)

@@ -83,10 +83,3 @@ def nogueira(selections: ArrayLike) -> float:
         raise InputError("stability is undefined when every run selects all features, or none")
     variance = runs / (runs - 1) * share * (1 - share)
     return float(1 - variance.mean() / (q * (1 - q)))
-
-
-def jaccard(a: Iterable[int], b: Iterable[int]) -> float:
-    """|a ∩ b| / |a ∪ b|, not corrected for chance; 1 for two empty sets."""
-    left, right = {int(i) for i in a}, {int(i) for i in b}
-    union = left | right
-    return len(left & right) / len(union) if union else 1.0

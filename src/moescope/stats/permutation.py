@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import false_discovery_control
 
 from moescope.errors import InputError
 
@@ -112,12 +113,7 @@ def benjamini_hochberg(p: ArrayLike) -> NDArray[np.float64]:
     Raises:
         InputError: when a value lies outside [0, 1].
     """
-    values = _probabilities(p)
-    order = np.argsort(values, kind="stable")
-    scaled = values[order] * len(values) / np.arange(1, len(values) + 1)
-    adjusted = np.empty_like(values)
-    adjusted[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
-    return adjusted
+    return np.asarray(false_discovery_control(_probabilities(p)))
 
 
 def holm(p: ArrayLike) -> NDArray[np.float64]:

@@ -9,9 +9,9 @@ import pandas as pd
 from moescope.types import Claim
 
 COLUMNS = (
-    "id", "statement", "published", "source", "measured", "low", "high", "control", "control_value", "p", "p_adjusted", "family",
-    "outcome", "explanation", "words",
-)  # fmt: skip
+    *("id", "statement", "published", "source", "measured", "low", "high", "control", "control_value"),
+    *("p", "p_adjusted", "family", "outcome", "explanation", "words"),
+)
 
 
 def claims_frame(claims: Iterable[Claim]) -> pd.DataFrame:

@@ -6,11 +6,11 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import numpy as np
 
-from moescope.types import SITE_KINDS, Circuit, Claim, Control, Explanation, Neuron, Outcome, Published, Site, SiteKind
+from moescope.types import SITE_KINDS, Circuit, Claim, Control, Neuron, Published, Site, SiteKind
 
 
 def plain(value: Any) -> Any:
@@ -58,8 +58,6 @@ def claim_from_json(data: Mapping[str, Any]) -> Claim:
         low, high = (float("nan") if b is None else float(b) for b in bounds)
         bounds = None if math.isnan(low) and math.isnan(high) else (low, high)
     measured, published, control = data["measured"], data.get("published"), data.get("control")
-    if data["outcome"] not in get_args(Outcome) or data.get("explanation") not in (None, *get_args(Explanation)):
-        raise ValueError(f"no outcome: {data['outcome']!r}, {data.get('explanation')!r}")
     return Claim(
         statement=str(data["statement"]),
         measured=float("nan") if measured is None else measured,

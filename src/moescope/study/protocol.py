@@ -28,13 +28,13 @@ from moescope.models import LoadedModel, load
 from moescope.study.provenance import machine, subject
 from moescope.study.result import Artifact, StudyResult
 from moescope.study.result import load as load_result
-from moescope.study.rows import FoldRows, Rows
+from moescope.study.rows import FOLDS, FoldRows, Rows
 from moescope.study.run import Counter, Run
 from moescope.study.schema import check_tables
 from moescope.study.settings import Settings
 from moescope.study.store import check_target
 from moescope.study.verdicts import ALPHA, Case, verdicts
-from moescope.tasks import Prompt, load_prompts, load_task
+from moescope.tasks import Prompt, Regrouped, load_prompts, load_task, regroup
 from moescope.tasks.passages import Passage, load_passages
 from moescope.types import Circuit, Claim, Task
 
@@ -66,6 +66,7 @@ class Context:
     def __init__(self, study: str, settings: Settings, run: Run) -> None:
         self.study, self.settings, self.run = study, settings, run
         self.notes: list[str] = []
+        self.leaks: dict[str, Regrouped] = {}
         self._began = time.time()
         self._rows: list[dict[str, Any]] = []
         self._controls: list[dict[str, Any]] = []
@@ -83,7 +84,7 @@ class Context:
         return model
 
     def tasks(self, tasks: TasksLike, *, least: int = 1) -> list[Task]:
-        """The tasks, read where they are specifications; their names differ.
+        """The tasks, read where they are specifications; their names differ. Near-duplicate texts share a group, with a note.
 
         Raises:
             InputError: fewer than ``least``, two of one name, or a specification that cannot be read.
@@ -98,7 +99,10 @@ class Context:
         double = next((name for name in names if names.count(name) > 1), None)
         if double:
             raise InputError(f"two are called {double!r}; name them apart, e.g. {double}2=SOURCE", "tasks")
-        return loaded
+        apart = [regroup(task, getattr(self.settings, "n_folds", FOLDS)) for task in loaded]
+        self.notes += [found.note for found in apart if found.note]
+        self.leaks = {found.task.name: found for found in apart if found.note}
+        return [found.task for found in apart]
 
     def passages(self, texts: TextsLike) -> Sequence[Passage]:
         """The passages, read where a file is named."""
@@ -191,10 +195,12 @@ class Context:
         """The result with its provenance and the verdicts on its cases, written to ``run.out`` where that is given.
 
         Args:
+            tables: by name, as declared; a frame without any column, made of no rows, is left out.
             model: what was studied, or its name where only its traces were.
             meta: further facts, which win over those that the context knows.
             kind: of the result, where it is not the study's name.
         """
+        tables = {name: table for name, table in tables.items() if len(table.columns)}
         check_tables(self.study, tables)
         facts = {
             **(subject(model, tasks) if isinstance(model, LoadedModel) else {"model": model} if model else {}),
@@ -222,6 +228,7 @@ class Context:
 
     def beside(self, result: StudyResult, *, title: str, published: pd.DataFrame) -> StudyResult:
         """``result`` of an inner run with the published figures as a further table and this context's notes first."""
+        check_tables(self.study, {"published": published})
         meta = {**result.meta, "title": title, "notes": [*self.notes, *result.meta["notes"]]}
         return self._saved(dataclasses.replace(result, meta=meta, tables={**result.tables, "published": published}))
 

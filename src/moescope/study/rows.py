@@ -19,6 +19,8 @@ from moescope.types import Task
 
 ROLES = ("fit", "select", "calibrate", "judge")
 _APART = [pair for pair in combinations(ROLES, 2) if pair != ("fit", "select")]
+FOLDS = 5
+"""into which groups are dealt, where no settings say how many"""
 _NONE = np.empty(0, dtype=np.int64)
 
 
@@ -112,6 +114,6 @@ def calibrated(name: str, task: Task, seed: int) -> Rows:
         InputError: the groups do not suffice.
     """
     groups = np.array([e.group for e in task.examples])
-    folds = group_folds([e.label for e in task.examples], groups, n_folds=5, seed=seed)
+    folds = group_folds([e.label for e in task.examples], groups, n_folds=FOLDS, seed=seed)
     fit, calibrate, judge = (np.flatnonzero(np.isin(folds, part)) for part in ((0, 1), (2, 3), (4,)))
     return Rows(name, groups, fit=fit, select=fit, calibrate=calibrate, judge=judge)

@@ -9,9 +9,11 @@ Each study folder holds a ``tables.toml``::
     low = "share: lower end of the 95 % interval, over groups"
     effect = "number, nats per token: change of the loss"
     "note?" = "text: only where there is something to say"
+    "share_*" = "share: of the class in whose name it ends"
 
-A column is declared as ``kind[, unit]: meaning``; a name that ends with ``?`` may be absent. Kinds: ``text``, ``count`` (whole
-numbers), ``share`` (0 to 1), ``number``, ``flag``, ``list``, ``any`` (numbers and text mixed).
+A column is declared as ``kind[, unit]: meaning``; a name that ends with ``?`` may be absent, and one with ``*`` stands for any
+number of columns of that shape that are not declared by their own name. Kinds: ``text``, ``count`` (whole numbers), ``share``
+(0 to 1), ``number``, ``flag``, ``list``, ``any`` (numbers and text mixed).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from importlib import resources
 
@@ -49,6 +52,12 @@ class Table:
     name: str
     about: str
     columns: Mapping[str, Column]
+    """by name or pattern"""
+
+    def column(self, name: str) -> Column | None:
+        """How a column is declared; None if it is not."""
+        pattern = next((shape for shape in self.columns if "*" in shape and fnmatchcase(name, shape)), name)
+        return self.columns.get(name, self.columns.get(pattern))
 
 
 @lru_cache
@@ -70,29 +79,27 @@ def _column(name: str, said: str) -> Column:
     kind, _, unit = head.partition(", ")
     if kind not in KINDS or not meaning:
         raise SchemaFault(f"column {name!r}: {said!r} is not 'kind[, unit]: meaning'")
-    return Column(kind, unit, meaning, name.endswith("?"))
+    return Column(kind, unit, meaning, name.endswith("?") or "*" in name)
 
 
 def check_tables(study: str, tables: Mapping[str, pd.DataFrame]) -> None:
-    """Compare every table with its declaration; a study that declares none is left alone.
+    """Compare every table with its declaration.
 
     Raises:
         SchemaFault: a table or a column that is not declared, one that is missing, or a column of another kind.
     """
     declared = schema(study)
-    if not declared:
-        return
     for name, table in tables.items():
         if name not in declared:
             raise SchemaFault(f"{study}: table {name!r} is not declared in its tables.toml")
-        columns = declared[name].columns
-        if unknown := [str(c) for c in table if c not in columns]:
-            raise SchemaFault(f"{study}: column {unknown[0]!r} of table {name!r} is not declared in its tables.toml")
-        if missing := [c for c, column in columns.items() if c not in table and not column.optional]:
+        found = {str(column): declared[name].column(str(column)) for column in table}
+        if missing := [c for c, column in declared[name].columns.items() if c not in table and not column.optional]:
             raise SchemaFault(f"{study}: table {name!r} lacks the column {missing[0]!r} that its tables.toml declares")
-        for column in table:
-            if not _fits(table[column], columns[str(column)].kind):
-                raise SchemaFault(f"{study}: column {column!r} of table {name!r} is no {columns[str(column)].kind}")
+        for column, said in found.items():
+            if said is None:
+                raise SchemaFault(f"{study}: column {column!r} of table {name!r} is not declared in its tables.toml")
+            if not _fits(table[column], said.kind):
+                raise SchemaFault(f"{study}: column {column!r} of table {name!r} is no {said.kind}")
 
 
 def _fits(values: pd.Series, kind: str) -> bool:

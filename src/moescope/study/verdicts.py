@@ -2,7 +2,7 @@
 
 A study measures *effects*, each with its interval and a margin (the smallest effect of interest), and hands in *cases*: one
 effect that decides against chance, and the rivals that might explain it. Whether an effect is there, or is shown to be smaller
-than the margin, or neither, is decided by :func:`reading` alone; absence is tested (Schuirmann 1987, two one-sided tests), never
+than the margin, or neither, is decided by :func:`reading` alone; absence is tested (two one-sided tests, Schuirmann 1987), not
 concluded from a large p. The p-values of the cases of one family are adjusted together (Holm 1979).
 """
 
@@ -74,11 +74,15 @@ class Effect:
     share: bool = True
     unit: str = ""
 
+    def figure(self, value: float, *, sign: bool = True) -> str:
+        """A value of this effect without its unit: points for shares, else three figures."""
+        plus = "+" if sign else ""
+        return f"{100 * value:{plus}.1f}" if self.share else f"{value:{plus}.3g}"
+
     def said(self, value: float | None = None, *, sign: bool = True) -> str:
-        """A value of this effect as it is written: points for shares, else three figures and the unit."""
-        value = self.value if value is None else value
-        number = f"{100 * value:{'+' if sign else ''}.1f} points" if self.share else f"{value:{'+' if sign else ''}.3g}"
-        return f"{number} {self.unit}".strip()
+        """A value of this effect as it is written, by default its own."""
+        number = self.figure(self.value if value is None else value, sign=sign)
+        return f"{number} {'points' if self.share else self.unit}".strip()
 
     def bound(self, level: float, *, upper: bool) -> float:
         """One-sided bound at ``level``, from the normal with the width that this side of the interval has."""
@@ -87,7 +91,7 @@ class Effect:
 
     @property
     def spread(self) -> str:
-        return f"{self.said()} ({self.said(self.low)} to {self.said(self.high)})"
+        return f"{self.said()} ({self.figure(self.low)} to {self.figure(self.high)})"
 
     def could_have_shown(self, alpha: float = ALPHA) -> float:
         """The smallest true effect that an interval of this width shows with :data:`POWER`."""
@@ -211,7 +215,7 @@ def _decided(case: Case, p: float | None, alpha: float) -> tuple[Outcome, Explan
             return "holds", rival.kind, f"{said}; but {_failed(rival, state)}"
     for rival, state in readings:
         if state == "unclear":
-            return "inconclusive", None, f"{said}; but beyond {rival.against}: {_unclear(rival, alpha)}"
+            return "inconclusive", None, f"{said}; but {_unclear(rival, alpha)}"
     if readings:
         said += "; beyond " + _listed([f"{rival.against} {rival.said()}" for rival, _ in readings])
     outcome, against = _published(case)

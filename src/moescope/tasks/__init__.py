@@ -1,6 +1,7 @@
 """Labelled texts: presets, files and Hub datasets, templates, group-aware splits, and what trivial cues alone score."""
 
 from moescope.tasks.build import RenderedTask, slots, subset
+from moescope.tasks.duplicates import Regrouped, near_duplicates, regroup
 from moescope.tasks.folds import group_folds, split_half
 from moescope.tasks.load import load_task
 from moescope.tasks.presets import PRESETS, Preset, list_tasks
@@ -21,6 +22,7 @@ __all__ = [
     "PROMPT_SETS",
     "Preset",
     "Prompt",
+    "Regrouped",
     "RenderedTask",
     "TaskSpec",
     "chosen_cue",
@@ -30,8 +32,10 @@ __all__ = [
     "load_prompts",
     "load_task",
     "matched_subset",
+    "near_duplicates",
     "parse_spec",
     "plain_text",
+    "regroup",
     "slots",
     "split_half",
     "subset",

@@ -93,4 +93,4 @@ def split_half(labels: Sequence[int] | np.ndarray, groups: Sequence[Any] | np.nd
     InputError
         When the groups cannot be halved so.
     """
-    return group_folds(labels, groups, n_folds=2, seed=seed) == 0
+    return np.asarray(group_folds(labels, groups, n_folds=2, seed=seed) == 0)

@@ -166,7 +166,7 @@ def _key(value: object, column: str, where: str) -> str:
     return str(value)
 
 
-def _slot_text(record: dict, fields: list[str], rows: Rows, index: int) -> str:
+def _slot_text(record: dict[str, object], fields: list[str], rows: Rows, index: int) -> str:
     return "\n".join(field_text(record.get(f), f, rows.where(index)) for f in fields)
 
 

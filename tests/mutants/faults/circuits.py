@@ -139,8 +139,8 @@ FAULTS = faults(
         "full-layer probe",
         "the whole layer's probe is fitted on the rows that it judges too",
         _CIRCUITS + "depth.py",
-        "model.fit(x[~held], y[~held])",
-        "model.fit(x, y)",
+        "cross_val_predict(model, x, y, cv=PredefinedSplit(folds))",
+        "model.fit(x, y).predict(x)",
         ("test_the_probed_layer_is_chosen_by_the_other_folds",),
     ),
     (
@@ -148,8 +148,8 @@ FAULTS = faults(
         "full-layer probe",
         "the whole layer's probe reads the embedding",
         _CIRCUITS + "depth.py",
-        "delayed(probe_correct)(features.x[:, part],",
-        "delayed(probe_correct)(features.embed,",
+        "probe_correct(features.x[:, part],",
+        "probe_correct(features.embed,",
         ("test_the_whole_layers_probe_reads_the_layer_that_computes",),
     ),
     (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Function = Literal["softmax", "sigmoid", "sqrt softplus", "other"]
-_FUNCTIONS = {"softmax": lambda x: x.softmax(-1), "sigmoid": torch.sigmoid, "sqrt softplus": lambda x: F.softplus(x).sqrt()}
+_FUNCTIONS: dict[Function, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda x: x.softmax(-1),
+    "sigmoid": torch.sigmoid,
+    "sqrt softplus": lambda x: F.softplus(x).sqrt(),
+}
 
 
 @dataclass(frozen=True)
@@ -58,5 +63,5 @@ def describe_gating(logits: Tensor, ids: Tensor, weights: Tensor, tolerance: flo
             ratio = weights / value.clamp_min(1e-20)
             scale = float(ratio.median())
             if bool(((weights - scale * value).abs() <= tolerance * weights.abs().max()).all()):
-                return Gating(name, renormalised, scale, same)  # type: ignore[arg-type]
+                return Gating(name, renormalised, scale, same)
     return Gating("other", False, 1.0, same)

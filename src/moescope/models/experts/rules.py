@@ -109,7 +109,7 @@ class DbrxCall(ExpertsCall):
     def expert(self, module: nn.Module, number: int, x: Tensor) -> Tensor:
         glu: Any = module.mlp
         w1, v1, w2 = (getattr(glu, n).view(-1, glu.ffn_hidden_size, glu.hidden_size)[number] for n in ("w1", "v1", "w2"))
-        return (glu.activation_fn(F.linear(x, w1)) * F.linear(x, v1)) @ w2
+        return torch.matmul(glu.activation_fn(F.linear(x, w1)) * F.linear(x, v1), w2)
 
 
 class ZayaCall(ExpertsCall):
@@ -164,7 +164,7 @@ class Llama4Block:
     def expert(self, module: nn.Module, number: int, x: Tensor) -> Tensor:
         bank: Any = module.experts
         gate, up = (x @ bank.gate_up_proj[number]).chunk(2, dim=-1)
-        return (up * bank.act_fn(gate)) @ bank.down_proj[number]
+        return torch.matmul(up * bank.act_fn(gate), bank.down_proj[number])
 
     def watch(self, module: nn.Module, seen: Callable[[Tensor], None]) -> list[RemovableHandle]:
         block: Any = module
@@ -250,7 +250,7 @@ class DogeBlock:
     def expert(self, module: nn.Module, number: int, x: Tensor) -> Tensor:
         block: Any = module
         key, value = block.down_embed.weight[number], block.up_embed.weight[number]
-        return block.act_fn(x @ key)[:, None] * value
+        return torch.outer(block.act_fn(x @ key), value)
 
     def watch(self, module: nn.Module, seen: Callable[[Tensor], None]) -> list[RemovableHandle]:
         block: Any = module

@@ -70,7 +70,7 @@ class ExitClassifier:
 
     def predict(self, texts: Sequence[str] | Encoded) -> np.ndarray:
         """(N,) str: the class of each text."""
-        return self.classes_[self.run(texts).probability.argmax(1)]
+        return np.asarray(self.classes_[self.run(texts).probability.argmax(1)])
 
     def predict_proba(self, texts: Sequence[str] | Encoded) -> np.ndarray:
         """(N, C) float32: by the head at which each text left."""

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from moescope.capture import capture
-from moescope.capture.activations import check_finite, padded_batches, vector_reducer
+from moescope.capture.activations import Progress, read_into
 from moescope.capture.encode import Encoded, encode
+from moescope.capture.position import Position
 from moescope.types import Site
 
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -43,21 +40,8 @@ def read_features(
     """
     sites = [Site("resid", layer) for layer in range(model.n_layers)]
     encoded = encode(model, texts, max_tokens=max_tokens)
-    found = np.empty((2, len(encoded), len(sites), model.d_model), np.float32)
-    done = 0
-    with capture(model, sites) as session:
-        for batch in padded_batches(model, encoded, batch_tokens, "right"):
-            reducers = [vector_reducer(batch, position, None) for position in ("final", "mean")]
-
-            def reduce(site: Site, tensor: torch.Tensor, reducers: list = reducers) -> torch.Tensor:
-                return torch.stack([r(site, tensor) for r in reducers]).cpu()
-
-            seen = session.run(batch.ids, batch.mask, reduce=reduce)
-            both = torch.stack([seen[site] for site in sites], dim=2)  # (2, B, L, D)
-            for part in both:
-                check_finite(part, batch.numbers, sites, model)
-            found[:, batch.rows] = both.numpy()
-            done += len(batch.rows)
-            if progress is not None:
-                progress(done, len(encoded))
-    return ExitFeatures(found[0], found[1])
+    final, mean = np.empty((2, len(encoded), len(sites), model.d_model), np.float32)
+    arrays: dict[Position, np.ndarray] = {"final": final, "mean": mean}
+    out = {(site, position): array[:, layer] for position, array in arrays.items() for layer, site in enumerate(sites)}
+    read_into(out, model, encoded, batch_tokens=batch_tokens, progress=progress)
+    return ExitFeatures(final, mean)

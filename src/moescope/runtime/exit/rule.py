@@ -48,7 +48,7 @@ def exit_layers(probabilities: np.ndarray, threshold: float, checks: tuple[int, 
     sure = np.zeros(probabilities.shape[:2], dtype=bool)
     sure[:, list(checks)] = probabilities[:, list(checks)].max(-1) >= threshold
     sure[:, n_layers - 1] = True
-    return sure.argmax(1)
+    return np.asarray(sure.argmax(1))
 
 
 def losses(probabilities: np.ndarray, y: np.ndarray, at: np.ndarray, loss: Loss) -> np.ndarray:
@@ -56,4 +56,4 @@ def losses(probabilities: np.ndarray, y: np.ndarray, at: np.ndarray, loss: Loss)
     said = probabilities.argmax(-1)  # (N, L)
     full, early = said[:, -1], said[np.arange(len(at)), at]
     lost = full != early
-    return (lost & (full == y) if loss == "accuracy" else lost).astype(np.float64)
+    return np.asarray(lost & (full == y) if loss == "accuracy" else lost, np.float64)

@@ -91,7 +91,8 @@ class TaskRouter:
         along = np.einsum("ntr,trs->nts", inside[:, None, :] - self.centres, self.axes)
         variance = self.base + self.per_token / np.asarray(tokens)[:, None, None]  # (N, T, R + 1)
         inner = (along**2 / variance[:, :, :-1]).sum(-1)
-        return inner + ((_log_ratio(left[:, None], variance[:, :, -1]) - self.outside[:, 0]) / self.outside[:, 1]) ** 2
+        outer = (_log_ratio(left[:, None], variance[:, :, -1]) - self.outside[:, 0]) / self.outside[:, 1]
+        return np.asarray(inner + outer**2)
 
     def name(self, features: np.ndarray, tokens: np.ndarray) -> list[Named]:
         """The task of each row of features (N, F), each a mean over so many tokens (N,)."""

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from moescope.errors import InputError
 from moescope.intervene.running_text import LOSS, RunningText
 from moescope.intervene.together import run_together
 from moescope.models import LoadedModel
 from moescope.models.forward_tokens import ForwardTokens
-from moescope.studies.circuits.causal import NeuronAblation, check_options
+from moescope.studies.circuits.causal import NeuronAblation
 from moescope.studies.circuits.erasure import ClassErasure
 from moescope.studies.circuits.features import Columns, Features, rows_of
 from moescope.studies.circuits.settings import CircuitSettings
@@ -57,19 +58,19 @@ def causal_tables(
         trial = prepare_trial(
             model,
             subset(here.task, used),
-            here.columns.sites,
-            selection=np.arange(len(used)) < len(rows.fit),
-            seed=seed,
-            encoded=rows_of(here.encoded, used),
-            final={site: x[used] for site, x in here.final.items()},
+            rows_of(here.encoded, used),
+            {site: x[used] for site, x in here.final.items()},
+            np.arange(len(used)) < len(rows.fit),
         )
         neurons = [here.columns.neuron(int(c)) for c in ranking]
-        ks = [k for k in settings.ablate_ks if k <= here.columns.n]
+        ks = sorted({k for k in settings.ablate_ks if k <= here.columns.n})
+        if not ks:
+            raise InputError(f"every size is above the {here.columns.n} neurons of {name}'s sites", "ablate_ks")
         ablation = NeuronAblation(
             model,
             trial,
             neurons,
-            ks=check_options(ks, len(neurons), settings.ablate, settings.ablate_random),
+            ks=ks,
             mode=settings.ablate,
             n_random=settings.ablate_random,
             seed=seed,

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from moescope.errors import InputError
-from moescope.tasks.folds import split_half
 from moescope.types import Site, Task
 
 AblationMode = Literal["zero", "mean", "resample", "patch"]
-ABLATION_MODES: tuple[AblationMode, ...] = ("zero", "mean", "resample", "patch")
 
 
 @dataclass(frozen=True)
@@ -32,13 +30,11 @@ class Split:
     n_classes: int
 
 
-def split_task(task: Task, selection: np.ndarray | None, seed: int) -> Split:
-    """Halve a task's texts by ``selection`` (True: learnt on; None: drawn by ``seed``), or say why that is no clean
-    split.
-    """
+def split_task(task: Task, selection: np.ndarray) -> Split:
+    """Halve a task's texts by ``selection`` (bool (N,), True: learnt on), or say why that is no clean split."""
     labels = np.array([e.label for e in task.examples])
     groups = np.array([e.group for e in task.examples])
-    chosen = split_half(labels, groups, seed) if selection is None else np.asarray(selection)
+    chosen = np.asarray(selection)
     if chosen.shape != labels.shape or chosen.dtype != bool:
         raise InputError(f"selection: {chosen.dtype} of shape {chosen.shape}; give one bool per text, ({len(labels)},)")
     for name, part in (("selected", chosen), ("other", ~chosen)):
@@ -70,11 +66,11 @@ def task_replacement(
         if mode == "zero":
             return np.zeros(x.shape[1])
         if mode == "mean":
-            return x.mean(0, dtype=np.float64)
+            return np.asarray(x.mean(0, dtype=np.float64))
         if mode == "resample":
             return x[donors]
         means = class_means(x, split.fit_labels, split.n_classes)
         others = (means.sum(0) - means) / (split.n_classes - 1)  # (C, D): mean of the other classes
-        return others[split.labels]
+        return np.asarray(others[split.labels])
 
     return {site: torch.from_numpy(values(x)).float() for site, x in vectors.items()}

@@ -9,12 +9,11 @@ import numpy as np
 import pandas as pd
 
 from moescope.errors import InputError
-from moescope.select.nested import nested_cv
 from moescope.select.ranking import layer_matched_sets, random_sets
 from moescope.stats import group_bootstrap, paired_bootstrap_difference, permutation_p, permute_labels
 from moescope.studies.circuits.control_task import control_labels
 from moescope.studies.circuits.depth import best_layer_correct, layer_probes, probe_correct
-from moescope.studies.circuits.features import Features
+from moescope.studies.circuits.features import Features, own_cv
 from moescope.studies.circuits.geometry import rotated, rotations
 from moescope.studies.circuits.pairs import set_hits
 from moescope.studies.circuits.reread import Reread
@@ -48,12 +47,7 @@ def control_table(
     context: Context,
     step: Callable[[str], None],
 ) -> pd.DataFrame:
-    """One row per control, the circuit itself first.
-
-    Columns: task, control, accuracy, low, high; ``gap``, ``gap_low``, ``gap_high``: the circuit's accuracy minus the
-    control's on the same rows (paired, over groups), NaN where the control has other rows or is a set of draws; ``p``: of
-    that gap, two-sided, or for permuted labels of the circuit's accuracy; note. Surface baselines are called
-    ``"surface: …"``.
+    """Table ``controls`` of one task.
 
     Args:
         surface: rows of :func:`moescope.tasks.surface_baselines`.
@@ -131,17 +125,7 @@ def control_table(
         turned.append(_nested(features, x, settings))
     add("rotated_basis", np.mean(turned, axis=0), f"mean over {N_ROTATIONS} random rotations of each site")
     n_massive = int(found.massive.sum())
-    lighter = nested_cv(
-        features.x,
-        features.y,
-        features.folds,
-        (k,),
-        sigma=settings.sigma,
-        classifier=settings.classifier,
-        selection=settings.selection,
-        allowed=~found.massive,
-        sums=found.sums,
-    ).correct[0]
+    lighter = own_cv(features, settings, allowed=~found.massive, sums=found.sums).correct[0]
     add("without_massive", lighter, f"{n_massive} massive neurons left out" if n_massive else "no neuron is massive here")
 
     step("surface-matched subset")
@@ -174,16 +158,7 @@ def _draws(control: str, values: np.ndarray, note: str) -> dict[str, Any]:
 
 def _nested(features: Features, x: np.ndarray, settings: CircuitSettings, y: np.ndarray | None = None) -> np.ndarray:
     """Held-out hits by the study's own protocol on other activations or other labels."""
-    result = nested_cv(
-        x,
-        features.y if y is None else y,
-        features.folds,
-        (settings.k,),
-        sigma=settings.sigma,
-        classifier=settings.classifier,
-        selection=settings.selection,
-    )
-    return np.asarray(result.correct[0])
+    return np.asarray(own_cv(features, settings, X=x, y=features.y if y is None else y).correct[0])
 
 
 def _permuted_labels(found: TaskFindings, settings: CircuitSettings, context: Context) -> list[dict[str, Any]]:

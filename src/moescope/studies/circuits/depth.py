@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from joblib import Parallel, delayed
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import PredefinedSplit, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from moescope.select.nested import CVResult, fit_classifier, nested_cv
+from moescope.select.nested import CVResult, fit_classifier
 from moescope.select.ranking import FoldSums
 from moescope.stats import group_bootstrap, paired_bootstrap_difference
-from moescope.studies.circuits.features import Features
+from moescope.studies.circuits.features import Features, own_cv
 from moescope.studies.circuits.settings import CircuitSettings
 
 
@@ -22,22 +22,14 @@ def probe_correct(x: np.ndarray, y: np.ndarray, folds: np.ndarray) -> np.ndarray
 
     The strong baseline of every K-neuron probe. C = 0.1 suits N of hundreds to thousands; it is fixed, not tuned.
     """
-    correct = np.zeros(len(y), dtype=bool)
-    for fold in np.unique(folds):
-        held = folds == fold
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300, tol=1e-3))
-        model.fit(x[~held], y[~held])
-        correct[held] = model.predict(x[held]) == y[held]
-    return correct
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300, tol=1e-3))
+    return np.asarray(cross_val_predict(model, x, y, cv=PredefinedSplit(folds)) == y)
 
 
-def layer_probes(features: Features, *, n_jobs: int = 1) -> np.ndarray:
+def layer_probes(features: Features) -> np.ndarray:
     """(S, N) bool: out-of-fold hits of the full probe at each site."""
     parts = [features.columns.slice_of(i) for i in range(len(features.columns.sites))]
-    found = Parallel(n_jobs=n_jobs, prefer="threads")(
-        delayed(probe_correct)(features.x[:, part], features.y, features.folds) for part in parts
-    )
-    return np.stack(list(found))
+    return np.stack([probe_correct(features.x[:, part], features.y, features.folds) for part in parts])
 
 
 def best_layer_correct(hits: np.ndarray, folds: np.ndarray) -> tuple[np.ndarray, list[int]]:
@@ -77,17 +69,7 @@ def depth_rows(
     curves: dict[str, list[np.ndarray]] = {"circuit_reselected": [], "fixed_circuit": [], "full_probe": []}
     for layer in columns.layers:
         allowed = columns.of_layers(layer)
-        result = nested_cv(
-            features.x,
-            features.y,
-            features.folds,
-            (min(settings.k, int(allowed.sum())),),
-            sigma=settings.sigma,
-            classifier=settings.classifier,
-            selection=settings.selection,
-            allowed=allowed,
-            sums=sums,
-        )
+        result = own_cv(features, settings, ks=(min(settings.k, int(allowed.sum())),), allowed=allowed, sums=sums)
         curves["circuit_reselected"].append(result.correct[0])
         curves["fixed_circuit"].append(_fixed(features, cv.selected[:, : settings.k], allowed, settings))
         at_layer = [i for i, site in enumerate(columns.sites) if site.layer == layer]

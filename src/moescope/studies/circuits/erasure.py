@@ -10,65 +10,24 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from moescope.errors import InputError
 from moescope.intervene.edits import Edit
 from moescope.intervene.leace import Eraser, Whitening
-from moescope.intervene.replicas import Progress
-from moescope.intervene.together import run_together
 from moescope.studies.circuits.causal import summary
-from moescope.studies.circuits.trial import Trial, prepare_trial
-from moescope.types import Site, Task
+from moescope.studies.circuits.trial import Trial
+from moescope.types import Site
 
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
 
 
-def erasure_study(
-    model: LoadedModel,
-    task: Task,
-    *,
-    layers: Sequence[int] | None = None,
-    selection: np.ndarray | None = None,
-    n_random: int = 20,
-    seed: int = 0,
-    batch_tokens: int = 8192,
-    max_tokens: int | None = None,
-    progress: Progress | None = None,
-) -> pd.DataFrame:
-    """Erase the class (LEACE) from the residual stream after each layer, at the final token, in the running model.
-
-    Where a circuit's ablation does little but erasure does much, the class is carried by a direction that is spread
-    over more neurons than the circuit holds. The targets and the split are those of
-    :func:`ablation_study`; the erasers are fitted on the selection texts. The control
-    erases, in the same way, ``n_random`` labellings that are permutations of the true one.
-
-    Returns:
-        One row per layer and target: task, layer, target, off_task, baseline, effect, random_mean, random_low,
-        random_high, p, n_random.
-
-    Raises:
-        InputError: a layer that the model lacks, or a split that :func:`ablation_study` would refuse.
-    """
-    layers = range(model.n_layers) if layers is None else layers
-    for layer in layers:
-        if not 0 <= layer < model.n_layers:
-            raise InputError(f"layers: {layer} is not a layer of {model.name}, which has 0 to {model.n_layers - 1}")
-    if n_random < 1:
-        raise InputError(f"n_random={n_random}: at least 1 random labelling is needed")
-    sites = [Site("resid", layer) for layer in layers]
-    trial = prepare_trial(
-        model, task, sites, selection=selection, seed=seed, batch_tokens=batch_tokens, max_tokens=max_tokens
-    )  # fmt: skip
-    erasure = ClassErasure(model, trial, layers, n_random=n_random, seed=seed)
-    replicas = trial.replicas(batch_tokens=batch_tokens)
-    (scores,) = run_together(replicas, [erasure.sets], trial.readout, progress)
-    frame = erasure.table(scores)
-    frame.attrs.update(forwards=replicas.forwards, evaluation_texts=len(trial.split.evaluate))
-    return frame
-
-
 class ClassErasure:
-    """The class erased after each layer, and permutations of it, as interventions (number 0: none)."""
+    """The class erased (LEACE) from the residual stream after each layer, at the final token, and permutations of it, as
+    interventions (number 0: none).
+
+    Where a circuit's ablation does little but erasure does much, the class is carried by a direction that is spread over
+    more neurons than the circuit holds. The erasers are fitted on the trial's selection texts. The control erases, in the
+    same way, ``n_random`` labellings that are permutations of the true one.
+    """
 
     def __init__(self, model: LoadedModel, trial: Trial, layers: Sequence[int], *, n_random: int = 20, seed: int = 0) -> None:
         self._trial, self._layers = trial, list(layers)
@@ -88,7 +47,9 @@ class ClassErasure:
         return {"differs": max(self._moved) > 0, "evidence": f"{np.mean(self._moved):.1%} of the labels moved on average"}
 
     def table(self, scores: Mapping[str, np.ndarray]) -> pd.DataFrame:
-        """What :func:`erasure_study` gives, from the scores (S, N) of every intervention."""
+        """One row per layer and target, from the scores (S, N) of every intervention: task, layer, target, off_task,
+        baseline, effect, random_mean, random_low, random_high, p, n_random.
+        """
         records = []
         for place, layer in enumerate(self._layers):
             first = 1 + place * self._each

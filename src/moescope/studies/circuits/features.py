@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-from torch import Tensor
 
-from moescope.capture import Encoded, Position, capture, encode
-from moescope.capture.activations import check_finite, padded_batches, vector_reducer
-from moescope.capture.session import Reduce
+from moescope.capture import Encoded, Position, encode
+from moescope.capture.activations import Progress, read_into
 from moescope.errors import InputError
 from moescope.models import LoadedModel, parse_sites
+from moescope.select.nested import CVResult, nested_cv
 from moescope.studies.circuits.settings import SearchSettings
 from moescope.tasks import group_folds, subset
 from moescope.types import Neuron, Site, Task
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -157,41 +155,16 @@ def capture_features(
     return Features(task, columns, x, out[embed, settings.position], y, groups, folds, seed, encoded, at_final)
 
 
+def own_cv(features: Features, settings: SearchSettings, **changed: Any) -> CVResult:
+    """Held-out results at the study's own K by its own protocol; ``changed``: other arguments of :func:`nested_cv`."""
+    own = {"X": features.x, "y": features.y, "folds": features.folds, "ks": (settings.k,)}
+    own |= {name: getattr(settings, name) for name in ("sigma", "classifier", "selection")}
+    return nested_cv(**{**own, **changed})
+
+
 def rows_of(encoded: Encoded, rows: np.ndarray) -> Encoded:
     """The chosen texts."""
     lengths = encoded.lengths[rows]
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
     pick = np.repeat(encoded.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
     return Encoded(encoded.ids[pick], encoded.special[pick], offsets)
-
-
-def read_into(
-    out: Mapping[tuple[Site, Position], np.ndarray],
-    model: LoadedModel,
-    encoded: Encoded,
-    *,
-    batch_tokens: int,
-    progress: Progress | None = None,
-) -> None:
-    """Fill arrays (N, width), float32, each with one site's vectors at one position, in one pass over N texts.
-
-    Raises:
-        InputError: a position that a text does not have, or an activation that is not finite.
-    """
-    sites = list(dict.fromkeys(site for site, _ in out))
-    positions = {site: [position for other, position in out if other == site] for site in sites}
-    done = 0
-    with capture(model, sites) as session:
-        for batch in padded_batches(model, encoded, batch_tokens, "right"):
-            reducers = {position: vector_reducer(batch, position, None) for _, position in out}
-
-            def reduce(site: Site, tensor: Tensor, reducers: dict[Position, Reduce] = reducers) -> dict[Position, Tensor]:
-                return {position: reducers[position](site, tensor).cpu() for position in positions[site]}
-
-            for site, found in session.run(batch.ids, batch.mask, reduce=reduce).items():
-                for position, vectors in found.items():
-                    check_finite(vectors[:, None], batch.numbers, [site], model)
-                    out[site, position][batch.rows] = vectors.numpy()
-            done += len(batch.rows)
-            if progress is not None:
-                progress(done, len(encoded))

@@ -13,12 +13,11 @@ import pandas as pd
 from moescope.errors import InputError
 from moescope.models import LoadedModel
 from moescope.models.forward_tokens import ForwardTokens
-from moescope.select.nested import nested_cv
 from moescope.select.ranking import divergence, fold_class_sums
 from moescope.stats import group_bootstrap
 from moescope.studies.circuits.claims_formation import formation_claim
 from moescope.studies.circuits.depth import best_layer_correct, layer_probes
-from moescope.studies.circuits.features import capture_features, columns_of
+from moescope.studies.circuits.features import capture_features, columns_of, own_cv
 from moescope.studies.circuits.settings import SearchSettings
 from moescope.study.protocol import Context, TasksLike
 from moescope.study.result import StudyResult
@@ -45,8 +44,7 @@ def dynamics(
         revisions: with exactly one checkpoint, its Hub revisions instead.
 
     Returns:
-        A result of kind ``"dynamics"`` with the table ``dynamics`` [checkpoint, step, task, accuracy, low, high,
-        probe_accuracy, max_divergence, overlap_with_last] and one claim per task.
+        A result of kind ``"dynamics"`` with the table ``dynamics`` and one claim per task.
 
     Raises:
         InputError: fewer than two checkpoints, or input that cannot be used.
@@ -54,7 +52,7 @@ def dynamics(
     >>> import moescope
     >>> result = moescope.dynamics(["out/step-0", "out/step-1000"], ["certainty=halueval"])  # doctest: +SKIP
     """
-    context = Context("dynamics", settings, run)
+    context = Context("circuits", settings, run)
     series = _series(checkpoints, revisions)
     loaded_tasks = context.tasks(tasks)
     tokens = ForwardTokens()
@@ -86,6 +84,7 @@ def dynamics(
         title=f"Circuit formation over {len(series)} checkpoints",
         claims=[formation_claim(table, task.name, surfaces[task.name]) for task in loaded_tasks],
         tables={"dynamics": table},
+        kind="dynamics",
         forward_tokens=tokens.totals(),
     )
 
@@ -123,16 +122,7 @@ def _at_checkpoint(
     )
     sums = fold_class_sums(features.x, features.y, features.folds)
     scores = divergence(*sums.total(), sigma=settings.sigma)
-    correct = nested_cv(
-        features.x,
-        features.y,
-        features.folds,
-        (settings.k,),
-        sigma=settings.sigma,
-        classifier=settings.classifier,
-        selection=settings.selection,
-        sums=sums,
-    ).correct[0]
+    correct = own_cv(features, settings, sums=sums).correct[0]
     low, high = group_bootstrap(correct, features.groups, seed=run.seed)
     probe, _ = best_layer_correct(layer_probes(features), features.folds)
     row = {

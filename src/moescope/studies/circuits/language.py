@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from moescope.errors import InputError
-from moescope.select.nested import fit_classifier, nested_cv
+from moescope.select.nested import fit_classifier
 from moescope.stats import group_bootstrap
-from moescope.studies.circuits.features import Features
+from moescope.studies.circuits.features import Features, own_cv
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.single import rank_columns
 
@@ -34,9 +34,7 @@ def language_rows(features: Features, settings: CircuitSettings) -> list[dict[st
                     part = features.subset(np.flatnonzero(testing), n_folds=settings.n_folds)
                 except InputError as error:
                     raise InputError(f"task {features.task.name!r}, language {test!r}: {error}") from error
-                correct = nested_cv(
-                    part.x, part.y, part.folds, (settings.k,), sigma=settings.sigma, classifier=settings.classifier
-                ).correct[0]
+                correct = own_cv(part, settings, selection="nested").correct[0]
                 groups = part.groups
             else:
                 groups = features.groups[testing]

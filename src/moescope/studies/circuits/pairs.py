@@ -164,7 +164,7 @@ def _direction(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     gaps = means[:, None] - means[None]
     first, second = np.unravel_index(np.argmax((gaps**2).sum(-1)), gaps.shape[:2])
     difference = means[max(first, second)] - means[min(first, second)]
-    return difference / (np.linalg.norm(difference) + 1e-12)
+    return np.asarray(difference / (np.linalg.norm(difference) + 1e-12))
 
 
 def _probe_similarity(a: Features, b: Features, settings: CircuitSettings) -> dict[str, Any]:

@@ -43,12 +43,12 @@ def reproduce_circuits(
         tasks: None takes the published tasks, with the shipped stand-in where the Hub is out of reach.
 
     Returns:
-        A result of kind ``"circuits"`` with a further table ``published`` [figure, source model, published, measured].
+        A result of kind ``"circuits"`` with a further table ``published``.
 
     >>> from moescope.studies.circuits.reproduce import reproduce_circuits
     >>> result = reproduce_circuits("dense-tiny")  # doctest: +SKIP
     """
-    context = Context("reproduce-circuits", settings, run)
+    context = Context("circuits", settings, run)
     if model is None:
         context.note(
             f"Note: no model was named, so the embedded {EMBEDDED} stands in for Llama-2-7B, Mistral-7B and Qwen2.5-7B; "

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from moescope.errors import InputError
-from moescope.select.nested import CVResult, nested_cv
+from moescope.select.nested import CVResult
 from moescope.select.ranking import (
     SIGMAS,
     FoldSums,
@@ -22,7 +22,7 @@ from moescope.select.ranking import (
     rank,
 )
 from moescope.studies.circuits.depth import depth_rows, layer_probes
-from moescope.studies.circuits.features import Features
+from moescope.studies.circuits.features import Features, own_cv
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.tables import (
     class_tables,
@@ -101,13 +101,12 @@ def analyse(features: Features, settings: CircuitSettings, *, surface: float, n_
     null = permutation_max(
         x, y, features.groups, n_permutations=settings.n_permutations, sigma=settings.sigma, seed=features.seed
     )
-    options: dict[str, Any] = {"sigma": settings.sigma, "sums": sums}
     # Beside the chosen protocol the other one (how far selection on all rows flatters) and the other classifier.
     other_protocol: Any = "global" if settings.selection == "nested" else "nested"
     other_classifier: Any = "logistic" if settings.classifier == "lda" else "lda"
-    cv = nested_cv(x, y, folds, ks, selection=settings.selection, classifier=settings.classifier, **options)
-    cv_other = nested_cv(x, y, folds, ks, selection=other_protocol, classifier=settings.classifier, **options)
-    cv_classifier = nested_cv(x, y, folds, ks, selection=settings.selection, classifier=other_classifier, **options)
+    cv = own_cv(features, settings, ks=ks, sums=sums)
+    cv_other = own_cv(features, settings, ks=ks, sums=sums, selection=other_protocol)
+    cv_classifier = own_cv(features, settings, ks=ks, sums=sums, classifier=other_classifier)
     massive = massive_dimensions(total, layer_of=columns.site_of)
     hits = layer_probes(features)
     accuracy = [

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from moescope.select.nested import CVResult, nested_cv
+from moescope.select.nested import CVResult
 from moescope.select.ranking import SIGMAS, FoldSums, MaxNull, random_sets
 from moescope.stats import auroc, expected_overlap, group_bootstrap, kuncheva, nogueira, selective
-from moescope.studies.circuits.features import Features
+from moescope.studies.circuits.features import Features, own_cv
 from moescope.studies.circuits.geometry import functional_columns, principal_component
 from moescope.studies.circuits.settings import CircuitSettings
 
@@ -175,9 +175,7 @@ def sigma_table(features: Features, sums: FoldSums, scores: dict[Any, np.ndarray
     """What the choice of sigma changes: the circuit's accuracy, the best neuron and its divergence."""
     rows = []
     for sigma in SIGMAS:
-        result = nested_cv(
-            features.x, features.y, features.folds, (settings.k,), sigma=sigma, classifier=settings.classifier, sums=sums
-        )
+        result = own_cv(features, settings, sigma=sigma, selection="nested", sums=sums)
         rows.append(
             {
                 "task": features.task.name,

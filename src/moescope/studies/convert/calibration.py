@@ -49,7 +49,7 @@ def activations(
 
 def contributions(h: Tensor, down: Tensor) -> Tensor:
     """|h| times the norm of each neuron's output direction: (T, I), how much each neuron writes."""
-    return h.abs() * down.norm(dim=0)
+    return torch.mul(h.abs(), down.norm(dim=0))
 
 
 def expert_masses(h: Tensor, down: Tensor, members: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def measure_frontier(
     seed: int,
     report: Callable[[int, int], None] | None = None,
 ) -> tuple[pd.DataFrame, list[Quality]]:
-    """[kind, active, share, contender, loss, perplexity, kl, agreement, rise, low, high] and the qualities they come from.
+    """Table ``frontier``, and the qualities that it comes from.
 
     ``kind`` is ``converted``, ``random`` (a random split, its router fitted alike) or ``static`` (the neurons that
     contribute most on average kept for every token, no router): what clustering adds, and what routing adds; each with

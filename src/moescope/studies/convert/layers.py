@@ -35,7 +35,7 @@ class Converted:
 
     @property
     def table(self) -> pd.DataFrame:
-        """[layer, method, captured, oracle, chance]: see :class:`LinearRouter`."""
+        """Table ``layers``."""
         return pd.DataFrame(self.rows)
 
 

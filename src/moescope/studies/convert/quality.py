@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from moescope.intervene.text_loss import token_losses
 from moescope.stats import group_bootstrap
 from moescope.studies.convert.text import Windows
 
@@ -68,11 +69,11 @@ def compare(
     for ids in windows.batches(2048):
         here = slice(done, done + len(ids))
         reference = _log_probabilities(original, ids.to(device)).cpu()
-        losses[0, here] = _loss(reference, ids)
+        losses[0, here] = token_losses(reference, ids).double().sum(1)
         for i, contender in enumerate(contenders):
             with contender.enter():
                 found = _log_probabilities(contender.model, ids.to(next(contender.model.parameters()).device)).cpu()
-            losses[i + 1, here] = _loss(found, ids)
+            losses[i + 1, here] = token_losses(found, ids).double().sum(1)
             kls[i] += float((reference.exp() * (reference - found)).sum())
             agreements[i] += float((reference.argmax(-1) == found.argmax(-1)).sum())
         done += len(ids)
@@ -94,12 +95,7 @@ def compare(
 
 def _log_probabilities(model: Any, ids: Tensor) -> Tensor:
     """(B, length - 1, V) float32: of the next token, at every place that has one."""
-    return model(input_ids=ids, use_cache=False).logits[:, :-1].float().log_softmax(-1)
-
-
-def _loss(log_probabilities: Tensor, ids: Tensor) -> np.ndarray:
-    """Nats summed over each window (B,)."""
-    return -log_probabilities.gather(-1, ids[:, 1:, None]).squeeze(-1).double().sum(1).numpy()
+    return torch.log_softmax(model(input_ids=ids, use_cache=False).logits[:, :-1].float(), -1)
 
 
 @contextmanager

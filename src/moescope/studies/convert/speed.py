@@ -75,7 +75,7 @@ def measure(
     repeats: int = 3,
     report: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """[runner, workload, tokens_per_second, speedup], the speed-up over the first runner.
+    """Rows of the table ``speed`` without its ceilings; the speed-up is that over the first runner.
 
     Runs are interleaved (every runner once, then again, each turn beginning with another), and both figures are medians
     over turns of what stands within a turn, so that a machine that slows down for a while slows all of them alike.
@@ -155,6 +155,6 @@ def _expert_parts(model: nn.Module) -> tuple[int, int, int, int]:
 
 def active_share(dense: Any, converted: Any) -> float:
     """Weights of the MLPs that work on one token, router included, over those of the dense model."""
-    mlp = sum(p.numel() for name, p in dense.named_parameters() if ".mlp." in name)
+    mlp: int = sum(p.numel() for name, p in dense.named_parameters() if ".mlp." in name)
     routed, rest, k, experts = _expert_parts(converted)
     return (rest + routed * k / experts) / mlp

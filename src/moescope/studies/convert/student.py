@@ -95,7 +95,8 @@ class RoutedMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         up = self.mlp.up_proj(x)
         gate = self.mlp.gate_proj(x) if hasattr(self.mlp, "gate_proj") else up
-        return self.mlp.down_proj(self._activate(gate) * up * self.choice(x))
+        out: Tensor = self.mlp.down_proj(self._activate(gate) * up * self.choice(x))
+        return out
 
 
 def twin_of(module: nn.Module) -> Any:

@@ -37,7 +37,7 @@ class Tuning:
 
     @property
     def table(self) -> pd.DataFrame:
-        """[kind, rate, step, train, validation]: the loss on training windows, KL on validation windows."""
+        """Table ``finetuning``."""
         return pd.DataFrame([{"kind": kind, "rate": run.rate} | row for kind, run in self.runs.items() for row in run.history])
 
 

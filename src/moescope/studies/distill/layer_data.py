@@ -99,7 +99,7 @@ class StorePairs:
         self._lengths = store_lengths(store)
 
     def lengths(self, split: Split) -> np.ndarray:
-        return self._lengths[self._texts[split]] - 1
+        return np.asarray(self._lengths[self._texts[split]] - 1)
 
     def load(self, split: Split, units: np.ndarray) -> Block:
         rows = [int(self._texts[split][u]) for u in units]

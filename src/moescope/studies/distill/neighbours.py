@@ -48,9 +48,8 @@ def nearest_neurons(
         circuits: by task.
 
     Returns:
-        Columns: expert, neuron, neuron_read, neuron_write (the two parts), neuron_similarity, writes_as (the neuron whose
-        write direction alone is nearest) and writes_as_cosine; with circuits also circuit_neuron, circuit_task,
-        circuit_similarity (None and NaN where no circuit has a neuron there).
+        The columns ``expert``, ``neuron…``, ``writes_as…`` and, with circuits, ``circuit_…`` (None and NaN where no circuit has
+        a neuron there) of the table ``experts``.
     """
     bank = _bank(student)
     width = student.spec.width
@@ -102,11 +101,9 @@ def pairing_null(
 
 
 def circuit_overlap(nearest: pd.DataFrame, circuits: Mapping[str, Circuit], layer: int, width: int) -> pd.DataFrame:
-    """Whether experts sit at the neurons of task circuits (``mlp_act`` of this layer) more often than chance would have it.
+    """Table ``expert_circuits``, of the circuits' neurons at ``mlp_act`` of this layer.
 
-    Columns: task, circuit_neurons (in this layer), expert_neurons (distinct nearest neurons), overlap, expected, and ``p``
-    of at least as much between two random sets of these sizes (hypergeometric, which takes neurons for exchangeable; NaN
-    where the circuit has no neuron here).
+    The hypergeometric ``p`` takes neurons for exchangeable; it is NaN where the circuit has no neuron here.
     """
     ours = set(nearest["neuron"])
     rows = []
@@ -141,7 +138,7 @@ def load_dictionary(path: str | Path, width: int) -> Tensor:
                 raise InputError(
                     f"{path} has no W_dec or decoder.weight; it has: {', '.join(have[:5]) or 'nothing'}", "dictionary"
                 )
-            found = file.get_tensor(name).float()
+            found: Tensor = file.get_tensor(name).float()
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read ({error}); give a safetensors file", "dictionary") from error
     if name == "decoder.weight":
@@ -155,10 +152,9 @@ def load_dictionary(path: str | Path, width: int) -> Tensor:
 
 
 def nearest_directions(student: Student, directions: Tensor, experts: Sequence[int], *, seed: int = 0) -> pd.DataFrame:
-    """The dictionary direction nearest to what each expert writes.
+    """The dictionary direction nearest to what each expert writes: ``expert`` and ``direction…`` of the table ``experts``.
 
-    Columns: expert, direction, direction_cosine, and direction_chance: the largest cosine of a random direction (isotropic)
-    with any of them, one drawn for each expert.
+    The random direction is isotropic, one drawn for each expert.
     """
     bank = _bank(student)
     width = student.spec.width

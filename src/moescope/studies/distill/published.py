@@ -15,7 +15,7 @@ RATIO_ACTIVE = 64  # active neurons of the headline ratio
 
 def mean_ratio(data: str) -> float:
     """The dense/MoE ratio at 64 active neurons, mean over the source's three models; ``"activations"`` or ``"gaussian"``."""
-    values = RECORD["mlp_over_moe_at_64_active"][data]
+    values: dict[str, float] = RECORD["mlp_over_moe_at_64_active"][data]
     return sum(values.values()) / len(values)
 
 

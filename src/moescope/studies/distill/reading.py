@@ -45,8 +45,7 @@ def read_experts(
         top: tokens and contexts shown.
 
     Returns:
-        Columns: expert, load (share of tokens), tokens (with the lift over the token's own rate), contexts, effective_tokens
-        (exponential of the entropy over the tokens that it runs for: 1 is a single token), and the category columns.
+        Table ``experts`` without neighbours.
 
     Raises:
         InputError: the student has no experts, or there are not as many categories or groups as texts.
@@ -143,4 +142,4 @@ def _context(model: Any, encoded: Any, row: int, column: int) -> str:
 def _text(model: Any, ids: Any) -> str:
     if model.tokenizer is None:
         return " ".join(map(str, ids))
-    return model.tokenizer.decode([int(i) for i in ids]).replace("\n", "↵")
+    return str(model.tokenizer.decode([int(i) for i in ids])).replace("\n", "↵")

@@ -37,8 +37,7 @@ def reproduce(
             names no layer, Pythia-70M, Pythia-410M and Gemma-3-270M take the published one.
 
     Returns:
-        As :func:`distill`; the result has a further table ``published`` [figure, one column for each of
-        the source's models, measured].
+        As :func:`distill`; the result has a further table ``published``.
     """
     context = Context("distill", settings, run)
     loaded = context.load(EMBEDDED if model is None else model, head=model is None or isinstance(model, str))

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from moescope.capture import encode
-from moescope.capture.activations import padded_batches
-from moescope.errors import InputError
+from moescope.intervene.text_loss import loss_per_token, require_head
 from moescope.models import LoadedModel
 from moescope.models.past import past_argument, past_of
 from moescope.studies.distill.students import Student
@@ -45,27 +44,23 @@ def spliced(teacher: Teacher, student: Callable[[Tensor], Tensor]) -> Iterator[N
 def splice_table(
     teacher: Teacher, students: Mapping[str, Student], texts: Sequence[str], *, batch_tokens: int = 8192
 ) -> pd.DataFrame:
-    """Next-token loss (nats per token) with the layer as it is, as its mean output, and as each student.
-
-    Columns: layer_is, loss, tokens.
+    """Table ``splice``: next-token loss with the layer as it is, as its mean output, and as each student.
 
     Raises:
         InputError: the model was loaded without its head, or is an encoder.
     """
     model = teacher.model
-    _needs_head(model)
     mean = next(iter(students.values())).scaling.y_mean if students else torch.zeros(teacher.exit.width)
     ways: dict[str, Callable[[Tensor], Tensor]] = {
         "mean output": lambda x: mean.to(x.device).expand(*x.shape[:-1], -1),
         **students,
     }
-    loss, tokens = _loss(teacher, texts, batch_tokens)
-    rows = [{"layer_is": "original", "loss": loss, "tokens": tokens}]
-    for name, function in ways.items():
-        with spliced(teacher, function):
-            loss, tokens = _loss(teacher, texts, batch_tokens)
-        rows.append({"layer_is": name, "loss": loss, "tokens": tokens})
-    return pd.DataFrame(rows)
+    encoded = encode(model, texts)
+    rows = []
+    for name, function in {"original": None, **ways}.items():
+        applied = None if function is None else partial(spliced, teacher, function)
+        rows.append([name, *loss_per_token(model, encoded, applied, batch_tokens=batch_tokens)])
+    return pd.DataFrame(rows, columns=["layer_is", "loss", "tokens"])
 
 
 @torch.no_grad()
@@ -79,16 +74,13 @@ def generation_table(
     new_tokens: int = 20,
 ) -> pd.DataFrame:
     """Greedy continuations of the first ``prompts`` texts that are longer than ``prompt_tokens``, by the model as it is and
-    with each student in the layer's place.
-
-    Columns: prompt, layer_is, continuation, same_tokens (leading tokens equal to the original's). No row if no text is long
-    enough.
+    with each student in the layer's place: table ``generation``, without rows if no text is long enough.
 
     Raises:
         InputError: as :func:`splice_table`.
     """
     model = teacher.model
-    _needs_head(model)
+    require_head(model)
     long = [ids for ids in encode(model, texts) if len(ids) > prompt_tokens][:prompts]
     columns = ["prompt", "layer_is", "continuation", "same_tokens"]
     if not long:
@@ -119,23 +111,3 @@ def _greedy(model: LoadedModel, ids: Tensor, new_tokens: int) -> Tensor:
 def _text(model: LoadedModel, ids: Tensor) -> str:
     listed = ids.tolist()
     return " ".join(map(str, listed)) if model.tokenizer is None else model.tokenizer.decode(listed).replace("\n", "↵")
-
-
-def _needs_head(model: LoadedModel) -> None:
-    if not model.has_head or model.is_encoder:
-        raise InputError(f"{model.name}: next-token loss needs a causal language model loaded with its head")
-
-
-@torch.no_grad()
-def _loss(teacher: Teacher, texts: Sequence[str], batch_tokens: int) -> tuple[float, int]:
-    model = teacher.model
-    total, tokens = 0.0, 0
-    for batch in padded_batches(model, encode(model, texts), batch_tokens, "right"):
-        ids, mask = batch.ids.to(model.device), batch.mask.to(model.device)
-        logits = model.module(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits
-        target = ids[:, 1:].masked_fill(~mask[:, 1:], -100)
-        total += float(
-            F.cross_entropy(logits[:, :-1].float().flatten(0, 1), target.flatten(), ignore_index=-100, reduction="sum")
-        )
-        tokens += int(mask[:, 1:].sum())
-    return total / max(tokens, 1), tokens

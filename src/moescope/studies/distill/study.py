@@ -12,6 +12,7 @@ import pandas as pd
 
 from moescope.capture import ActivationStore
 from moescope.capture.encode import model_limit
+from moescope.errors import InputError
 from moescope.models import LoadedModel, random_twin
 from moescope.studies.distill.accounting import per_neuron, spec_cost
 from moescope.studies.distill.baselines import baseline_fvu
@@ -63,13 +64,14 @@ def distill(
             residual stream: experts are compared with its directions.
 
     Returns:
-        A result of kind ``"distill"``. Tables: ``students`` (a row for each training run), ``curves``, ``baselines``,
-        ``summary``, ``ratio`` (dense over experts at equal active neurons), ``load``, ``experts`` and, where they could be
-        measured, ``expert_circuits``, ``splice`` and ``generation``. Artifacts: ``students/NAME``, the
-        :class:`~moescope.studies.distill.save.DistilledStudent` of each structure, of the first seed on activations.
+        A result of kind ``"distill"``. Tables: ``students``, ``curves``, ``baselines``, ``summary``, ``ratio``, ``load``,
+        ``experts`` and, where they could be measured, ``expert_circuits``, ``splice`` and ``generation``. Artifacts:
+        ``students/NAME``, the :class:`~moescope.studies.distill.save.DistilledStudent` of each structure, of the first seed on
+        activations.
 
     Raises:
-        InputError: there is no such layer or no MLP in it, too little text, or an input that is of another model.
+        InputError: there is no such layer or no MLP in it, too little text, an input that is of another model, or no
+            student whose training did not diverge.
 
     >>> import moescope
     >>> settings = moescope.DistillSettings(layer=3, experts=1024, steps=250)
@@ -116,6 +118,8 @@ def distill(
             else settings.checkpoint.with_name(f"{settings.checkpoint.stem}-{name}"),
             progress=context.counter(f"training on {name}"),
         )
+        if not found[ACTIVATIONS].best:
+            raise InputError("every student diverged; give lower ones", "lr")
         explained = baseline_fvu(here, embedding)
         baselines.append(pd.DataFrame({"data": name, "baseline": [*explained], "fvu": [*explained.values()]}))
     frames = {

@@ -40,7 +40,7 @@ class MlpNeurons:
 
     def activations(self, x: Tensor) -> Tensor:
         """float32 (B, F): what the down projection receives."""
-        hidden = self.activation(F.linear(x, self.w_in, self.bias))
+        hidden: Tensor = self.activation(F.linear(x, self.w_in, self.bias))
         return hidden if self.w_lin is None else hidden * F.linear(x, self.w_lin, self.bias_lin)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class Teacher:
         handle = self.entry.attach(lambda _: padded.to(self.model.device, self.model.dtype))
         try:
             with capture(self.model, [self.site_out]) as session:
-                out = session.run(ids)[self.site_out]
+                out: Tensor = session.run(ids)[self.site_out]
         finally:
             handle.remove()
         return out.float().reshape(rows * width, -1)[: len(x)].to(x.device)

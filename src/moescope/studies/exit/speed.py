@@ -29,9 +29,7 @@ def measure(
     those within a turn.
 
     Returns:
-        A row each: ``contender``, ``batch``, ``milliseconds`` (a text, median), ``speedup``, ``share`` (of the layers, padded
-        tokens counted), ``layer_speedup`` (its inverse over the first contender's), ``of_layers``, the ratio of the two, and
-        ``slowest`` and ``fastest``, the least and largest speed-up of a turn.
+        Table ``speed`` without the task.
     """
     order = np.argsort(-encoded.lengths, kind="stable")
     fill = padding_id(next(iter(contenders.values())).model)

@@ -31,9 +31,8 @@ def exit(model: ModelLike, tasks: TasksLike, settings: ExitSettings = _SETTINGS,
         tasks: tasks, or specifications (``"certainty=halueval"``); names must differ.
 
     Returns:
-        A result of kind ``"exit"``: tables ``frontier`` (accuracy against the share of layers and relative time), ``heads``,
-        ``speed``, ``depth`` and ``surface``; artifacts ``exit/TASK``, an
-        :class:`~moescope.runtime.exit.classifier.ExitClassifier` for each task.
+        A result of kind ``"exit"``: tables ``frontier``, ``heads``, ``speed``, ``depth`` and ``surface``; artifacts
+        ``exit/TASK``, an :class:`~moescope.runtime.exit.classifier.ExitClassifier` for each task.
 
     Raises:
         InputError: too few rows for the risk (said before the model is loaded), a layer out of range, K too large, or a

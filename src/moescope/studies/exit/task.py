@@ -197,7 +197,7 @@ def _spread(shares: dict[float, float]) -> list[float]:
 
 
 def _few(values: np.ndarray) -> np.ndarray:
-    return values[np.unique(np.linspace(0, len(values) - 1, _SHOWN).round().astype(int))]
+    return values[np.unique(np.linspace(0, len(values) - 1, _SHOWN).round().astype(np.intp))]
 
 
 def _frontier(

@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from moescope.capture.encode import Encoded, batches, pad, padding_id
+from moescope.capture.activations import padded_batches
+from moescope.capture.encode import Encoded
 from moescope.capture.session import CaptureSession
 from moescope.errors import InputError
 from moescope.models.experts import recording
@@ -97,15 +98,14 @@ def expert_saliency(
         for layer in recorder.layers:
             for total in (chosen, weight, output):
                 total[layer.layer] = np.zeros(layer.n_experts)
-        for rows in batches(encoded.lengths, batch_tokens):
-            batch = pad(encoded, rows, pad_id=padding_id(model))
+        for batch in padded_batches(model, encoded, batch_tokens, "right"):
             recorder.steps.clear()
             CaptureSession(model, (), stop=False).run(batch.ids, batch.mask)
             real = batch.mask.flatten().to(model.device)
             for layer, dispatch in zip(recorder.layers, recorder.steps[0], strict=True):
                 top_k = max(top_k, dispatch.ids.shape[1])
                 _add(layer, dispatch, real, chosen[layer.layer], weight[layer.layer], output[layer.layer])
-            done += len(rows)
+            done += len(batch.rows)
             if progress is not None:
                 progress(done, len(encoded))
     return Saliency(int(encoded.lengths.sum()), top_k, chosen, weight, output)

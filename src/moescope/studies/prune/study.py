@@ -36,8 +36,7 @@ def prune(model: ModelLike, texts: TextsLike = None, settings: PruneSettings = _
         texts: passages with category and group, or a file of them; None: the shipped ones.
 
     Returns:
-        A result of kind ``"prune"``: tables ``pruning`` (criterion, ratio, effect on the loss in nats per token with a
-        bootstrap interval over documents, loss) and ``saliency``; artifact ``mask``, the
+        A result of kind ``"prune"``: tables ``pruning`` and ``saliency``; artifact ``mask``, the
         :class:`~moescope.runtime.mask.PruneMask` of ``settings.by`` at ``settings.ratio``.
 
     Raises:

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
 import numpy as np
 from matplotlib.figure import Figure
 
-from moescope.report.registry import Entry, TableFigure, Tables, drawable
+from moescope.report.registry import TableFigure, Tables
 from moescope.report.style import BLUE, FAINT, INK, ORANGE, SOFT, errors, legend, letter, marker, name_rows, new_figure
-
-if TYPE_CHECKING:
-    from moescope.study.result import StudyResult
-
-
-def entries(result: StudyResult) -> Iterator[Entry]:
-    """Those figures whose table is there."""
-    return drawable(result, FIGURES)
 
 
 def _changes(tables: Tables) -> Figure:

@@ -46,6 +46,8 @@ class RobustnessSettings(Judged):
     def check(self) -> None:
         if self.active >= self.n_experts:
             raise InputError(f"must be below n_experts={self.n_experts}, got {self.active}", "active")
+        if not (self.perturbations or self.precision or self.batches or self.attacked):
+            raise InputError("nothing to try; name one, e.g. typo, or leave precision on", "perturbations")
         if self.begin >= self.queries:
             raise InputError(
                 f"must be above start={self.begin}, the random suffixes it starts with, got {self.queries}", "queries"

@@ -24,6 +24,7 @@ from moescope.routing.classify import prompt_folds
 from moescope.routing.counts import routing_counts
 from moescope.routing.dense import fit_dense_experts, is_dense
 from moescope.routing.nulls import pooled_cosine
+from moescope.routing.similarity import null_corrected
 from moescope.routing.subject import check_categories
 from moescope.stats import group_bootstrap
 from moescope.studies.robustness.attack import Attack, find_suffixes
@@ -51,9 +52,7 @@ def robustness(
         prompts: with categories.
 
     Returns:
-        A result of kind ``"robustness"``: tables ``changes`` (one row per change: how far signatures move, as a multiple of
-        the distance within a category, and how often the monitor's answer flips), ``by_category`` (its flips) and
-        ``attack`` (one row per attacked prompt: log odds without, with random and with a searched suffix).
+        A result of kind ``"robustness"``: tables ``changes``, ``by_category`` and ``attack``.
 
     Raises:
         InputError: prompts without categories, or a monitor that names none rightly.
@@ -168,7 +167,7 @@ class _Base:
         unit = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-300)
         cosine = unit @ unit.T  # (2N, 2N)
         expected = pooled_cosine(both, np.concatenate([self.lengths, lengths]))
-        corrected = (cosine - expected) / np.maximum(1 - expected, 1e-12)
+        corrected = null_corrected(cosine, expected)
         same = (self.y[:, None] == self.y) & ~np.eye(n, dtype=bool)
         row: dict[str, Any] = {}
         still = (both[:n] == both[n:]).all((1, 2))

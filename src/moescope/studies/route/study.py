@@ -44,8 +44,7 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
         tasks: two or more, or specifications of them (``"a=halueval"``); names must differ.
 
     Returns:
-        A result of kind ``"route"``: tables ``named`` (what each task's test prompts were taken for), ``unknown`` (how many
-        were called unknown, by where they are from) and ``speed``; artifact ``route``, a
+        A result of kind ``"route"``: tables ``named``, ``unknown`` and ``speed``; artifact ``route``, a
         :class:`~moescope.runtime.route.store.ModelRouter`.
 
     Raises:

@@ -34,13 +34,7 @@ _WORDS = ("bag of words", "words and bigrams", "length in tokens")
 
 
 def classification_tables(subject: Subject, settings: SignatureSettings, context: Context) -> dict[str, pd.DataFrame]:
-    """Tables ``routing_accuracy`` and ``confusion``.
-
-    ``routing_accuracy``: ``features`` (the headline signature, its variants, single layers, token ids, surface cues),
-    ``kind`` (signature, variant, layer, cue, null), ``split`` (stratified, by topic, by template, length-matched, equal
-    lengths: all prompts cut to one), the fields of :class:`~moescope.routing.classify.Score`, and ``p`` where labels were
-    permuted.
-    """
+    """Tables ``routing_accuracy`` and ``confusion``."""
     y, seed = subject.y, context.run.seed
     head = signatures_of(subject.trace, quantity=settings.quantity)
     x = head.flat()

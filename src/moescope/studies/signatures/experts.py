@@ -50,9 +50,9 @@ def expert_table(
     n_permutations: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """One row an expert: share of its layer's routing, eta squared, family-wise p, favourite category and its lift.
+    """Table ``experts``.
 
-    p is that of the maximum over all experts of all layers under permuted labels (Westfall & Young 1993); labels are
+    ``p_family`` is that of the maximum over all experts of all layers under permuted labels (Westfall & Young 1993); labels are
     shuffled within ``groups`` that hold several categories.
     """
     flat = signatures.flat()
@@ -85,7 +85,7 @@ def expert_table(
 def layer_table(
     signatures: Signatures, y: np.ndarray, *, groups: np.ndarray | None = None, n_permutations: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
-    """One row a layer: within and across cosine, d, and p of the largest d over all layers under permuted labels."""
+    """Table ``routing_layers``."""
     rng = np.random.default_rng(seed)
     labels = permuted_label_matrix(y, groups, n_permutations, rng)
     found, null = [], []
@@ -113,12 +113,7 @@ def layer_table(
 
 @dataclass(frozen=True)
 class ExpertCard:
-    """What one expert is chosen for.
-
-    ``tokens`` [token, n, rate, lift, low, high]: the token ids that reach it most beyond its overall rate, with Wilson
-    intervals of the lift; ``categories`` the same for the categories of the prompts, interval over prompts; ``contexts``
-    [weight, category, text]: the places where it weighs most, at most one a prompt, the token itself in ⟦ ⟧.
-    """
+    """What one expert is chosen for: its rows of ``expert_tokens``, ``expert_categories`` and ``expert_contexts``."""
 
     layer: int
     expert: int

@@ -18,10 +18,10 @@ SHOWN = 160  # prompts of the similarity matrix
 
 
 def map_table(signatures: Signatures, subject: Subject, *, seed: int) -> pd.DataFrame:
-    """One row a prompt: ``id``, ``category``, ``topic``, ``template``, ``tokens``, ``pc1``, ``pc2``, ``tsne1``, ``tsne2``.
+    """Table ``signature_map``.
 
-    ``pc1_explained`` and ``pc2_explained`` are constant columns. t-SNE shows neighbourhoods only: distances between its
-    clusters and their sizes mean nothing (Wattenberg, Viégas & Johnson 2016).
+    t-SNE shows neighbourhoods only: distances between its clusters and their sizes mean nothing (Wattenberg, Viégas & Johnson
+    2016).
     """
     x = signatures.flat()
     pca = PCA(n_components=2, random_state=seed)
@@ -53,8 +53,7 @@ def _strings(values: np.ndarray | None, n: int) -> list[str | None]:
 
 
 def matrix_tables(signatures: Signatures, subject: Subject) -> dict[str, pd.DataFrame]:
-    """Tables ``category_similarity`` (mean cosine of every two categories, tidy) and ``similarity_matrix`` (prompts in
-    order of category, every n-th where there are more than 160; column ``cosine`` is a list over the same prompts)."""
+    """Tables ``category_similarity`` and ``similarity_matrix``."""
     s = similarity(signatures.flat())
     means = by_category(s, subject.y, len(subject.categories))
     rows: list[dict[str, Any]] = [

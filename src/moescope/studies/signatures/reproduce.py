@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import pandas as pd
 
 from moescope.studies.signatures import published
 from moescope.studies.signatures.settings import SignatureSettings
-from moescope.studies.signatures.study import measured
+from moescope.studies.signatures.study import signatures
 from moescope.study.protocol import Context, ModelLike, PromptsLike
 from moescope.study.result import StudyResult
 from moescope.study.run import Run
@@ -33,8 +34,7 @@ def reproduce(
             are not at hand).
 
     Returns:
-        The result of :func:`~moescope.studies.signatures.study.signatures` with a further table ``published`` [figure,
-        published, measured].
+        The result of :func:`~moescope.studies.signatures.study.signatures` with a further table ``published``.
 
     Raises:
         InputError: see :func:`~moescope.studies.signatures.study.signatures`.
@@ -47,9 +47,9 @@ def reproduce(
             f"Note: no model was named, so the embedded {EMBEDDED} stands in for {published.RECORD['model']}; its figures test "
             "the method, not the source's model."
         )
-    found = measured(context, model or EMBEDDED, prompts or PROMPTS, settings)
-    found["tables"]["published"] = published_table(found["tables"])
-    return context.result(**{**found, "title": f"Published routing signatures beside {found['model'].name}"})
+    inner = signatures(model or EMBEDDED, prompts or PROMPTS, settings, run=dataclasses.replace(run, out=None))
+    title = f"Published routing signatures beside {inner.meta['model']}"
+    return context.beside(inner, title=title, published=published_table(inner.tables))
 
 
 def published_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

@@ -45,12 +45,7 @@ def expected_of(signatures: Signatures, trace: RoutingTrace) -> np.ndarray:
 
 def similarity_table(subject: Subject, settings: SignatureSettings, seed: int) -> pd.DataFrame:
     """One row a measure (over all tokens), a variant (quantity, part; cosine), a measure on length-matched prompts, and the
-    cosine of all prompts cut to one length.
-
-    Columns: ``prompts`` (all, length-matched, first n tokens), ``quantity``, ``part``, ``measure``, the fields of
-    :class:`~moescope.routing.similarity.Separation`, ``gap``, ``d_low``, ``d_high`` (prompts resampled),
-    ``d_naive_low``, ``d_naive_high`` (pairs taken as independent), ``p`` (labels permuted), ``n``.
-    """
+    cosine of all prompts cut to one length."""
     rows: list[dict[str, Any]] = []
     head = signatures_of(subject.trace, quantity=settings.quantity)
     measures = similarities(head.flat(), expected_of(head, subject.trace))
@@ -132,11 +127,7 @@ def _row(
 
 
 def null_table(subject: Subject, settings: SignatureSettings, context: Context) -> pd.DataFrame:
-    """Frequency signatures of random routings of the same tokens, one row a null; the measured routing first.
-
-    Columns ``null``, ``within``, ``across``, ``gap``, ``d_pairs`` (means over draws), each with ``_low`` and ``_high``
-    (95 % of the draws), ``p`` (draws whose d reaches the measured one), ``n_draws``, ``note``.
-    """
+    """Frequency signatures of random routings of the same tokens, one row a null; the measured routing first."""
     trace, seed = subject.trace, context.run.seed
     own = signatures_of(trace)
     s = similarity(own.flat())
@@ -203,7 +194,7 @@ def twin_row(subject: Subject, twin: RoutingTrace, context: Context) -> dict[str
 
 
 def layer_nulls(subject: Subject, settings: SignatureSettings, seed: int) -> pd.DataFrame:
-    """Within and across cosine of each layer under both load-balance baselines (means over draws): ``null``, ``layer``."""
+    """Within and across cosine of each layer under both load-balance baselines."""
     trace, rows = subject.trace, []
     for name, router in {"uniform": uniform_router(trace), "own counts reshuffled": shuffled_router(trace)}.items():
         found: list[list[Separation]] = [[] for _ in trace.layers]
@@ -217,8 +208,7 @@ def layer_nulls(subject: Subject, settings: SignatureSettings, seed: int) -> pd.
 
 
 def random_curve(subject: Subject, seed: int) -> pd.DataFrame:
-    """Cosine by number of tokens: ``closed_form`` and ``simulated`` for uniform random routing, ``within`` and ``across``
-    for T tokens drawn at random from every prompt that has so many (``n`` of them)."""
+    """Cosine by number of tokens, of uniform random routing and as measured; nothing where every prompt has one token."""
     trace = subject.trace
     k = [int((trace.ids[:, i] != trace.empty).sum(1).max(initial=1)) for i in range(len(trace.layers))]
     shapes = list(zip(trace.n_experts, k, strict=True))  # (experts, top-k) of each layer

@@ -52,9 +52,8 @@ def signatures(
             says of its sequences.
 
     Returns:
-        A result of kind ``"signatures"``: tables ``similarity`` and ``routing_nulls`` (cosine within and across categories,
-        Cohen's d, by measure and by null), ``routing_accuracy`` and ``confusion`` (telling the category, by split),
-        ``routing_layers``, ``layer_nulls`` and ``random_curve``, ``experts`` with the cards ``expert_tokens``,
+        A result of kind ``"signatures"``: tables ``similarity``, ``routing_nulls``, ``routing_accuracy``, ``confusion``,
+        ``routing_layers``, ``layer_nulls``, ``random_curve``, ``experts`` with the cards ``expert_tokens``,
         ``expert_categories`` and ``expert_contexts``, ``signature_map``, ``category_similarity``, ``similarity_matrix``.
 
     Raises:
@@ -66,13 +65,6 @@ def signatures(
     >>> result.to_frame("routing_nulls")  # doctest: +SKIP
     """
     context = Context("signatures", settings, run)
-    return context.result(**measured(context, model, prompts, settings))
-
-
-def measured(
-    context: Context, model: ModelLike | RoutingTrace | Path, prompts: PromptsLike | None, settings: SignatureSettings
-) -> dict[str, Any]:
-    """What :meth:`Context.result` is given: model, title, claims, tables and further facts."""
     twin = None
     if isinstance(model, RoutingTrace | Path):
         trace = load_trace(model) if isinstance(model, Path) else model
@@ -91,21 +83,21 @@ def measured(
     _note_lengths(context, subject, 0 if isinstance(model, RoutingTrace | Path) else settings.new_tokens)
     tables = _tables(context, subject, settings, twin)
     name = trace.meta.get("model") or "a recorded trace" if loaded is None else loaded.name
-    return {
-        "model": loaded or name,
-        "title": f"Routing signatures of {name}",
-        "claims": signature_claims(tables, subject),
-        "tables": tables,
-        "tasks": [] if subject.texts is None else [subject.task()],
-        "categories": subject.categories,
-        "trace": dict(trace.meta),
-        "moe_layers": list(trace.layers),
-        "experts": list(trace.n_experts),
-        "top_k": trace.top_k,
-        "prompts": len(subject),
-        "traced_tokens": len(trace),
-        "tokens_of_prompts": [int(trace.lengths.min()), int(trace.lengths.max())],
-    }
+    return context.result(
+        model=loaded or name,
+        title=f"Routing signatures of {name}",
+        claims=signature_claims(tables, subject),
+        tables=tables,
+        tasks=[] if subject.texts is None else [subject.task()],
+        categories=subject.categories,
+        trace=dict(trace.meta),
+        moe_layers=list(trace.layers),
+        experts=list(trace.n_experts),
+        top_k=trace.top_k,
+        prompts=len(subject),
+        traced_tokens=len(trace),
+        tokens_of_prompts=[int(trace.lengths.min()), int(trace.lengths.max())],
+    )
 
 
 def _tables(

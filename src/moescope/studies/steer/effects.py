@@ -6,7 +6,7 @@ intervals resample whole documents; they hold the random sets fixed, and p tells
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,10 @@ class Plan:
     """One intervention, and the random ones that it is measured beside, by what they are matched on."""
 
     own: Applied
-    controls: Mapping[Match, Sequence[Applied]]
+    effects: Callable[[Counter | None], np.ndarray]
+    """gives float64 (1 + R, N): each text's loss less its clean loss, nats per token, under its own and each random one"""
+    sizes: Mapping[Match, int]
+    """how many of the R random ones are matched on what, in their order"""
     ratios: Mapping[Match, float]
     """geometric mean of the random ones' usage (or norm) over that of their counterparts: 1 is a match"""
     shared: Mapping[Match, float]
@@ -70,9 +73,19 @@ def prepare_texts(model: LoadedModel, passages: Sequence[Passage], settings: Ste
     return Texts(encoded, tuple(used), clean)
 
 
-def compare_effects(
-    model: LoadedModel, texts: Texts, plan: Plan, *, target: str | None, run: Run, progress: Counter | None = None
-) -> pd.DataFrame:
+def one_by_one(
+    model: LoadedModel, texts: Texts, interventions: Sequence[Applied], run: Run, progress: Counter | None
+) -> np.ndarray:
+    """The ``effects`` of a :class:`Plan`, a run over the texts for each intervention."""
+    found = []
+    for one in interventions:
+        found.append(text_losses(model, texts.encoded, one, batch_tokens=run.batch_tokens) - texts.clean)
+        if progress is not None:
+            progress(len(found), len(interventions))
+    return np.stack(found)
+
+
+def compare_effects(texts: Texts, plan: Plan, *, target: str | None, run: Run, progress: Counter | None = None) -> pd.DataFrame:
     """The effect of one intervention on every category, against random ones.
 
     Args:
@@ -80,26 +93,14 @@ def compare_effects(
 
     Returns:
         One row per matching and category, then, where there is a target, one per matching named ``selectivity``: the
-        effect on the target minus the mean effect on the other categories. Columns: match, category, target (bool),
-        baseline, effect, low, high (95 %), random_mean, random_low, random_high (2.5 and 97.5 % of the random sets),
-        excess (effect minus random mean), excess_low, excess_high, p_harm (random sets with at least this effect),
-        p_help (with at most this effect), n_random, usage_ratio.
+        effect on the target minus the mean effect on the other categories; columns as declared in ``tables.toml``, without
+        ``steering``.
     """
-    total, done = 1 + sum(map(len, plan.controls.values())), 0
-
-    def effect_of(one: Applied) -> np.ndarray:
-        nonlocal done
-        losses = text_losses(model, texts.encoded, one, batch_tokens=run.batch_tokens) - texts.clean
-        done += 1
-        if progress is not None:
-            progress(done, total)
-        return losses
-
-    steered = effect_of(plan.own)  # (N,)
+    steered, *rest = plan.effects(progress)
     rows: list[dict[str, Any]] = []
-    for match, sets in plan.controls.items():
-        random = np.stack([effect_of(one) for one in sets])  # (R, N)
-        shared = {"match": match, "n_random": len(sets)}
+    for match, count in plan.sizes.items():
+        random, rest = np.stack(rest[:count]), rest[count:]  # (R, N)
+        shared = {"match": match, "n_random": count}
         by_category = {}
         for category in texts.categories:
             at = texts.rows(category)

@@ -10,7 +10,7 @@ import numpy as np
 from moescope.intervene.experts import ExpertEdits, steer_experts
 from moescope.models.experts import expert_layers
 from moescope.routing.counts import routing_counts
-from moescope.studies.steer.effects import Plan, Texts
+from moescope.studies.steer.effects import Plan, Texts, one_by_one
 from moescope.studies.steer.experts_match import matched_edits, usage_ratio
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ Usage = dict[str, dict[int, np.ndarray]]
 
 
 def experts_plan(
-    model: LoadedModel, edits: ExpertEdits, usage: Usage, *, target: str | None, settings: SteerSettings, run: Run
+    model: LoadedModel, edits: ExpertEdits, texts: Texts, usage: Usage, *, target: str | None, settings: SteerSettings, run: Run
 ) -> Plan:
     """The edits, and the same edits of matched random experts.
 
@@ -43,9 +43,11 @@ def experts_plan(
             found[match] = sets
             ratios[match] = usage_ratio(edits, sets, here)
     own = _values(edits)
+    everything = [partial(steer_experts, model, one) for one in (edits, *(one for sets in found.values() for one in sets))]
     return Plan(
-        partial(steer_experts, model, edits),
-        {match: [partial(steer_experts, model, one) for one in sets] for match, sets in found.items()},
+        everything[0],
+        partial(one_by_one, model, texts, everything, run),
+        {match: len(sets) for match, sets in found.items()},
         ratios,
         {match: float(np.mean([len(own & _values(s)) / len(own) for s in sets])) for match, sets in found.items()},
     )

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from moescope.capture.encode import batches, pad, padding_id
-from moescope.capture.session import capture
+from moescope.capture import moments
 from moescope.errors import InputError
 from moescope.intervene.intervene import group_by_site, intervene
 from moescope.intervene.matched import matched_sets, norm_ratio
-from moescope.intervene.text_loss import Applied
+from moescope.intervene.neuron_sets import NeuronSets
+from moescope.intervene.replicas import Replicas
+from moescope.intervene.running_text import LOSS, loss_readout
 from moescope.studies.steer.effects import Plan, Texts
 from moescope.study.encode import circuit_from_json
 from moescope.types import Circuit, Neuron, Site
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from moescope.models import LoadedModel
     from moescope.studies.steer.settings import AblateMode, SteerSettings
-    from moescope.study.run import Run
+    from moescope.study.run import Counter, Run
 
 
 def neurons_plan(
@@ -39,18 +40,20 @@ def neurons_plan(
     """
     means, norms = neuron_moments(model, neurons, texts, batch_tokens=run.batch_tokens)
     sets = matched_sets(neurons, norms, n_sets=settings.n_random, seed=run.seed)
+    replaced = {site: torch.from_numpy(mean if mode == "mean" else np.zeros_like(mean)).float() for site, mean in means.items()}
+
+    def effects(progress: Counter | None) -> np.ndarray:
+        replicas = Replicas(model, list(texts.encoded), positions="all", logits="all", batch_tokens=run.batch_tokens)
+        losses = replicas.run(NeuronSets(model, [[], neurons, *sets], replaced), loss_readout, progress)[LOSS]
+        return losses[1:].astype(np.float64) - losses[0]
+
     return Plan(
-        ablated(model, neurons, mode, means),
-        {"overall": [ablated(model, members, mode, means) for members in sets]},
+        partial(intervene, model, neurons, "patch", values=[float(replaced[n.site][n.index]) for n in neurons]),
+        effects,
+        {"overall": len(sets)},
         {"overall": norm_ratio(neurons, sets, norms)},
         {"overall": float(np.mean([len(set(neurons) & set(members)) / len(neurons) for members in sets]))},
     )
-
-
-def ablated(model: LoadedModel, neurons: Sequence[Neuron], mode: AblateMode, means: dict[Site, np.ndarray]) -> Applied:
-    """The ablation of some neurons as an intervention that can be opened."""
-    values = np.array([means[n.site][n.index] for n in neurons], dtype=np.float32) if mode == "mean" else None
-    return partial(intervene, model, neurons, mode, values=values)
 
 
 def load_circuit(path: str | Path) -> Circuit:
@@ -85,18 +88,12 @@ def neuron_moments(
     model: LoadedModel, neurons: Sequence[Neuron], texts: Texts, *, batch_tokens: int = 8192
 ) -> tuple[dict[Site, np.ndarray], dict[Site, np.ndarray]]:
     """Mean and root mean square (D,) of each of the neurons' sites over the texts' tokens."""
-    sites = list(group_by_site(model, neurons))
-    total = {site: np.zeros((2, model.width(site))) for site in sites}
-    with capture(model, sites) as session:
-        for rows in batches(texts.encoded.lengths, batch_tokens):
-            batch = pad(texts.encoded, rows, pad_id=padding_id(model))
-            mask = batch.mask.to(model.device)
-
-            def sums(site: Site, x: torch.Tensor, mask: torch.Tensor = mask) -> np.ndarray:
-                real = x[mask.to(x.device)].double()
-                return torch.stack([real.sum(0), real.square().sum(0)]).cpu().numpy()
-
-            for site, found in session.run(batch.ids, batch.mask, reduce=sums).items():
-                total[site] += found
-    count = int(texts.encoded.lengths.sum())
-    return {s: t[0] / count for s, t in total.items()}, {s: np.sqrt(t[1] / count) for s, t in total.items()}
+    means, norms = {}, {}
+    for site in group_by_site(model, neurons):
+        found = moments(
+            model, texts.encoded, [site], np.zeros(len(texts.encoded), int), position="all", skip_special=False,
+            batch_tokens=batch_tokens,
+        ).total()  # fmt: skip
+        means[site] = found.mean[0, 0]
+        norms[site] = np.sqrt(found.variance()[0, 0] + means[site] ** 2)
+    return means, norms

@@ -51,8 +51,7 @@ def steer(
             before and after.
 
     Returns:
-        A result of kind ``"steer"``: tables ``effects`` (:func:`~moescope.studies.steer.effects.compare_effects` with
-        ``steering`` in front), ``experts`` (what was edited, with usage by category) or ``neurons``, and ``samples``.
+        A result of kind ``"steer"``: tables ``effects``, ``experts`` or ``neurons`` (what was edited), and ``samples``.
 
     Raises:
         InputError: nothing to do, a model without its head, an expert or neuron that is not there, a category without
@@ -93,7 +92,7 @@ def steer(
     rows: dict[str, list[dict[str, Any]]] = {"experts": [], "neurons": [], "samples": []}
     for steering in steerings:
         if isinstance(steering.edits, ExpertEdits):
-            plan = experts_plan(loaded, steering.edits, usage, target=steering.target, settings=settings, run=run)
+            plan = experts_plan(loaded, steering.edits, prepared, usage, target=steering.target, settings=settings, run=run)
             rows["experts"] += _expert_rows(steering.name, steering.edits, usage)
         else:
             neurons, mode = steering.edits.neurons, steering.edits.mode
@@ -101,7 +100,7 @@ def steer(
             rows["neurons"] += [{"steering": steering.name, "neuron": str(n)} for n in neurons]
         _record(context, steering, plan)
         count = context.counter(f"{steering.name}: against random ones")
-        frame = compare_effects(loaded, prepared, plan, target=steering.target, run=run, progress=count)
+        frame = compare_effects(prepared, plan, target=steering.target, run=run, progress=count)
         frame.insert(0, "steering", steering.name)
         frames.append(frame)
         for name, text in samples.items():
@@ -153,7 +152,7 @@ def _record(context: Context, steering: Steering, plan: Plan) -> None:
         context.control(
             f"{steering.name}: random sets matched on {match}",
             differs=shared < 1,
-            evidence=f"{len(plan.controls[match])} sets share {shared:.1%} of what is done with it on average; "
+            evidence=f"{plan.sizes[match]} sets share {shared:.1%} of what is done with it on average; "
             f"usage or norm ratio {plan.ratios[match]:.2f}",
         )
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import orthogonal_procrustes
 from scipy.stats import rankdata
 from scipy.stats import t as student
 from sklearn.decomposition import PCA
@@ -153,9 +154,8 @@ class Alignment:
         d = min(dimensions, len(a) - 1, a.shape[1], b.shape[1])
         pca_a, pca_b = PCA(d, svd_solver="full").fit(a), PCA(d, svd_solver="full").fit(b)
         left, right = pca_a.transform(a), pca_b.transform(b)
-        u, singular, vt = np.linalg.svd(left.T @ right)
-        scale = float(singular.sum() / max(float((left**2).sum()), 1e-300))
-        return cls(pca_a, pca_b, u @ vt, scale)
+        rotation, total = orthogonal_procrustes(left, right)
+        return cls(pca_a, pca_b, rotation, float(total / max(float((left**2).sum()), 1e-300)))
 
     def carry(self, a: np.ndarray) -> np.ndarray:
         """A's signatures (n, D) in B's principal coordinates (n, d)."""

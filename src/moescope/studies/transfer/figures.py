@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
 from matplotlib.figure import Figure
 
-from moescope.report.registry import Entry, TableFigure, Tables, drawable
+from moescope.report.registry import TableFigure, Tables
 from moescope.report.style import heat_cells, letter, new_figure
-
-if TYPE_CHECKING:
-    from moescope.study.result import StudyResult
-
-
-def entries(result: StudyResult) -> Iterator[Entry]:
-    """Those figures whose table is there."""
-    return drawable(result, FIGURES)
 
 
 def _layers(tables: Tables) -> Figure:

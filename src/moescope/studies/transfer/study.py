@@ -49,9 +49,8 @@ def transfer(
         prompts: with categories; None: ``routing-480``, and of traces what they say of their prompts themselves.
 
     Returns:
-        A result of kind ``"transfer"``: tables ``similarity`` (Spearman of the prompts' similarities, overall and for
-        every pair of layers), ``alignment`` (what a rotation explains, matches and lets a classifier read, beside shuffled
-        pairings), and, for two versions of one model, ``counterparts`` (layer by layer).
+        A result of kind ``"transfer"``: tables ``similarity``, ``alignment`` and, for two versions of one model,
+        ``counterparts``.
 
     Raises:
         InputError: the traces are of different prompts, or these have no categories.
@@ -204,7 +203,7 @@ def _alignment_table(
     groups: np.ndarray,
     seed: int,
 ) -> pd.DataFrame:
-    """Rows explained, matched, cross_model beside the null that is harder to beat, native_a and native_b (accuracies)."""
+    """Table ``alignment``."""
     majority = float(np.bincount(y).max() / len(y))
     chance = {"explained": 0.0, "matched": held.chance, "cross_model": majority}
     hits = {"matched": held.matched, "cross_model": held.predicted == y}

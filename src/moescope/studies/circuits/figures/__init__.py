@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from moescope.errors import InputError
-from moescope.report.registry import Entry
+from moescope.report.registry import Entry, drawable
 from moescope.report.style import full_names, levels, look, of_task
 from moescope.studies.circuits.figures import comparison, dashboard, extras, layers
 from moescope.study.names import model_name, slug
@@ -48,9 +49,8 @@ def entries(result: StudyResult) -> Iterator[Entry]:
         title = "Layer architecture" + (f" ({', '.join(page)})" if len(pages) > 1 else "")
         caption = layers.CAPTION + full_names(page, 14)
         yield Entry(name, title, caption, partial(layers.layers, tables, page))
-    for figure in extras.FIGURES:
-        if figure.drawable(tables):
-            yield Entry(figure.name, figure.title, figure.caption + full, partial(figure.draw, tables))
+    for entry in drawable(result, extras.FIGURES):
+        yield replace(entry, caption=entry.caption + full)
 
 
 def _classes(result: StudyResult, task: str) -> list[str]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from moescope.report.registry import TableFigure, Tables
 from moescope.report.style import (
     BLUE,
     FAINT,
@@ -39,23 +39,6 @@ from moescope.report.style import (
 from moescope.studies.circuits.figures.comparison import SURFACE
 from moescope.studies.circuits.figures.dashboard import TARGETS, dose_curve
 from moescope.study.verdicts import ALPHA
-
-Tables = Mapping[str, pd.DataFrame]
-
-
-@dataclass(frozen=True)
-class Extra:
-    """A figure over all tasks that needs one table."""
-
-    name: str
-    title: str
-    caption: str
-    table: str
-    draw: Callable[[Tables], Figure]
-
-    def drawable(self, tables: Tables) -> bool:
-        return len(tables.get(self.table, ())) > 0
-
 
 _CONTROLS = (  # name in the table, label, colour, marker; top to bottom
     ("circuit", "circuit", BLUE, "o"),
@@ -238,8 +221,9 @@ def _language(tables: Tables) -> Figure:
     return figure
 
 
-FIGURES: tuple[Extra, ...] = (
-    Extra(
+FIGURES: tuple[TableFigure, ...] = (
+    (
+        "controls",
         "controls",
         "Controls",
         "Accuracy of each task's circuit beside every control: the full-layer probe (an upper bound), trivial cues that need "
@@ -247,48 +231,47 @@ FIGURES: tuple[Extra, ...] = (
         "to the right of it explains the circuit's accuracy. The control task (cross) gives each distinct input a random "
         "label and shows what can be learnt by heart. Bars are 95 % intervals, for random neurons and permuted labels the "
         "range of 95 % of the draws.",
-        "controls",
         _controls,
     ),
-    Extra(
+    (
+        "ablation",
         "ablation",
         "Circuits switched off",
         "Effect of ablating a circuit's first K neurons in the running model: on a downstream probe, on the model's own "
         "answer, and on the loss on other text. The grey band holds 95 % of random sets matched on layer and norm; filled "
         "points differ from them at p ≤ 0.05 (one-sided). Effects are lower bounds, since later layers repair.",
-        "ablation",
         _causal("ablation", "k", "circuit", "neurons switched off, K"),
     ),
-    Extra(
+    (
+        "erasure",
         "erasure",
         "The class direction erased",
         "Effect of erasing everything linear about the class (LEACE) from the residual stream after one layer, at the final "
         "token; the grey band holds 95 % of erasures of permuted labels.",
-        "erasure",
         _causal("erasure", "layer", "class direction", "layer after which it is erased"),
     ),
-    Extra(
+    (
+        "task_map",
         "task_map",
         "Map of tasks",
         "Similarity of every two tasks: chance-corrected overlap of their circuits (chance is 0) and the cosine between their "
         "probe directions, with what permuted labels give. A star marks p ≤ 0.05, corrected for the number of pairs.",
-        "task_map",
         _task_map,
     ),
-    Extra(
+    (
+        "dynamics",
         "dynamics",
         "When circuits form",
         "Accuracy of the circuit (with 95 % interval) and of the full-layer probe (dotted), the largest divergence, and how "
         "many neurons are already those of the last checkpoint, over training.",
-        "dynamics",
         _dynamics,
     ),
-    Extra(
+    (
+        "language",
         "language",
         "Transfer between languages",
         "Accuracy of a circuit selected and fitted on one language and tested on another; on the diagonal by nested "
         "cross-validation.",
-        "language",
         _language,
     ),
 )

@@ -1,0 +1,1 @@
+"""Planted truths of every study, for `make truths`."""

@@ -1,0 +1,25 @@
+"""Every planted truth is found at its largest size; how often, at every size, is measured by `make truths`."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from benchmarks.truths.harness import RIGHT, truths
+
+REPEATS = 12
+
+
+def test_there_are_truths_of_every_kind() -> None:
+    outcomes = Counter(outcome for truth in truths().values() for outcome, _ in truth.right)
+    assert len(truths()) >= 20
+    assert {"holds", "contradicted", "inconclusive", "undertrained"} <= set(outcomes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", truths())
+def test_the_right_word_is_found(name: str) -> None:
+    truth = truths()[name]
+    words = [(c.outcome, c.explanation) for c in (truth.draw(max(truth.sizes), 10_000 + seed) for seed in range(REPEATS))]
+    assert sum(word in truth.right for word in words) >= (RIGHT - 0.2) * REPEATS, Counter(words)

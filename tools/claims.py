@@ -1,0 +1,145 @@
+"""Writes `docs/claims.md` and the tables of README and `docs/results.md` from saved results, so that nothing is typed by hand.
+
+python tools/claims.py                # write them
+python tools/claims.py add RESULT …   # keep the claims of a result (docs/evidence/KIND-MODEL.json), then write them
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moescope.report.format import STYLES, numbers, verdict_style
+from moescope.study.encode import claim_from_json, claim_json
+from moescope.study.names import model_name, slug
+from moescope.study.result import load
+from moescope.types import Claim
+
+ROOT = Path(__file__).resolve().parent.parent
+EVIDENCE = ROOT / "docs" / "evidence"
+PAGE, README, WORDS = ROOT / "docs" / "claims.md", ROOT / "README.md", ROOT / "docs" / "results.md"
+MARKS = ("<!-- written by tools/claims.py -->", "<!-- end -->")
+SOURCES = {
+    "H": "Hidden mixture-of-experts (Choi 2025)",
+    "S": "Routing signatures (arXiv 2603.11114)",
+    "M": "Secret mixtures of experts (arXiv 2512.18452)",
+}
+HEAD = ("| claim | published | measured | 95 % | control | p (Holm) | verdict |", "|---|---|---|---|---|---|---|")
+_KEPT = ("title", "model", "command", "date", "seconds", "forward_tokens", "tasks", "seed", "settings")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The claims of one result, and where they come from."""
+
+    name: str
+    meta: dict[str, Any]
+    claims: tuple[Claim, ...]
+
+
+def keep(folder: Path) -> Path:
+    """The claims of the result in ``folder``, written beside those that are kept already."""
+    result = load(folder)
+    target = EVIDENCE / f"{result.kind}-{slug(model_name(result)).replace('_', '-')}.json"
+    meta = {key: result.meta[key] for key in _KEPT if key in result.meta}
+    if meta.get("command"):
+        meta["command"] = re.sub(r" (?:-o|--out)[ =]\S+| --overwrite| --quiet", "", meta["command"])
+    data = {"kind": result.kind, "meta": meta, "claims": [claim_json(c) for c in result.claims]}
+    target.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return target
+
+
+def saved() -> list[Saved]:
+    """Everything that is kept, by name."""
+    found = []
+    for path in sorted(EVIDENCE.glob("*.json")):
+        data = json.loads(path.read_text(encoding="utf-8"))
+        found.append(Saved(path.stem, data["meta"], tuple(claim_from_json(c) for c in data["claims"])))
+    return found
+
+
+def page(results: list[Saved]) -> str:
+    """The whole of `docs/claims.md`."""
+    lines = [
+        "# What the three studies claim, and what was found here",
+        "",
+        "Written by `python tools/claims.py` from `docs/evidence`; each table names the command that measured it. A verdict",
+        "follows from the numbers in its row by the rules of `moescope.study.verdicts`.",
+    ]
+    said = tomllib.loads((EVIDENCE / "claims.toml").read_text(encoding="utf-8"))
+    for letter, source in SOURCES.items():
+        lines += ["", f"## {source}"]
+        for name, entry in said.items():
+            if name.startswith(letter):
+                where = f" ({entry['where']})" if "where" in entry else ""
+                lines += ["", f"### {name}", "", f"{entry['claim']}{where}", *_answers(name, entry, results)]
+    return "\n".join(lines) + "\n"
+
+
+def _answers(name: str, entry: dict[str, str], results: list[Saved]) -> Iterator[str]:
+    answered = False
+    for result in results:
+        claims = [c for c in result.claims if c.id == name]
+        if claims:
+            answered = True
+            yield from ("", f"`{result.meta['command']}`, {result.meta['model']}:", "", *HEAD)
+            for claim in claims:
+                yield _row(claim)
+            yield ""
+            yield from (f"- {claim.statement}: {claim.words}" for claim in claims)
+    if not answered:
+        yield from ("", f"*Not tested here:* {entry['absent']}.")
+
+
+def _row(claim: Claim) -> str:
+    cells = (claim.statement, *numbers(claim), f"{verdict_style(claim).mark} {claim.verdict}")
+    published, control = claim.published, claim.control
+    texts = [cell.replace("|", "\\|") for cell in cells]
+    if published is not None:
+        texts[1] += f" ({published.source})"
+    if control is not None:
+        texts[4] += f" ({control.name})"
+    return f"| {' | '.join(texts)} |"
+
+
+def summary(results: list[Saved]) -> str:
+    """The README's table: the claims that `docs/evidence/readme.txt` names, a line ``RESULT: statement`` each."""
+    claims = {f"{r.name}: {c.statement}": c for r in results for c in r.claims}
+    chosen = (EVIDENCE / "readme.txt").read_text(encoding="utf-8").splitlines()
+    commands = {r.name: r.meta["command"] for r in results}
+    used = dict.fromkeys(line.split(": ", 1)[0] for line in chosen)
+    return "\n".join([*HEAD, *(_row(claims[line]) for line in chosen), "", *(f"`{commands[name]}`  " for name in used)])
+
+
+def words() -> str:
+    """The table of `docs/results.md`: every verdict, and what it says."""
+    rows = [f"| {s.mark} {s.heading} | {outcome} | {why} | {s.meaning} |" for (outcome, why), s in STYLES.items()]
+    return "\n".join(["| verdict | outcome | explanation | it says |", "|---|---|---|---|", *rows])
+
+
+def filled(path: Path, table: str) -> str:
+    """The page at ``path`` with the part between the marks written anew."""
+    before, rest = path.read_text(encoding="utf-8").split(MARKS[0], 1)
+    return f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{rest.split(MARKS[1], 1)[1]}"
+
+
+def pages() -> dict[Path, str]:
+    """Every page that is written from results or declarations."""
+    results = saved()
+    return {PAGE: page(results), README: filled(README, summary(results)), WORDS: filled(WORDS, words())}
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["add"]:
+        for folder in sys.argv[2:]:
+            print(keep(Path(folder)).relative_to(ROOT))
+    elif sys.argv[1:]:
+        sys.exit(f"{sys.argv[1]!r} is none of: add RESULT …, or nothing")
+    for target, text in pages().items():
+        target.write_text(text, encoding="utf-8")

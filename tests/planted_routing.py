@@ -24,6 +24,7 @@ def random_trace(
     categories: Sequence[str] = CATEGORIES,
     popularity: np.ndarray | None = None,
     lexical: bool = False,
+    templates: int = 3,
     seed: int = 0,
 ) -> RoutingTrace:
     """Tokens that take k of E experts at random.
@@ -32,6 +33,7 @@ def random_trace(
         tokens: of each prompt, or by category.
         planted: (layer, category) -> experts that a token of that category takes with probability ``strength`` on top.
         popularity: (E,) relative weight of each expert; None for equal.
+        templates: how many the prompts of each category take turns in.
         lexical: a token's experts are a function of its id, and each category has its own mix of ids.
     """
     rng = np.random.default_rng(seed)
@@ -41,7 +43,7 @@ def random_trace(
     mix = {c: rng.dirichlet(np.full(VOCABULARY, 0.3)) for c in categories}
     for i in range(n_per_category):
         for c in categories:
-            sequences.append(TracedSequence(f"{c}-{i}", c, f"topic{i % 4}/template{i % 3}"))
+            sequences.append(TracedSequence(f"{c}-{i}", c, f"topic{i % 4}/template{i % templates}"))
             gumbel = rng.gumbel(size=(length[c], len(layers), n_experts))
             if popularity is not None:
                 gumbel += np.log(popularity)

@@ -38,7 +38,7 @@ def _signatures(kinds: list[str], name: str, rng: np.random.Generator) -> dict[s
                 "layer": layers,
                 "within": 0.93,
                 "across": 0.88,
-                "d_pairs": rng.normal(1, 0.2, 24),
+                "d": rng.normal(1, 0.2, 24),
                 "p_family": 0.01,
                 "null_d_95": 0.2,
             }
@@ -48,7 +48,7 @@ def _signatures(kinds: list[str], name: str, rng: np.random.Generator) -> dict[s
         ),
         "routing_nulls": pd.DataFrame(
             [
-                {"null": n, "within": 0.9, "across": 0.85, "d_pairs": 1.0, "d_pairs_low": 0.8, "d_pairs_high": 1.2}
+                {"null": n, "within": 0.9, "across": 0.85, "d": 1.0, "d_low": 0.8, "d_high": 1.2}
                 for n in (*nulls, "random model")
             ]
         ),
@@ -81,6 +81,10 @@ def _signatures(kinds: list[str], name: str, rng: np.random.Generator) -> dict[s
         "category_similarity": pd.DataFrame([{"category": a, "other": b, "cosine": 0.9} for a in kinds for b in kinds]),
         "similarity_matrix": pd.DataFrame(
             {"category": prompts, "cosine": list(rng.uniform(0.8, 1, (len(prompts), len(prompts))))}
+        ),
+        "routing_load": pd.DataFrame(
+            {"layer": layers, "effective": 0.9, "effective_low": 0.85, "effective_high": 0.95, "balanced_effective": 1.0}
+            | {"most": rng.uniform(1.2, 4, 24), "most_low": 1.1, "most_high": 4.2, "balanced_most": 1.05}
         ),
         "experts": pd.DataFrame(
             [

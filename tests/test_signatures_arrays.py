@@ -2,42 +2,54 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy.stats import kstest
 
 from moescope.errors import InputError
-from moescope.routing import RoutingTrace
+from moescope.routing import RoutingTrace, TracedSequence
 from moescope.routing.classify import cross_validate, length_matched, permuted_accuracy, score, token_counts
 from moescope.routing.nulls import (
     draws,
-    movable,
     pooled_cosine,
     random_cosine,
+    recurring,
     shuffled_router,
     simulated_cosine,
+    token_pairs,
     uniform_router,
 )
-from moescope.routing.signatures import signatures_of
-from moescope.routing.similarity import (
-    MEASURES,
-    bootstrap_separation,
-    by_category,
-    naive_interval,
-    null_corrected,
-    permuted,
-    separation,
-    similarity,
+from moescope.routing.separation import (
+    Cells,
+    beyond,
+    cells_of,
+    clustered,
+    estimates,
+    pairs_between,
+    separated,
+    two_sided,
+    without_each,
 )
-from moescope.stats import permutation_p, permuted_label_matrix
+from moescope.routing.signatures import signatures_of
+from moescope.routing.similarity import MEASURES, by_category, null_corrected, similarity
+from moescope.routing.subject import subject_of
 from moescope.studies.signatures.experts import expert_card, expert_table, layer_table, variance_explained
 from moescope.studies.signatures.separations import some_tokens
+from moescope.studies.signatures.structure import mean_preference
 from moescope.tasks import group_folds
 from tests.planted_routing import CATEGORIES, codes, random_trace
 
 
 def cosines(trace: RoutingTrace) -> np.ndarray:
     return similarity(signatures_of(trace).flat())
+
+
+def compared(s: np.ndarray, y: np.ndarray, blocks: np.ndarray | None = None) -> dict[str, float]:
+    """Within, across, gap and d, by default over all pairs."""
+    cells = cells_of(y, blocks, "prompt")
+    return {name: float(v[0]) for name, v in separated(pairs_between(s, cells), cells.y[None]).items()}
 
 
 def test_a_signature_is_the_histogram_of_each_layer():
@@ -87,9 +99,9 @@ def test_closed_form_gives_the_known_values_of_olmoe():
 def test_random_routing_of_a_trace_lies_on_the_curve():
     """A cosine of 0.85 needs no task: 24 tokens of top-4 of 16 experts give it by chance."""
     s = cosines(random_trace(16, tokens=24))
-    found = separation(s, codes(random_trace(16)))
-    assert found.within == pytest.approx(float(random_cosine(24, 16, 4)), abs=0.01)
-    assert found.across == pytest.approx(found.within, abs=0.01)
+    found = compared(s, codes(random_trace(16)))
+    assert found["within"] == pytest.approx(float(random_cosine(24, 16, 4)), abs=0.01)
+    assert found["across"] == pytest.approx(found["within"], abs=0.01)
 
 
 def test_pooled_cosine_knows_lengths_and_popularity():
@@ -122,33 +134,84 @@ def test_reshuffling_among_equal_tokens_keeps_lexical_routing():
     """Routing that is a function of the token's identity survives that null whole, and no other."""
     trace = random_trace(8, lexical=True)
     y = codes(trace)
-    measured = separation(cosines(trace), y).d_pairs
+    measured = compared(cosines(trace), y)["d"]
     free, same = (
-        np.mean([separation(similarity(v.reshape(32, -1)), y).d_pairs for v in draws(shuffled_router(trace, strata), 5, 0)])
+        np.mean([compared(similarity(v.reshape(32, -1)), y)["d"] for v in draws(shuffled_router(trace, strata), 5, 0)])
         for strata in (None, trace.tokens)
     )
     assert measured > 1
     assert same == pytest.approx(measured, abs=1e-9)
     assert abs(free) < 0.3
-    assert movable(trace.tokens) > 0.9
+    assert recurring(trace.tokens).mean() > 0.9
+
+
+def test_token_pairs_begin_anew_with_every_sequence():
+    trace = random_trace(2, tokens=3)
+    pairs = token_pairs(dataclasses.replace(trace, tokens=np.tile(np.array([5, 5, 5], np.int32), 8)))
+    assert pairs.reshape(8, 3).tolist() == [[0, 1, 1]] * 8
 
 
 def test_separation_by_hand():
     s = np.array([[1, 0.9, 0.5, 0.4], [0.9, 1, 0.3, 0.2], [0.5, 0.3, 1, 0.7], [0.4, 0.2, 0.7, 1]])
-    found = separation(s, np.array([0, 0, 1, 1]))
-    assert found.within == pytest.approx(0.8)
-    assert found.across == pytest.approx(0.35)
+    y = np.array([0, 0, 1, 1])
+    found = compared(s, y)
+    assert found["within"] == pytest.approx(0.8)
+    assert found["across"] == pytest.approx(0.35)
     within, across = np.array([0.9, 0.7]), np.array([0.5, 0.4, 0.3, 0.2])
     pooled = (within.var(ddof=1) + 3 * across.var(ddof=1)) / 4
-    assert found.d_pairs == pytest.approx(0.45 / np.sqrt(pooled))
-    own, other = np.array([0.9, 0.9, 0.7, 0.7]), np.array([0.45, 0.25, 0.4, 0.3])
-    assert found.d_prompts == pytest.approx((own - other).mean() / np.sqrt((own.var(ddof=1) + other.var(ddof=1)) / 2))
+    assert found["d"] == pytest.approx(0.45 / np.sqrt(pooled))
+    # Two templates, each in both categories: the pairs of one template (0.5 and 0.2) do not count.
+    assert compared(s, y, np.array([0, 1, 0, 1]))["across"] == pytest.approx(0.35)
+    assert compared(s, y, np.array([0, 1, 1, 0]))["across"] == pytest.approx((0.5 + 0.2) / 2)
+    # Each category its own template: nothing is left to compare.
+    assert np.isnan(compared(s, y, y)["d"])
+    assert cells_of(y, y, "template").confounded
 
 
-def test_permuted_d_equals_d_of_permuted_labels():
-    s, y = cosines(random_trace(6, seed=3)), codes(random_trace(6))
-    labels = permuted_label_matrix(y, None, 7, np.random.default_rng(1))
-    np.testing.assert_allclose(permuted(s, labels)["d_pairs"], [separation(s, row).d_pairs for row in labels], rtol=1e-9)
+def templated(n: int, templates: int, seed: int, effect: float = 0.0) -> tuple[np.ndarray, Cells]:
+    """Similarities (N, N) of 3 categories in templates that they share, n prompts a cell; template and cell have effects."""
+    rng = np.random.default_rng(seed)
+    y, block = (a.ravel() for a in np.meshgrid(np.arange(3), np.arange(templates), indexing="ij"))
+    y, block = np.repeat(y, n), np.repeat(block, n)
+    of_template, of_cell = rng.normal(size=(templates, 12)), rng.normal(size=(3, templates, 12))
+    x = effect * np.eye(12)[y] + 0.7 * of_template[block] + 0.5 * of_cell[y, block] + rng.normal(size=(len(y), 12))
+    return similarity(x), cells_of(y, block, "template")
+
+
+def test_leaving_out_a_block_is_computing_without_it():
+    s, cells = templated(3, 4, 0, 1.0)
+    left = without_each(pairs_between(s, cells), cells)
+    for u in range(4):
+        kept = cells.groups != u
+        found = compared(s[np.ix_(kept, kept)], cells.y[cells.of][kept], cells.groups[kept])
+        for name, values in left.items():
+            assert values[u] == pytest.approx(found[name])
+    own = pairs_between(s, cells)
+    assert all(e.value == pytest.approx(0, abs=1e-12) for e in beyond(own, [own, own], cells).values())
+
+
+def test_p_of_whole_cells_is_uniform_though_templates_and_cells_have_effects():
+    p = []
+    for seed in range(200):
+        s, cells = templated(3, 5, seed)
+        pairs = pairs_between(s, cells)
+        null = separated(pairs, cells.labels(99, seed))["d"]
+        p.append(two_sided(float(separated(pairs, cells.y[None])["d"][0]), null))
+    assert kstest(np.array(p) - np.random.default_rng(0).random(200) / 100, "uniform").pvalue > 0.01
+
+
+def test_the_interval_over_templates_covers():
+    true = np.mean(
+        [estimates(pairs_between(s, c), c)["d"].value for s, c in (templated(3, 30, 900 + i, 1.0) for i in range(20))]
+    )
+    found = [estimates(pairs_between(s, c), c)["d"] for s, c in (templated(3, 6, seed, 1.0) for seed in range(300))]
+    assert 0.91 <= np.mean([e.low <= true <= e.high for e in found]) <= 0.985
+
+
+def test_a_mean_without_spread_is_not_certain():
+    found = clustered(np.zeros(50), np.arange(50))
+    assert found.low == -found.high < 0
+    assert found.p > 0.9
 
 
 def test_measures_agree_on_equal_and_on_disjoint_signatures():
@@ -195,45 +258,37 @@ def test_p_values_are_uniform_under_shuffled_labels():
     p, family, layer = [], [], []
     for seed in range(250):
         trace = random_trace(8, tokens=8, layers=(0, 1), n_experts=8, k=2, categories=("a", "b"), seed=seed)
-        y, found = codes(trace, ("a", "b")), signatures_of(trace)
-        s = similarity(found.flat())
-        labels = permuted_label_matrix(y, None, 99, np.random.default_rng(seed))
-        measured = separation(s, y)
-        p.append(permutation_p(measured.d_pairs, permuted(s, labels)["d_pairs"]))
-        options = {"n_permutations": 99, "seed": seed}
-        family.append(expert_table(found, y, ["a", "b"], **options)["p_family"].min())
-        layer.append(layer_table(found, y, **options)["p_family"].min())
+        alone = tuple(TracedSequence(s.id, s.category) for s in trace.sequences)
+        subject, found = subject_of(dataclasses.replace(trace, sequences=alone)), signatures_of(trace)
+        cells = subject.cells()
+        labels = cells.labels(99, seed)
+        pairs = pairs_between(similarity(found.flat()), cells)
+        p.append(two_sided(float(separated(pairs, cells.y[None])["d"][0]), separated(pairs, labels)["d"]))
+        family.append(expert_table(found, subject, labels)[0]["p_family"].min())
+        layer.append(layer_table(found, cells, labels)[0]["p_family"].min())
     rng = np.random.default_rng(0)
     for values in (p, family, layer):
         # p takes the values 1/100 … 1; spread evenly over its step it is continuous.
         assert kstest(np.array(values) - rng.random(250) / 100, "uniform").pvalue > 0.01
 
 
-def test_bootstrap_interval_is_wider_than_the_naive_one_and_holds_the_value():
-    trace = random_trace(10, planted={(3, "code"): (0, 1)}, strength=0.4)
-    y, s = codes(trace), cosines(trace)
-    measured, interval = separation(s, y), bootstrap_separation(s, y)
-    low, high = naive_interval(measured)
-    assert interval["d_pairs"][0] < measured.d_pairs < interval["d_pairs"][1]
-    assert np.ptp(interval["d_pairs"]) > 1.5 * (high - low)
-    assert interval["within"][0] < measured.within < interval["within"][1]
-    assert interval["across"][0] < measured.across < interval["across"][1]
-
-
 def test_planted_experts_are_found_at_their_layer_and_nowhere_else():
     trace = random_trace(10, planted={(3, "code"): (2, 9), (3, "story"): (5,)}, strength=0.35, seed=1)
     y, found = codes(trace), signatures_of(trace)
-    layers = layer_table(found, y).set_index("layer")["p_family"]
+    alone = tuple(TracedSequence(s.id, s.category) for s in trace.sequences)
+    subject = subject_of(dataclasses.replace(trace, sequences=alone))
+    labels = subject.cells().labels(999, 0)
+    layers = layer_table(found, subject.cells(), labels)[0].set_index("layer")["p_family"]
     assert layers[3] < 0.01
     assert layers[[1, 4]].min() > 0.05
-    table = expert_table(found, y, list(CATEGORIES))
+    table = expert_table(found, subject, labels)[0]
     hits = table[table["p_family"] < 0.01].set_index(["layer", "expert"])
     assert set(hits.index) == {(3, 2), (3, 9), (3, 5)}
     assert hits.loc[(3, 5), "category"] == "story"
     assert hits.loc[(3, 2), "lift"] > 1.5
-    measured = separation(similarity(found.flat()), y).d_pairs
+    measured = compared(similarity(found.flat()), y)["d"]
     for router in (uniform_router(trace), shuffled_router(trace), shuffled_router(trace, trace.tokens)):
-        null = [separation(similarity(v.reshape(40, -1)), y).d_pairs for v in draws(router, 10, 0)]
+        null = [compared(similarity(v.reshape(40, -1)), y)["d"] for v in draws(router, 10, 0)]
         assert measured > 2 * max(null)
 
 
@@ -282,3 +337,15 @@ def test_an_expert_card_names_its_tokens_categories_and_contexts():
         expert_card(trace, 2, 7)
     with pytest.raises(InputError, match="experts 0 to 15, not 16"):
         expert_card(trace, 3, 16)
+
+
+def test_mean_preference_is_that_of_the_experts_with_and_without_each_block():
+    rng = np.random.default_rng(0)
+    y, block = np.arange(40) % 3, rng.integers(5, size=40)
+    used, cells = rng.random((40, 6)), cells_of(y, block, "template")
+    value, left = mean_preference(used, cells)
+    assert value == pytest.approx(variance_explained(used, cells.y, cells).mean())
+    for u in range(5):
+        kept = block != u
+        part = cells_of(y[kept], block[kept], "template")
+        assert left[u] == pytest.approx(variance_explained(used[kept], part.y, part).mean())

@@ -24,7 +24,7 @@ from moescope.tasks import Prompt, load_prompts
 from tests.architectures import tiny_model
 from tests.planted_routing import CATEGORIES, random_trace
 
-FAST = SignatureSettings(n_permutations=99, n_label_permutations=19, n_nulls=19, n_boot=200)
+FAST = SignatureSettings(n_permutations=199, n_label_permutations=0, n_nulls=5)
 
 
 def study(trace: RoutingTrace) -> StudyResult:
@@ -32,7 +32,21 @@ def study(trace: RoutingTrace) -> StudyResult:
 
 
 def claim(result: StudyResult, start: str) -> moescope.types.Claim:
-    return next(c for c in result.claims if c.name.startswith(start))
+    return next(c for c in result.claims if c.statement.startswith(start))
+
+
+def said(result: StudyResult, start: str) -> tuple[str, str | None]:
+    found = claim(result, start)
+    return found.outcome, found.explanation
+
+
+SEPARATION = "Prompts of one category are routed more alike"
+ACCURACY = "The signature tells the category of held-out prompts"
+BEYOND_TOKENS = "Routing follows the category beyond the identity of the tokens"
+EXPERTS = "Experts are specialised by category"
+LOAD = "The load is spread over the experts"
+CLUSTERS = "Prompts cluster by category"
+DEPTH = "Deeper layers separate categories more"
 
 
 # Enough tokens that a prompt's routing outweighs the lottery of single tokens.
@@ -41,47 +55,168 @@ PLANTED = {(3, c): (2 * i, 2 * i + 1) for i, c in enumerate(CATEGORIES)}
 
 @pytest.fixture(scope="module")
 def planted() -> StudyResult:
-    return study(random_trace(12, tokens=40, planted=PLANTED, strength=0.5))
+    return study(random_trace(12, tokens=40, planted=PLANTED, strength=0.5, templates=6))
 
 
 def test_planted_task_routing_is_found_at_its_layer_and_no_null_explains_it(planted: StudyResult):
-    effect = claim(planted, "Cohen's d of within")
-    assert effect.verdict == "reproduced"
-    assert effect.p == 0.01
-    assert claim(planted, "accuracy of the category").verdict == "reproduced"
+    effect = claim(planted, SEPARATION)
+    assert (effect.outcome, effect.explanation) == ("holds", "none found")
+    assert effect.p is not None
+    assert effect.p <= effect.p_adjusted <= 0.05
+    assert effect.interval is not None
+    assert effect.interval[0] < effect.measured < effect.interval[1]
+    # What was beaten is what ran, and what could not run is named.
+    assert "token identity +" in effect.words
+    assert "not run: words in common (no texts); an untrained twin (no model at hand)" in effect.words
+    assert said(planted, ACCURACY) == ("holds", "none found")
+    assert said(planted, "The signature tells the category on topics") == ("holds", "none found")
+    assert said(planted, "The signature tells the category on templates") == ("holds", "none found")
+    assert claim(planted, "The signature tells the category on topics").measured > 0.9
+    assert said(planted, BEYOND_TOKENS) == ("holds", "none found")
+    assert said(planted, CLUSTERS)[0] == "holds"
     layers = planted.tables["routing_layers"].set_index("layer")
     assert layers["p_family"].idxmin() == 3
     assert layers.loc[[1, 4], "p_family"].min() > 0.05
+    assert claim(planted, "Number of the layer that separates").measured == 3
     found = planted.tables["experts"].query("p_family < 0.05")
     assert {(3, e) for e in range(8)} <= set(zip(found["layer"], found["expert"], strict=True))
     assert set(found["layer"]) == {3}
-    assert claim(planted, "Cohen's d beyond token identity").verdict == "measured"
-    assert claim(planted, "Cohen's d at equal lengths").measured == pytest.approx(effect.measured, rel=0.2)
-    assert claim(planted, "accuracy on topics").measured > 0.9
+    assert said(planted, EXPERTS) == ("holds", None)
     cards = planted.tables["expert_categories"].query("layer == 3")
     favourite = cards.loc[cards.groupby("expert")["lift"].idxmax()].set_index("expert")["category"]
     assert all(favourite[e] == CATEGORIES[e // 2] for e in favourite.index)
     assert len(favourite) == 8
 
 
-def test_random_routing_is_called_chance():
-    # its p is 0.06 (9999 permutations), which 99 would round to the level of significance itself
-    result = signatures(random_trace(12, tokens=40, seed=4), None, dataclasses.replace(FAST, n_permutations=199))
-    assert claim(result, "Cohen's d of within").verdict == "explained by chance"
-    assert claim(result, "cosine within").verdict == "explained by chance"
-    assert claim(result, "accuracy of the category").verdict == "explained by chance"
-    assert claim(result, "experts that tell").measured.startswith("0 of")
-    assert claim(result, "cosine within").measured > 0.9  # as high as one likes, without any task
+def test_random_routing_separates_nothing_and_is_spread():
+    """The cosine is as high as one likes, without any task."""
+    result = study(random_trace(40, tokens=40, seed=4))
+    assert claim(result, "Cosine of two prompts of one category").measured > 0.9
+    for start in (SEPARATION, ACCURACY, BEYOND_TOKENS, CLUSTERS, EXPERTS, "Load balance (uniform", "Load balance (reshuffled"):
+        assert said(result, start)[0] in ("contradicted", "inconclusive"), start
+    assert said(result, SEPARATION) == ("contradicted", "chance")
+    assert claim(result, EXPERTS).measured.startswith("0 of")
+    assert said(result, LOAD) == ("holds", None)
+
+
+def test_a_wording_that_is_the_category_cannot_be_told_from_it():
+    """One task, 24 topics x 4 templates, each template a "category": routing by its words alone."""
+    trace = random_trace(24, tokens=24, lexical=True)
+    prompts = [Prompt(s.id, f"text {s.id}", s.category, f"topic{i // 4}", s.category) for i, s in enumerate(trace.sequences)]
+    result = signatures(trace, prompts, FAST)
+    effect = claim(result, SEPARATION)
+    assert effect.measured > 1
+    assert (effect.outcome, effect.explanation) == ("inconclusive", None)
+    assert "category and template cannot be told apart" in effect.words
+    assert said(result, ACCURACY)[0] != "reproduced"
+    assert ("holds", "none found") not in {(c.outcome, c.explanation) for c in result.claims}
+
+
+def with_group_effect(strength: float, *, seed: int = 0) -> RoutingTrace:
+    """Four categories in the same six templates; experts 8 to 13 by template, 0 to 7 by category with ``strength``."""
+    names = [f"{c}.{t}" for c in CATEGORIES for t in range(6)]
+    planted: dict[tuple[int, str], tuple[int, ...]] = {(1, n): (8 + int(n[-1]),) for n in names}
+    if strength:
+        planted |= {(3, n): (2 * i, 2 * i + 1) for i, c in enumerate(CATEGORIES) for n in names if n.startswith(c)}
+    trace = random_trace(5, tokens=30, layers=(1, 3), planted=planted, strength=0.6, categories=names, seed=seed)
+    sequences = [
+        TracedSequence(s.id, (s.category or "").split(".")[0], f"topic{i % 5}/{(s.category or '').split('.')[1]}")
+        for i, s in enumerate(trace.sequences)
+    ]
+    return dataclasses.replace(trace, sequences=tuple(sequences))
+
+
+def test_categories_that_share_templates_are_judged_without_pairs_of_one():
+    """Templates alone make no category; where the category is planted too it holds, with an interval over templates."""
+    alone, both = study(with_group_effect(0)), study(with_group_effect(0.6))
+    assert said(alone, SEPARATION)[0] in ("contradicted", "inconclusive")
+    assert said(both, SEPARATION) == ("holds", "none found")
+    row = both.tables["similarity"].iloc[0]
+    assert row["cells"] == 24
+    assert "interval from templates left out" in claim(both, SEPARATION).words
 
 
 def test_routing_by_token_alone_is_called_a_trivial_cue():
-    result = study(random_trace(12, tokens=40, lexical=True))
-    effect = claim(result, "Cohen's d of within")
-    assert effect.verdict == "explained by a trivial cue"
-    assert "equal tokens" in effect.note
-    assert claim(result, "Cohen's d beyond token identity").verdict == "explained by a trivial cue"
-    assert claim(result, "Cohen's d beyond token identity").measured == pytest.approx(0, abs=1e-9)
-    assert claim(result, "accuracy of the category").verdict == "explained by a trivial cue"
+    result = study(random_trace(24, tokens=40, lexical=True))
+    assert said(result, SEPARATION) == ("holds", "trivial cue")
+    assert "more than token identity" in claim(result, SEPARATION).words
+    beyond = claim(result, BEYOND_TOKENS)
+    assert (beyond.outcome, beyond.explanation) == ("contradicted", "trivial cue")
+    assert beyond.measured == pytest.approx(0, abs=1e-9)
+    # Without a difference among 96 prompts, one of three points can hardly be excluded.
+    assert said(result, ACCURACY) in (("holds", "trivial cue"), ("inconclusive", None))
+
+
+def test_a_control_that_cannot_run_is_named_and_not_said_to_be_beaten():
+    trace = random_trace(12, tokens=40, lexical=True)
+    result = study(dataclasses.replace(trace, tokens=None))
+    effect = claim(result, SEPARATION)
+    assert "not run: same token reshuffled (the trace has no token ids)" in effect.words
+    assert "token identity" not in effect.words
+    assert said(result, BEYOND_TOKENS) == ("not tested", None)
+    accuracy = claim(result, ACCURACY)
+    assert "not run: trivial cues (neither texts nor token ids)" in accuracy.words
+    assert "cue of each" not in accuracy.words
+
+
+def test_a_signature_that_adds_to_the_words_is_not_explained_by_them():
+    """Words tell the category of four prompts in five, the routing of nine in ten, each by its own lot."""
+    rng = np.random.default_rng(0)
+    planted = {(3, c): (2 * i, 2 * i + 1) for i, c in enumerate(CATEGORIES[:2])}
+    trace = random_trace(60, tokens=40, planted=planted, strength=0.3, categories=CATEGORIES[:2])
+    y = np.array([CATEGORIES.index(s.category or "") for s in trace.sequences])
+    said_by_words = np.where(rng.random(len(y)) < 0.8, y, 1 - y)
+    prompts = [Prompt(s.id, ("left", "right")[w], s.category) for s, w in zip(trace.sequences, said_by_words, strict=True)]
+    result = signatures(trace, prompts, FAST)
+    found = claim(result, ACCURACY)
+    assert (found.outcome, found.explanation) == ("holds", "none found")
+    assert found.control is not None
+    assert found.control.value == pytest.approx(0.8, abs=0.08)
+
+
+def test_cosines_far_below_their_null_are_not_called_chance():
+    """Every text has experts of its own, whatever its category: all cosines fall below any random routing's."""
+    texts = [f"t{i}" for i in range(24)]
+    own = {(layer, t): tuple(np.random.default_rng(i).permutation(16)[:3]) for i, t in enumerate(texts) for layer in (1, 3, 4)}
+    trace = random_trace(1, tokens=40, planted=own, strength=0.8, categories=texts)
+    sequences = [TracedSequence(s.id, CATEGORIES[i % 4]) for i, s in enumerate(trace.sequences)]
+    result = study(dataclasses.replace(trace, sequences=tuple(sequences)))
+    found = claim(result, "Load balance (reshuffled")
+    assert (found.outcome, found.explanation) == ("contradicted", None)
+    assert "the null does not fit" in found.words
+    assert found.published is not None
+
+
+@pytest.mark.parametrize("rising", [True, False])
+def test_a_trend_with_depth_is_judged_on_both_sides(rising):
+    layers = (0, 1, 2, 3, 4, 5)
+    strength = {layer: (0.05 + 0.1 * layer if rising else 0.55 - 0.1 * layer) for layer in layers}
+    parts = [
+        random_trace(12, tokens=40, layers=(layer,), planted={(layer, c): (2 * i, 2 * i + 1) for i, c in enumerate(CATEGORIES)},
+                     strength=strength[layer], seed=layer)
+        for layer in layers
+    ]  # fmt: skip
+    whole = dataclasses.replace(
+        parts[0],
+        layers=layers,
+        n_experts=(16,) * 6,
+        ids=np.concatenate([p.ids for p in parts], axis=1),
+        weights=np.concatenate([p.weights for p in parts if p.weights is not None], axis=1),
+    )
+    found = claim(study(whole), DEPTH)
+    assert found.outcome == ("holds" if rising else "contradicted")
+    assert found.p is not None
+    assert found.p < 0.05
+
+
+def test_a_skewed_load_is_not_spread_and_its_bottleneck_is_named():
+    result = study(random_trace(8, tokens=40, popularity=3.0 ** -np.arange(16)))
+    assert said(result, LOAD) == ("contradicted", None)
+    busiest = claim(result, "Load of the busiest expert")
+    assert busiest.measured > 3
+    assert busiest.control is not None
+    assert busiest.control.value < 1.2
+    assert "expert 0 (" in busiest.words
 
 
 def test_length_alone_is_not_taken_for_a_task():
@@ -92,20 +227,20 @@ def test_length_alone_is_not_taken_for_a_task():
     result = study(trace)
     raw = result.tables["similarity"].iloc[0]
     corrected = result.tables["similarity"].query("measure == 'null_corrected' and prompts == 'all'").iloc[0]
-    assert raw["p"] == 0.01
+    assert raw["p"] < 0.05
     assert corrected["p"] > 0.2
-    assert claim(result, "Cohen's d of within").verdict != "reproduced"
-    assert claim(result, "Cohen's d at equal lengths").verdict == "explained by chance"
+    assert said(result, SEPARATION) != ("holds", "none found")
+    assert said(result, "Prompts cut to one length")[0] in ("contradicted", "inconclusive")
 
 
 def test_a_result_saves_with_every_figure_and_loads(planted: StudyResult, tmp_path: Path):
     assert set(planted.figures()) == {
-        "layers", "nulls", "random_routing", "classification", "map", "similarity", "experts", "cards",
+        "layers", "nulls", "random_routing", "classification", "map", "similarity", "experts", "load", "cards",
     }  # fmt: skip
     folder = planted.save(tmp_path / "out")
     assert moescope.load(folder) == planted
     page = (folder / "report.html").read_text()
-    assert all(f"{c.name}"[:20].replace("'", "&#39;") in page for c in planted.claims)
+    assert all(f"{c.statement}"[:20].replace("'", "&#39;") in page for c in planted.claims)
     assert (published_table(planted.tables)["published"] > 0).all()
 
 
@@ -114,7 +249,7 @@ def test_the_study_runs_on_a_tiny_random_model(quantity):
     prompts = load_prompts("routing-80", limit=40)
     prompts = [dataclasses.replace(p, text=p.text[:40]) for p in prompts]
     seen: list[str] = []
-    options = {"quantity": quantity, "new_tokens": 6, "n_boot": 100, "cards": 1, "experts": ((0, 1),)}
+    options = {"quantity": quantity, "new_tokens": 6, "cards": 1, "experts": ((0, 1),)}
     result = signatures(
         tiny_model("olmoe", head=True),
         prompts,
@@ -122,7 +257,7 @@ def test_the_study_runs_on_a_tiny_random_model(quantity):
         run=Run(progress=lambda stage, done, total: seen.append(stage)),
     )
     assert result.kind == "signatures"
-    assert len(result.claims) == 14
+    assert len(result.claims) == 18
     assert {"reading and generating", "a random model's routing", "done"} <= set(seen)
     similarity = result.tables["similarity"].set_index(["quantity", "part", "measure", "prompts"])
     assert similarity.index.is_unique
@@ -136,7 +271,10 @@ def test_the_study_runs_on_a_tiny_random_model(quantity):
         assert {"stratified", "by topic", "by template"} <= set(splits.loc[cue].index)
     nulls = result.tables["routing_nulls"].set_index("null")
     # Random weights against random weights: neither is trained, so neither separates much more than the other.
-    assert abs(nulls.loc["random model", "d_pairs"] - nulls.loc["random model", "trained_d"]) < 0.6
+    assert abs(nulls.loc["random model", "d"] - nulls.loc["random model", "measured_d"]) < 0.6
+    for start in (SEPARATION, EXPERTS):
+        assert said(result, start) != ("holds", "none found")
+    assert claim(result, EXPERTS).control is not None
     assert (result.tables["expert_tokens"].query("layer == 0 and expert == 1")["rate"] <= 1).all()
     if quantity == "weight":
         return
@@ -165,7 +303,8 @@ def test_without_a_token_that_occurs_twice_identity_explains_nothing():
     trace = random_trace(6, planted=PLANTED)
     result = study(dataclasses.replace(trace, tokens=np.arange(len(trace), dtype=np.int32)))
     assert "same token reshuffled" not in set(result.tables["routing_nulls"]["null"])
-    assert any("no token occurs twice" in note for note in result.meta["notes"])
+    assert said(result, BEYOND_TOKENS) == ("not tested", None)
+    assert "too few recur" in claim(result, BEYOND_TOKENS).words
 
 
 def test_the_published_protocol_names_what_stands_in(tmp_path: Path):
@@ -196,8 +335,9 @@ def test_a_trace_of_a_model_is_studied_as_the_model_itself(tmp_path: Path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"n_permutations": 18}, "n_permutations: must be at least 19"),
-        ({"n_label_permutations": 10}, "n_label_permutations: must be 0 or at least 19"),
+        ({"n_permutations": 98}, "n_permutations: 98 draws cannot show anything at 0.05 among 5"),
+        ({"n_permutations": 99, "alpha": 0.01}, "n_permutations: 99 draws cannot show anything at 0.01"),
+        ({"n_label_permutations": 19}, "n_label_permutations: 19 draws cannot show anything"),
         ({"dense_experts": 1}, "dense_experts: must be 0 or at least 2"),
         ({"experts": ((1,),)}, "experts: "),
         ({"quantity": "mass"}, "quantity: 'mass' is none of frequency, weight"),

@@ -51,7 +51,7 @@ def signatures(
     run = _run(options)
     if "n_null" in options:
         options["n_nulls"] = options.pop("n_null")
-    small: dict[str, Any] = {"n_permutations": 99, "n_label_permutations": 0, "n_nulls": 19, "n_boot": 100, "new_tokens": 0}
+    small: dict[str, Any] = {"n_permutations": 99, "n_label_permutations": 0, "n_nulls": 19, "new_tokens": 0}
     source = trace if trace is not None else model
     return moescope.signatures(source, prompts, moescope.SignatureSettings(**(small | options)), run=run)
 
@@ -122,7 +122,8 @@ def robustness(
 
 def transfer(a: RoutingTrace, b: RoutingTrace, **options: Any) -> StudyResult:
     run = _run(options)
-    small: dict[str, Any] = {"n_permutations": 99, "n_alignments": 19, "dimensions": 6, "n_folds": 2}
+    # few draws show nothing at 0.05, and need not: what is looked at here is on what they are drawn
+    small: dict[str, Any] = {"n_permutations": 99, "n_alignments": 39, "dimensions": 6, "n_folds": 2, "alpha": 0.4}
     return moescope.transfer(a, b, None, moescope.TransferSettings(**(small | options)), run=run)
 
 

@@ -99,7 +99,7 @@ def grouped() -> StudyResult:
     x = rng.normal(size=(6, WIDTH))[groups] + 0.05 * rng.normal(size=(72, WIDTH))
     x[:, NEURON] = 6 * (2 * y - 1) + 0.05 * rng.normal(size=72)
     words = words_of(x)
-    options = {"n_folds": 3, "n_label_permutations": 39, "n_permutations": 199}
+    options = {"n_folds": 3, "n_label_permutations": 99, "n_permutations": 199}
     return call.circuits(lookup_model(words), *(task([*words], y, groups, n) for n in ("one", "two")), **options)
 
 

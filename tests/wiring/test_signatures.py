@@ -51,16 +51,16 @@ def test_single_words_do_not_know_their_order_and_pairs_do(planted: StudyResult)
 
 
 def test_own_choices_dealt_out_anew_have_no_category(planted: StudyResult) -> None:
-    assert null(planted, "measured routing")["d_pairs"] > 1
+    assert null(planted, "measured routing")["d"] > 1
     for name in ("uniform", "own counts reshuffled", "labels permuted"):
-        assert abs(null(planted, name)["d_pairs"]) < 0.3
+        assert abs(null(planted, name)["d"]) < 0.3
         assert null(planted, name)["p"] < 0.1
 
 
 def test_what_tokens_decide_stays_when_only_equal_tokens_change_places() -> None:
     found = null(call.signatures(random_trace(8, tokens=40, lexical=True)), "same token reshuffled")
     assert found["p"] == 1
-    assert found["d_pairs"] > 0.5
+    assert found["d"] > 0.5
 
 
 def test_load_balance_is_uniform_in_one_null_and_the_routers_own_in_the_other() -> None:
@@ -75,7 +75,7 @@ def test_load_balance_is_uniform_in_one_null_and_the_routers_own_in_the_other() 
 def lengths() -> StudyResult:
     """Random routing of long prompts and of short ones."""
     tokens = {"long": 80, "longer": 100, "short": 12, "shorter": 10}
-    return call.signatures(random_trace(12, tokens=tokens, categories=tuple(tokens)))
+    return call.signatures(random_trace(12, tokens=tokens, categories=tuple(tokens), templates=6))
 
 
 def test_length_alone_makes_no_difference_at_equal_lengths(lengths: StudyResult) -> None:
@@ -125,7 +125,7 @@ def mixed() -> StudyResult:
     """Two topics that hold both categories, one of them mostly: routing by topic looks like routing by category."""
     topics = ["t0"] * 20 + ["t1"] * 20
     categories = ["a"] * 18 + ["b"] * 2 + ["b"] * 18 + ["a"] * 2
-    return call.signatures(by_topic(topics, categories), n_label_permutations=19)
+    return call.signatures(by_topic(topics, categories), n_label_permutations=99)
 
 
 @pytest.mark.parametrize(
@@ -157,5 +157,54 @@ def test_an_untrained_twin_does_not_route_by_what_training_planted() -> None:
     gates = rng.normal(size=(8, 16))
     gates[:, 1] = np.repeat([-4.0, 4.0], 4)
     result = call.signatures(prompts=prompts, model=expert_model(words, gates, np.zeros((8, 16)), top_k=2), twin=True)
-    assert null(result, "measured routing")["d_pairs"] > 2
-    assert null(result, "random model")["d_pairs"] < 0.7
+    assert null(result, "measured routing")["d"] > 2
+    assert null(result, "random model")["d"] < 0.7
+    experts = next(c for c in result.claims if c.statement.startswith("Experts are specialised"))
+    assert (experts.outcome, experts.explanation) == ("holds", "none found")
+    assert experts.control is not None
+    assert experts.control.value == "0 of 8 experts"
+
+
+def test_categories_that_fill_topics_unevenly_are_not_told_by_them() -> None:
+    """Topics of two kinds, each routed by its kind; one kind has five prompts of a to one of b, the other the reverse."""
+    topics = [f"t{i}" for i in range(8) for _ in range(6)]
+    categories = [("a" if j < 5 else "b") if i % 2 else ("b" if j < 5 else "a") for i in range(8) for j in range(6)]
+    trace = by_topic([("even", "odd")[int(t[1]) % 2] for t in topics], categories)
+    named = [replace(s, group=f"{t}/") for s, t in zip(trace.sequences, topics, strict=True)]
+    result = call.signatures(replace(trace, sequences=tuple(named)))
+    first = result.tables["similarity"].iloc[0]
+    assert first["d_pairs"] > 0.5
+    assert first["p"] > 0.06
+    assert result.tables["experts"]["p_family"].min() > 0.06
+
+
+def test_pairs_of_one_template_do_not_count() -> None:
+    """Two categories, each in four templates of its own, routed by the template."""
+    names = [f"{c}{t}" for c in "ab" for t in range(4)]
+    trace = by_topic([n for n in names for _ in range(5)], [n[0] for n in names for _ in range(5)])
+    named = [replace(s, group=f"/{(s.group or '')[:-1]}") for s in trace.sequences]
+    first = call.signatures(replace(trace, sequences=tuple(named))).tables["similarity"].iloc[0]
+    assert first["d_pairs"] > 0.5
+    assert abs(first["d"]) < 0.5
+
+
+def test_a_cue_is_chosen_in_the_training_folds() -> None:
+    """Forty words that say nothing, of which the best in hindsight would be some points above guessing."""
+    trace = random_trace(40, tokens=6, categories=CATEGORIES[:2])
+    rng = np.random.default_rng(0)
+    texts = [" ".join(f"w{j}" for j in range(40) if rng.random() < 0.5) for _ in trace.sequences]
+    found = call.signatures(trace, prompts_of(trace, lambda i: texts[i])).tables["routing_accuracy"]
+    cues = found.query("kind == 'cue' and split == 'stratified'")["accuracy"]
+    chosen = found.query("features == 'chosen cue' and split == 'stratified'")["balanced"].iloc[0]
+    assert chosen < cues.max() - 0.02
+
+
+def test_what_a_signature_adds_is_seen_beside_a_cue() -> None:
+    """Words and experts each tell four prompts in five, by lots of their own: both together tell more."""
+    rng = np.random.default_rng(1)
+    trace = random_trace(50, tokens=30, planted=PLANTED, strength=0.3, categories=CATEGORIES[:2])
+    y = np.arange(len(trace.sequences)) % 2
+    words = np.where(rng.random(len(y)) < 0.8, y, 1 - y)
+    found = call.signatures(trace, prompts_of(trace, lambda i: ("left", "right")[words[i]])).tables["routing_accuracy"]
+    both = found.query("kind == 'conditional'").set_index("features")["balanced"]
+    assert both["chosen cue and signature"] > both["chosen cue"] + 0.03

@@ -54,7 +54,7 @@ def _signatures(run: Run) -> StudyResult:
     from moescope.studies.signatures.settings import SignatureSettings
     from moescope.studies.signatures.study import signatures
 
-    return signatures("moe-tiny", settings=SignatureSettings(n_label_permutations=20, n_nulls=20), run=run)
+    return signatures("moe-tiny", settings=SignatureSettings(n_label_permutations=0, n_nulls=20), run=run)
 
 
 def _distill(run: Run) -> StudyResult:

@@ -10,25 +10,25 @@ from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix, f1_score
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MaxAbsScaler, StandardScaler
 
 from moescope.errors import InputError
+from moescope.routing.separation import two_sided
 from moescope.routing.trace import RoutingTrace
-from moescope.stats import group_bootstrap, permutation_p, permuted_label_matrix, wilson
+from moescope.stats import group_bootstrap, permuted_label_matrix
 from moescope.study.rows import FoldRows
 from moescope.tasks import group_folds
 
 
 @dataclass(frozen=True)
 class Score:
-    """Held-out accuracy with its Wilson interval, and macro F1 with a bootstrap interval over prompts (or groups)."""
+    """Held-out accuracy, the mean over categories of it (balanced) and macro F1, with intervals that resample groups."""
 
     accuracy: float
     low: float
     high: float
-    boot_low: float
-    boot_high: float
+    balanced: float
     macro_f1: float
     f1_low: float
     f1_high: float
@@ -40,31 +40,43 @@ def cross_validate(x: np.ndarray | sparse.csr_matrix, y: np.ndarray, folds: np.n
 
     Everything that is learned, the scale too, is learned on the training rows of the fold.
     """
+    return np.asarray(cross_val_predict(_model(x), x, y, cv=PredefinedSplit(folds)))
+
+
+def classifier(x: np.ndarray | sparse.csr_matrix, y: np.ndarray) -> Pipeline:
+    """Logistic regression of categories (N,) on features (N, D), and their scale."""
+    return _model(x).fit(x, y)
+
+
+def _model(x: np.ndarray | sparse.csr_matrix) -> Pipeline:
     scale = MaxAbsScaler() if sparse.issparse(x) else StandardScaler()
-    model = make_pipeline(scale, LogisticRegression(max_iter=500, tol=1e-3))
-    return np.asarray(cross_val_predict(model, x, y, cv=PredefinedSplit(folds)))
+    return make_pipeline(scale, LogisticRegression(max_iter=500, tol=1e-3))
 
 
-def score(
-    y: np.ndarray, predicted: np.ndarray, groups: np.ndarray | None = None, *, n_boot: int = 1000, seed: int = 0
-) -> Score:
-    """Accuracy and macro F1 of held-out predictions.
+def class_weights(y: np.ndarray) -> np.ndarray:
+    """(N,) weights under which the mean of right and wrong is the balanced accuracy."""
+    codes, size = np.unique(y, return_inverse=True, return_counts=True)[1:]
+    return np.asarray(len(y) / (len(size) * size[codes]))
+
+
+def score(y: np.ndarray, predicted: np.ndarray, groups: np.ndarray | None = None, *, seed: int = 0) -> Score:
+    """Scores of held-out predictions.
 
     Args:
-        groups: (N,) what is resampled whole in the bootstrap; None for single prompts.
+        groups: (N,) what is resampled whole; None for single prompts.
     """
     correct = predicted == y
-    low, high = wilson(int(correct.sum()), len(y))
-    boot_low, boot_high = group_bootstrap(correct.astype(float), groups, n_boot=n_boot, seed=seed)
+    low, high = group_bootstrap(correct.astype(float), groups, seed=seed)
     classes = np.unique(y)
 
     def f1(pairs: np.ndarray) -> float:
         return _macro_f1(pairs[:, 0], pairs[:, 1], classes)
 
     pairs = np.stack([y, predicted], axis=1)
-    f1_low, f1_high = group_bootstrap(pairs, groups, stat=f1, n_boot=n_boot, seed=seed)
+    f1_low, f1_high = group_bootstrap(pairs, groups, stat=f1, n_boot=1000, seed=seed)
     macro = float(f1_score(y, predicted, labels=classes, average="macro", zero_division=0))
-    return Score(float(correct.mean()), low, high, boot_low, boot_high, macro, f1_low, f1_high, len(y))
+    balanced = float((class_weights(y) * correct).mean())
+    return Score(float(correct.mean()), low, high, balanced, macro, f1_low, f1_high, len(y))
 
 
 def _macro_f1(y: np.ndarray, predicted: np.ndarray, classes: np.ndarray) -> float:
@@ -92,17 +104,17 @@ def permuted_accuracy(
         groups: (N,) topics; labels are shuffled within a topic that holds several categories.
 
     Returns:
-        accuracies (P,), and p of the accuracy under the true labels in the same folds.
+        balanced accuracies (P,), and the two-sided p of the balanced accuracy under the true labels in the same folds.
     """
     rng = np.random.default_rng(seed)
     labels = permuted_label_matrix(y, groups, n_permutations, rng)
-    folds = group_folds(y, np.arange(len(y)), n_folds, seed)
-    observed = float((cross_validate(x, y, folds) == y).mean())
-    null = np.empty(n_permutations)
-    for i, shuffled in enumerate(labels):
+
+    def balanced(shuffled: np.ndarray) -> float:
         folds = group_folds(shuffled, np.arange(len(y)), n_folds, seed)
-        null[i] = (cross_validate(x, shuffled, folds) == shuffled).mean()
-    return null, permutation_p(observed, null)
+        return float((class_weights(shuffled) * (cross_validate(x, shuffled, folds) == shuffled)).mean())
+
+    null = np.array([balanced(shuffled) for shuffled in labels])
+    return null, two_sided(balanced(y), null)
 
 
 def folds_by(y: np.ndarray, groups: np.ndarray, n_folds: int, seed: int) -> np.ndarray | None:

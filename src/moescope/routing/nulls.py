@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from moescope.errors import InputError
 from moescope.routing.signatures import normalise
 from moescope.routing.trace import RoutingTrace
 
@@ -112,10 +113,23 @@ def draws(router: Router, n: int, seed: int) -> Iterator[np.ndarray]:
         yield normalise(router(rng))
 
 
-def movable(strata: np.ndarray) -> float:
-    """Share of tokens whose label occurs more than once: those that a shuffle within labels can move."""
+def recurring(strata: np.ndarray) -> np.ndarray:
+    """(T,) bool: tokens whose label occurs more than once, which a shuffle within labels can move."""
     _, code, size = np.unique(strata, return_inverse=True, return_counts=True)
-    return float((size[code] > 1).mean())
+    return np.asarray(size[code] > 1)
+
+
+def token_pairs(trace: RoutingTrace) -> np.ndarray:
+    """(T,) int64: a label for each token with the one before it in its sequence (none before the first).
+
+    Raises:
+        InputError: the trace has no token ids.
+    """
+    if trace.tokens is None:
+        raise InputError("the trace has no token ids; trace again with them")
+    before = np.concatenate([[-1], trace.tokens[:-1]])
+    before[np.flatnonzero(np.diff(trace.sequence, prepend=-1))] = -1
+    return np.asarray(np.unique(np.stack([before, trace.tokens]), axis=1, return_inverse=True)[1]).ravel()
 
 
 def _tally(trace: RoutingTrace, chosen: np.ndarray, used: np.ndarray, n: int) -> np.ndarray:

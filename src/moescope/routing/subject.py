@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from moescope.errors import InputError
+from moescope.routing.separation import Cells, cells_of
 from moescope.routing.trace import RoutingTrace
 from moescope.tasks.build import task_sha256
 from moescope.tasks.prompts import Prompt, split_group
@@ -41,12 +42,30 @@ class Subject:
         """Token ids as text; without a tokenizer as numbers."""
         return " ".join(map(str, ids)) if self.tokenizer is None else str(self.tokenizer.decode(ids))
 
+    def cells(self, rows: np.ndarray | None = None, by: str | None = None) -> Cells:
+        """The cells of the prompts (of ``rows`` only): category and template, else topic, else the prompt itself.
+
+        Args:
+            by: ``"template"``, ``"topic"`` or ``"prompt"``; None for the first of them that is known.
+        """
+        names = {"template": self.templates, "topic": self.topics}
+        unit = by or next((name for name, known in names.items() if known is not None), "prompt")
+        blocks = names.get(unit)
+        kept = np.arange(len(self)) if rows is None else rows
+        return cells_of(self.y[kept], None if blocks is None else blocks[kept], unit)
+
     def blocks(self) -> np.ndarray | None:
         """(N,) groups within which labels are exchangeable: topics, where each holds several categories."""
         if self.topics is None:
             return None
         mixed = [len(set(self.y[self.topics == topic].tolist())) > 1 for topic in np.unique(self.topics)]
         return self.topics if all(mixed) else None
+
+    def of(self, rows: np.ndarray) -> Subject:
+        """The prompts ``rows`` alone, with the whole trace."""
+        topics, templates = (None if v is None else v[rows] for v in (self.topics, self.templates))
+        texts = None if self.texts is None else [self.texts[i] for i in rows]
+        return replace(self, y=self.y[rows], topics=topics, templates=templates, texts=texts)
 
     def task(self) -> Task:
         """The prompts as a task, for the surface baselines.

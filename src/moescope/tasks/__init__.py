@@ -8,6 +8,7 @@ from moescope.tasks.presets import PRESETS, Preset, list_tasks
 from moescope.tasks.prompts import PROMPT_SETS, Prompt, load_prompts
 from moescope.tasks.spec import TaskSpec, parse_spec
 from moescope.tasks.surface import (
+    chosen_cue,
     fixed_wrap,
     matched_subset,
     surface_baselines,
@@ -25,6 +26,7 @@ __all__ = [
     "Regrouped",
     "RenderedTask",
     "TaskSpec",
+    "chosen_cue",
     "dealt_folds",
     "fixed_wrap",
     "group_folds",

@@ -224,6 +224,25 @@ def surface_predictions(task: Task, train: np.ndarray, held: np.ndarray, tokeniz
     return {control: predict(train, held, y) for control, predict in surface_cues(task, tokenizer).items()}
 
 
+def chosen_cue(
+    task: Task, fit: np.ndarray, judge: np.ndarray, folds: np.ndarray, tokenizer: Any = None
+) -> tuple[str, np.ndarray]:
+    """The trivial cue that does best within the rows ``fit``, and what it says of the rows ``judge``, int (len(judge),).
+
+    Every cue is learnt on each part of ``fit`` but one, ``folds`` (len(fit),), and scored on that one by balanced accuracy;
+    the rows that judge have no say in which is the best.
+    """
+    y = np.array([e.label for e in task.examples])
+    right: dict[str, np.ndarray] = {}
+    for fold in np.unique(folds):
+        train, held = fit[folds != fold], fit[folds == fold]
+        for cue, said in surface_predictions(task, train, held, tokenizer).items():
+            right.setdefault(cue, np.zeros(len(fit)))[folds == fold] = said == y[held]
+    code, counts = np.unique(y[fit], return_inverse=True, return_counts=True)[1:]
+    best = max(right, key=lambda cue: float((np.bincount(code, right[cue]) / counts).mean()))
+    return best, surface_predictions(task, fit, judge, tokenizer)[best]
+
+
 def matched_subset(task: Task, seed: int = 0, *, length_bins: int = 8) -> np.ndarray:
     """Indices (sorted, int64) of a subset in which ending and length say nothing about the class.
 

@@ -13,7 +13,8 @@ from moescope.study.verdicts import significant
 def chosen_experts(experts: pd.DataFrame, settings: SignatureSettings) -> list[tuple[int, int]]:
     """(layer, expert) of the cards: those asked for, then per category those of largest, and significant, eta squared."""
     found = list(settings.experts)
-    carrying = experts[experts["p_family"].map(significant)].sort_values("eta2", ascending=False, kind="stable")
+    told = experts[experts["p_family"].map(lambda p: significant(p, settings.alpha))]
+    carrying = told.sort_values("eta2", ascending=False, kind="stable")
     for category in dict.fromkeys(experts["category"]):
         best = carrying[carrying["category"] == category].head(settings.cards)
         found += [(int(layer), int(e)) for layer, e in zip(best["layer"], best["expert"], strict=True)]

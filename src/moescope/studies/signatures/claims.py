@@ -1,258 +1,172 @@
-"""From tables to claims: each published statement beside what was measured, its null, and a verdict in words."""
+"""From evidence to claims: each published statement beside what was measured, what stands against it, and a verdict."""
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Mapping
 
-import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
 
-from moescope.routing.subject import Subject
+from moescope.routing.separation import Estimate
 from moescope.studies.signatures import published
-from moescope.studies.signatures.claims_accuracy import accuracy_claims, grouped_claim
-from moescope.study.verdicts import ALPHA, beyond_chance, significant
-from moescope.types import Claim, Verdict
+from moescope.studies.signatures.claims_accuracy import FAMILY, accuracy_claims
+from moescope.studies.signatures.claims_structure import clusters_claim, depth_claims, experts_claim, load_claims
+from moescope.studies.signatures.evidence import HOW, Evidence, interval_of, unit_words
+from moescope.studies.signatures.rivals import PAIR, SHUFFLED, TOKEN, of_d
+from moescope.studies.signatures.separations import LEXICAL
+from moescope.study.verdicts import Case, Effect, reading, untested
+from moescope.types import Claim, Control
 
 # The two readings of "load balance", by their row in the table of nulls.
 BASELINES = {"uniform": "uniform experts", "own counts reshuffled": "reshuffled counts"}
-_EXACT = 8  # layers up to which every order is enumerated
 
 
-def signature_claims(tables: dict[str, pd.DataFrame], subject: Subject) -> list[Claim]:
-    """All claims of a signatures study: the source's in its order, then what it leaves open."""
+def signature_claims(tables: Mapping[str, pd.DataFrame], found: Evidence) -> list[Claim | Case]:
+    """All claims of a signatures study, in the source's order."""
     similarity = tables["similarity"]
     head = similarity[(similarity["measure"] == "cosine") & (similarity["prompts"] == "all")].iloc[0]
     nulls = tables["routing_nulls"].set_index("null")
-    accuracy = tables["routing_accuracy"]
-    claims = [
-        _within(head, nulls),
-        _across(head, nulls),
-        _order(head, nulls),
-        _effect(head, similarity, nulls),
-        *accuracy_claims(accuracy, subject),
-        _ranges(tables["category_similarity"]),
-        _depth(tables["routing_layers"]),
-        _length(similarity, head),
+    return [
+        *_cosines(head, tables["category_similarity"], found),
+        _separation(head, found),
+        _cut(similarity, found),
+        *accuracy_claims(tables["routing_accuracy"], found.told, found.subject, found.settings, same=found.same),
+        *(_order(head, nulls, name, found) for name in BASELINES),
+        *depth_claims(tables["routing_layers"], found),
+        clusters_claim(found),
+        *load_claims(tables["routing_load"], found),
+        _beyond_tokens(nulls, found),
+        experts_claim(tables["experts"], found),
     ]
-    if "same token reshuffled" in nulls.index:
-        claims.append(_identity(nulls))
-    if "random model" in nulls.index:
-        claims.append(_twin(nulls))
-    claims += [c for split in ("by topic", "by template") if (c := grouped_claim(accuracy, split, subject)) is not None]
-    return [*claims, _experts(tables["experts"])]
 
 
-def _interval(row: pd.Series, name: str) -> tuple[float, float]:
-    return float(row[f"{name}_low"]), float(row[f"{name}_high"])
-
-
-def _within(head: pd.Series, nulls: pd.DataFrame) -> Claim:
-    null = nulls.loc["own counts reshuffled"]
-    measured, interval = float(head["within"]), _interval(head, "within")
-    chance = f"routing dealt out at random, prompts as long as these, gives {null['within']:.3f} without any task"
-    verdict: Verdict
-    if interval[0] > null["within_high"]:
-        verdict, note = "reproduced", f"prompts of one category route more alike than chance: {chance}"
-    else:
-        verdict, note = "explained by chance", f"{chance}; a high cosine says only that there were many tokens"
-    return Claim("cosine within categories", measured, published.WITHIN, interval, float(null["within"]), None, verdict, note)
-
-
-def _across(head: pd.Series, nulls: pd.DataFrame) -> Claim:
-    null = nulls.loc["own counts reshuffled"]
-    measured, interval = float(head["across"]), _interval(head, "across")
-    note = f"routing dealt out at random gives {null['across']:.3f}"
-    verdict: Verdict
-    if interval[1] >= null["across_low"]:
-        verdict, note = "not reproduced", f"prompts of different categories route as alike as chance: {note}"
-    elif head["within"] < null["within_low"]:
-        # Overdispersion: the tokens of one text go together, so any two texts differ more than random routings do.
-        verdict = "measured"
-        note += ", but pairs of one category lie below that too: any two texts differ more than random routings, so this is no "
-        note += "sign of a task"
-    else:
-        verdict, note = "reproduced", f"prompts of different categories route less alike than chance: {note}"
-    return Claim("cosine across categories", measured, published.ACROSS, interval, float(null["across"]), None, verdict, note)
-
-
-def _order(head: pd.Series, nulls: pd.DataFrame) -> Claim:
-    values = [("across", float(head["across"])), ("within", float(head["within"]))]
-    values += [(words, float(nulls.loc[name, "within"])) for name, words in BASELINES.items()]
-    values.sort(key=lambda pair: pair[1])
-    between = [w for w, v in values if w in BASELINES.values() and float(head["across"]) < v < float(head["within"])]
-    outside = [w for w in BASELINES.values() if w not in between]
-    verdict: Verdict = "not reproduced" if outside else "reproduced"
-    note = " < ".join(f"{name} {value:.3f}" for name, value in values)
-    if between and outside:
-        note += f". It holds if load balance means {between[0]}, not if it means {outside[0]}"
-    note += ". Where a baseline lies follows from the number of tokens: longer prompts raise it, whatever the task"
-    measured = " < ".join(name for name, _ in values)
-    return Claim("order of cosines", measured, published.ORDER, verdict=verdict, note=note)
-
-
-def _effect(head: pd.Series, similarity: pd.DataFrame, nulls: pd.DataFrame) -> Claim:
-    d, interval, p = float(head["d_pairs"]), _interval(head, "d"), float(head["p"])
-    null = nulls.loc["own counts reshuffled"]
-    corrected = similarity[(similarity["measure"] == "null_corrected") & (similarity["prompts"] == "all")].iloc[0]
-    cues = _effect_cues(nulls, corrected)
-    verdict: Verdict
-    if not significant(p) or _as_far(nulls, "own counts reshuffled"):
-        verdict, note = "explained by chance", "shuffled labels or randomly dealt routing separate as well"
-    elif cues:
-        verdict, note = "explained by a trivial cue", cues[0]
-    elif interval[0] >= published.D / 2:
-        verdict, note = "reproduced", "beats permuted labels, both load-balance baselines and token identity"
-    else:
-        verdict, note = (
-            "not reproduced",
-            "a separation beyond all nulls, but the interval reaches below half of the effect in the source",
-        )
-    note += (
-        f". Interval and p from prompts; taking the {int(head['n_within'] + head['n_across']):,} pairs as independent would "
-        f"claim {head['d_naive_low']:.2f} to {head['d_naive_high']:.2f}. With one value per prompt d is {head['d_prompts']:.2f}"
-    )
-    return Claim("Cohen's d of within over across", d, published.D, interval, float(null["d_pairs"]), p, verdict, note)
-
-
-def _as_far(nulls: pd.DataFrame, name: str) -> bool:
-    """Whether the measured separation lies within what the draws of a null reach (their upper 2.5 %)."""
-    return bool(nulls.loc["measured routing", "d_pairs"] <= nulls.loc[name, "d_pairs_high"] + 1e-9)
-
-
-def _effect_cues(nulls: pd.DataFrame, corrected: pd.Series) -> list[str]:
-    """The trivial explanations that suffice, in words."""
-    found = []
-    if not significant(corrected["p"]):
-        found.append("corrected for the prompts' lengths nothing is left of it")
-    if "same token reshuffled" in nulls.index and _as_far(nulls, "same token reshuffled"):
-        found.append(
-            "choices dealt out among equal tokens separate as well "
-            f"(d {nulls.loc['same token reshuffled', 'd_pairs']:.2f}): the words differ, not what is done with them"
-        )
-    if "random model" in nulls.index and nulls.loc["random model", "d_pairs"] >= nulls.loc["random model", "trained_d"]:
-        found.append("a randomly initialised model separates the prompts as well")
-    return found
-
-
-def _ranges(means: pd.DataFrame) -> Claim:
-    same = means["category"] == means["other"]
-    own, other = means[same], means[~same]
+def _cosines(head: pd.Series, means: pd.DataFrame, found: Evidence) -> list[Claim]:
+    note = f"all pairs, as published; {unit_words(found.subject.cells())}. Its height follows from the number of tokens"
+    own, other = means[means["category"] == means["other"]], means[means["category"] != means["other"]]
     record = published.RECORD
-
-    def span(low: float, high: float) -> str:
-        return f"{low:.2f}–{high:.2f}"
-
+    span = "{:.2f}–{:.2f}".format
+    ranges = "; ".join(span(part["cosine"].min(), part["cosine"].max()) for part in (own, other))
     low = own.loc[own["cosine"].idxmin(), "category"]
-    return Claim(
-        "cosine by category: within; across",
-        f"{span(own['cosine'].min(), own['cosine'].max())}; {span(other['cosine'].min(), other['cosine'].max())}",
-        f"{span(*record['within_range'])}; {span(*record['across_range'])}",
-        note=f"least alike within: {low}",
+    source = published.given(f"{span(*record['within_range'])}; {span(*record['across_range'])}")
+    return [
+        Claim(
+            f"Cosine of two prompts {where}",
+            float(head[name]),
+            "S1",
+            published.given(value),
+            interval_of(head, name),
+            words=note,
+        )
+        for name, where, value in (
+            ("within", "of one category", published.WITHIN),
+            ("across", "of different categories", published.ACROSS),
+        )
+    ] + [
+        Claim(
+            "Cosine by category, lowest to highest: within; across",
+            ranges,
+            "S1",
+            source,
+            words=f"least alike within: {low}; no interval: extremes of the categories' means",
+        )
+    ]
+
+
+def _separation(head: pd.Series, found: Evidence) -> Case:
+    cells = found.subject.cells()
+    d = Estimate(*(float(head[name]) for name in ("d", "d_low", "d_high", "p")))
+    words = (
+        f"measured over all pairs, as published, judged without pairs of one {cells.unit}; " if cells.unit != "prompt" else ""
+    )
+    return Case(
+        "Prompts of one category are routed more alike than prompts of different ones (Cohen's d)",
+        float(head["d_pairs"]),
+        of_d(d, SHUFFLED, found.settings, "chance"),
+        "S1",
+        published.given(published.D),
+        interval_of(head, "d_pairs"),
+        rivals=found.rivals,
+        not_run=found.not_run,
+        same=found.same,
+        family=FAMILY,
+        words=words + unit_words(cells),
     )
 
 
-def _depth(layers: pd.DataFrame) -> Claim:
-    d = layers["d_pairs"].to_numpy()
-    n = len(d)
-    peak = int(layers["layer"].iloc[int(d.argmax())])
-    carrying = int(layers["p_family"].map(significant).sum())
-    measured = f"peak at layer {peak} of {n}"
-    source = f"peak near layer {published.PEAK_LAYER} of {published.LAYERS}"
-    by_layer = ", ".join(f"{layer}: {v:.2f}" for layer, v in zip(layers["layer"], d, strict=True)) if n <= _EXACT else ""
-    note = f"layers count from 0; {carrying} of {n} with experts separate (family-wise p ≤ {ALPHA:g})"
-    note += f"; d by layer {by_layer}" if by_layer else ""
-    if n < 3 or np.ptp(d) == 0:
-        return Claim("deeper layers separate more", measured, source, note=f"too few layers for a trend; {note}")
-    rho = float(spearmanr(np.arange(n), d).statistic)
-    p = _trend_p(d, rho)
-    verdict: Verdict = "reproduced" if rho > 0 and significant(p) else "not reproduced"
-    return Claim(
-        "deeper layers separate more",
-        measured,
-        source,
-        p=p,
-        verdict=verdict,
-        note=f"rank correlation with depth {rho:+.2f}; {note}",
-    )
-
-
-def _trend_p(d: np.ndarray, rho: float) -> float:
-    """One-sided p of Spearman's rho: exact for few layers, else from 10,000 permutations."""
-    n = len(d)
-    ranks = d.argsort().argsort()
-    if n <= _EXACT:
-        orders = np.array(list(itertools.permutations(range(n))))
-    else:
-        orders = np.stack([np.random.default_rng(i).permutation(n) for i in range(10_000)])
-    depth = np.arange(n) - (n - 1) / 2
-    null = (ranks[orders] - (n - 1) / 2) @ depth / (depth @ depth)
-    at_least = int((null >= rho - 1e-9).sum())
-    # The enumeration holds the observed order itself; a sample does not.
-    return at_least / len(orders) if n <= _EXACT else (1 + at_least) / (1 + len(orders))
-
-
-def _length(similarity: pd.DataFrame, head: pd.Series) -> Claim:
-    cut = similarity[similarity["prompts"].str.startswith("first ")].iloc[0]
-    corrected = similarity[(similarity["prompts"] == "all") & (similarity["measure"] == "null_corrected")].iloc[0]
+def _cut(similarity: pd.DataFrame, found: Evidence) -> Case:
+    row = similarity[similarity["prompts"].str.startswith("first ")].iloc[0]
+    d = Estimate(*(float(row[name]) for name in ("d", "d_low", "d_high", "p")))
+    words = f"the {row['prompts']} of {int(row['n'])} prompts; fewer tokens are also noisier"
     matched = similarity[(similarity["prompts"] == "length-matched") & (similarity["measure"] == "cosine")]
-    note = f"the {cut['prompts']} of {int(cut['n'])} prompts; whole prompts {head['d_pairs']:.2f}; whole and corrected for "
-    note += f"random routing of their lengths {corrected['d_pairs']:.2f} (fewer tokens are also noisier)"
     if len(matched):
-        row = matched.iloc[0]
-        note += f"; {int(row['n'])} length-matched prompts {row['d_pairs']:.2f} ({row['d_low']:.2f} to {row['d_high']:.2f})"
-    return Claim(
-        "Cohen's d at equal lengths",
-        float(cut["d_pairs"]),
-        interval=_interval(cut, "d"),
-        null=0.0,
-        p=float(cut["p"]),
-        verdict=beyond_chance(float(cut["p"])),
-        note=note,
+        other = matched.iloc[0]
+        words += f"; {int(other['n'])} length-matched prompts {other['d']:.2f} ({other['d_low']:.2f} to {other['d_high']:.2f})"
+    return Case(
+        "Prompts cut to one length are separated by category (Cohen's d)",
+        d.value if d.value == d.value else float(row["d_pairs"]),
+        of_d(d, SHUFFLED, found.settings, "chance"),
+        "S1",
+        interval=interval_of(row, "d"),
+        words=words,
     )
 
 
-def _identity(nulls: pd.DataFrame) -> Claim:
-    null, d = nulls.loc["same token reshuffled"], float(nulls.loc["measured routing", "d_pairs"])
-    enough = _as_far(nulls, "same token reshuffled")
-    words = "token identity explains all of it" if enough else f"token identity explains {null['d_pairs'] / d:.0%} of it"
-    return Claim(
-        "Cohen's d beyond token identity",
-        d - float(null["d_pairs"]),
-        interval=(d - float(null["d_pairs_high"]), d - float(null["d_pairs_low"])),
-        null=0.0,
-        p=float(null["p"]),
-        verdict="explained by a trivial cue" if enough else "measured",
-        note=f"d {d:.2f} against {null['d_pairs']:.2f}: {words}; {null['note']}",
+def _order(head: pd.Series, nulls: pd.DataFrame, name: str, found: Evidence) -> Case:
+    over, margin = found.beyond[name], found.settings.margin
+    within, across = over["within"], over["across"]
+    below = Estimate(-across.value, -across.high, -across.low, across.p)
+
+    def weight(e: Estimate) -> float:
+        return e.value / max(e.value - e.low, 1e-12)
+
+    least = min((within, below), key=weight)  # both must hold, so the weaker decides
+    baseline = float(nulls.loc[name, "within"])
+    values = [("across", float(head["across"])), ("within", float(head["within"])), (BASELINES[name], baseline)]
+    values.sort(key=lambda pair: pair[1])
+    words = ", ".join(f"{what} {value:.3f}" for what, value in values)
+    p = max(within.p, below.p)
+    effect = Effect(
+        least.value,
+        least.low,
+        least.high,
+        f"load balance ({BASELINES[name]}), from which both cosines must stand apart",
+        margin,
+        None if pd.isna(p) else p,
+        share=False,
+    )
+    if reading(effect, effect.p, found.settings.alpha) == "opposite":
+        which = "of one category lie below" if least is within else "of different categories lie above"
+        words += (
+            f"; the null does not fit, and explains nothing: even prompts {which} it, since the tokens of a text go together"
+        )
+    return Case(
+        f"Load balance ({BASELINES[name]}) lies between the cosines across and within categories",
+        " < ".join(what for what, _ in values),
+        effect,
+        "S3",
+        published.given(published.ORDER),
+        control=Control(f"load balance: {BASELINES[name]}", baseline),
+        family=HOW,
+        words=f"{words}; the interval is of that distance",
     )
 
 
-def _twin(nulls: pd.DataFrame) -> Claim:
-    row = nulls.loc["random model"]
-    more = row["trained_d"] > row["d_pairs"]
-    return Claim(
-        "Cohen's d on prompt tokens, beside a random model",
-        float(row["trained_d"]),
-        null=float(row["d_pairs"]),
-        verdict="measured" if more else "explained by a trivial cue",
-        note=f"untrained weights of the same architecture separate the prompts {'less' if more else 'as well'}: "
-        "they route by token and position alone",
-    )
-
-
-def _experts(experts: pd.DataFrame) -> Claim:
-    carrying = experts[experts["p_family"].map(significant)]
-    by_category = carrying["category"].value_counts()
-    best = experts.loc[experts["eta2"].idxmax()]
-    listing = ", ".join(f"{name} {n}" for name, n in by_category.items()) or "none"
-    return Claim(
-        "experts that tell categories apart",
-        f"{len(carrying)} of {len(experts)}",
-        null=0,
-        p=float(best["p_family"]),
-        verdict="measured" if len(carrying) else "explained by chance",
-        note="family-wise over all experts and layers: in 95 % of shuffles none would; by favourite category: "
-        f"{listing}. Strongest: "
-        f"layer {int(best['layer'])} expert {int(best['expert'])}, chosen {best['lift']:.1f} times as often for "
-        f"{best['category']} (eta² {best['eta2']:.2f}, which p is of)",
+def _beyond_tokens(nulls: pd.DataFrame, found: Evidence) -> Claim | Case:
+    statement = "Routing follows the category beyond the identity of the tokens (Cohen's d)"
+    token, pair = LEXICAL
+    if token not in found.beyond:
+        why = next(words for words in found.not_run if words.startswith(token))
+        return untested(Claim(statement, "not measured", "S7"), f"not run: {why}")
+    left = found.beyond[token]["d"]
+    d, null = float(nulls.loc[token, "measured_d"]), float(nulls.loc[token, "d"])
+    return Case(
+        statement,
+        left.value,
+        of_d(left, TOKEN, found.settings),
+        "S7",
+        interval=None if pd.isna(left.low) else (left.low, left.high),
+        control=Control("choices dealt out among equal tokens", null),
+        rivals=(of_d(found.beyond[pair]["d"], PAIR, found.settings),) if pair in found.beyond else (),
+        not_run=tuple(words for words in found.not_run if words.startswith(pair)),
+        family=FAMILY,
+        words=f"d {d:.2f} against {null:.2f}; {nulls.loc[token, 'note']}",
     )

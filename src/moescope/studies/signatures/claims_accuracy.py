@@ -1,84 +1,96 @@
-"""Claims on telling the category from the signature, each beside the strongest trivial cue in the same folds."""
+"""Claims on telling the category from the signature: beyond guessing, beyond the best cue, beyond what groups leak."""
 
 from __future__ import annotations
 
-import numpy as np
+import math
+from collections import Counter
+from collections.abc import Mapping
+
 import pandas as pd
 
+from moescope.routing.separation import Estimate
 from moescope.routing.subject import Subject
 from moescope.studies.signatures import published
-from moescope.studies.signatures.classifications import SIGNATURE
-from moescope.types import Claim, Verdict
+from moescope.studies.signatures.classifications import Told
+from moescope.studies.signatures.settings import SignatureSettings
+from moescope.study.verdicts import Case, Effect
+from moescope.types import Claim, Control, Explanation
+
+FAMILY = "routing by category"
+"""Family of the claims that ask whether categories are told apart."""
+_NOTHING = Estimate(math.nan, math.nan, math.nan, math.nan)
+_STATEMENTS = {
+    "stratified": "The signature tells the category of held-out prompts (accuracy)",
+    "by topic": "The signature tells the category on topics not trained on (accuracy)",
+    "by template": "The signature tells the category on templates not trained on (accuracy)",
+}
 
 
-def accuracy_claims(accuracy: pd.DataFrame, subject: Subject) -> list[Claim]:
-    """Accuracy and macro F1 in stratified folds, as published."""
-    rows = accuracy[accuracy["split"] == "stratified"]
-    head = rows[rows["features"] == SIGNATURE].iloc[0]
-    permuted = rows[rows["kind"] == "null"]
-    cue, best = best_cue(accuracy, "stratified")
-    chance = float(np.bincount(subject.y).max() / len(subject))
-    measured, low = float(head["accuracy"]), float(head["low"])
-    beside = f"best trivial cue ({cue}) {best:.1%}" if cue else "no text or tokens at hand for trivial cues"
-    verdict: Verdict
-    if low <= chance:
-        verdict, note = "explained by chance", f"the interval contains the largest category ({chance:.1%}); {beside}"
-    elif measured <= best:
-        verdict, note = "explained by a trivial cue", f"{cue}: {best:.1%}, without reading the routing"
-    else:
-        verdict, note = "reproduced", f"better than every trivial cue; {beside}"
+def accuracy_claims(
+    accuracy: pd.DataFrame, told: Mapping[str, Told], subject: Subject, settings: SignatureSettings, *, same: bool
+) -> list[Claim | Case]:
+    """The published accuracy and macro F1 in stratified folds, and the accuracy under the grouped splits."""
+    head = told["stratified"].row
+    permuted = accuracy[accuracy["kind"] == "null"]
+    words = ""
     if len(permuted):
-        note += f"; labels permuted {float(permuted.iloc[0]['accuracy']):.1%}"
-    note += f"; Wilson interval (bootstrap {head['boot_low']:.1%} to {head['boot_high']:.1%})"
-    p = float(head["p"]) if "p" in head and pd.notna(head["p"]) else None
-    null = max(chance, best)
-    name = "accuracy of the category from the signature"
-    return [
-        Claim(name, measured, published.ACCURACY, (low, float(head["high"])), null, p, verdict, note),
+        words = f"labels permuted {float(permuted.iloc[0]['accuracy']):.1%}"
+    claims: list[Claim | Case] = [_case("stratified", told, subject, settings, words, same=same)]
+    claims.append(
         Claim(
-            "macro F1 of the category",
+            "Macro F1 of the category",
             float(head["macro_f1"]),
-            published.MACRO_F1,
+            "S2",
+            published.given(published.MACRO_F1),
             (float(head["f1_low"]), float(head["f1_high"])),
-            1 / len(subject.categories),
-            verdict=verdict,
-            note="the same predictions and the same verdict as the accuracy; null: guessing",
-        ),
-    ]
-
-
-def best_cue(accuracy: pd.DataFrame, split: str) -> tuple[str, float]:
-    """Name and accuracy of the strongest trivial cue under a split; ("", 0) where none was measured."""
-    cues = accuracy[(accuracy["split"] == split) & (accuracy["kind"] == "cue")]
-    if not len(cues):
-        return "", 0.0
-    best = cues.loc[cues["accuracy"].astype(float).idxmax()]
-    return str(best["features"]), float(best["accuracy"])
-
-
-def grouped_claim(accuracy: pd.DataFrame, split: str, subject: Subject) -> Claim | None:
-    """Accuracy on topics or templates that no training fold has; None where the prompts do not allow that split."""
-    rows = accuracy[(accuracy["split"] == split) & (accuracy["features"] == SIGNATURE)]
-    if not len(rows):
-        return None
-    row = rows.iloc[0]
-    cue, best = best_cue(accuracy, split)
-    chance = float(np.bincount(subject.y).max() / len(subject))
-    measured = float(row["accuracy"])
-    what = split.removeprefix("by ")
-    verdict: Verdict = "measured"
-    note = f"best trivial cue ({cue}) {best:.1%} on the same split" if cue else "no text at hand for trivial cues"
-    if row["boot_low"] <= chance:
-        verdict = "explained by chance"
-    elif measured <= best:
-        verdict = "explained by a trivial cue"
-    elif row["boot_low"] <= best:
-        note += ", which the interval contains"
-    return Claim(
-        f"accuracy on {what}s not trained on",
-        measured,
-        interval=(float(row["boot_low"]), float(row["boot_high"])),
-        null=max(best, chance),
-        verdict=verdict,
-        note=f"{note}; interval from whole {what}s",
+            Control("guessing", 1 / len(subject.categories)),
+            words="the predictions that the accuracy judges",
+        )
     )
+    return claims + [_case(split, told, subject, settings) for split in ("by topic", "by template") if split in told]
+
+
+def _case(
+    split: str, told: Mapping[str, Told], subject: Subject, settings: SignatureSettings, words: str = "", *, same: bool = False
+) -> Case:
+    found = told[split]
+    rivals, not_run = [], []
+    if found.chosen:
+        chosen = ", ".join(name for name, _ in Counter(found.chosen).most_common())
+        rivals.append(_effect(found.cue, f"the best cue of each training fold ({chosen})", settings, "trivial cue"))
+    else:
+        not_run.append("trivial cues (neither texts nor token ids)")
+    if subject.texts is None and found.chosen:
+        not_run.append("length, bag of words and bigrams (no texts)")
+    if subject.trace.tokens is None and found.chosen:
+        not_run.append("token ids (the trace has none)")
+    if split == "stratified":
+        for unit, known in (("topic", subject.topics), ("template", subject.templates)):
+            if known is None:
+                not_run.append(f"{unit}s not trained on (no {unit}s)")
+                continue
+            apart = told[f"by {unit}"].chance if f"by {unit}" in told else _NOTHING
+            rivals.append(_effect(apart, f"guessing on {unit}s not trained on", settings, "leakage"))
+    row = found.row
+    parts = [words, f"balanced accuracy decides, {row['balanced']:.1%}; interval from whole {found.unit}"]
+    if found.chosen:
+        parts.append(f"the chosen cue alone {found.cue_accuracy:.1%}, with the signature {found.both_accuracy:.1%}")
+    return Case(
+        _STATEMENTS[split],
+        float(row["accuracy"]),
+        _effect(found.chance, "guessing", settings, "chance"),
+        "S2",
+        published.given(published.ACCURACY) if split == "stratified" else None,
+        (float(row["low"]), float(row["high"])),
+        Control("the best cue, chosen in the training folds", found.cue_accuracy) if found.chosen else None,
+        rivals=tuple(rivals),
+        not_run=tuple(not_run),
+        same=same,
+        family=FAMILY,
+        words="; ".join(part for part in parts if part),
+    )
+
+
+def _effect(found: Estimate, against: str, settings: SignatureSettings, kind: Explanation) -> Effect:
+    p = None if math.isnan(found.p) else found.p
+    return Effect(found.value, found.low, found.high, against, settings.margin, p, kind)

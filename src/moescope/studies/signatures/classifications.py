@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from moescope.routing.classify import (
+    class_weights,
+    classifier,
     confusion,
     cross_validate,
     folds_by,
@@ -17,6 +20,8 @@ from moescope.routing.classify import (
     score,
     token_counts,
 )
+from moescope.routing.conditional import Cues, conditional
+from moescope.routing.separation import Estimate, clustered
 from moescope.routing.signatures import QUANTITIES, signatures_of
 from moescope.routing.subject import Subject
 from moescope.routing.trace import PARTS
@@ -24,7 +29,7 @@ from moescope.studies.signatures.separations import equal_lengths, with_part
 from moescope.studies.signatures.settings import SignatureSettings
 from moescope.study.protocol import Context
 from moescope.study.rows import FoldRows
-from moescope.tasks import group_folds, subset, surface_baselines
+from moescope.tasks import group_folds, subset, surface_baselines, surface_predictions
 
 SIGNATURE = "signature"
 TOKENS = "token ids (prompt and generated)"
@@ -33,38 +38,74 @@ MIN_MATCHED = 10  # length-matched prompts of each category, below which their a
 _WORDS = ("bag of words", "words and bigrams", "length in tokens")
 
 
-def classification_tables(subject: Subject, settings: SignatureSettings, context: Context) -> dict[str, pd.DataFrame]:
-    """Tables ``routing_accuracy`` and ``confusion``."""
+@dataclass(frozen=True)
+class Told:
+    """How well the category is told under one split, and what of it is left beyond chance and beyond the best cue.
+
+    Attributes:
+        row: of ``routing_accuracy``.
+        unit: what is resampled whole: cells, topics or templates.
+    """
+
+    row: dict[str, Any]
+    chance: Estimate
+    cue: Estimate
+    cue_accuracy: float
+    both_accuracy: float
+    chosen: tuple[str, ...]
+    unit: str
+    said: dict[str, np.ndarray]
+
+
+def classification_tables(
+    subject: Subject, settings: SignatureSettings, context: Context
+) -> tuple[dict[str, pd.DataFrame], dict[str, Told]]:
+    """Tables ``routing_accuracy`` and ``confusion``, and the evidence by split."""
     y, seed = subject.y, context.run.seed
     head = signatures_of(subject.trace, quantity=settings.quantity)
     x = head.flat()
-    splits: dict[str, tuple[np.ndarray, FoldRows]] = {}  # rows of the subject, and who among them judges whom
     everything = np.arange(len(y))
-    splits["stratified"] = (everything, FoldRows("stratified", everything, group_folds(y, everything, settings.n_folds, seed)))
+    # Rows of the subject, who among them judges whom, and what is resampled whole.
+    splits: dict[str, tuple[np.ndarray, FoldRows, np.ndarray]] = {}
+    alone = FoldRows("stratified", everything, group_folds(y, everything, settings.n_folds, seed))
+    splits["stratified"] = (everything, alone, subject.cells().of)
     for name, groups in (("by topic", subject.topics), ("by template", subject.templates)):
         folds = None if groups is None else folds_by(y, groups, settings.n_folds, seed)
         if groups is not None and folds is not None:
-            splits[name] = (everything, FoldRows(name, groups, folds))
+            splits[name] = (everything, FoldRows(name, groups, folds), groups)
     matched = length_matched(head.tokens, y, seed)
     if len(matched) >= MIN_MATCHED * len(subject.categories):
         folds = group_folds(y[matched], matched, settings.n_folds, seed)
-        splits["length-matched"] = (matched, FoldRows("length-matched", matched, folds))
+        splits["length-matched"] = (matched, FoldRows("length-matched", matched, folds), subject.cells(matched).of)
     rows: list[dict[str, Any]] = []
     tables: dict[str, pd.DataFrame] = {}
+    told: dict[str, Told] = {}
     tokens = token_counts(subject.trace) if subject.trace.tokens is not None else None
-    for split, (kept, found) in splits.items():
+    for split, (kept, found, unit) in splits.items():
         parts = context.rows(found)
-        folds, groups = parts.folds, parts.groups
+        folds = parts.folds
         predicted = cross_validate(x[kept], y[kept], folds)
-        rows.append(_row(SIGNATURE, "signature", split, y[kept], predicted, groups, settings, seed))
+        row = _row(SIGNATURE, "signature", split, y[kept], predicted, unit, seed)
+        rows.append(row)
         if split == "stratified":
             tables["confusion"] = pd.DataFrame(confusion(y, predicted, subject.categories))
             rows += _variants(subject, settings, folds, seed)
-        if tokens is not None:
-            predicted = cross_validate(tokens[kept], y[kept], folds)
-            rows.append(_row(TOKENS, "cue", split, y[kept], predicted, groups, settings, seed))
-        if subject.texts is not None:
-            rows += _cues(subject, kept, folds, split)
+        if split == "length-matched":
+            if tokens is not None:
+                said = cross_validate(tokens[kept], y[kept], folds)
+                rows.append(_row(TOKENS, "cue", split, y[kept], said, unit, seed))
+            if subject.texts is not None:
+                rows += _cues(subject, kept, folds, split)
+            continue
+        kind = {"stratified": "cells"}.get(split, split.removeprefix("by ") + "s")
+        told[split] = _told(subject, x, tokens, row, predicted, parts, unit, kind, seed)
+        for name, of in told[split].said.items():
+            if split == "stratified" or name in (*_WORDS, TOKENS):
+                rows.append(_row(name, "cue", split, y, of, unit, seed))
+        if told[split].chosen:
+            names = {"chosen cue": "cue_accuracy", "chosen cue and signature": "both_accuracy"}
+            shared = {"kind": "conditional", "split": split, "n": len(y)}
+            rows += [{"features": name, "balanced": getattr(told[split], of), **shared} for name, of in names.items()]
     frame = pd.DataFrame(rows + _equal_lengths(subject, settings, context))
     if settings.n_label_permutations:
         null, p = permuted_accuracy(
@@ -81,22 +122,54 @@ def classification_tables(subject: Subject, settings: SignatureSettings, context
         frame = pd.concat([frame, pd.DataFrame([null_row])], ignore_index=True)
         headline = (frame["features"] == SIGNATURE) & (frame["split"] == "stratified")
         frame["p"] = np.where(headline, p, np.nan)
+        told["stratified"] = replace(told["stratified"], chance=told["stratified"].chance._replace(p=p))
     tables["routing_accuracy"] = frame
-    return tables
+    return tables, told
+
+
+def _told(
+    subject: Subject,
+    x: np.ndarray,
+    tokens: sparse.csr_matrix | None,
+    row: dict[str, Any],
+    predicted: np.ndarray,
+    parts: FoldRows,
+    unit: np.ndarray,
+    kind: str,
+    seed: int,
+) -> Told:
+    y = subject.y
+    weights = class_weights(y)
+    chance = clustered(weights * (predicted == y) - 1 / len(subject.categories), unit)
+    cues = _cue_predictions(subject, tokens)
+    nothing = Estimate(*[float("nan")] * 4)
+    if cues is None:
+        return Told(row, chance, nothing, float("nan"), float("nan"), (), kind, {})
+    found = conditional(x, cues, y, parts.folds, parts.groups, seed)
+    alone, both = weights * (found.cue == y), weights * (found.both == y)
+    beyond = clustered(both - alone, unit)
+    return Told(row, chance, beyond, float(alone.mean()), float(both.mean()), found.chosen, kind, found.said)
+
+
+def _cue_predictions(subject: Subject, tokens: sparse.csr_matrix | None) -> Cues | None:
+    """What token ids and the surface cues say; None where neither tokens nor texts are known."""
+    if tokens is None and subject.texts is None:
+        return None
+    task = None if subject.texts is None else subject.task()
+
+    def cues(train: np.ndarray, held: np.ndarray) -> dict[str, np.ndarray]:
+        said = {} if task is None else surface_predictions(task, train, held, subject.tokenizer)
+        if tokens is not None:
+            said[TOKENS] = classifier(tokens[train], subject.y[train]).predict(tokens[held])
+        return said
+
+    return cues
 
 
 def _row(
-    features: str,
-    kind: str,
-    split: str,
-    y: np.ndarray,
-    predicted: np.ndarray,
-    groups: np.ndarray | None,
-    settings: SignatureSettings,
-    seed: int,
+    features: str, kind: str, split: str, y: np.ndarray, predicted: np.ndarray, groups: np.ndarray | None, seed: int
 ) -> dict[str, Any]:
-    found = score(y, predicted, groups, n_boot=settings.n_boot, seed=seed)
-    return {"features": features, "kind": kind, "split": split, **asdict(found)}
+    return {"features": features, "kind": kind, "split": split, **asdict(score(y, predicted, groups, seed=seed))}
 
 
 def _variants(subject: Subject, settings: SignatureSettings, folds: np.ndarray, seed: int) -> list[dict[str, Any]]:
@@ -113,11 +186,11 @@ def _variants(subject: Subject, settings: SignatureSettings, folds: np.ndarray, 
             x = signatures_of(subject.trace.select(kept), quantity=quantity, part=part).flat()
             name = f"{quantity}, {part} tokens"
             predicted = cross_validate(x, y[kept], folds[kept])
-            rows.append(_row(name, "variant", "stratified", y[kept], predicted, None, settings, seed))
+            rows.append(_row(name, "variant", "stratified", y[kept], predicted, None, seed))
     head = signatures_of(subject.trace, quantity=settings.quantity)
     for layer in head.layers:
         predicted = cross_validate(head.flat(layer), y, folds)
-        rows.append(_row(f"layer {layer}", "layer", "stratified", y, predicted, None, settings, seed))
+        rows.append(_row(f"layer {layer}", "layer", "stratified", y, predicted, None, seed))
     return rows
 
 
@@ -131,10 +204,10 @@ def _equal_lengths(subject: Subject, settings: SignatureSettings, context: Conte
         return []
     folds = context.rows(FoldRows("equal lengths", kept, found)).folds
     predicted = cross_validate(signatures_of(cut, quantity=settings.quantity).flat(), y, folds)
-    rows = [_row(SIGNATURE, "signature", "equal lengths", y, predicted, None, settings, seed)]
+    rows = [_row(SIGNATURE, "signature", "equal lengths", y, predicted, None, seed)]
     if cut.tokens is not None:
         predicted = cross_validate(token_counts(cut), y, folds)
-        rows.append(_row(TOKENS, "cue", "equal lengths", y, predicted, None, settings, seed))
+        rows.append(_row(TOKENS, "cue", "equal lengths", y, predicted, None, seed))
     return rows
 
 
@@ -145,11 +218,8 @@ def _every_fold(y: np.ndarray, folds: np.ndarray, kept: np.ndarray) -> bool:
 
 def _cues(subject: Subject, kept: np.ndarray, folds: np.ndarray, split: str) -> list[dict[str, Any]]:
     """The surface baselines of the prompts' texts, in the same folds as the signature."""
-    task = subset(subject.task(), kept)
-    found = surface_baselines(task, folds, tokenizer=subject.tokenizer)
-    if split != "stratified":
-        found = found[found["control"].isin(_WORDS)]
+    found = surface_baselines(subset(subject.task(), kept), folds, tokenizer=subject.tokenizer)
     return [
         {"features": str(r["control"]), "kind": "cue", "split": split, **{k: r[k] for k in ("accuracy", "low", "high", "n")}}
-        for r in found.to_dict("records")
+        for r in found[found["control"].isin(_WORDS)].to_dict("records")
     ]

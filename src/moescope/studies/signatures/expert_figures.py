@@ -7,12 +7,22 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from moescope.report.style import FAINT, INK, SOFT, color, errors, letter, levels, name_rows, new_figure, shorten
+from moescope.report.style import FAINT, INK, SOFT, color, errors, legend, letter, levels, name_rows, new_figure, shorten
 from moescope.study.verdicts import ALPHA
 
 Tables = Mapping[str, pd.DataFrame]
+
+
+def layer_axis(axes: Axes, frame: pd.DataFrame) -> None:
+    """Name the layers of the rows of ``frame``, at most sixteen of them."""
+    step = max(1, -(-len(frame) // 16))
+    at = np.arange(0, len(frame), step)
+    axes.set_xticks(at, [str(frame["layer"].iloc[i]) for i in at])
+    axes.set_xlim(-0.6, len(frame) - 0.4)
+    axes.set_xlabel("layer")
 
 
 def favourites(tables: Tables) -> Figure:
@@ -45,6 +55,28 @@ def favourites(tables: Tables) -> Figure:
     bar = figure.colorbar(image, ax=grid, shrink=0.8, pad=0.02, ticks=[-2, -1, 0, 1, 2])
     bar.ax.set_yticklabels(["¼ or less", "½", "1", "2", "4 or more"])
     bar.outline.set_visible(False)
+    return figure
+
+
+def load(tables: Tables) -> Figure:
+    """How each layer's load is spread, and what its busiest expert gets."""
+    frame = tables["routing_load"]
+    figure = new_figure(2.4)
+    left, right = figure.subplots(1, 2)
+    x = np.arange(len(frame))
+    panels = (
+        (left, "effective", "effective share of the experts", "Spread of the load"),
+        (right, "most", "load of the busiest expert, fair shares", "Bottlenecks"),
+    )
+    for i, (panel, column, label, title) in enumerate(panels):
+        spread = errors(frame[column], frame[f"{column}_low"], frame[f"{column}_high"])
+        panel.errorbar(x, frame[column], yerr=spread, color=color(0), marker="o", ls="none", label="measured")
+        panel.plot(x, frame[f"balanced_{column}"], color=SOFT, marker="_", ls="none", ms=9, label="balanced routing")
+        layer_axis(panel, frame)
+        panel.set_ylabel(label)
+        panel.set_ylim(bottom=0)
+        letter(panel, i, title)
+    legend(left)
     return figure
 
 

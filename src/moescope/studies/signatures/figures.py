@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from moescope.report.registry import Entry
@@ -36,7 +35,7 @@ from moescope.report.style import (
     new_figure,
     shorten,
 )
-from moescope.studies.signatures.expert_figures import Tables, cards, favourites
+from moescope.studies.signatures.expert_figures import Tables, cards, favourites, layer_axis, load
 from moescope.study.verdicts import ALPHA
 
 if TYPE_CHECKING:
@@ -71,24 +70,16 @@ def _layers(tables: Tables) -> Figure:
         if len(rows):
             left.plot(x, rows["within"], color=ink, lw=0.9, ls=style, label=f"random routing: {name}")
     left.set_ylabel("mean cosine of two prompts")
-    _layer_axis(left, frame)
+    layer_axis(left, frame)
     letter(left, 0, "Similarity by layer")
     legend(left)
-    right.bar(x, frame["d_pairs"], color=[BLUE if p <= ALPHA else FAINT for p in frame["p_family"]], width=0.7)
+    right.bar(x, frame["d"], color=[BLUE if p <= ALPHA else FAINT for p in frame["p_family"]], width=0.7)
     right.plot(x, frame["null_d_95"], color=INK, marker="_", ls="none", ms=9, label="95 % of label permutations")
     right.set_ylabel("Cohen's d, within over across")
-    _layer_axis(right, frame)
+    layer_axis(right, frame)
     letter(right, 1, f"Separation (blue: family-wise p ≤ {ALPHA:g})")
     legend(right)
     return figure
-
-
-def _layer_axis(axes: Axes, frame: pd.DataFrame) -> None:
-    step = max(1, -(-len(frame) // 16))
-    at = np.arange(0, len(frame), step)
-    axes.set_xticks(at, [str(frame["layer"].iloc[i]) for i in at])
-    axes.set_xlim(-0.6, len(frame) - 0.4)
-    axes.set_xlabel("layer")
 
 
 def _curve(tables: Tables) -> Figure:
@@ -127,9 +118,9 @@ def _nulls(tables: Tables) -> Figure:
     for at, row in zip(y, frame.to_dict("records"), strict=True):
         ink = inks.get(str(row["null"]), SOFT)
         right.errorbar(
-            row["d_pairs"],
+            row["d"],
             at,
-            xerr=errors([row["d_pairs"]], [row["d_pairs_low"]], [row["d_pairs_high"]]),
+            xerr=errors([row["d"]], [row["d_low"]], [row["d_high"]]),
             color=ink,
             marker="o",
         )
@@ -149,11 +140,10 @@ def _classification(tables: Tables) -> Figure:
     for i, name in enumerate(names):
         rows = frame[frame["features"] == name].set_index("split").reindex(splits)
         x = np.arange(len(splits)) + (i - (len(names) - 1) / 2) * 0.15
-        low, high = (rows[f"boot_{e}"].fillna(rows[e]) if f"boot_{e}" in rows else rows[e] for e in ("low", "high"))
         left.errorbar(
             x,
             rows["accuracy"],
-            yerr=errors(rows["accuracy"], low, high),
+            yerr=errors(rows["accuracy"], rows["low"], rows["high"]),
             color=color(i),
             marker=marker(i),
             ls="none",
@@ -288,6 +278,13 @@ _FIGURES: tuple[_Figure, ...] = (
         "Share of a category's routing beside the share of all prompts, by layer and expert; a dot marks the favourite "
         "category of an expert that tells categories apart (family-wise p < 0.05).",
         favourites,
+    ),
+    (
+        "load",
+        ("routing_load",),
+        "How the load is spread over the experts",
+        "Effective share of a layer's experts and load of its busiest one (95 %), beside balanced routing of as many tokens.",
+        load,
     ),
     (
         "cards",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 
 from moescope.studies.signatures import published
@@ -60,7 +61,7 @@ def published_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     means = tables["category_similarity"]
     same = means["category"] == means["other"]
     record = published.RECORD
-    relative = int(layers["d_pairs"].to_numpy().argmax()) / max(len(layers) - 1, 1)
+    relative = int(layers["d"].fillna(-np.inf).to_numpy().argmax()) / max(len(layers) - 1, 1)
     rows = [
         ("within-category cosine: mean", record["within_cosine"][0], head["within"]),
         ("within-category cosine: sd", record["within_cosine"][1], head["within_sd"]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,29 +12,26 @@ from moescope.routing.classify import length_matched
 from moescope.routing.nulls import (
     Router,
     draws,
-    movable,
     pooled_cosine,
     random_cosine,
+    recurring,
     shuffled_router,
     simulated_cosine,
+    token_pairs,
     uniform_router,
 )
+from moescope.routing.separation import MEASURED, Estimate, beyond, cells_of, estimates, pairs_between, separated, two_sided
 from moescope.routing.signatures import QUANTITIES, Signatures, signatures_of
-from moescope.routing.similarity import (
-    Separation,
-    bootstrap_separation,
-    naive_interval,
-    permuted,
-    separation,
-    similarities,
-    similarity,
-)
+from moescope.routing.similarity import similarities, similarity
 from moescope.routing.subject import Subject
 from moescope.routing.trace import PARTS, Part, RoutingTrace
-from moescope.stats import permutation_p, permuted_label_matrix
 from moescope.studies.signatures.settings import SignatureSettings
 from moescope.study.protocol import Context
 
+Beyond = dict[str, Estimate]
+"""What is left of within, across, gap and d beyond something."""
+LEXICAL = ("same token reshuffled", "same token pair reshuffled")
+FEW, MOST = 4, 0.75  # recurring tokens that a prompt needs, and the share of prompts that must have them
 CURVE = (2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -102,108 +99,130 @@ def with_part(subject: Subject, part: Part) -> np.ndarray | None:
 def _row(
     s: np.ndarray, rows: np.ndarray, subject: Subject, settings: SignatureSettings, seed: int, of: Signatures, measure: str
 ) -> dict[str, Any]:
-    y, blocks = subject.y[rows], subject.blocks()
-    found = separation(s, y)
-    labels = permuted_label_matrix(
-        y, None if blocks is None else blocks[rows], settings.n_permutations, np.random.default_rng(seed)
-    )
-    interval = bootstrap_separation(s, y, n_boot=settings.n_boot, seed=seed)
-    naive = naive_interval(found)
-    return {
-        "prompts": "all",
-        "quantity": of.quantity,
-        "part": of.part,
-        "measure": measure,
-        **asdict(found),
-        "gap": found.gap,
-        **{f"{name}_{end}": interval[name][i] for name in ("within", "across") for i, end in enumerate(("low", "high"))},
-        "d_low": interval["d_pairs"][0],
-        "d_high": interval["d_pairs"][1],
-        "d_naive_low": naive[0],
-        "d_naive_high": naive[1],
-        "p": permutation_p(found.d_pairs, permuted(s, labels)["d_pairs"]),
-        "n": len(rows),
-    }
+    cells = subject.cells(rows)
+    whole, apart = pairs_between(s, cells, apart=False), pairs_between(s, cells)
+    found, d = estimates(whole, cells), estimates(apart, cells)["d"]
+    null = separated(apart, cells.labels(settings.n_permutations, seed))["d"]
+    row: dict[str, Any] = {"prompts": "all", "quantity": of.quantity, "part": of.part, "measure": measure}
+    for name, column in (("within", "within"), ("across", "across"), ("gap", "gap"), ("d", "d_pairs")):
+        row |= {column: found[name].value, f"{column}_low": found[name].low, f"{column}_high": found[name].high}
+    upper = np.triu_indices(len(rows), 1)
+    same = subject.y[rows][upper[0]] == subject.y[rows][upper[1]]
+    row |= {"within_sd": float(s[upper][same].std(ddof=1)), "across_sd": float(s[upper][~same].std(ddof=1))}
+    row |= {"d": d.value, "d_low": d.low, "d_high": d.high, "p": two_sided(d.value, null)}
+    return row | {"n": len(rows), "cells": len(cells.y)}
 
 
-def null_table(subject: Subject, settings: SignatureSettings, context: Context) -> pd.DataFrame:
-    """Frequency signatures of random routings of the same tokens, one row a null; the measured routing first."""
+def null_table(
+    subject: Subject, settings: SignatureSettings, context: Context
+) -> tuple[pd.DataFrame, dict[str, Beyond], list[str]]:
+    """Frequency signatures of random routings of the same tokens.
+
+    Returns:
+        one row a null, the measured routing first; what is left of the measured figures beyond each null; and the nulls that
+        could not run.
+    """
     trace, seed = subject.trace, context.run.seed
+    cells = subject.cells()
     own = signatures_of(trace)
-    s = similarity(own.flat())
-    measured = separation(s, subject.y)
-    labels = permuted_label_matrix(subject.y, subject.blocks(), settings.n_permutations, np.random.default_rng(seed))
-    moved = float((labels != subject.y).mean())
-    context.control("labels permuted", differs=moved > 0, evidence=f"{moved:.0%} of the labels are another category's")
-    shuffled = "the measured routing with the prompts' categories shuffled" + (
-        "" if subject.blocks() is None else " within each topic"
-    )
+    pairs = pairs_between(similarity(own.flat()), cells)
+    measured = {name: float(value[0]) for name, value in separated(pairs, cells.y[None]).items()}
+    labels = cells.labels(settings.n_permutations, seed)
+    moved = float((labels != cells.y).mean())
+    if not cells.confounded:
+        context.control("labels permuted", differs=moved > 0, evidence=f"{moved:.0%} of the cells are another category's")
+    shuffled = f"the measured routing with the categories of whole cells (category and {cells.unit}) shuffled"
     rows = [
-        _null_row("measured routing", _columns([measured]), None, ""),
-        _null_row("labels permuted", permuted(s, labels), measured.d_pairs, shuffled),
+        _null_row("measured routing", {k: np.array([v]) for k, v in measured.items()}, measured["d"], len(subject), ""),
+        _null_row("labels permuted", separated(pairs, labels), measured["d"], len(subject), shuffled),
     ]
-    routers: dict[str, tuple[Router, str]] = {
+    found: dict[str, Beyond] = {}
+    for name, (router, note) in {
         "uniform": (uniform_router(trace), "every token takes its number of experts uniformly at random"),
         "own counts reshuffled": (shuffled_router(trace), "each layer's own choices dealt out anew among all tokens"),
-    }
-    share = 0.0 if trace.tokens is None else movable(trace.tokens)
-    if trace.tokens is not None and share:
-        note = f"choices dealt out among equal tokens only; {share:.0%} of tokens occur more than once and can move"
-        routers["same token reshuffled"] = (shuffled_router(trace, trace.tokens), note)
-    elif trace.tokens is not None:
-        context.note("Note: no token occurs twice, so what token identity alone explains cannot be told.")
-    for name, (router, note) in routers.items():
-        found, others = [], 0
-        for values in draws(router, settings.n_nulls, seed):
-            found.append(separation(similarity(values.reshape(len(values), -1)), subject.y))
-            others += not np.array_equal(values, own.values)
-        if name == "same token reshuffled":  # where a token's identity decides, equal tokens' choices are equal too
-            differs, evidence = share > 0, f"{share:.0%} of tokens get the choice of any equal one"
-        else:
-            differs, evidence = others > 0, f"{others} of {settings.n_nulls} draws give other signatures than were measured"
-        context.control(name, differs=differs, evidence=evidence)
-        rows.append(_null_row(name, _columns(found), measured.d_pairs, note))
-    return pd.DataFrame(rows)
+    }.items():
+        row, found[name] = _routed(name, subject, router, own.values, settings, context, note)
+        rows.append(row)
+    not_run = []
+    for name in LEXICAL:
+        if trace.tokens is None:
+            not_run.append(f"{name} (the trace has no token ids)")
+            continue
+        strata = token_pairs(trace) if name.endswith("pair reshuffled") else trace.tokens
+        moves = recurring(strata)
+        kept = np.flatnonzero(np.bincount(trace.sequence[moves], minlength=len(subject)) >= FEW)
+        if not usable(subject.y, kept) or len(kept) < len(subject) * MOST:
+            not_run.append(f"{name} (too few recur: {moves.mean():.0%} of the tokens, {len(kept)} prompts have {FEW} of them)")
+            continue
+        moves &= np.isin(trace.sequence, kept)
+        part, those = only_tokens(trace, moves), subject.of(kept)
+        note = f"judged on the {moves.mean():.0%} of the tokens that recur, of {len(kept)} prompts"
+        router = shuffled_router(part, strata[moves])
+        row, found[name] = _routed(name, those, router, signatures_of(part).values, settings, context, note)
+        rows.append(row)
+    return pd.DataFrame(rows), found, not_run
 
 
-def _columns(found: list[Separation]) -> dict[str, np.ndarray]:
-    return {key: np.array([getattr(f, key) for f in found]) for key in ("within", "across", "gap", "d_pairs")}
+def _routed(
+    name: str,
+    subject: Subject,
+    router: Router,
+    own: np.ndarray,
+    settings: SignatureSettings,
+    context: Context,
+    note: str,
+) -> tuple[dict[str, Any], Beyond]:
+    """A null's row, and what the measured routing of the same tokens has beyond it."""
+    cells = subject.cells()
+    drawn, others = [], 0
+    for values in draws(router, settings.n_nulls, context.run.seed):
+        drawn.append(pairs_between(similarity(values.reshape(len(values), -1)), cells))
+        others += not np.array_equal(values, own)
+    # Where a token's identity decides, equal tokens' choices are equal too, and no draw can differ.
+    differs = others > 0 or name in LEXICAL
+    context.control(name, differs=differs, evidence=f"{others} of {len(drawn)} draws give other signatures; {note}")
+    pairs = pairs_between(similarity(own.reshape(len(own), -1)), cells)
+    columns = {k: np.concatenate([separated(p, cells.y[None])[k] for p in drawn]) for k in MEASURED}
+    measured = float(separated(pairs, cells.y[None])["d"][0])
+    return _null_row(name, columns, measured, len(subject), note), beyond(pairs, drawn, cells)
 
 
-def _null_row(name: str, found: dict[str, np.ndarray], observed: float | None, note: str) -> dict[str, Any]:
+def _null_row(name: str, found: dict[str, np.ndarray], observed: float, n: int, note: str) -> dict[str, Any]:
     row: dict[str, Any] = {"null": name}
     for key, values in found.items():
-        row |= {key: float(values.mean())}
         low, high = np.quantile(values, [0.025, 0.975]) if len(values) > 1 else (np.nan, np.nan)
-        row |= {f"{key}_low": float(low), f"{key}_high": float(high)}
-    row["p"] = float("nan") if observed is None else permutation_p(observed, found["d_pairs"])
-    return row | {"n_draws": len(found["d_pairs"]), "note": note}
+        row |= {key: float(values.mean()), f"{key}_low": float(low), f"{key}_high": float(high)}
+    p = two_sided(observed, found["d"]) if len(found["d"]) > 1 else float("nan")
+    return row | {"measured_d": observed, "p": p, "n": n, "n_draws": len(found["d"]), "note": note}
 
 
-def twin_row(subject: Subject, twin: RoutingTrace, context: Context) -> dict[str, Any]:
+def twin_row(subject: Subject, twin: RoutingTrace, context: Context) -> tuple[dict[str, Any], Beyond]:
     """A row of :func:`null_table` for a randomly initialised model, whose routing can only know tokens and positions.
 
-    Both are compared on prompt tokens; ``note`` gives the measured d there.
+    Both are compared on prompt tokens.
     """
     prints = [str(t.meta.get("fingerprint")) for t in (subject.trace, twin)]
     context.control("random model", differs=prints[0] != prints[1], evidence=f"weights {prints[1]}, the model's {prints[0]}")
-    measured = separation(similarity(signatures_of(subject.trace, part="prompt").flat()), subject.y)
-    found = separation(similarity(signatures_of(twin, part="prompt").flat()), subject.y)
-    note = f"prompt tokens only; the trained model has d = {measured.d_pairs:.2f} on them"
-    return _null_row("random model", _columns([found]), None, note) | {"trained_d": measured.d_pairs}
+    cells = subject.cells()
+    own = pairs_between(similarity(signatures_of(subject.trace, part="prompt").flat()), cells)
+    other = pairs_between(similarity(signatures_of(twin, part="prompt").flat()), cells)
+    values = separated(other, cells.y[None])
+    measured = float(separated(own, cells.y[None])["d"][0])
+    return _null_row("random model", values, measured, len(subject), "prompt tokens only"), beyond(own, [other], cells)
 
 
 def layer_nulls(subject: Subject, settings: SignatureSettings, seed: int) -> pd.DataFrame:
     """Within and across cosine of each layer under both load-balance baselines."""
     trace, rows = subject.trace, []
+    cells = subject.cells()
     for name, router in {"uniform": uniform_router(trace), "own counts reshuffled": shuffled_router(trace)}.items():
-        found: list[list[Separation]] = [[] for _ in trace.layers]
+        found: list[list[dict[str, np.ndarray]]] = [[] for _ in trace.layers]
         for values in draws(router, min(settings.n_nulls, 20), seed):
             for i, kept in enumerate(found):
-                kept.append(separation(similarity(values[:, i]), subject.y))
+                kept.append(separated(pairs_between(similarity(values[:, i]), cells), cells.y[None]))
         for layer, kept in zip(trace.layers, found, strict=True):
-            row = {key: float(np.mean([getattr(f, key) for f in kept])) for key in ("within", "across", "d_pairs")}
-            rows.append({"null": name, "layer": layer, **row})
+            means = {key: float(np.mean([f[key][0] for f in kept])) for key in ("within", "across", "d")}
+            rows.append({"null": name, "layer": layer, **means})
     return pd.DataFrame(rows)
 
 
@@ -228,16 +247,21 @@ def random_curve(subject: Subject, seed: int) -> pd.DataFrame:
         cut = some_tokens(trace, n, rank)
         y = subject.y[trace.lengths >= n]
         if usable(subject.y, np.flatnonzero(trace.lengths >= n)):
-            found = separation(similarity(signatures_of(cut).flat()), y)
-            row |= {"within": found.within, "across": found.across}
+            cells = cells_of(y, None, "prompt")
+            found = separated(pairs_between(similarity(signatures_of(cut).flat()), cells), cells.y[None])
+            row |= {"within": float(found["within"][0]), "across": float(found["across"][0])}
         rows.append(row | {"n": len(cut.sequences)})
     return pd.DataFrame(rows)
 
 
 def some_tokens(trace: RoutingTrace, n: int, rank: np.ndarray) -> RoutingTrace:
     """The ``n`` tokens of lowest ``rank`` (T,) of every sequence that has so many; with positions as ranks, its first."""
-    long = trace.lengths >= n
-    rows = long[trace.sequence] & (rank < n)
+    return only_tokens(trace, (trace.lengths >= n)[trace.sequence] & (rank < n))
+
+
+def only_tokens(trace: RoutingTrace, rows: np.ndarray) -> RoutingTrace:
+    """The tokens ``rows`` (T,) bool, of the sequences that have any."""
+    long = np.bincount(trace.sequence[rows], minlength=len(trace.sequences)) > 0
     return replace(
         trace,
         ids=trace.ids[rows],

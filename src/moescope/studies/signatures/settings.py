@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from moescope.errors import InputError
-from moescope.study.settings import Form, Settings, at_least
+from moescope.study.settings import Form, Judged, above, at_least
+from moescope.study.verdicts import check_draws
 
-_FEWEST = 19  # permutations: with fewer, no p can reach 0.05
+FAMILY = 5
+"""The most claims that are judged together: separation and accuracies, or depth, clusters, experts and load balance."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SignatureSettings(Settings):
+class SignatureSettings(Judged):
     """How routing signatures are made and compared."""
 
     new_tokens: Annotated[int, at_least(0)] = 32
@@ -21,14 +23,20 @@ class SignatureSettings(Settings):
     """Count choices (as published), or add up their weights: of which the headline signature is made."""
     n_folds: Annotated[int, at_least(2)] = 5
     """Cross-validation folds."""
-    n_permutations: Annotated[int, at_least(_FEWEST)] = 1000
-    """Label permutations of similarities, layers and experts."""
-    n_label_permutations: Annotated[int, at_least(0)] = 100
-    """Label permutations of the whole cross-validation; 0 leaves that baseline out."""
+    n_permutations: int = 9999
+    """Permutations of whole cells (category and template) behind similarities, layers, experts and clusters."""
+    n_label_permutations: Annotated[int, at_least(0)] = 99
+    """Label permutations of the whole cross-validation; 0 takes the accuracy's p from its interval."""
     n_nulls: Annotated[int, at_least(2)] = 50
-    """Random routings per load-balance baseline."""
-    n_boot: Annotated[int, at_least(100)] = 1000
-    """Resamples of prompts behind each bootstrap interval."""
+    """Random routings per load-balance and token baseline."""
+    margin_d: Annotated[float, above(0)] = 0.2
+    """Smallest Cohen's d that counts."""
+    margin: Annotated[float, above(0)] = 0.03
+    """Smallest difference of accuracies, cosines, silhouettes and shares of variance that counts."""
+    margin_trend: Annotated[float, above(0)] = 0.3
+    """Smallest correlation with depth that counts."""
+    margin_load: Annotated[float, above(0)] = 0.1
+    """Largest share of experts that may lie idle in a load that counts as spread."""
     cards: Annotated[int, at_least(0)] = 2
     """Expert cards per category."""
     experts: Annotated[tuple[tuple[int, int], ...], Form("LAYER:EXPERT")] = ()
@@ -42,7 +50,8 @@ class SignatureSettings(Settings):
 
     def check(self) -> None:
         """Permutations that could not decide, and one group of neurons, are refused."""
-        if 0 < self.n_label_permutations < _FEWEST:
-            raise InputError(f"must be 0 or at least {_FEWEST}, got {self.n_label_permutations}", "n_label_permutations")
+        check_draws(self.n_permutations, FAMILY, "n_permutations", self.alpha)
+        if self.n_label_permutations:
+            check_draws(self.n_label_permutations, FAMILY, "n_label_permutations", self.alpha)
         if self.dense_experts == 1:
             raise InputError("must be 0 or at least 2, got 1", "dense_experts")

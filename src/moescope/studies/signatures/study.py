@@ -13,17 +13,24 @@ from moescope.errors import InputError
 from moescope.models import LoadedModel, random_twin
 from moescope.routing.capture import trace_prompts
 from moescope.routing.dense import dense_trace, is_dense
+from moescope.routing.nulls import uniform_router
+from moescope.routing.separation import Estimate, estimate, two_sided
 from moescope.routing.signatures import Signatures, signatures_of
+from moescope.routing.similarity import similarity
 from moescope.routing.store import load_trace
 from moescope.routing.subject import Subject, check_categories, subject_of
 from moescope.routing.trace import RoutingTrace
 from moescope.studies.signatures.cards import card_tables
 from moescope.studies.signatures.claims import signature_claims
 from moescope.studies.signatures.classifications import classification_tables
+from moescope.studies.signatures.evidence import Evidence
 from moescope.studies.signatures.experts import expert_table, layer_table
 from moescope.studies.signatures.maps import map_table, matrix_tables
+from moescope.studies.signatures.published import RECORD
+from moescope.studies.signatures.rivals import separation_rivals
 from moescope.studies.signatures.separations import layer_nulls, null_table, random_curve, similarity_table, twin_row
 from moescope.studies.signatures.settings import SignatureSettings
+from moescope.studies.signatures.structure import depth_trend, load_table, preference, silhouette
 from moescope.study.protocol import Context, ModelLike, PromptsLike
 from moescope.study.result import StudyResult
 from moescope.study.run import Run
@@ -81,12 +88,12 @@ def signatures(
             twin = _trace(context, random, labelled, settings, "a random model's routing", 0)
     subject = subject_of(trace, labelled, None if loaded is None else loaded.tokenizer)
     _note_lengths(context, subject, 0 if isinstance(model, RoutingTrace | Path) else settings.new_tokens)
-    tables = _tables(context, subject, settings, twin)
     name = trace.meta.get("model") or "a recorded trace" if loaded is None else loaded.name
+    tables, found = _tables(context, subject, settings, twin, same=_published_protocol(str(name), subject, settings))
     return context.result(
         model=loaded or name,
         title=f"Routing signatures of {name}",
-        claims=signature_claims(tables, subject),
+        claims=signature_claims(tables, found),
         tables=tables,
         tasks=[] if subject.texts is None else [subject.task()],
         categories=subject.categories,
@@ -100,36 +107,70 @@ def signatures(
     )
 
 
+def _published_protocol(name: str, subject: Subject, settings: SignatureSettings) -> bool:
+    """Whether model and protocol are the source's: its figures can then be reproduced."""
+    protocol = RECORD["protocol"]
+    alike = (len(subject), sorted(subject.categories), settings.new_tokens, settings.quantity)
+    theirs = (protocol["prompts"], sorted(protocol["categories"]), protocol["generated_tokens"], "frequency")
+    return name.rpartition("/")[2] == RECORD["model"] and alike == theirs
+
+
 def _tables(
-    context: Context, subject: Subject, settings: SignatureSettings, twin: RoutingTrace | None
-) -> dict[str, pd.DataFrame]:
-    """All tables of the study; ``twin`` is the trace of a randomly initialised model on the same prompts."""
+    context: Context, subject: Subject, settings: SignatureSettings, twin: RoutingTrace | None, *, same: bool
+) -> tuple[dict[str, pd.DataFrame], Evidence]:
+    """All tables of the study and the evidence; ``twin`` is the trace of a randomly initialised model on the same prompts."""
     head = _varied(signatures_of(subject.trace, quantity=settings.quantity))
-    seed = context.run.seed
-    shared: dict[str, Any] = {"groups": subject.blocks(), "n_permutations": settings.n_permutations, "seed": seed}
+    seed, cells = context.run.seed, subject.cells()
+    labels = cells.labels(settings.n_permutations, seed)
     tables: dict[str, pd.DataFrame] = {}
     tell, total = context.counter("signatures and their nulls"), 8
     tell(0, total)
     tables["similarity"] = similarity_table(subject, settings, seed)
     tell(1, total)
-    tables["routing_nulls"] = null_table(subject, settings, context)
+    nulls, beyond, not_run = null_table(subject, settings, context)
     if twin is not None:
-        row = twin_row(subject, twin, context)
-        tables["routing_nulls"] = pd.concat([tables["routing_nulls"], pd.DataFrame([row])], ignore_index=True)
+        row, beyond["random model"] = twin_row(subject, twin, context)
+        nulls = pd.concat([nulls, pd.DataFrame([row])], ignore_index=True)
+    tables["routing_nulls"] = nulls
+    rivals, lacking = separation_rivals(subject, similarity(head.flat()), tables["similarity"], beyond, settings, seed)
     tell(2, total)
-    tables["routing_layers"] = layer_table(head, subject.y, **shared)
+    tables["routing_layers"], without = layer_table(head, cells, labels)
+    d = tables["routing_layers"]["d"].to_numpy()
+    judged = len(d) > 2 and np.ptp(d) > 0 and not np.isnan(without).any()
+    trend = depth_trend(d, without, cells) if judged else None
     tables["layer_nulls"] = layer_nulls(subject, settings, seed)
     tell(3, total)
     tables["random_curve"] = random_curve(subject, seed)
     tell(4, total)
-    tables |= classification_tables(subject, settings, context)
+    told_tables, told = classification_tables(subject, settings, context)
     tell(5, total)
-    tables["experts"] = expert_table(head, subject.y, subject.categories, **shared)
+    tables |= told_tables
+    tables["experts"], null = expert_table(head, subject, labels)
     tables |= card_tables(subject, tables["experts"], settings, seed)
+    value, left = preference(head, cells)
+    experts = estimate(value - float(null.mean()), left - float(null.mean()), cells)._replace(p=two_sided(value, null))
+    twin_experts, twin_carrying = (None, "") if twin is None else _beside_twin(subject, twin, labels, settings)
     tell(6, total)
+    balanced = uniform_router(subject.trace)
+    tables["routing_load"], load = load_table(subject.trace, cells, balanced, settings.n_nulls, seed)
+    clusters = silhouette(similarity(head.flat()), cells, labels)
     tables["signature_map"] = map_table(head, subject, seed=seed)
     tell(7, total)
-    return tables | matrix_tables(head, subject)
+    tables |= matrix_tables(head, subject)
+    return tables, Evidence(
+        subject, settings, rivals, (*not_run, *lacking), beyond, told, trend, clusters, experts, twin_experts, twin_carrying,
+        load, same,
+    )  # fmt: skip
+
+
+def _beside_twin(subject: Subject, twin: RoutingTrace, labels: np.ndarray, settings: SignatureSettings) -> tuple[Estimate, str]:
+    """How much more of the experts' use the categories explain than in the twin, on prompt tokens; and the twin's own count."""
+    cells = subject.cells()
+    own, other = (signatures_of(trace, part="prompt") for trace in (subject.trace, twin))
+    (a, a_left), (b, b_left) = (preference(found, cells) for found in (own, other))
+    table, _ = expert_table(other, subject, labels)
+    carrying = int((table["p_family"] <= settings.alpha).sum())
+    return estimate(a - b, a_left - b_left, cells), f"{carrying} of {len(table)} experts"
 
 
 def _varied(found: Signatures) -> Signatures:

@@ -29,7 +29,7 @@ from moescope.files.atomic import write_atomic
 from moescope.models import load
 from moescope.report.style import BLUE, VERMILLION, letter, look, new_figure
 from moescope.studies.distill.baselines import baseline_fvu
-from moescope.studies.distill.claims import ratio_table, summary_table
+from moescope.studies.distill.comparisons import ratio_table, summary_table
 from moescope.studies.distill.controls import control_pairs
 from moescope.studies.distill.data import Pairs
 from moescope.studies.distill.layer_data import model_pairs, pieces
@@ -56,6 +56,7 @@ def measure(name: str, scratch: Path) -> dict[str, Any]:
     texts = pieces([part for part in one_text().split("\n\n") if part.strip()], 700)
     activations = model_pairs(teacher, texts, DistillSettings(tokens=plan["tokens"], memory=8))
     rows: list[pd.DataFrame] = []
+    documents: list[pd.DataFrame] = []
     body: Any = model.body
     embedding = body.get_input_embeddings().weight.detach().float().cpu()
     baselines = {}
@@ -79,6 +80,7 @@ def measure(name: str, scratch: Path) -> dict[str, Any]:
                     pairs, specs, teacher.shape, settings, checkpoint=scratch / f"{name}-{data}-{kind}-{steps}"
                 )
                 rows.append(found.rows.assign(data=f"{data}, {steps} steps"))
+                documents.append(found.documents.assign(data=f"{data}, {steps} steps"))
                 print(summary_table(rows[-1])[["data", "student", "fvu", "low", "high", "lr", "dead"]].to_string(), flush=True)
     students = pd.concat(rows, ignore_index=True)
     columns = ["data", "student", "fvu", "low", "high", "lr", "dead", "load_entropy"]
@@ -94,7 +96,11 @@ def measure(name: str, scratch: Path) -> dict[str, Any]:
         "rates": {kind: plan[kind] for kind in ("dense", "moe")},
         "baselines": baselines,
         "students": json.loads(summary_table(students)[columns].to_json(orient="records", double_precision=5)),
-        "ratio": json.loads(ratio_table(students).drop(columns="router").to_json(orient="records", double_precision=5)),
+        "ratio": json.loads(
+            ratio_table(summary_table(students), pd.concat(documents))
+            .drop(columns="router")
+            .to_json(orient="records", double_precision=5)
+        ),
         "minutes": round((time.time() - began) / 60, 1),
     }
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from machine import describe
 from moescope.files.atomic import write_atomic
 from moescope.models import load
-from moescope.studies.distill.claims import summary_table
+from moescope.studies.distill.comparisons import summary_table
 from moescope.studies.distill.layer_data import model_pairs, pieces
 from moescope.studies.distill.runs import run_students
 from moescope.studies.distill.settings import DistillSettings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from moescope.studies.circuits.cues import read_cues
 from moescope.studies.circuits.features import Columns, Features
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.single import TaskFindings, analyse
@@ -11,7 +12,7 @@ from moescope.tasks import group_folds
 from moescope.types import Example, Site, Task
 
 QUICK = CircuitSettings(
-    ks=(1, 2, 4), k=4, n_permutations=49, n_label_permutations=19, n_random=20, twin=False
+    ks=(1, 2, 4), k=4, n_permutations=49, n_label_permutations=0, n_random=20, twin=False
 )  # fmt: skip
 
 
@@ -44,4 +45,4 @@ def made_features(
 
 
 def made_findings(features: Features, settings: CircuitSettings = QUICK) -> TaskFindings:
-    return analyse(features, settings, surface=0.5, n_layers=len(features.columns.layers))
+    return analyse(features, settings, cues=read_cues(features, None), n_layers=len(features.columns.layers))

@@ -35,7 +35,7 @@ def wandering(model: LoadedModel) -> ExitClassifier:
 def save_studies(folder: Path) -> Path:
     """``folder/exit``, ``folder/route`` and ``folder/circuits`` of ``planted_llama()``, as the commands save them."""
     model, planted = planted_llama(), planted_task(rows=600)
-    exits = moescope.exit(model, [planted], moescope.ExitSettings(risk=0.05, k=3, timed_texts=4))
+    exits = moescope.exit(model, [planted], moescope.ExitSettings(risk=0.05, k=3, timed_texts=4, margin=0.06))
     exits.save(folder / "exit", figures=False)
     wandering(model).write(folder / "exit" / "exit" / "wandering")
     routed = moescope.route(model, [planted, few_words()], moescope.RouteSettings(unknown=0.1))

@@ -9,8 +9,9 @@ import torch
 from moescope.errors import InputError
 from moescope.intervene.leace import Whitening
 from moescope.intervene.matched import matched_sets, norm_ratio
-from moescope.studies.circuits.causal import summary
+from moescope.studies.circuits.causal import ablation_row
 from moescope.studies.circuits.causal_targets import Probe
+from moescope.studies.circuits.causal_values import Split, change_sizes
 from moescope.types import Neuron, Site
 
 
@@ -41,12 +42,39 @@ def test_matched_sets_match() -> None:
         matched_sets([Neuron(sites[0], i) for i in range(60)], norms)
 
 
-def test_p_counts_random_sets_that_harm_as_much() -> None:
-    random = np.array([0.9, 0.8, 0.7, 0.7])
-    assert summary("probe_accuracy", 0.9, 0.7, random)["p"] == 3 / 5
-    assert summary("probe_accuracy", 0.9, 0.69, random)["p"] == 1 / 5
-    assert summary("wikitext_loss", 3.0, 3.2, np.array([3.1, 3.2, 3.3, 2.9]))["p"] == 3 / 5
-    assert summary("answer_logodds", 1.0, 2.0, random)["effect"] == 1.0
+def test_an_effect_is_ranked_among_those_of_random_sets() -> None:
+    """Two-sided; a loss that rises is harm, an accuracy that rises is not."""
+    groups = np.arange(40)
+    clean = np.ones(40)
+    worse, better = clean.copy(), clean.copy()
+    worse[:20], better[:1] = 0, 0
+    row = ablation_row("t", 4, "mean", "probe_accuracy", np.stack([clean, worse, *[better] * 99]), groups)
+    assert row["effect"] == -0.5
+    assert row["p"] == 2 / 100
+    assert row["gap"] == pytest.approx(0.475)
+    assert 0.2 < row["gap_low"] < row["gap"] < row["gap_high"]
+    same = ablation_row("t", 4, "mean", "probe_accuracy", np.stack([clean, better, *[better] * 99]), groups)
+    assert same["p"] == 1
+    assert same["gap"] == 0
+    loss = ablation_row("t", 4, "mean", "wikitext_loss", np.stack([worse, clean, *[worse] * 19]), groups)
+    assert loss["off_task"]
+    assert loss["gap"] == 0.5
+    alone = ablation_row("t", 4, "mean", "probe_accuracy", np.stack([clean, worse, better]), np.zeros(40))
+    assert np.isnan(alone["gap_low"])
+
+
+def test_random_sets_match_in_what_is_changed_and_not_in_size() -> None:
+    """A coordinate that is large and never varies is not changed by its mean, and so matches none that varies."""
+    rng = np.random.default_rng(0)
+    site = Site("resid", 0)
+    x = rng.normal(size=(50, 6)).astype(np.float32)
+    x[:, 3] = 100.0
+    split = Split(np.arange(50), np.arange(2), np.arange(50) % 2, np.arange(2), 2)
+    sizes = {mode: change_sizes(mode, {site: x}, split)[site] for mode in ("mean", "zero", "resample", "patch")}  # type: ignore[arg-type]
+    assert sizes["mean"][3] < 1e-3 < 90 < sizes["zero"][3]
+    np.testing.assert_allclose(sizes["resample"], np.sqrt(2) * sizes["mean"])
+    assert sizes["patch"][3] < 1e-3
+    np.testing.assert_allclose(sizes["mean"], x.std(0), atol=1e-4)
 
 
 def blobs(rows: int, width: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -47,20 +47,20 @@ def test_recovery_falls_with_the_effect() -> None:
 
 def test_tables_name_their_columns(found: TaskFindings) -> None:
     expected = {
-        "accuracy": "task k classifier selection accuracy low high auroc coverage selective_accuracy "
+        "accuracy": "task k classifier selection accuracy low high balanced auroc coverage selective_accuracy "
         "accuracy_at_half_coverage n",
         "neurons": "task rank site layer neuron divergence sigma_pooled sigma_total sigma_negative p_family threshold_5pct "
         "massive fold_frequency",
         "neuron_classes": "task rank layer neuron class mean sd n",
         "neuron_values": "task rank layer neuron class value",
         "layers": "task layer count_top10 count_top100 max_divergence mean_divergence q99 massive massive_rows",
-        "depth_range": "task k first_layer last_layer mean_layer random_low random_high",
+        "depth_range": "task k coordinates first_layer last_layer mean_layer random_mean random_low random_high p",
         "depth": "task layer fraction curve accuracy low high loss loss_low loss_high",
         "columns": "task clusters neuron n_layers layers distinct_coordinates",
         "sigma_compare": "task sigma k accuracy top1 max_divergence",
         "stability": "task k nogueira_folds split_half_overlap split_half_kuncheva expected",
-        "pc1": "task class mean sd layer distance explained null_distance p explained_null explained_p class_share "
-        "class_share_standardised p_standardised",
+        "pc1": "task class mean sd layer distance explained null_distance explained_null explained_p class_share "
+        "null_share null_low null_high p class_share_standardised p_standardised",
         "projection": "task class pc1 pc2",
     }
     assert {name: " ".join(table.columns) for name, table in found.tables.items()} == expected
@@ -89,7 +89,7 @@ def test_the_fixed_circuit_keeps_its_accuracy_by_construction(found: TaskFinding
         assert depth.loc[(curve, 3), "accuracy"] == pytest.approx(final)
         assert depth.loc[(curve, 3), ["loss", "loss_low", "loss_high"]].tolist() == [0, 0, 0]
     # Selected anew, layer 0 has one of the four planted neurons only, and the loss shows.
-    assert depth.loc[("circuit_reselected", 0), "loss_low"] > 0.02
+    assert depth.loc[("circuit_reselected", 0), "loss_low"] > 0.01
     early = made_findings(made_features("early", {3: 2.0, 4: 2.0, 5: 2.0, 6: 2.0}))
     curve = early.tables["depth"].query("curve == 'fixed_circuit'")
     assert curve["accuracy"].nunique() == 1

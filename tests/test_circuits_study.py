@@ -25,8 +25,9 @@ from moescope.tasks import load_task
 from moescope.types import Neuron, Site, Task
 from tests.planted_llama import WORDS, planted_llama, planted_task
 
-QUICK = CircuitSettings(ks=(1, 2, 5), k=5, n_permutations=39, n_label_permutations=19, n_random=20)
+QUICK = CircuitSettings(ks=(1, 2, 5), k=5, n_permutations=39, n_label_permutations=99, n_random=20)
 COORDINATES = (3, 11, 20)
+COLUMN = "planted: one coordinate fills several places of the top 10"
 
 
 def planted_model(strength: float = 2.0) -> LoadedModel:
@@ -57,7 +58,7 @@ def test_planted_neurons_come_back(site: str) -> None:
     if site == "resid":
         # Top ten of the stream: the three planted coordinates in their four layers fill nine or ten places.
         assert set(columns["neuron"]) >= set(COORDINATES)
-        assert result.claims_frame().set_index("name").loc["planted: largest functional column", "measured"] == 4
+        assert result.claims_frame().set_index("statement").loc[COLUMN, "measured"] == 4
 
 
 @pytest.fixture(scope="module")
@@ -68,41 +69,49 @@ def tasks() -> list[Task]:
 @pytest.fixture(scope="module")
 def result(tasks: list[Task]) -> StudyResult:
     settings = dataclasses.replace(
-        QUICK, ablate="mean", ablate_ks=(1, 5), ablate_random=20, ablate_rows=24, ablate_text_tokens=96
+        QUICK, ablate="mean", ablate_ks=(1, 5), ablate_random=119, ablate_rows=24, ablate_text_tokens=96
     )
     return circuits(load("dense-tiny", head=True), tasks, settings)
 
 
 def test_every_table_and_claim_is_there(result: StudyResult) -> None:
     columns = {
-        "controls": "task control accuracy low high gap gap_low gap_high p note",
-        "overlap": "task_a task_b k overlap expected p p_disjoint kuncheva split_half_a split_half_b split_half_cross",
-        "cross_task": "source target method value low high",
-        "task_map": "a b measure value chance p p_adjusted",
-        "ablation": "task k mode target off_task baseline effect random_mean random_low random_high p n_random norm_ratio",
-        "erasure": "task layer target off_task baseline effect random_mean random_low random_high p n_random",
+        "effects": "task effect value low high p against k",
+        "controls": "task control accuracy balanced low high gap gap_low gap_high p note",
+        "overlap": "task_a task_b k distinct_a distinct_b overlap expected "
+        "p p_disjoint split_half_a split_half_b split_half_cross gap gap_low gap_high",
+        "cross_task": "source target method value low high gap gap_low gap_high p",
+        "task_map": "a b measure value chance p p_adjusted best_mean best_low best_high",
+        "ablation": "task k mode target off_task baseline effect low high "
+        "random_mean random_low random_high gap gap_low gap_high p n_random norm_ratio",
+        "erasure": "task layer target baseline effect low high random_mean "
+        "random_low random_high p worst_mean worst_low worst_high p_worst n_random",
     }
     assert {name: " ".join(result.tables[name].columns) for name in columns} == columns
     single = {
         "accuracy", "neurons", "neuron_classes", "neuron_values", "layers", "depth_range", "depth", "columns",
         "sigma_compare", "stability", "pc1", "projection",
     }  # fmt: skip
-    assert set(result.tables) == single | set(columns)
+    assert set(result.tables) == single | set(columns) | {"interference"}
     for name in single:
         assert set(result.tables[name]["task"]) == {"certainty", "sentiment"}
-    claims = [claim.name for claim in result.claims]
+    claims = [claim.statement for claim in result.claims]
     assert len(set(claims)) == len(claims)
     for task in ("certainty", "sentiment"):
         for about in (
-            "5 neurons carry the task", "2 neurons suffice", "single neurons are the unit", "layers of the circuit",
-            "largest functional column", "classes oppose on PC1", "done early", "specialization ratio",
-            "switching the circuit off harms a probe downstream", "switching the circuit off harms the loss on other text",
-            "erasing the class direction harms a probe downstream",
+            "5 neurons tell the classes apart", "2 neurons tell the classes apart as well as a whole layer",
+            "the 5 neurons of the circuit tell more than random ones of their layers", "single neurons are the unit",
+            "the first layers, to layer 1, keep what all layers know", "neurons take opposite signs for the classes",
+            "5 neurons tell as much as one direction of a whole layer", "the circuit reads the text, not only its last words",
+            "the classes differ along PC1 of the last layer", "the circuit's divergence grows layer by layer",
+            "one coordinate fills several places of the top 10",
         ):  # fmt: skip
             assert f"{task}: {about}" in claims
-    assert all(claim.note for claim in result.claims)
+    assert "certainty: the circuit lies early" in claims
+    assert "sentiment: the circuit lies late" in claims
+    assert all(claim.words for claim in result.claims)
+    assert "sentiment: switching its 5 neurons off harms a probe downstream more than switching off others" in claims
     # A template that asks gives the model an answer to lose.
-    assert "sentiment: switching the circuit off harms the model's own answer" in claims
     assert set(result.tables["ablation"].query("task == 'sentiment'")["target"]) == {
         "probe_accuracy", "answer_logodds", "answer_accuracy", "wikitext_loss",
     }  # fmt: skip
@@ -111,7 +120,8 @@ def test_every_table_and_claim_is_there(result: StudyResult) -> None:
 def test_controls_hold_every_baseline(result: StudyResult) -> None:
     controls = result.tables["controls"].query("task == 'certainty'").set_index("control")
     assert set(controls.index) == {
-        "circuit", "circuit_global", "full_layer_probe", "embedding_layer", "majority class",
+        "circuit", "circuit_global", "full_layer_probe", "embedding_layer", "majority class", "one_direction",
+        "chosen_cue", "cue_and_circuit",
         "surface: length in characters", "surface: length in words", "surface: length in tokens",
         "surface: ends with a full stop", "surface: ends with punctuation", "surface: final character",
         "surface: final token", "surface: bag of words", "surface: words and bigrams", "surface: all surface cues",
@@ -120,17 +130,17 @@ def test_controls_hold_every_baseline(result: StudyResult) -> None:
     }  # fmt: skip
     paired = controls["gap"].dropna()
     anew = ["fixed_template", "random_twin_circuit", "random_twin_probe"]
-    beside = pd.Series(controls.loc["circuit", "accuracy"], paired.index)
-    beside[anew] = controls.loc["circuit_on_sample", "accuracy"]  # on the same rows, in fitting and in judging
-    np.testing.assert_allclose(paired, beside - controls.loc[paired.index, "accuracy"], atol=1e-9)
+    beside = pd.Series(controls.loc["circuit", "balanced"], paired.index)
+    beside[anew] = controls.loc["circuit_on_sample", "balanced"]  # on the same rows, in fitting and in judging
+    np.testing.assert_allclose(paired, beside - controls.loc[paired.index, "balanced"], atol=1e-9)
     for name in anew:
         assert re.search(
             r"on \d+ of 80 rows, whole groups drawn at random, as many as 0.5 of a pass", controls.loc[name, "note"]
         )
     assert (controls["gap_low"].dropna() <= paired + 1e-9).all()
-    assert controls.loc["permuted_labels", "p"] == 1 / 20
+    assert controls.loc["permuted_labels", "p"] == 1 / 100
     assert controls.loc["permuted_labels", "accuracy"] == pytest.approx(0.5, abs=0.1)
-    assert "selectivity" in controls.loc["control_task", "note"]
+    assert "the gap is selectivity" in controls.loc["control_task", "note"]
     # The answers that were made up are whole sentences: the full stop alone tells them apart.
     assert controls.loc["surface: ends with a full stop", "accuracy"] > 0.85
 
@@ -192,14 +202,16 @@ def test_a_circuit_forms_over_checkpoints(tmp_path: Any) -> None:
         module.save_pretrained(folder)
         model.tokenizer.save_pretrained(folder)
     settings = SearchSettings(k=3, site="resid:1")
-    result = dynamics([tmp_path / "step-100", tmp_path / "step-0"], [planted_task()], settings=settings)
+    result = dynamics([tmp_path / "step-100", tmp_path / "step-0"], [planted_task(rows=400)], settings=settings)
     table = result.tables["dynamics"]
     assert table["step"].tolist() == [0, 100]
     assert table["accuracy"].iloc[1] > table["accuracy"].iloc[0]
     assert table["overlap_with_last"].iloc[1] == 3
     (claim,) = result.claims
-    assert claim.name == "planted: the circuit forms in training"
-    assert claim.measured == table["accuracy"].iloc[1]
+    assert (claim.statement, claim.id) == ("planted: the circuit forms in training", "H21")
+    assert claim.measured == table["balanced"].iloc[1]
+    # what the trained model reads of the last word is the word, which a cue reads too
+    assert (claim.outcome, claim.explanation) == ("holds", "trivial cue"), claim.words
     with pytest.raises(InputError, match="at least two"):
         dynamics([tmp_path / "step-0"], [planted_task()])
     with pytest.raises(InputError, match="no training step"):
@@ -215,9 +227,10 @@ def test_a_circuit_forms_over_checkpoints(tmp_path: Any) -> None:
         ({"ks": ()}, "^ks: give at least one"),
         ({"k": 1000}, "K = 1000 is larger than the 128 neurons"),
         ({"k": 17}, "K = 17 is over half of the 32 neurons of a layer"),
-        ({"n_folds": 1}, "^n_folds: must be at least 2"),
+        ({"n_folds": 2}, "^n_folds: must be at least 3"),
         ({"n_permutations": 5}, "^n_permutations: must be at least 19"),
-        ({"n_label_permutations": 5}, "^n_label_permutations: must be 0 or at least 19"),
+        ({"n_label_permutations": 98}, "^n_label_permutations: 98 draws cannot show anything at 0.05 among 5"),
+        ({"n_rotations": 5}, "^n_rotations: must be at least 20"),
         ({"n_random": 5}, "^n_random: must be at least 20"),
         ({"sigma": "std"}, "^sigma: 'std' is none of"),
         ({"selection": "outer"}, "^selection: 'outer' is none of"),

@@ -1,18 +1,27 @@
-"""Each verdict follows from its numbers: one table is taken through every case."""
+"""Each verdict follows from its numbers: one table of effects is taken through every case."""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from moescope.studies.circuits.claims import best_cue, circuit_claims
-from moescope.studies.circuits.claims_causal import ablation_claims, erasure_claims
+from moescope.errors import InputError
+from moescope.studies.circuits.claims import circuit_claims
 from moescope.studies.circuits.controls import MAJORITY
+from moescope.studies.circuits.settings import PRIMARY, CircuitSettings
 from moescope.studies.circuits.single import TaskFindings
+from moescope.study.verdicts import verdicts
 from moescope.types import Claim
 from tests.made_features import QUICK, made_features, made_findings
+
+STRONG = {
+    "chance": 0.40, "cue": 0.10, "layer matched": 0.30, "control task": 0.40, "rotation": 0.10, "twin": 0.30,
+    "direction": 0.0, "template": 0.30, "matched": 0.35, "probe: chance": 0.41, "two": 0.0, "two: chance": 0.40,
+    "two: cue": 0.10, "early": 0.0, "early: chance": 0.40, "early: cue": 0.10,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -20,148 +29,151 @@ def found() -> TaskFindings:
     return made_findings(made_features("certainty", {5: 2.0, 21: 1.8}))
 
 
-def controls(**changes: Any) -> pd.DataFrame:
-    """A strong circuit at 90 % that nothing explains; ``changes`` sets cells as ``control__column=value``."""
-    rows = {
-        "circuit": {"accuracy": 0.90, "low": 0.86, "high": 0.94},
-        "full_layer_probe": {"accuracy": 0.91, "low": 0.87, "high": 0.95},
-        "embedding_layer": {"accuracy": 0.60, "low": 0.55, "high": 0.65},
-        MAJORITY: {"accuracy": 0.50, "low": 0.50, "high": 0.50},
-        "surface: final token": {"accuracy": 0.70, "low": 0.65, "high": 0.75},
-        "surface: bag of words": {"accuracy": 0.65, "low": 0.60, "high": 0.70},
-        "layer_matched_circuit": {"accuracy": 0.60, "low": 0.5, "high": 0.72},
-        "permuted_labels": {"accuracy": 0.50, "low": 0.45, "high": 0.55, "p": 0.01},
-        "rotated_basis": {"accuracy": 0.80, "gap": 0.1, "gap_low": 0.05, "gap_high": 0.15},
-        "matched_subset": {"accuracy": 0.85},
-    }
-    for cell, value in changes.items():
-        control, _, column = cell.partition("__")
-        name = {"cue": "surface: final token", "random": "layer_matched_circuit", "permuted": "permuted_labels"}
-        rows[name.get(control, control)][column] = value
-    table = pd.DataFrame([{"task": "certainty", "control": name, **row} for name, row in rows.items()])
-    return table
+def effects(half: float = 0.02, **changes: float) -> pd.DataFrame:
+    """A strong circuit that nothing explains, every interval of ``half``; ``changes`` sets values, of spaces ``_``."""
+    values = STRONG | {name.replace("__", ": ").replace("_", " "): value for name, value in changes.items()}
+    rows = [
+        {"effect": name, "value": v, "low": v - half, "high": v + half, "p": 1e-6 if abs(v) > half else 0.5}
+        for name, v in values.items()
+        if v is not None
+    ]
+    return pd.DataFrame(rows).assign(task="certainty", against="91.0%", k=[1 if r["effect"] == "early" else 2 for r in rows])
 
 
-def claims(found: TaskFindings, table: pd.DataFrame, **tables: pd.DataFrame) -> dict[str, Claim]:
-    whole = {**found.tables, "controls": table, **tables}
-    return {c.name.removeprefix("certainty: "): c for c in circuit_claims({"certainty": found}, whole, QUICK)}
+CONTROLS = pd.DataFrame(
+    [
+        {"task": "certainty", "control": name, "accuracy": value, "balanced": value, "note": "as it is"}
+        for name, value in {
+            "circuit": 0.9, "circuit_global": 0.92, "full_layer_probe": 0.91, "chosen_cue": 0.7, "one_direction": 0.9,
+            "layer_matched_circuit": 0.6, "random_circuit": 0.55, "rotated_basis": 0.8, "fixed_template": 0.8,
+            "matched_subset": 0.85, "without_massive": 0.9, MAJORITY: 0.5,
+        }.items()
+    ]
+)  # fmt: skip
 
 
-def test_the_best_cue_is_any_surface_row_or_the_embedding() -> None:
-    table = controls().set_index("control")
-    assert best_cue(table) == ("'final token'", 0.7)
-    assert best_cue(controls(embedding_layer__accuracy=0.8).set_index("control")) == ("the embedding layer", 0.8)
+def claims(found: TaskFindings, table: pd.DataFrame, settings: CircuitSettings = QUICK) -> dict[str, Claim]:
+    whole = {**found.tables, "controls": CONTROLS, "effects": table}
+    judged = verdicts(circuit_claims({"certainty": found}, whole, settings))
+    return {c.statement.removeprefix("certainty: "): c for c in judged}
 
 
 @pytest.mark.parametrize(
-    ("changes", "verdict", "why"),
+    ("changes", "outcome", "explanation", "why"),
     [
-        ({}, "reproduced", "above the best trivial cue"),
-        ({"circuit__low": 0.5}, "explained by chance", "majority"),
-        ({"permuted__p": 0.2}, "explained by chance", "majority"),
-        ({"cue__accuracy": 0.95}, "explained by a trivial cue", "'final token' alone reaches 95.0%"),
-        ({"cue__accuracy": 0.88}, "explained by a trivial cue", "inside the interval"),
-        ({"random__high": 0.93}, "not reproduced", "random neurons of the same layers"),
+        ({}, "holds", "none found", "beyond the best trivial cue"),
+        ({"chance": 0.0}, "contradicted", "chance", "3.0 points or more is excluded"),
+        ({"cue": 0.0}, "holds", "trivial cue", "the best trivial cue"),
+        ({"twin": 0.0}, "holds", "trivial cue", "a randomly initialised twin"),
+        ({"control_task": 0.0}, "holds", "trivial cue", "random labels of the same inputs"),
+        ({"cue": 0.015}, "inconclusive", None, "neither an effect nor its absence"),
     ],
 )
-def test_a_handful_of_neurons(found: TaskFindings, changes: dict[str, float], verdict: str, why: str) -> None:
-    claim = claims(found, controls(**changes))["4 neurons carry the task"]
-    assert claim.verdict == verdict
-    assert why in claim.note
-    assert claim.published == pytest.approx(0.863)
-    assert "the circuit where length and full stop are balanced 85.0%" in claim.note
-    assert f"{claim.details['significant_neurons']} of 64 neurons" in claim.note
+def test_a_handful_of_neurons(
+    found: TaskFindings, changes: dict[str, float], outcome: str, explanation: str | None, why: str
+) -> None:
+    claim = claims(found, effects(**changes))["4 neurons tell the classes apart"]
+    assert (claim.outcome, claim.explanation) == (outcome, explanation), claim.words
+    assert why in claim.words
+    assert claim.published is not None
+    assert claim.published.value == pytest.approx(0.863)
+    assert claim.interval == pytest.approx((0.5 + claims_value(changes) - 0.02, 0.5 + claims_value(changes) + 0.02))
+    assert f"{claim.details['significant_neurons']} of 64 neurons" in claim.words
+
+
+def claims_value(changes: dict[str, float]) -> float:
+    return changes.get("chance", STRONG["chance"])
+
+
+def test_a_control_that_did_not_run_is_named_and_beaten_by_nobody(found: TaskFindings) -> None:
+    table = effects()
+    claim = claims(found, table[~table["effect"].isin(["twin", "control task"])])["4 neurons tell the classes apart"]
+    assert claim.outcome == "holds"
+    assert "not run: an untrained twin (twin is off); a control task" in claim.words
+    assert "beyond a randomly initialised twin" not in claim.words
 
 
 @pytest.mark.parametrize(
-    ("changes", "two", "verdict"),
+    ("changes", "outcome", "explanation"),
     [
-        ({}, (0.90, 0.86), "reproduced"),
-        ({}, (0.85, 0.80), "not reproduced"),
-        ({}, (0.60, 0.49), "explained by chance"),
-        ({"cue__accuracy": 0.9}, (0.90, 0.86), "explained by a trivial cue"),
+        ({}, "holds", "none found"),
+        ({"two": -0.06}, "contradicted", None),
+        ({"two": -0.02}, "inconclusive", None),
+        ({"two__chance": 0.0}, "holds", "chance"),
+        ({"two__cue": 0.0}, "holds", "trivial cue"),
+        # two neurons at 80 % beside a probe at 42.5 %, forty rows
+        ({"two": 0.375, "probe__chance": -0.075}, "inconclusive", None),
     ],
 )
-def test_two_neurons(found: TaskFindings, changes: dict[str, float], two: tuple[float, float], verdict: str) -> None:
-    accuracy = found.tables["accuracy"].copy()
-    accuracy.loc[accuracy["k"] == 2, ["accuracy", "low"]] = two
-    assert claims(found, controls(**changes), accuracy=accuracy)["2 neurons suffice"].verdict == verdict
+def test_two_neurons(found: TaskFindings, changes: dict[str, float], outcome: str, explanation: str | None) -> None:
+    claim = claims(found, effects(**changes))["2 neurons tell the classes apart as well as a whole layer"]
+    assert (claim.outcome, claim.explanation) == (outcome, explanation), claim.words
 
 
 @pytest.mark.parametrize(
-    ("changes", "verdict"),
+    ("changes", "outcome", "explanation"),
     [
-        ({}, "reproduced"),
-        ({"rotated_basis__gap_low": -0.01}, "not reproduced"),
-        ({"circuit__low": 0.49}, "explained by chance"),
+        ({}, "holds", "none found"),
+        ({"rotation": 0.0}, "contradicted", None),
+        ({"rotation": 0.015}, "inconclusive", None),
+        ({"chance": 0.0, "rotation": 0.05}, "holds", "chance"),
     ],
 )
-def test_the_unit(found: TaskFindings, changes: dict[str, float], verdict: str) -> None:
-    assert claims(found, controls(**changes))["single neurons are the unit"].verdict == verdict
+def test_the_unit(found: TaskFindings, changes: dict[str, float], outcome: str, explanation: str | None) -> None:
+    claim = claims(found, effects(**changes))["single neurons are the unit"]
+    assert (claim.outcome, claim.explanation) == (outcome, explanation), claim.words
 
 
 @pytest.mark.parametrize(
-    ("cue", "at", "last_low", "verdict"),
+    ("changes", "outcome", "explanation"),
     [
-        (0.7, {"loss": 0.0, "loss_low": -0.01, "loss_high": 0.01}, 0.85, "reproduced"),
-        (0.7, {"loss": 0.0, "loss_low": -0.05, "loss_high": 0.05}, 0.85, "measured"),
-        (0.7, {"loss": 0.1, "loss_low": 0.05, "loss_high": 0.15}, 0.85, "not reproduced"),
-        (0.9, {"loss": 0.0, "loss_low": -0.01, "loss_high": 0.01}, 0.85, "explained by a trivial cue"),
-        (0.7, {"loss": 0.0, "loss_low": -0.01, "loss_high": 0.01}, 0.50, "explained by chance"),
+        ({}, "holds", "none found"),
+        ({"early": -0.1}, "contradicted", None),
+        ({"early": -0.02}, "inconclusive", None),
+        ({"early__cue": 0.0}, "holds", "trivial cue"),
+        ({"early__chance": 0.0}, "holds", "chance"),
     ],
 )
-def test_done_early(found: TaskFindings, cue: float, at: dict[str, float], last_low: float, verdict: str) -> None:
-    depth = found.tables["depth"].copy()
-    curve = depth["curve"] == "circuit_reselected"
-    for column, value in {"accuracy": 0.9, "low": 0.85, **at}.items():
-        depth.loc[curve & (depth["layer"] == 0), column] = value
-    depth.loc[curve & (depth["layer"] == 3), "low"] = last_low
-    claim = claims(found, controls(cue__accuracy=cue), depth=depth)["done early"]
-    assert claim.verdict == verdict
-    assert "at 25% depth" in str(claim.measured)
+def test_done_early(found: TaskFindings, changes: dict[str, float], outcome: str, explanation: str | None) -> None:
+    claim = claims(found, effects(**changes))["the first layers, to layer 1, keep what all layers know"]
+    assert (claim.outcome, claim.explanation) == (outcome, explanation), claim.words
+    assert claim.id == "H12"
 
 
 def test_what_holds_by_construction_is_called_that(found: TaskFindings) -> None:
-    made = claims(found, controls())
-    assert made["classes oppose on PC1"].verdict == "identity"
-    assert made["largest functional column"].verdict == "identity"  # coordinate 5 in layers 0 and 1
-    assert made["largest functional column"].measured >= 2
+    made = claims(found, effects())
+    assert made["neurons take opposite signs for the classes"].outcome == "identity"
+    column = made["one coordinate fills several places of the top 10"]
+    assert column.outcome == "identity"  # coordinate 5 in layers 0 and 1
+    assert column.measured >= 2
     other = made_findings(made_features("certainty", {5: 2.0, 21: 1.8}, kind="mlp_act"))
-    assert claims(other, controls())["largest functional column"].verdict == "measured"
+    assert claims(other, effects())["one coordinate fills several places of the top 10"].outcome == "descriptive"
 
 
-def test_without_label_permutations_there_is_no_p(found: TaskFindings) -> None:
-    table = controls()
-    claim = claims(found, table[table["control"] != "permuted_labels"])["4 neurons carry the task"]
-    assert claim.p is None
-    assert claim.verdict == "reproduced"
+def test_every_control_that_is_printed_enters_a_claim(found: TaskFindings) -> None:
+    made = claims(found, effects())
+    by_control = {claim.control.name for claim in made.values() if claim.control is not None}
+    assert by_control >= {"chosen trivial cue", "random neurons of the same layers", "full-layer probe", "random bases"}
+    for statement, effect in (
+        ("the 4 neurons of the circuit tell more than random ones of their layers", "layer matched"),
+        ("the circuit reads the text, not only its last words", "template"),
+        ("the circuit works where length and full stop are balanced", "matched"),
+    ):
+        assert made[statement].outcome == "holds"
+        assert claims(found, effects(**{effect.replace(" ", "_"): 0.0}))[statement].outcome == "contradicted"
 
 
-def test_ablation_and_erasure_say_what_they_found() -> None:
-    row = {
-        "task": "t", "mode": "mean", "off_task": False, "baseline": 0.9, "random_mean": 0.0, "random_low": -0.01,
-        "random_high": 0.01, "n_random": 100, "norm_ratio": 1.0,
-    }  # fmt: skip
-    frame = pd.DataFrame(
-        [
-            {**row, "target": "probe_accuracy", "k": k, "effect": effect, "p": p}
-            for k, effect, p in ((1, 0.0, 0.9), (5, -0.2, 0.01))
-        ]
-        + [{**row, "target": "wikitext_loss", "k": 5, "effect": 0.001, "p": 0.4, "norm_ratio": 0.1}]
-    )
-    probe, loss = ablation_claims(frame, QUICK)
-    assert probe.name == "t: switching the circuit off harms a probe downstream"
-    assert (probe.measured, probe.p) == (-0.2, 0.01)
-    assert probe.note.startswith("yes:")
-    assert "matching failed" not in probe.note
-    assert loss.note.startswith("no:")
-    assert "matching failed" in loss.note
-    erased = pd.DataFrame(
-        [
-            {**row, "layer": layer, "target": "probe_accuracy", "effect": effect, "p": 0.05}
-            for layer, effect in ((0, -0.1), (1, -0.4))
-        ]
-    )
-    (claim,) = erasure_claims(erased)
-    assert claim.measured == -0.4
-    assert "after layer 1" in claim.note
+def test_the_family_is_adjusted_and_needs_its_draws(found: TaskFindings) -> None:
+    made = claims(found, effects())
+    family = [claim for claim in made.values() if claim.family == "certainty"]
+    assert len(family) == len(PRIMARY)
+    assert all(claim.p_adjusted >= claim.p for claim in family)
+    with pytest.raises(InputError, match="give at least 99"):
+        dataclasses.replace(QUICK, n_label_permutations=98)
+    assert CircuitSettings().n_label_permutations >= len(PRIMARY) / CircuitSettings().alpha - 1
+
+
+def test_forty_rows_show_nothing_either_way(found: TaskFindings) -> None:
+    claim = claims(found, effects(half=0.2, chance=0.15))["4 neurons tell the classes apart"]
+    assert claim.outcome == "inconclusive"
+    assert np.isclose(claim.measured, 0.9)

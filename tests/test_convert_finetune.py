@@ -75,13 +75,13 @@ def test_it_helps_on_held_out_text(result: StudyResult) -> None:
 
 
 def test_what_is_claimed_is_of_the_tuned_model(result: StudyResult, folder: Path) -> None:
-    claims = {c.name: c for c in result.claims}
+    claims = {c.statement: c for c in result.claims}
     frontier = result.to_frame("frontier").set_index(["kind", "active"])["rise"]
-    assert claims["rise in perplexity"].measured == frontier["tuned", 5]
+    assert claims["perplexity rises by no more than 5.0%"].measured == frontier["tuned", 5]
     assert claims["rise in perplexity before fine-tuning"].measured == frontier["converted", 5]
     equality = claims["all experts active: relative difference of the logits"]
     assert equality.measured <= 1e-4
-    assert "before fine-tuning" in equality.note
+    assert "before fine-tuning" in equality.words
     assert frontier["tuned", 20] > 1e-4  # the tuned model is not the original, however many experts are active
     card = (folder / "README.md").read_text()
     assert "fine-tuned against the dense model" in card
@@ -195,9 +195,9 @@ def test_what_does_not_help_is_not_written(tmp_path: Path) -> None:
     one, two = ((tmp_path / f / "model.safetensors").read_bytes() for f in ("tuned", "plain"))
     assert one == two
     assert not out.meta["tuned"]
-    claims = {c.name: c for c in out.claims}
-    assert "the untuned model is kept" in claims["fine-tuning: KL(original ‖ converted) on validation text"].note
-    assert claims["rise in perplexity"].measured == {c.name: c for c in plain.claims}["rise in perplexity"].measured
+    claims = {c.statement: c for c in out.claims}
+    assert "the untuned model is kept" in claims["fine-tuning: KL(original ‖ converted) on validation text"].words
+    assert claims["perplexity rises by no more than 5.0%"].measured == plain.claims[1].measured
     assert "did not improve" in (tmp_path / "tuned" / "README.md").read_text()
 
 
@@ -206,9 +206,9 @@ def test_controls_are_tuned_alike(tmp_path: Path) -> None:
     frontier = out.to_frame("frontier").set_index(["kind", "active"])["rise"]
     assert {"tuned", "random tuned", "static tuned"} <= set(frontier.index.get_level_values(0))
     assert list(frontier["random tuned"].index) == list(frontier["static tuned"].index) == [3]
-    claims = {c.name: c for c in out.claims}
-    assert claims["rise in perplexity"].null == frontier["random tuned", 3]
-    assert "fine-tuned alike: random split" in claims["rise in perplexity"].note
+    claims = {c.statement: c for c in out.claims}
+    assert claims["perplexity rises by no more than 5.0%"].control.value == frontier["random tuned", 3]
+    assert "fine-tuned alike: random split" in claims["perplexity rises by no more than 5.0%"].words
     assert set(out.to_frame("finetuning")["kind"]) == {"tuned", "random tuned", "static tuned"}
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -14,11 +15,15 @@ import transformers
 import moescope.study.result
 from moescope.cli import main
 from moescope.errors import InputError
+from moescope.stats import group_bootstrap
 from moescope.studies.convert.build import build_model
-from moescope.studies.convert.claims import recommend
+from moescope.studies.convert.claims import quality_cases, recommend
+from moescope.studies.convert.quality import Quality
 from moescope.studies.convert.speed import Runner, Workload, active_share, ceilings, measure
 from moescope.studies.convert.study import checked_equality, relative_difference
 from moescope.study.result import StudyResult
+from moescope.study.verdicts import verdicts
+from moescope.types import Claim
 from tests.made_conversions import conversion, converted, source, windows
 
 SMALL: dict[str, Any] = {"experts": 40, "active": 10, "calibration_tokens": 4096, "heldout_tokens": 512, "speed": False}
@@ -50,15 +55,22 @@ def test_the_split_beats_its_controls(result: StudyResult) -> None:
 
 
 def test_claims(result: StudyResult) -> None:
-    claims = {c.name: c for c in result.claims}
-    assert claims["recommendation"].measured == "not measured"
+    claims = {c.statement: c for c in result.claims}
+    advice = result.claims[0]
+    assert advice.statement == "recommendation, that the converted model is worth having"
+    assert (advice.id, advice.measured, advice.outcome) == ("M6", "keep dense", "contradicted")  # without a clock
+    assert "too much is lost" in advice.words
     assert claims["all experts active: relative difference of the logits"].measured <= 1e-4
     share = claims["MLP weights active on a token, of the dense model's"].measured
     assert share == pytest.approx(10 / 40 + 38 / (3 * 640))  # 2 of 40 are shared: a router of 38 rows
-    rise = claims["rise in perplexity"]
+    rise = claims["perplexity rises by no more than 5.0%"]
     assert rise.interval is not None
     assert rise.interval[0] <= rise.measured <= rise.interval[1]
-    assert rise.null > rise.measured
+    assert rise.control is not None
+    assert rise.control.value > rise.measured
+    assert (rise.outcome, rise.explanation) == ("contradicted", None)
+    beside = claims["the conversion loses less than its controls at the same share"]
+    assert beside.measured > 0
 
 
 def test_what_lies_in_the_folder(result: StudyResult, folder: Path) -> None:
@@ -85,7 +97,7 @@ def test_what_lies_in_the_folder(result: StudyResult, folder: Path) -> None:
 
 def test_the_same_seed_gives_the_same_weights(result: StudyResult, folder: Path, tmp_path: Path) -> None:
     again = conversion("dense-tiny", tmp_path / "again", **(SMALL | {"controls": False}))
-    assert again.claims[3].measured == result.claims[3].measured
+    assert again.claims[1].measured == result.claims[1].measured
     first, second = ((f / "model.safetensors").read_bytes() for f in (folder, tmp_path / "again"))
     assert first == second
 
@@ -122,21 +134,30 @@ def rows(**speedups: float) -> pd.DataFrame:
     ).replace({"workload": {"one": "batch 1", "many": "batch 64"}})
 
 
-def test_recommendation() -> None:
-    assert recommend(0.01, None, 0.05) is None
-    slower = recommend(0.01, rows(one=0.8, many=0.5), 0.05)
-    assert slower is not None
-    assert slower.keep_dense
-    assert slower.text == "keep dense: it is not faster (0.80× at batch 1)"
-    worse = recommend(0.5, rows(one=2.0, many=0.5), 0.05)
-    assert worse is not None
-    assert worse.keep_dense
-    assert "perplexity rises by 50.0%" in worse.text
-    assert "it would be faster: batch 1 2.00×" in worse.text
-    good = recommend(0.01, rows(one=2.0, many=0.5), 0.05)
-    assert good is not None
-    assert not good.keep_dense
-    assert good.text == "use the converted model: faster at batch 1 2.00×, perplexity +1.0%"
+def lost(*rises: float) -> Claim:
+    """The verdict on a rise in perplexity of which each of some windows has its own."""
+    excess = np.log1p(np.repeat(rises, 20))
+    low, high = np.expm1(group_bootstrap(excess))
+    here = Quality("converted", 3.0, 20.0, 0.1, 0.9, float(np.expm1(excess.mean())), low, high, 1000, tuple(excess))
+    (case,) = quality_cases(here, {}, alike="", tolerance=0.05, margin=0.02, seed=0)
+    return verdicts([case])[0]
+
+
+@pytest.mark.parametrize(
+    ("rises", "speeds", "what", "outcome", "words"),
+    [
+        ((1.2, 1.38), None, "keep dense", "contradicted", "too much is lost"),  # settled, whatever the clock would say
+        ((0.0, 0.02), None, "not settled", "not tested", "speed was not measured"),
+        ((0.0, 0.02), {"one": 0.8, "many": 0.5}, "keep dense", "contradicted", "it is not faster (0.80× at batch 1)"),
+        ((0.4, 0.6), {"one": 2.0, "many": 0.5}, "keep dense", "contradicted", "it would be faster: batch 1 2.00×"),
+        ((-0.3, 0.4), {"one": 2.0, "many": 0.5}, "undecided", "inconclusive", "neither shown nor excluded"),
+        ((0.0, 0.02), {"one": 2.0, "many": 0.5}, "use the converted model", "holds", "faster at batch 1 2.00×"),
+    ],
+)
+def test_recommendation(rises: tuple[float, ...], speeds: dict[str, float] | None, what: str, outcome: str, words: str) -> None:
+    advice = recommend(lost(*rises), None if speeds is None else rows(**speeds))
+    assert (advice.measured, advice.outcome) == (what, outcome)
+    assert words in advice.words
 
 
 def test_ceilings_count_weights() -> None:

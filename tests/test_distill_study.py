@@ -13,10 +13,12 @@ from benchmarks.dictionary import DictionarySettings, DictionaryTeacher, diction
 from moescope import load as load_result
 from moescope.errors import InputError
 from moescope.studies.distill.claims import distill_claims
+from moescope.studies.distill.comparisons import ratio_table
 from moescope.studies.distill.controls import control_pairs
 from moescope.studies.distill.data import scaling_of
 from moescope.studies.distill.evaluate import evaluate, fvu
-from moescope.studies.distill.published import RECORD, mean_ratio, table_ratio
+from moescope.studies.distill.evidence import Evidence
+from moescope.studies.distill.published import RECORD, headline, table_ratio
 from moescope.studies.distill.reading import read_experts
 from moescope.studies.distill.reproduce import published_table, reproduce
 from moescope.studies.distill.save import load_student
@@ -28,6 +30,8 @@ from moescope.studies.distill.study import distill
 from moescope.studies.distill.teacher import Teacher
 from moescope.studies.distill.training import Job, TrainSettings, train
 from moescope.study.names import slug
+from moescope.study.verdicts import verdicts
+from moescope.types import Claim
 from tests.architectures import tiny_model
 
 TEXTS = [f"{'some words ' * (i % 5 + 2)}and number {i}" for i in range(80)]
@@ -62,8 +66,8 @@ def test_result_has_every_student_on_every_source(study) -> None:
     ratio = result.to_frame("ratio")
     row = ratio[(ratio["data"] == "gaussian") & (ratio["student"].str.startswith("moe 2+2"))].iloc[0]
     runs = result.to_frame("students").query("data == 'gaussian' and chosen").set_index(["student", "seed"])["fvu"]
-    logs = [np.log(runs["dense 4", seed] / runs[row["student"], seed]) for seed in (0, 1)]
-    assert row["ratio"] == pytest.approx(np.exp(np.mean(logs)))
+    assert row["by_seed"] == pytest.approx([runs["dense 4", seed] / runs[row["student"], seed] for seed in (0, 1)])
+    assert row["ratio"] == pytest.approx(runs["dense 4"].mean() / runs[row["student"]].mean())
     assert {"linear", "token mean", "token embedding, linear"} <= set(result.to_frame("baselines")["baseline"])
 
 
@@ -90,90 +94,115 @@ def test_the_rows_and_the_controls_are_on_record(study) -> None:
 
 
 def test_every_claim_of_a_gain_stands_beside_the_gaussian_one(study) -> None:
-    result = study
-    gains = [c for c in result.claims if c.name.endswith("on activations")]
+    gains = [c for c in study.claims if c.id == "M1"]
     assert len(gains) == 8  # two sizes; two routers, two transcoders
-    assert all(c.null is not None and c.interval is not None and c.p is not None for c in gains)
-    assert any("multiply-adds of" in c.name for c in result.claims)
+    assert all(c.control is not None and c.interval is not None for c in gains)
+    # two seeds after twelve steps decide nothing
+    assert {c.outcome for c in study.claims if c.id in ("M1", "M2")} <= {"undertrained", "not tested"}
+    assert any(c.statement.startswith("multiply-adds of") for c in study.claims)
 
 
-def _tables(activations: tuple[float, ...], gaussian: tuple[float, ...], linear: float) -> dict[str, pd.DataFrame]:
-    """Tables of a made-up study with one MoE student of 64 active neurons and these dense/MoE log ratios."""
-    name = next(n for n in _SETTINGS.students() if n.startswith("moe"))
-    ratio = [
-        {
-            "data": data,
-            "student": name,
-            "kind": "moe",
-            "router": "low-rank",
-            "active_neurons": 64,
-            "ratio": float(np.exp(np.mean(logs))),
-            "low": 1.0,
-            "high": 3.0,
-            "logs": list(logs),
-        }
-        for data, logs in (("activations", activations), ("gaussian", gaussian))
+_SETTINGS = DistillSettings(layer=0, experts=1000, active=(32,), rank=64, router=("low-rank", "full"))
+_MOE, _FULL = (n for n in _SETTINGS.students() if n.startswith("moe"))
+
+
+def _claims(
+    gain: float = 0.7, gaussian: float = 0.05, *, linear: float = 0.9, full: float = 0.7, seeds: int = 3, noise: float = 0.1
+) -> list[Claim]:
+    """Of a made-up study with students of 64 active neurons, whose errors on 60 documents are in these dense/MoE log ratios.
+
+    ``full``: that of the student with a full router.
+    """
+    rng, rows = np.random.default_rng(0), []
+    for data, gains in (("activations", {_MOE: gain, _FULL: full}), ("gaussian", {_MOE: gaussian, _FULL: full})):
+        size = np.exp(rng.normal(0, 0.7, 60))
+        for name, log in {"dense 64": 0.0, **gains}.items():
+            for seed in range(seeds):
+                error = 0.6 * size / size.sum() * np.exp(-log + noise * rng.normal(size=60))
+                rows += [(data, name, seed, document, 50, e) for document, e in enumerate(error)]
+    documents = pd.DataFrame(rows, columns=["data", "student", "seed", "document", "vectors", "error"])
+    runs = documents.groupby(["data", "student", "seed"], sort=False)["error"].sum().groupby(["data", "student"], sort=False)
+    summary = runs.agg(fvu="mean", worst="max").reset_index()
+    dense = summary["student"] == "dense 64"
+    summary = summary.assign(
+        kind=np.where(dense, "dense", "moe"), router=None, active_neurons=64, dead=np.where(dense, np.nan, 0.6)
+    ).assign(multiply_adds=np.where(dense, 70_000, 70_001))
+    students = [
+        {"status": "trained", "student": s, "lr": lr, "data": "activations", "chosen": lr == best}
+        for s, best in ((_MOE, 0.1), ("dense 64", 0.3))
+        for lr in (0.03, 0.1, 0.3)
     ]
-    summary = [
-        {
-            "data": "activations",
-            "student": s,
-            "kind": kind,
-            "active_neurons": 64,
-            "fvu": fvu,
-            "multiply_adds": cost,
-            "dead": dead,
-        }
-        for s, kind, fvu, cost, dead in (
-            (name, "moe", 0.3, 70_000, 0.6),
-            ("dense 64", "dense", 0.6, 49_152, float("nan")),
-        )
-    ]
-    return {
-        "ratio": pd.DataFrame(ratio),
-        "summary": pd.DataFrame(summary),
-        "baselines": pd.DataFrame([{"data": "activations", "baseline": "linear", "fvu": linear}]),
-        "students": pd.DataFrame(
-            [
-                {"status": "trained", "student": s, "lr": lr, "data": "activations", "chosen": lr == best}
-                for s, best in ((name, 0.1), ("dense 64", 0.3))
-                for lr in (0.03, 0.1, 0.3)
-            ]
-        ),
+    tables = {
+        "documents": documents,
+        "summary": summary,
+        "ratio": ratio_table(summary, documents),
+        "baselines": pd.DataFrame([{"data": d, "baseline": "linear", "fvu": linear} for d in ("activations", "gaussian")]),
+        "students": pd.DataFrame(students),
     }
+    return verdicts(distill_claims(Evidence(tables, _SETTINGS), LayerShape(256, 256, "silu", True), 640))
 
 
-_SETTINGS = DistillSettings(layer=0, experts=1000, active=(32,), rank=64)
+def _about(claims: list[Claim], id: str, words: str) -> Claim:
+    return next(c for c in claims if c.id == id and words in c.statement and _MOE in c.statement)
 
 
 @pytest.mark.parametrize(
-    ("activations", "gaussian", "linear", "verdict", "trivial"),
+    ("how", "gain", "excess", "none"),
     [
-        ((0.70, 0.72, 0.69), (0.05, 0.04, 0.06), 0.9, "reproduced", "measured"),
-        ((0.70, 0.72, 0.69), (0.71, 0.70, 0.72), 0.9, "not reproduced", "measured"),
-        ((-0.10, -0.12, -0.11), (-0.5, -0.52, -0.51), 0.2, "not reproduced", "explained by a trivial cue"),
+        ({"gaussian": 0.1}, "holds", "holds", "contradicted"),
+        ({"gaussian": 0.01}, "holds", "holds", "holds"),
+        ({"gaussian": 0.7}, "holds", "contradicted", "contradicted"),
+        ({"gain": 0.01, "gaussian": 0.0}, "contradicted", "contradicted", "holds"),
+        ({"gain": -0.1, "gaussian": -0.5, "linear": 2.0}, "contradicted", "holds", "holds"),
+        ({"linear": 0.5}, "undertrained", "undertrained", "undertrained"),
+        ({"seeds": 2}, "not tested", "not tested", "not tested"),
+        ({"gain": 0.05, "gaussian": 0.0, "noise": 2.0, "linear": 99.0}, "inconclusive", "inconclusive", "inconclusive"),
     ],
 )
-def test_verdicts(activations, gaussian, linear, verdict, trivial) -> None:
-    claims = distill_claims(_tables(activations, gaussian, linear), _SETTINGS, LayerShape(256, 256, "silu", True), 640, "m")
-    first = claims[0]
-    assert first.verdict == verdict
-    assert first.published == pytest.approx(mean_ratio("activations"))
-    assert first.null == pytest.approx(np.exp(np.mean(gaussian)))
-    assert "60% of the experts are dead" in first.note
-    assert next(c for c in claims if "trivial" in c.name).verdict == trivial
+def test_verdicts(how, gain, excess, none) -> None:
+    claims = _claims(**how)
+    first = _about(claims, "M1", "on activations")
+    assert first.outcome == gain
+    assert first.published == headline("activations")
+    assert "60% of the experts are dead" in first.words or gain == "not tested"
+    more = _about(claims, "M2", "gain more")
+    assert more.outcome == excess
+    assert more.explanation == ("chance" if excess == "contradicted" else None)
+    assert _about(claims, "M2", "explains as much").outcome == none
+    if gain == "undertrained":
+        assert f"{_MOE} leaves" not in first.words
+        assert "dense 64 leaves" in first.words
 
 
-def test_a_learning_rate_at_the_edge_of_those_tried_is_named() -> None:
+@pytest.mark.parametrize(
+    ("full", "no_less", "more"),
+    [(0.5, "holds", "holds"), (0.7, "holds", "contradicted"), (0.9, "contradicted", "contradicted")],
+)
+def test_a_low_rank_router_is_no_worse_than_a_full_one_or_better(full, no_less, more) -> None:
+    claims = _claims(full=full)
+    assert _about(claims, "M3", "explains no less").outcome == no_less
+    assert _about(claims, "M3", "explains more").outcome == more
+
+
+def test_what_could_not_be_tested_says_so(study) -> None:
+    """No full router, no data of known sparsity."""
+    for id in ("M3", "M4"):
+        (claim,) = (c for c in study.claims if c.id == id)
+        assert claim.outcome == "not tested"
+        assert claim.words
+
+
+def test_permutations_that_can_decide_nothing_are_refused() -> None:
+    with pytest.raises(InputError, match="n_permutations"):
+        DistillSettings(n_permutations=19)
+
+
+def test_a_learning_rate_at_the_edge_of_those_tried_is_named(study) -> None:
     """The dense student would do better at a higher rate still, which flatters the ratio."""
-    tables = _tables((0.7, 0.72, 0.69), (0.05, 0.04, 0.06), 0.9)
-    claims = distill_claims(tables, _SETTINGS, LayerShape(256, 256, "silu", True), 640, "m")
-    (edge,) = (c for c in claims if "edge" in c.name)
+    (edge,) = (c for c in _claims() if "edge" in c.statement)
     assert edge.measured == 1
-    assert edge.note.startswith("dense 64 on activations (lr 0.3)")
-    tables["students"] = tables["students"][tables["students"]["chosen"]]  # one rate tried: nothing to say
-    claims = distill_claims(tables, _SETTINGS, LayerShape(256, 256, "silu", True), 640, "m")
-    assert not any("edge" in c.name for c in claims)
+    assert edge.words.startswith("dense 64 on activations (lr 0.3)")
+    assert not any("edge" in c.statement for c in study.claims)  # one rate tried: nothing to say
 
 
 def test_published_table_and_ratios_agree(study) -> None:
@@ -194,8 +223,10 @@ def test_reproduce_says_that_the_embedded_model_stands_in() -> None:
     row = table.loc["dense / MoE, activations, 64 active"]
     assert row["pythia-410m"] == pytest.approx(0.498 / 0.28)
     assert np.isfinite(row["measured"])
-    headline = next(c for c in result.claims if c.name.endswith("on activations"))
-    assert headline.published == pytest.approx((1.99 + 1.79 + 2.09) / 3)
+    gain = next(c for c in result.claims if c.id == "M1")
+    assert gain.published is not None
+    assert gain.published.value == pytest.approx((1.99 + 1.79 + 2.09) / 3)
+    assert not any(c.outcome == "reproduced" for c in result.claims)
 
 
 # --- splice and reading --------------------------------------------------------------------------------------------------
@@ -338,7 +369,7 @@ def test_command_writes_result_and_students(capsys, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(f"The {i}th paragraph says that {i} and {i + 1} make {2 * i + 1}." for i in range(120)))
     main(command(text=text, seeds=1, batch=256, out=tmp_path / "out"))
-    assert "FVU of dense / moe 2+2 of 64" in " ".join(capsys.readouterr().out.split())
+    assert "error of dense 4 / moe 2+2 of 64" in " ".join(capsys.readouterr().out.split())
     result = load_result(tmp_path / "out")
     assert result.kind == "distill"
     files = sorted((tmp_path / "out" / "students").glob("*/student.safetensors"))

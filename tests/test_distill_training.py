@@ -10,12 +10,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
 from moescope.errors import InputError
-from moescope.studies.distill.claims import log_interval, ratio_table
+from moescope.studies.distill.comparisons import log_interval, log_ratio
 from moescope.studies.distill.data import ArrayPairs, Block, scaling_of
 from moescope.studies.distill.evaluate import Evaluation, evaluate
 from moescope.studies.distill.optimizer import RowAdam
@@ -212,24 +211,35 @@ def test_load_statistics() -> None:
     assert skewed.touched(1000) == pytest.approx(2)
 
 
-def test_ratio_pairs_seeds_and_its_interval_covers() -> None:
-    rows = [
-        {
-            "data": "activations",
-            "student": name,
-            "kind": kind,
-            "router": None,
-            "active_neurons": 8,
-            "seed": seed,
-            "fvu": fvu,
-            "chosen": True,
-        }
-        for name, kind, values in (("dense 8", "dense", (0.4, 0.8, 0.2)), ("moe", "moe", (0.2, 0.4, 0.1)))
-        for seed, fvu in enumerate(values)
-    ]
-    table = ratio_table(pd.DataFrame(rows))
-    assert table["ratio"].tolist() == pytest.approx([2.0])
-    assert table[["low", "high"]].iloc[0].tolist() == pytest.approx([2.0, 2.0])  # unpaired it would be wide
+def test_ratio_pairs_documents_and_its_interval_covers() -> None:
+    """Documents differ by a factor of ten in both students alike: unpaired the interval would be wide."""
+    rng = np.random.default_rng(0)
+    size = np.exp(rng.normal(0, 1, 30))
+    exact = log_ratio(np.tile(2 * size, (3, 1)), np.tile(size, (3, 1)))
+    assert exact.interval == pytest.approx((np.log(2), np.log(2)))
+    assert exact.agrees
+    for documents in (8, 30, 200):
+        hits = 0
+        for seed in range(400):
+            draw = np.random.default_rng(seed)
+            size = np.exp(draw.normal(0, 0.5, documents))
+            worse, better = (size * np.exp(draw.normal(-0.02, 0.2, (3, documents))) for _ in range(2))
+            low, high = log_ratio(worse, better, seed).interval
+            hits += low <= 0 <= high
+        assert hits / 400 == pytest.approx(0.95, abs=0.035), documents
+
+
+def test_seeds_that_disagree_widen_the_interval_until_it_holds_them_all() -> None:
+    size = np.exp(np.random.default_rng(0).normal(0, 1, 60))
+    better = np.outer(np.exp([-0.2, -0.3, 0.1]), size)  # two seeds gain, one loses: on every document
+    found = log_ratio(np.tile(size, (3, 1)), better)
+    assert not found.agrees
+    assert found.value > 0.1
+    assert found.interval[0] <= -0.1
+    assert found.p > 0.05
+
+
+def test_interval_over_seeds_covers() -> None:
     rng = np.random.default_rng(0)
     hits = [low <= 1 <= high for low, high in (log_interval(np.exp(rng.normal(0, 0.1, 3))) for _ in range(2000))]
     assert np.mean(hits) == pytest.approx(0.95, abs=0.015)

@@ -199,12 +199,17 @@ def alphabet(name: str, letters: str, n: int = 160) -> Task:
 def test_the_study() -> None:
     """Three alphabets: named apart, though a bag of characters would do; a task left out is told from the others."""
     tasks = [alphabet("one", "abcd"), alphabet("two", "wxyz."), alphabet("three", "012345")]
-    study = moescope.route(tiny_model("llama"), tasks, moescope.RouteSettings(layer=0, timed_texts=3))
-    claims = {c.name: c for c in study.claims}
-    first = claims["the task is named from residual features of layer 0"]
+    study = moescope.route(tiny_model("llama"), tasks, moescope.RouteSettings(layer=0, timed_texts=3, margin=0.06))
+    first, rate, *_ = study.claims
+    assert first.statement == "the task is named from residual features of layer 0, better than from a surface cue"
     assert first.measured > 0.9
-    assert isinstance(first.null, float)
-    assert claims["prompts of known tasks called unknown"].measured < 0.12
+    assert (first.id, first.outcome, first.explanation) == ("H16", "holds", "trivial cue")  # a bag of characters does as well
+    assert first.control is not None
+    assert isinstance(first.control.value, float)
+    assert rate.statement == "of prompts of known tasks 5.0% are called unknown, as asked"
+    assert rate.measured < 0.12
+    left_out = [c for c in study.claims if "left out" in c.statement]
+    assert [c.outcome for c in left_out if c.measured > 0.5] == ["holds"] * sum(c.measured > 0.5 for c in left_out)
     table = study.to_frame("unknown").set_index("prompts")["unknown"]
     assert table.filter(like="left out").mean() > 0.5
     confusion = study.to_frame("named")

@@ -14,7 +14,7 @@ import moescope
 from moescope.cli import main
 from moescope.runtime.exit.classifier import ExitClassifier
 from moescope.runtime.exit.store import load_exit
-from moescope.studies.exit.claims import recommend
+from moescope.studies.exit.claims import exit_claims, recommend
 from moescope.study import artifacts
 from moescope.study.protocol import Context
 from moescope.study.result import StudyResult
@@ -37,7 +37,7 @@ def planted_rows(n: int = 600) -> Task:
 
 @pytest.fixture(scope="module")
 def planted() -> StudyResult:
-    settings = moescope.ExitSettings(risk=0.05, k=3, timed_texts=8)
+    settings = moescope.ExitSettings(risk=0.05, k=3, timed_texts=8, margin=0.06)  # sixty groups exclude no less
     return moescope.exit(planted_llama(), [planted_rows(), noise_task()], settings)
 
 
@@ -61,38 +61,49 @@ def test_the_tables(planted: StudyResult) -> None:
 
 def test_what_the_last_word_gives_away_needs_no_layer(planted: StudyResult) -> None:
     """The planted class is a function of the last word, so the final token alone is a cue, and the study says so."""
-    claims = {c.name: c for c in planted.claims}
-    verdict = claims["planted: recommendation"]
-    assert verdict.measured == "no layer needed: a surface cue does it"
-    assert verdict.verdict == "explained by a trivial cue"
-    assert claims["planted: share of layers saved"].null == 1.0
-    assert claims["planted: accuracy of a circuit at 28 % of the depth"].measured > 0.95
+    claims = {c.statement: c for c in planted.claims}
+    advice = claims["planted: recommendation, that an early exit is worth having"]
+    assert advice.measured == "no layer needed: a surface cue does it"
+    assert (advice.id, advice.outcome, advice.explanation) == ("H16", "contradicted", "trivial cue")
+    known = claims["planted: the model at full depth knows more of the task than a surface cue"]
+    assert (known.outcome, known.explanation) == ("holds", "trivial cue")
+    circuit = claims["planted: 3 neurons from the first 28 % of the layers do as well as 3 neurons of all layers"]
+    assert circuit.id == "H12"
+    assert circuit.measured > 0.95
+    assert (circuit.outcome, circuit.explanation) == ("holds", "trivial cue")
 
 
 def test_noise_gets_a_no(planted: StudyResult) -> None:
-    claims = {c.name: c for c in planted.claims}
-    assert claims["noise: recommendation"].measured != "use the early exit"
-    assert abs(claims["noise: accuracy with early exit"].measured - 0.5) < 0.2
+    claims = {c.statement: c for c in planted.claims}
+    advice = claims["noise: recommendation, that an early exit is worth having"]
+    assert advice.outcome != "holds"
+    assert advice.measured not in ("use the early exit", "no layer needed: a surface cue does it")
+    known = claims["noise: the model at full depth knows more of the task than a surface cue"]
+    assert known.outcome in ("inconclusive", "contradicted")
+    assert abs(known.measured - 0.5) < 0.2
 
 
 def test_a_task_that_the_model_alone_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     """With every cue blinded the same task is worth an exit if it is faster, and is refused one if it is not."""
     import moescope.studies.exit.claims as claims
     import moescope.studies.exit.task as module
+    import moescope.tasks.surface as surface
 
     def blind(task: Task, train: np.ndarray, held: np.ndarray, tokenizer: object) -> dict[str, np.ndarray]:
         return {"nothing": np.zeros(len(held), dtype=int)}
 
-    monkeypatch.setattr(module, "surface_predictions", blind)
+    monkeypatch.setattr(surface, "surface_predictions", blind)
     task, settings = planted_rows(), moescope.ExitSettings(risk=0.05, k=3, timed_texts=4)
     rows = calibrated(task.name, task, 0)
     found = module.exit_task(Context("exit", settings, Run()), planted_llama(), task, rows, settings)
     assert found.at.mean() < 1
     assert found.lost.mean() <= 0.05
+    known = next(c for c in exit_claims(found, settings, Run()) if "knows more" in c.statement)
+    assert (known.outcome, known.explanation) == ("holds", "none found")
     monkeypatch.setattr(claims, "_speed", lambda *_: {"speedup": 2.0})
-    assert recommend(found)[0] == "use the early exit"
+    assert (recommend(found, known).measured, recommend(found, known).outcome) == ("use the early exit", "holds")
     monkeypatch.setattr(claims, "_speed", lambda *_: {"speedup": 1.01})
-    assert recommend(found)[0] == "keep full depth"
+    assert (recommend(found, known).measured, recommend(found, known).outcome) == ("keep full depth", "contradicted")
 
 
 def test_saved_whole(planted: StudyResult, tmp_path: Path) -> None:
@@ -163,6 +174,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         (["--risk", "1"], ["--risk"]),
         (["--k", "1000", "--risk", "0.1"], ["K = 1000", "256"]),
         (["--head", "tree"], ["tree"]),
+        (["--random", "5"], ["--random", "at least 119"]),
     ],
 )
 def test_bad_input(given: list[str], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

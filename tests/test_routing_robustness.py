@@ -188,7 +188,13 @@ def test_the_study_on_a_model_attacks_each_category_and_reports_both_ways() -> N
     assert (table["margin"] > 0).all()  # only prompts that the monitor got right
     assert (table["search"] <= table["best_random"] + 1e-9).all() or (table["search"] > table["best_random"]).any()
     assert [c["control"] for c in result.meta["controls"]] == ["random suffixes"]  # identity alone controls nothing
-    assert result.claims[-2].name == "a searched suffix flips the monitor (3 tokens, 12 queries)"
+    assert result.claims[0].outcome == "identity"
+    flips, further = result.claims[-2:]
+    assert flips.statement == "a searched suffix flips the monitor more often than random ones (3 tokens, 12 queries)"
+    assert (flips.id, flips.outcome) == ("S9", "inconclusive")  # of four prompts nothing can be said
+    assert flips.control is not None
+    assert flips.control.name == "the best of 12 random suffixes"
+    assert further.family == flips.family
 
 
 def test_a_model_in_bf16_is_compared_with_fp32() -> None:

@@ -122,7 +122,7 @@ def test_leaving_out_experts_that_write_nothing_costs_least_by_reap() -> None:
     passages = [
         Passage("".join(rng.choice(list("abcdefgh "), 40)), category, str(i)) for category in ("a", "b") for i in range(6)
     ]
-    settings = PruneSettings(ratio=0.5, ratios=(), n_random=5, text_tokens=400)
+    settings = PruneSettings(ratio=0.5, ratios=(), n_random=39, text_tokens=400)
     result = prune(model, passages, settings)
     mask = result.artifacts["mask"]
     assert isinstance(mask, PruneMask)

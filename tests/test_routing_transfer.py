@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import kstest, ortho_group
 
 from moescope.errors import InputError
 from moescope.routing import RoutingTrace, TracedSequence
 from moescope.studies.transfer.alignment import Alignment, held_out, rsa, signature_similarity
+from moescope.studies.transfer.claims import counterpart_claims
 from moescope.studies.transfer.counterparts import counterparts, same_shape
 from moescope.studies.transfer.settings import TransferSettings
 from moescope.studies.transfer.study import transfer
@@ -75,7 +78,7 @@ def test_prompts_alike_in_both_are_seen_through_any_rotation_of_their_spaces() -
     a, y = clustered(40)
     same = rsa(signature_similarity(a), signature_similarity(a @ ortho_group.rvs(12, random_state=0)), y, n_permutations=99)
     assert same.rho == pytest.approx(1.0)
-    assert same.p == same.p_within == 0.01
+    assert same.p == same.p_within == 0.02
     other = rsa(signature_similarity(a), signature_similarity(np.random.default_rng(1).normal(size=(40, 12))), y)
     assert other.p > 0.05
     assert abs(other.rho) < 0.15
@@ -86,7 +89,7 @@ def test_likeness_by_category_alone_is_told_from_likeness_within() -> None:
     y = np.arange(40) % 4
     a, b = (rng.normal(size=(4, 12))[y] * 3 + rng.normal(size=(40, 12)) for _ in range(2))
     found = rsa(signature_similarity(a), signature_similarity(b), y, n_permutations=199)
-    assert found.p <= 0.01
+    assert found.p <= 0.02
     assert found.p_within > 0.05
 
 
@@ -101,7 +104,7 @@ def test_likeness_by_shared_tokens_alone_is_taken_off() -> None:
         tokens=signature_similarity(tokens),
         n_permutations=199,
     )
-    assert found.p == 0.005
+    assert found.p == 0.01
     assert found.rho > 0.4
     assert found.partial < found.rho / 2
 
@@ -139,29 +142,34 @@ def made_trace(seed: int, n: int = 40, experts: int = 8, sharp: float = 3.0, lay
     ).validate()
 
 
-SMALL = TransferSettings(n_permutations=49, n_alignments=39, dimensions=8)
+SMALL = TransferSettings(n_permutations=199, n_alignments=159, dimensions=6, n_folds=2)
 
 
 def test_two_models_that_route_by_category_share_a_classifier() -> None:
     result = transfer(made_trace(0), made_trace(1, experts=12, layers=(0, 2)), settings=SMALL)
-    alike, _, read = result.claims[:3]
+    alike, within, _, read = result.claims[:4]
     assert alike.measured > 0.5
-    assert alike.p == 0.02
+    assert alike.p == 0.01
+    assert (alike.id, alike.outcome, alike.explanation) == ("S10", "holds", "none found")
+    assert within.outcome == "inconclusive"
     assert read.measured > 0.9
-    assert read.null < 0.5
-    assert read.p <= 0.05
-    assert read.verdict == "measured"
+    assert read.control is not None
+    assert read.control.value < 0.5
+    assert read.outcome == "holds"
+    assert len({c.family for c in result.claims[:4]}) == 1
     assert "counterparts" not in result.tables
     assert len(result.to_frame("similarity")) == 1 + 4
     (rows,) = result.rows
-    assert (rows["folds"], rows["judge"]) == (5, {"rows": 40, "groups": 10})  # topics whole
+    assert (rows["folds"], rows["judge"]) == (2, {"rows": 40, "groups": 10})  # topics whole
     assert [c["control"] for c in result.meta["controls"]] == ["shuffled pairings"]
 
 
 def test_a_model_that_routes_at_random_shares_none() -> None:
-    result = transfer(made_trace(0), made_trace(1, sharp=0.0), settings=SMALL)
-    assert result.claims[2].verdict == "explained by chance"
-    assert result.claims[1].verdict == "explained by chance"
+    a, b = (replace(trace, tokens=None) for trace in (made_trace(0), made_trace(1, sharp=0.0)))
+    result = transfer(a, b, settings=SMALL)
+    assert "not run: shared tokens held fixed (a trace holds no token ids)" in result.claims[0].words
+    assert {c.outcome for c in result.claims[:4]} <= {"inconclusive", "contradicted"}
+    assert result.claims[3].outcome == "inconclusive"  # forty prompts cannot show that a share is within 3 points of chance
 
 
 def test_counterparts_know_their_experts_and_notice_renumbering() -> None:
@@ -182,9 +190,10 @@ def test_counterparts_know_their_experts_and_notice_renumbering() -> None:
     assert np.allclose(some.own_match, 1)
     assert ((some.same_set > 0.74) & (some.same_set < 0.82)).all()
     assert (some.chance < some.overlap).all()
-    result = transfer(a, a, settings=SMALL)
-    assert result.claims[-1].name == "a prompt keeps its signature from A to B"
-    assert result.claims[-1].measured == pytest.approx(1.0)
+    found = counterparts(a, a)
+    claim = counterpart_claims(pd.DataFrame({"layer": a.layers, **dataclasses.asdict(found)}))[-1]
+    assert claim.statement == "a prompt keeps its signature from A to B"
+    assert claim.measured == pytest.approx(1.0)
 
 
 def test_other_prompts_and_too_few_are_refused() -> None:
@@ -196,10 +205,14 @@ def test_other_prompts_and_too_few_are_refused() -> None:
     bare = replace(a, sequences=tuple(TracedSequence(s.id) for s in a.sequences))
     with pytest.raises(InputError, match="no categories"):
         transfer(bare, bare, settings=SMALL)
-    with pytest.raises(InputError, match="n_alignments: must be at least 19, got 18"):
-        TransferSettings(n_alignments=18)
+    for name in ("n_alignments", "n_permutations"):
+        with pytest.raises(InputError, match=f"{name}: 19 draws cannot show anything .* at least 159"):
+            TransferSettings(**{name: 19})
     with pytest.raises(InputError, match="active: must be below n_experts=4, got 4"):
         TransferSettings(n_experts=4)
     # the order of the prompts is no difference
     shuffled = a.select([f"p{i}" for i in np.random.default_rng(0).permutation(40)])
-    assert transfer(a, shuffled, settings=SMALL).claims[0].measured == pytest.approx(1.0)
+    result = transfer(a, shuffled, settings=SMALL)
+    assert result.claims[0].measured == pytest.approx(1.0)
+    assert result.claims[-1].statement == "a prompt keeps its signature from A to B"
+    assert result.claims[-1].outcome == "descriptive"

@@ -76,7 +76,9 @@ def test_what_the_study_said_stands_beside_the_answer(client: TestClient, served
     assert [a["recommendation"] for a in answers] == ["no layer needed: a surface cue does it", None]
     info = client.get("/v1/info").json()
     said = info["classifiers"][0]["recommendation"]
-    assert said["verdict"] == "explained by a trivial cue"
+    assert said["verdict"] == "does not hold here, explained by a trivial cue"
+    assert said["outcome"] == "contradicted"
+    assert said["words"].startswith("the cue is ")
     assert info["router"]["verdict"]["claim"].startswith("the task is named from residual features")
     assert info["circuits"][0]["verdicts"][0]["claim"] == "planted: 3 neurons carry the task"
     # a classifier that was carried elsewhere, and one beside whose place a later study with another promise was saved

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.stats import beta, binom
 
 from moescope.errors import InputError
 from moescope.stats.conformal import (
+    binomial_p,
     conformal_p,
     conformal_risk_control,
     conformal_size,
@@ -37,6 +38,27 @@ def test_learn_then_test_keeps_its_promise_over_resplits() -> None:
     for _ in range(400):
         naive.append(LEVELS[np.flatnonzero(draw(rng, 300).mean(0) <= ALPHA)[-1]])
     assert np.mean(np.array(naive) <= ALPHA) < 0.8  # what a threshold tuned on the data would do
+
+
+def test_the_exact_test_keeps_its_promise_and_reaches_further() -> None:
+    rng = np.random.default_rng(0)
+    tables = [draw(rng, 300) for _ in range(400)]
+    exact, bound = (
+        np.array([LEVELS[learn_then_test(table, ALPHA, DELTA, binary=binary).candidate] for table in tables])
+        for binary in (True, False)
+    )
+    assert np.mean(exact <= ALPHA) >= 1 - DELTA - 3 * np.sqrt(DELTA * (1 - DELTA) / 400)
+    assert (exact >= bound).all()
+    assert exact.mean() > bound.mean() + 0.004
+    with pytest.raises(InputError, match="binary losses must be 0 or 1"):
+        learn_then_test(np.full((300, 2), 0.01), ALPHA, DELTA, binary=True)
+
+
+def test_the_exact_test_is_the_upper_bound_of_clopper_and_pearson() -> None:
+    """Risk above ``alpha`` is rejected at ``delta`` where the bound at 1 - delta lies below ``alpha``."""
+    for lost in range(12):
+        upper = beta.ppf(1 - DELTA, lost + 1, 100 - lost)
+        assert (binomial_p(lost / 100, 100, ALPHA) <= DELTA) == (upper <= ALPHA)
 
 
 def test_learn_then_test_needs_no_order_among_losses() -> None:

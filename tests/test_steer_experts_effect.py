@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +27,14 @@ from moescope.studies.steer.steering import Steering
 from moescope.studies.steer.study import steer
 from moescope.study.result import StudyResult
 from moescope.study.run import Run
+from moescope.study.verdicts import verdicts
 from moescope.tasks import Prompt
 from moescope.tasks.passages import Passage, load_passages
+from moescope.types import Claim
 from tests.architectures import BOS, COMMON, tiny_model, tiny_tokenizer
 
-N_EXPERTS = 24
-SETTINGS = SteerSettings(ban=((0, 0),), target="capitals", n_random=23, text_tokens=400, length=24, new_tokens=0)
+N_EXPERTS = 96
+SETTINGS = SteerSettings(ban=((0, 0),), target="capitals", n_random=95, text_tokens=400, length=24, new_tokens=0)
 
 
 def passages(seed: int = 0) -> list[Passage]:
@@ -72,6 +75,11 @@ def planted(strength: float) -> LoadedModel:
     return from_model(model.eval(), tiny_tokenizer(), name="planted")
 
 
+@cache
+def studied(strength: float) -> StudyResult:
+    return steer(planted(strength), passages(), replace(SETTINGS, new_tokens=3), prompts=[Prompt("A", "ABC")])
+
+
 BAN = ExpertEdits(ban=frozenset({Expert(0, 0)}))
 
 
@@ -81,14 +89,14 @@ def usage_of(result: StudyResult) -> dict[str, float]:
 
 
 def test_the_planted_expert_is_found_and_its_loss_is_felt_there_alone() -> None:
-    result = steer(planted(0.2), passages(), SETTINGS)
+    result = studied(0.2)
     assert usage_of(result)["usage_capitals"] > 0.9
     assert usage_of(result)["usage_small"] < 0.1
     frame = result.to_frame("effects")
     row = frame.query("match == 'overall' and category == 'capitals'").iloc[0]
     assert row["effect"] > 0.1
     assert row["excess_low"] > 0.1
-    assert row["p_harm"] == pytest.approx(1 / 24)  # 23 other experts, none as harmful
+    assert row["p_harm"] == pytest.approx(1 / 96)  # 95 other experts, none as harmful
     overall = frame.query("match == 'overall'").set_index("category")
     assert (overall.loc[["small", "digits"], "effect"].abs() < 0.02).all()
     selectivity = frame.query("match == 'overall' and category == 'selectivity'").iloc[0]
@@ -102,31 +110,50 @@ def test_the_planted_expert_is_found_and_its_loss_is_felt_there_alone() -> None:
 
 
 def test_an_expert_that_carries_nothing_shows_nothing() -> None:
-    result = steer(planted(0.0), passages(), SETTINGS)
+    result = studied(0.0)
     assert usage_of(result)["usage_capitals"] > 0.9  # specialised in its use, and of no use
     row = result.to_frame("effects").query("match == 'overall' and category == 'capitals'").iloc[0]
     assert abs(row["effect"]) < 0.02
-    assert not (row["excess_low"] > 0 and row["p_harm"] <= 0.05)
+    assert abs(row["excess"]) < 0.02  # and what little there is does not count, however sure it is
+    assert result.claims[0].outcome == "contradicted"
 
 
-def test_the_study_says_so_in_its_claims() -> None:
-    for strength, verdict, words in ((0.2, "measured", "it does:"), (0.0, "explained by chance", "it does not:")):
-        settings = replace(SETTINGS, new_tokens=3)
-        result = steer(planted(strength), passages(), settings, prompts=[Prompt("A", "ABC")])
-        claim = result.claims[0]
-        assert claim.name == "ban 0:0: hurts capitals more than matched random experts (layer, usage over all text) do"
-        assert claim.verdict == verdict
-        assert claim.note.startswith(words)
+@pytest.mark.parametrize(("strength", "outcome"), [(0.2, "holds"), (0.0, "contradicted")])
+def test_the_study_says_so_in_its_claims(strength: float, outcome: str) -> None:
+    result = studied(strength)
+    harm, selective, *others = result.claims
+    assert harm.statement == "ban 0:0: hurts capitals, beyond matched random ones"
+    assert selective.statement == "ban 0:0: hurts capitals more than other text, beyond matched random ones"
+    for claim in (harm, selective):
+        assert (claim.id, claim.outcome) == ("S8", outcome)
         assert claim.interval is not None
-        sample = result.to_frame("samples").iloc[0]
-        assert sample["prompt"] == "ABC"
-        assert (sample["before"] != sample["after"]) == (strength > 0)
+        assert claim.control is not None
+        assert claim.family == "steering: ban 0:0"
+    if strength:
+        assert harm.explanation == selective.explanation == "none found"  # beyond those matched on use in the category too
+        assert harm.p_adjusted == pytest.approx(4 / 96)  # of two claims, both tails, the rarest of 95 draws
+    assert {c.outcome for c in others} == {"descriptive"}
+    sample = result.to_frame("samples").iloc[0]
+    assert sample["prompt"] == "ABC"
+    assert (sample["before"] != sample["after"]) == (strength > 0)
+
+
+def test_a_ban_that_hurts_as_random_ones_do_is_not_called_more() -> None:
+    """Expert 1 is any other expert: whatever its ban does, that of its like does too."""
+    result = steer(planted(0.2), passages(), replace(SETTINGS, ban=((0, 1),)))
+    assert [c.outcome for c in result.claims[:2]] in (["contradicted"] * 2, ["contradicted", "inconclusive"])
+
+
+def test_too_few_random_sets_are_refused_before_the_model_is_loaded() -> None:
+    for n, least, settings in ((5, 79, SETTINGS), (100, 159, replace(SETTINGS, target=None))):
+        with pytest.raises(InputError, match=f"n_random: {n} draws cannot show anything .* at least {least}"):
+            steer("no-such-model", passages(), replace(settings, n_random=n))
 
 
 def test_what_chooses_experts_does_not_judge_them() -> None:
     texts = passages()
     prompts = [Prompt(str(i), "x" + p.text, p.category) for i, p in enumerate(texts) if i % 3 == 0]
-    settings = SteerSettings(ban_top=("capitals=1",), n_random=2, text_tokens=200, length=24, new_tokens=0)
+    settings = SteerSettings(ban_top=("capitals=1",), n_random=79, text_tokens=200, length=24, new_tokens=0)
     (rows,) = steer(planted(0.2), texts, settings, prompts=prompts).rows
     assert rows["select"]["rows"] == len(prompts)
     assert rows["judge"]["rows"] > 0
@@ -137,22 +164,24 @@ def test_what_chooses_experts_does_not_judge_them() -> None:
 def test_hurting_less_than_random_experts_is_not_called_help() -> None:
     row = {
         **{"steering": "s", "match": "overall", "category": "a", "target": True, "baseline": 3.0, "effect": 0.03},
-        **{"low": -0.01, "high": 0.06, "random_mean": 0.1, "random_low": 0.05, "random_high": 0.15, "excess": -0.07},
+        **{"low": -0.01, "high": 0.06, "random_mean": 0.1, "random_low": 0.08, "random_high": 0.12, "excess": -0.07},
         **{"excess_low": -0.11, "excess_high": -0.03, "p_harm": 1.0, "p_help": 0.01, "n_random": 100, "usage_ratio": 1.0},
     }
-    (claim,) = steering_claims(Steering("s", BAN, "a", "help"), pd.DataFrame([row]))
-    assert claim.note.startswith("only against random ones, in itself it helps not:")
-    (claim,) = steering_claims(
-        Steering("s", BAN, "a", "help"), pd.DataFrame([row | {"effect": -0.3, "low": -0.4, "high": -0.2}])
-    )
-    assert claim.note.startswith("it does:")
+
+    def said(**more: float) -> Claim:
+        cases = steering_claims(Steering("s", BAN, "a", "help"), pd.DataFrame([row | more]), 0.02, 0.05)
+        return verdicts(cases)[0]
+
+    assert said().outcome != "holds"
+    assert "the model as it is" in said().words
+    assert said(effect=-0.3, low=-0.4, high=-0.2, excess=-0.4, excess_low=-0.5, excess_high=-0.3).outcome == "holds"
 
 
 def test_effects_are_those_of_the_steered_model_text_by_text() -> None:
     """Batched, padded and against clean losses: the same as each text by itself, written out."""
     model = planted(0.2)
     texts = prepare_texts(model, passages()[:24], SETTINGS, Run())
-    frame = steer(model, passages()[:24], replace(SETTINGS, target=None, n_random=1)).to_frame("effects")
+    frame = steer(model, passages()[:24], SETTINGS).to_frame("effects").query("match == 'overall'")
     losses = {"capitals": [], "small": []}
     for row, passage in enumerate(texts.passages):
         ids = torch.from_numpy(texts.encoded[row].astype(np.int64))[None]
@@ -250,7 +279,7 @@ class Text:
 def test_neurons_are_ablated_beside_random_neurons(tmp_path: Path) -> None:
     circuit = tmp_path / "circuit.json"
     circuit.write_text(json.dumps({"neurons": [{"site": "mlp_act", "layer": 2, "neuron": i} for i in range(3)]}))
-    how = {"target": "small", "n_random": 5, "text_tokens": 200, "length": 20, "new_tokens": 0}
+    how = {"target": "small", "n_random": 79, "text_tokens": 200, "length": 20, "new_tokens": 0}
     result = steer(tiny_model("llama", head=True), passages(), SteerSettings(ablate=str(circuit), mode="zero", **how))
     effects = result.to_frame("effects")
     assert set(effects["category"]) == {"capitals", "small", "digits", "wikitext", "selectivity"}

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from moescope.models import LoadedModel
+from moescope.studies.distill.data import batches
 from moescope.study.result import StudyResult
+from moescope.types import Claim
 from tests.wiring import call
 from tests.wiring.planted import expects, lookup_model
 
@@ -127,3 +129,127 @@ def test_the_rate_is_the_best_on_validation() -> None:
     for _, runs in students.groupby(["data", "student"]):
         assert runs["chosen"].sum() == 1
         assert runs.loc[runs["validation"].idxmin(), "chosen"]
+
+
+# --- the verdicts, where the truth is known --------------------------------------------------------------------------------
+
+WIDE = 32
+COMMON = ("the", "of", "and", "=", "+", "def", "return", "said", "was", "number")  # of the passages by which experts are read
+
+
+def even(words: dict[str, np.ndarray]) -> LoadedModel:
+    """Layer 0 adds the squares of its input's coordinates, each along a direction of its own: no linear map sees any of it."""
+    model = lookup_model(words, layers=2, inner=2 * WIDE)
+    mlp: Any = model.body.layers[0].mlp
+    directions = torch.linalg.qr(torch.randn(WIDE, WIDE, generator=torch.Generator().manual_seed(0))).Q
+    sign = torch.tensor([1.0, -1.0]).repeat(WIDE)
+    with torch.no_grad():
+        # z silu(z) of z and of -z add up to z squared
+        for part in (mlp.gate_proj, mlp.up_proj):
+            part.weight.copy_((torch.eye(WIDE).repeat_interleave(2, 0).T * sign).T)
+        mlp.down_proj.weight.copy_(0.01 * directions.repeat_interleave(2, 1))
+    return model
+
+
+def sparse(n: int, seed: int) -> np.ndarray:
+    """(n, WIDE), two coordinates of which are not 0."""
+    rng, x = np.random.default_rng(seed), np.zeros((n, WIDE))
+    for row in x:
+        row[rng.choice(WIDE, 2, replace=False)] = rng.uniform(1, 2, 2) * rng.choice([-1.0, 1.0], 2)
+    return x
+
+
+def trained(x: np.ndarray, **options: Any) -> StudyResult:
+    """No word stands in two texts, so that the token tells nothing."""
+    words = {f"w{i}": row for i, row in enumerate(x)} | dict(zip(COMMON, sparse(len(COMMON), 9), strict=True))
+    texts = [" ".join(f"w{8 * i + j}" for j in range(8)) for i in range(len(x) // 8)]
+    how: dict[str, Any] = {"experts": 64, "active": (2,), "router": ("full",), "lr": (3e-2,), "steps": 150, "batch": 128}
+    return call.distill(even(words), 0, texts, **(how | {"equal_cost": False, "seeds": 3} | options))
+
+
+@pytest.fixture(scope="module")
+def contrast() -> StudyResult:
+    return trained(sparse(3200, 0))
+
+
+def claim(result: StudyResult, id: str, words: str) -> Claim:
+    (found,) = (c for c in result.claims if c.id == id and words in c.statement)
+    return found
+
+
+GAIN, EXCESS, NO_GAIN = ("M1", "on activations: the experts"), ("M2", "gain more"), ("M2", "explains as much")
+
+
+def test_a_contrast_that_is_there_is_found(contrast: StudyResult) -> None:
+    for which in (GAIN, EXCESS, NO_GAIN):
+        assert claim(contrast, *which).outcome == "holds", which
+    gain, excess = claim(contrast, *GAIN), claim(contrast, *EXCESS)
+    assert gain.interval is not None
+    assert gain.interval[0] > 1.2
+    assert gain.control is not None
+    assert gain.control.value == pytest.approx(contrast.tables["ratio"].query("data == 'gaussian'")["ratio"].iloc[0])
+    assert excess.measured == pytest.approx(gain.measured / gain.control.value)
+    assert gain.family == excess.family
+    assert excess.p_adjusted >= excess.p
+
+
+def test_a_contrast_that_is_not_there_is_not_found() -> None:
+    """Inputs that are Gaussian themselves."""
+    found = claim(trained(np.random.default_rng(0).normal(size=(3200, WIDE))), *EXCESS)
+    assert (found.outcome, found.explanation) == ("contradicted", "chance")
+
+
+def test_students_that_a_linear_map_equals_get_no_verdict(study: StudyResult) -> None:
+    """Any ratio between them is of how badly they are trained."""
+    for which in (GAIN, EXCESS, NO_GAIN):
+        found = claim(study, *which)
+        assert found.outcome == "undertrained"
+        assert found.explanation is None
+        assert "the linear map" in found.words
+
+
+def test_two_seeds_decide_nothing() -> None:
+    found = claim(trained(sparse(800, 0), steps=5, seeds=2, lr=(1e-2,)), *GAIN)
+    assert found.outcome in ("undertrained", "not tested")
+
+
+def test_errors_are_of_the_documents_that_judge(contrast: StudyResult) -> None:
+    documents = contrast.tables["documents"]
+    judge = contrast.rows[1]["judge"]
+    for (data, _, _), part in documents.groupby(["data", "student", "seed"]):
+        assert len(part) == (judge["groups"] if data == "activations" else 100)
+    sums = documents.groupby(["data", "student", "seed"])["error"].sum()
+    runs = contrast.tables["students"].query("chosen").set_index(["data", "student", "seed"])["fvu"]
+    assert np.allclose(sums, runs.loc[sums.index])
+
+
+def test_pieces_of_one_text_are_in_one_split() -> None:
+    """Every text is a word of its own, again and again over several pieces: on other texts its mean output is of no use."""
+    words = {f"w{i}": x for i, x in enumerate(signs(60, 3))}
+    found = call.distill(gates(words), 0, [" ".join([f"w{i}"] * 400) for i in range(60)], lr=(1e-2,), steps=2, seeds=1, **SMALL)
+    held, real = found.rows[:2]
+    assert held["fit"]["rows"] > 2 * held["fit"]["groups"]
+    assert sum(real[role]["groups"] for role in ("fit", "select", "judge")) == held["fit"]["groups"] == 57
+    assert baseline(found, "activations", "token mean") > 0.9
+
+
+def test_every_seed_has_an_order_of_the_data_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    firsts: list[torch.Tensor] = []
+
+    def spied(*args: Any, **kwargs: Any) -> Any:
+        for number, block in enumerate(batches(*args, **kwargs)):
+            if number == 0 and kwargs["epoch"] == 0:
+                firsts.append(block.x)
+            yield block
+
+    monkeypatch.setattr("moescope.studies.distill.training.batches", spied)
+    trained(sparse(800, 0), steps=2, control=())
+    assert len(firsts) == 3
+    assert len(torch.unique(torch.stack(firsts), dim=0)) == 3
+
+
+def test_categories_stand_beside_the_untrained_student(contrast: StudyResult) -> None:
+    (found,) = (c for c in contrast.claims if c.id == "M7")
+    assert found.control is not None
+    assert found.control.name == "the same student untrained"
+    assert found.control.value != found.measured

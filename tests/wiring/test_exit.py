@@ -10,7 +10,7 @@ import pytest
 from moescope.models import LoadedModel
 from moescope.runtime.exit.classifier import ExitClassifier
 from moescope.study.result import StudyResult
-from moescope.types import Task
+from moescope.types import Claim, Task
 from tests.wiring import call
 from tests.wiring.planted import lookup_model, squares, task
 
@@ -91,6 +91,35 @@ def test_the_surface_cue_is_chosen_among_rows_that_it_has_not_learnt() -> None:
 
 def test_the_surface_cue_is_not_chosen_by_the_rows_that_judge() -> None:
     assert cued().tables["surface"]["accuracy"].iloc[0] < 0.8
+
+
+@cache
+def half_sure() -> StudyResult:
+    """Layer 0 knows half of the rows well and nothing of the others, layer 1 knows all: a row leaves when layer 0 knows it."""
+    rows = task([f"w{i}" for i in range(ROWS)], CLASSES)
+    sure = np.random.default_rng(6).random(ROWS) < 0.5
+    early = np.where(sure, 4.0 * (2 * CLASSES - 1), 0.0)
+    return call.exit(model_of(early, [e.text for e in rows.examples]), rows, risk=0.05, head="circuit", k=1)[0]
+
+
+def by_confidence() -> Claim:
+    return next(c for c in half_sure().claims if "exit by confidence" in c.statement)
+
+
+def test_exits_at_random_are_none_by_confidence() -> None:
+    claim = by_confidence()
+    assert claim.control is not None
+    assert claim.control.value < claim.measured - 0.05
+    assert claim.p is not None
+    assert claim.p < 0.01
+
+
+def test_exits_at_random_are_as_deep() -> None:
+    """They do worse than every row at full depth, for some leave where layer 0 knows nothing of them."""
+    heads = half_sure().tables["heads"].query("kind == 'circuit'").set_index("layer")
+    claim = by_confidence()
+    assert claim.control is not None
+    assert claim.control.value < heads.loc[1, "test"] - 0.05
 
 
 @pytest.mark.parametrize("layer", [0, 1])

@@ -37,7 +37,7 @@ def documents(n: int = EXPERTS, category: str = "all") -> list[Passage]:
 @cache
 def pruned() -> StudyResult:
     """Every document has a language, and an expert, of its own: those of the half that judges are idle in the other."""
-    return call.prune(languages(), documents(), ratios=(0.5,), ratio=0.5, n_random=8, tokens=400, length=16)[0]
+    return call.prune(languages(), documents(), ratios=(0.5,), ratio=0.5, n_random=39, tokens=400, length=16)[0]
 
 
 def test_saliency_is_read_on_other_documents_than_those_that_judge() -> None:
@@ -69,7 +69,7 @@ def rare() -> tuple[StudyResult, PruneMask]:
     expects(model, "end", 6 * eye[5])
     text = " ".join(["common", "common", "common", "common", "rare", "end"] * 3)
     passages = [Passage(text, "all", str(i)) for i in range(4)]
-    return call.prune(model, passages, by="reap", ratios=(0.75,), ratio=0.75, n_random=4, tokens=400, length=18)
+    return call.prune(model, passages, by="reap", ratios=(0.75,), ratio=0.75, n_random=39, tokens=400, length=18)
 
 
 def test_each_criterion_prunes_by_its_own_measure() -> None:
@@ -87,7 +87,7 @@ def steered() -> StudyResult:
     passages = [
         Passage(p.text, ("mine", "other")[int(p.group) > 1], f"{p.group}/{copy}") for p in documents() for copy in range(2)
     ]
-    return call.steer(languages(), passages, ban=[(0, 0), (0, 1)], target="mine", n_random=15, tokens=400, length=16)
+    return call.steer(languages(), passages, ban=[(0, 0), (0, 1)], target="mine", n_random=79, tokens=400, length=16)
 
 
 def test_a_ban_is_felt_where_its_experts_are_needed() -> None:
@@ -110,7 +110,7 @@ def test_random_experts_are_used_as_much_as_the_banned() -> None:
     rng = np.random.default_rng(0)
     passages = [Passage(" ".join(rng.permutation(words)), "all", str(i)) for i in range(2)]
     chosen = {"ban": [(0, 5)], "target": "all"}
-    found = call.steer(languages(n), passages, **chosen, n_random=3, tokens=400, length=128).tables["effects"]
+    found = call.steer(languages(n), passages, **chosen, n_random=79, tokens=400, length=128).tables["effects"]
     assert (found["usage_ratio"].sub(1).abs() < 0.3).all()
 
 
@@ -131,7 +131,7 @@ def silenced() -> StudyResult:
         expects(model, f"d{d}", (8.0 * d - 4.0) * np.eye(32)[5])
     passages = [Passage(" ".join([f"d{d}"] * 12), "all", f"{d}/{i}") for d in range(2) for i in range(2)]
     chosen = {"neurons": [Neuron(Site("resid", 0), 5)], "target": "all"}
-    return call.steer(model, passages, **chosen, n_random=9, tokens=400, length=16)
+    return call.steer(model, passages, **chosen, n_random=79, tokens=400, length=16)
 
 
 def test_a_neurons_ablation_stands_beside_that_of_other_neurons() -> None:

@@ -60,10 +60,11 @@ def test_the_search_stands_beside_the_best_of_as_many_random_suffixes() -> None:
 
 
 def test_that_best_is_the_null_of_the_claim() -> None:
-    claim = next(c for c in attacked().claims if c.name.startswith("a searched suffix flips"))
+    claim = next(c for c in attacked().claims if c.statement.startswith("a searched suffix flips"))
     found = attacked().tables["attack"]
-    assert claim.null == (found["best_random"] < 0).mean()
-    assert (found["one_random"] < 0).mean() < claim.null
+    assert claim.control is not None
+    assert claim.control.value == (found["best_random"] < 0).mean()
+    assert (found["one_random"] < 0).mean() < claim.control.value
 
 
 def test_the_attacked_are_prompts_that_the_monitor_names_rightly() -> None:

@@ -82,4 +82,25 @@ def test_rows_that_judge_do_not_fit() -> None:
 
 
 def test_the_surface_cue_has_not_learnt_the_rows_that_judge() -> None:
-    assert blank().claims[0].null < 0.8
+    control = blank().claims[0].control
+    assert control is not None
+    assert float(control.value) < 0.8
+
+
+def test_the_surface_cue_is_not_chosen_by_the_rows_that_judge() -> None:
+    """A full stop tells four prompts in five, but of those that judge nothing; the length tells fewer, and of those all."""
+    rng = np.random.default_rng(2)
+    _, _, judge = parts_of(tasks_of("AB"))
+    mine = np.array([0, 1])[:, None]
+    stop, long = (np.where(rng.random((2, EACH)) < share, mine, 1 - mine) for share in (0.8, 0.7))
+    stop[judge] = rng.permutation(stop[judge])
+    long[judge] = np.broadcast_to(mine, (2, EACH))[judge]
+    words = {
+        (t, i): "ab"[t] + f"{i:02d}" + "x" * (20 * int(long[t, i])) + "z."[int(stop[t, i])] for t in (0, 1) for i in range(EACH)
+    }
+    tasks = [task([f"start {words[t, i]}" for i in range(EACH)], np.arange(EACH) % 2, name="AB"[t]) for t in (0, 1)]
+    x = rng.normal(size=(2, EACH, WIDTH))
+    model = lookup_model({word: x[t, i] for (t, i), word in words.items()}, layers=2)
+    control = call.route(model, tasks, unknown=RATE, features="residual").claims[0].control
+    assert control is not None
+    assert "full stop" in control.name or "punctuation" in control.name or "final" in control.name

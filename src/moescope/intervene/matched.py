@@ -72,11 +72,12 @@ def _coordinate(neuron: Neuron) -> tuple[Site | None, int]:
 
 
 def norm_ratio(circuit: Sequence[Neuron], sets: Sequence[Sequence[Neuron]], norms: Mapping[Site, np.ndarray]) -> float:
-    """Geometric mean over the sets of (norm of the random neuron / norm of its counterpart): 1 where matching
-    succeeded.
+    """Geometric mean over the sets of (norm of the set / norm of the circuit): 1 where matching succeeded.
 
-    Far below 1 where the circuit holds massive activations, which have no match in their layer.
+    The norm of a set is the root of the sum of its neurons' squared ``norms``. Far below 1 where the circuit holds massive
+    activations, which have no match in their layer.
     """
-    own = np.array([np.log(abs(float(norms[n.site][n.index])) + 1e-12) for n in circuit])
-    others = np.array([[np.log(abs(float(norms[n.site][n.index])) + 1e-12) for n in members] for members in sets])
-    return float(np.exp((others - own).mean()))
+    own, *others = [
+        np.log(np.sqrt(sum(float(norms[n.site][n.index]) ** 2 for n in members)) + 1e-12) for members in (circuit, *sets)
+    ]
+    return float(np.exp(np.mean(others) - own))

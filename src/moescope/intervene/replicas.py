@@ -1,11 +1,13 @@
 """Evaluate hundreds of interventions on the same texts in few forward passes.
 
-Three savings, of which the last two are checked against an ordinary forward pass on the longest text and left out where
+Four savings, of which the last three are checked against an ordinary forward pass on the longest text and left out where
 they do not agree with it:
 
 - replicas: a batch holds each example once per set of neurons (:mod:`moescope.intervene.neuron_sets`);
 - one token: an intervention at the final token alone leaves all tokens before it as they were, so in a causal model
   their keys and values are computed once per text and each set costs one token;
+- shared prefix: the final tokens of one text under many sets stand side by side in one sequence, each seeing the text's
+  keys and values and itself, so that the cache is held once and a pass is as wide as the machine likes;
 - late start: the layers before the first intervened one are not computed again (:mod:`moescope.intervene.resume`).
 
 Texts are batched by exact length, so there is no padding.
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from moescope.models import LoadedModel
 
 Progress = Callable[[int, int], None]
+_ABREAST = 256  # final tokens in one sequence: more only adds to what attention masks out
 
 
 class SetsOfEdits(Protocol):
@@ -99,6 +102,7 @@ class Replicas:
         self._has_cache = "use_cache" in accepted
         self._keep = {"logits_to_keep": 1} if logits == "final" and "logits_to_keep" in accepted else {}
         self.one_token = positions == "final" and not model.is_encoder and self._has_cache
+        self.shared_prefix = self.one_token and "position_ids" in accepted
         self.late_start = can_resume(model)
         self._verify()
 
@@ -132,6 +136,8 @@ class Replicas:
             rows = np.flatnonzero(lengths == length)
             # few texts and many sets a batch: what is computed once per text is then shared most
             size = max(1, self._max_rows(int(length)) // min(n_sets, 32))
+            if self.shared_prefix and n_sets >= 32:
+                size = 1
             for start in range(0, len(rows), size):
                 yield rows[start : start + size]
 
@@ -139,23 +145,30 @@ class Replicas:
         ids = torch.from_numpy(np.stack([self.ids[i] for i in rows]).astype(np.int64)).to(self.model.device)  # (E, T)
         cache = self._prefix(ids) if self.one_token and ids.shape[1] > 1 else None
         known = self._known(ids, cache, sorted({int(s) for s in starts if s >= 0}))
-        size = max(1, self._max_rows(ids.shape[1]) // len(rows))
+        abreast = cache is not None and self.shared_prefix and len(rows) == 1
+        size = min(_ABREAST, self.batch_tokens) if abreast else max(1, self._max_rows(ids.shape[1]) // len(rows))
         for start in np.unique(starts):
             same = np.flatnonzero(starts == start)
             repeated: tuple[int, _Cache | None] = (0, None)
             for begin in range(0, len(same), size):
                 numbers = same[begin : begin + size]
                 count = len(numbers)
-                if cache is not None and repeated[0] != count:
+                if cache is not None and not abreast and repeated[0] != count:
                     repeated = (count, cache.repeat(count))
                 with ExitStack() as stack:
                     if start >= 0:
-                        hidden = known[int(start)].repeat_interleave(count, 0)
+                        hidden = known[int(start)].repeat_interleave(count, 1 if abreast else 0)
                         stack.enter_context(resumed(self.model, int(start), hidden))
                     edits = self._sparing(sets.edits(numbers, rows))
+                    if abreast:
+                        edits = {site: _abreast(edit) for site, edit in edits.items()}
                     positions = "all" if cache is not None else self.positions
                     stack.enter_context(editing(self.model, edits, positions=positions))
-                    hidden, logits = self._forward(ids.repeat_interleave(count, 0), repeated[1])
+                    if abreast:
+                        assert cache is not None
+                        hidden, logits = self._side_by_side(ids, cache, count)
+                    else:
+                        hidden, logits = self._forward(ids.repeat_interleave(count, 0), repeated[1])
                 shape = (len(rows), count)
                 logits = None if logits is None else logits.view(*shape, *logits.shape[1:])
                 yield numbers, Reading(rows, ids, hidden.view(*shape, -1), logits)
@@ -176,21 +189,43 @@ class Replicas:
 
     def _forward(self, ids: Tensor, cache: _Cache | None) -> tuple[Tensor, Tensor | None]:
         """Hidden (B, D) of the last layer at the final token, and logits (B, V) or (B, T, V)."""
-        found: list[Tensor] = []
         arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **self._keep}
         if cache is not None:
             arguments.update(input_ids=ids[:, -1:], use_cache=True, **past_argument(self._runner, cache.fresh()))
         elif self._has_cache:
             arguments["use_cache"] = False
-        handle = self.model.tap_point(self._last).attach(lambda x: found.append(x[:, -1].clone()))
+        hidden, output = self._run(arguments)
+        if self.logits is None:
+            return hidden[:, -1], None
+        return hidden[:, -1], output.logits if self.logits == "all" else output.logits[:, -1]
+
+    def _side_by_side(self, ids: Tensor, cache: _Cache, count: int) -> tuple[Tensor, Tensor | None]:
+        """Hidden (count, D) and logits (count, V) of the final token of one text (1, T), ``count`` times in one sequence."""
+        past = ids.shape[1] - 1
+        own = torch.eye(count, dtype=torch.bool, device=ids.device)
+        seen = torch.cat([own.new_ones(count, past), own], dim=1)
+        mask = torch.zeros(seen.shape, dtype=self.model.dtype, device=ids.device)
+        mask.masked_fill_(~seen, torch.finfo(self.model.dtype).min)
+        arguments: dict[str, Any] = {
+            "input_ids": ids[:, -1:].expand(1, count),
+            "attention_mask": mask[None, None],
+            "position_ids": torch.full((1, count), past, device=ids.device),
+            "use_cache": True,
+            **past_argument(self._runner, cache.fresh()),
+        }
+        hidden, output = self._run(arguments)
+        return hidden[0], None if self.logits is None else output.logits[0]
+
+    def _run(self, arguments: dict[str, Any]) -> tuple[Tensor, Any]:
+        """The last layer's residual stream, and what the model gives."""
+        found: list[Tensor] = []
+        handle = self.model.tap_point(self._last).attach(lambda x: found.append(x.clone()))
         try:
             output = self._runner(**arguments)
         finally:
             handle.remove()
         self.forwards += 1
-        if self.logits is None:
-            return found[0], None
-        return found[0], output.logits if self.logits == "all" else output.logits[:, -1]
+        return found[0], output
 
     def _prefix(self, ids: Tensor) -> _Cache:
         """Keys and values of all tokens but the last."""
@@ -227,11 +262,20 @@ class Replicas:
             if cache is not None:
                 self.one_token = cache.usable and float((self._forward(ids, cache)[0] - plain).abs().max()) <= limit
                 cache = cache if self.one_token else None
+            self.shared_prefix = self.shared_prefix and cache is not None and self._agrees_abreast(ids, cache, plain, limit)
             middle = (self.model.n_layers - 1) // 2
             if self.late_start:
                 known = self._known(ids, cache, [middle])
                 with resumed(self.model, middle, known[middle]):
                     self.late_start = float((self._forward(ids, cache)[0] - plain).abs().max()) <= limit
+
+    def _agrees_abreast(self, ids: Tensor, cache: _Cache, plain: Tensor, limit: float) -> bool:
+        """Whether tokens side by side are each what the text's last token is: models take such masks each in their way."""
+        try:
+            hidden, _ = self._side_by_side(ids, cache, 3)
+        except (RuntimeError, ValueError, IndexError, TypeError):
+            return False
+        return float((hidden - plain).abs().max()) <= limit
 
     def _plain(self, ids: Tensor) -> Tensor:
         """An ordinary pass, which also shows whether layers hand on one tensor (BLOOM's hand on a tuple: no late start)."""
@@ -247,6 +291,11 @@ class Replicas:
             plain, _ = self._forward(ids, None)
         self.late_start = self.late_start and all(alone)
         return plain
+
+
+def _abreast(edit: Edit) -> Edit:
+    """An edit of rows (R, 1, D) as one of a sequence (1, R, D)."""
+    return lambda x, chosen: edit(x.transpose(0, 1), chosen.transpose(0, 1)).transpose(0, 1)
 
 
 class _Cache:

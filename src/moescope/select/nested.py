@@ -6,7 +6,7 @@ held-out accuracy at N = 200; choosing them inside each fold gives 50 %: hence t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,6 +36,9 @@ class CVResult:
     """Share of rows predicted rightly when held out, shape (nK,)."""
     correct: NDArray[np.bool_]
     """Shape (nK, N)."""
+    even: NDArray[np.bool_]
+    """The same with the classes' shares in the training rows taken out of the probabilities, so that a rare class is named as
+    readily as a common one, shape (nK, N). What decides; its mean over classes is :func:`moescope.stats.balanced`."""
     scores: NDArray[np.float64]
     """Class probabilities of each row when held out, shape (nK, N, C)."""
     selected: NDArray[np.int64]
@@ -80,8 +83,8 @@ def nested_cv(
     if selection not in SELECTIONS:
         raise InputError(f"selection={selection!r} is not one of {', '.join(SELECTIONS)}")
     labels, parts = check_ints(y, len(X), "label"), check_ints(folds, len(X), "fold")
-    sizes = _checked_ks(ks)
-    n_folds = _check_training_sets(labels, parts)
+    sizes = checked_ks(ks)
+    n_folds = check_training_sets(labels, parts)
     if sums is None:
         sums = fold_class_sums(X, labels, parts)
     elif sums.n_features != X.shape[1] or not np.array_equal(sums.n, _counts(labels, parts)):
@@ -115,10 +118,10 @@ def fixed_cv(
     if rows.ndim != 2 or rows.shape[1] == 0:
         raise InputError(f"fixed features must have shape (rows, features), got {rows.shape}")
     labels, parts = check_ints(y, len(rows), "label"), check_ints(folds, len(rows), "fold")
-    sizes = _checked_ks([rows.shape[1]] if ks is None else ks)
+    sizes = checked_ks([rows.shape[1]] if ks is None else ks)
     if max(sizes) > rows.shape[1]:
         raise InputError(f"k={max(sizes)} is more than the {rows.shape[1]} features given")
-    n_folds = _check_training_sets(labels, parts)
+    n_folds = check_training_sets(labels, parts)
     return _held_out(rows, labels, parts, [np.arange(rows.shape[1])] * n_folds, sizes, classifier, "fixed")
 
 
@@ -150,20 +153,37 @@ def _held_out(
     for fold, _ in enumerate(chosen):
         test = parts == fold
         rows = columns[:, place[fold * width : (fold + 1) * width]]
-        train_rows, train_labels = rows[~test], labels[~test]
-        if classifier == "lda":
-            moments = within_moments(train_rows, train_labels)
-            for i, k in enumerate(sizes):
-                scores[i, test] = moments.lda(k).predict_proba(rows[test, :k])
-        else:
-            for i, k in enumerate(sizes):
-                model = fit_classifier(train_rows[:, :k], train_labels, classifier)
-                scores[i, test] = model.predict_proba(rows[test, :k])
+        scores[:, test] = list(fitted(rows[~test], labels[~test], rows[test], sizes, classifier))
     correct = scores.argmax(axis=2) == labels
-    return CVResult(sizes, correct.mean(axis=1), correct, scores, np.stack(chosen), selection)
+    even = (scores / training_shares(labels, parts)).argmax(axis=2) == labels
+    return CVResult(sizes, correct.mean(axis=1), correct, even, scores, np.stack(chosen), selection)
 
 
-def _checked_ks(ks: Sequence[int]) -> tuple[int, ...]:
+def fitted(
+    train: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    held: NDArray[np.float64],
+    sizes: tuple[int, ...],
+    classifier: Classifier,
+) -> Iterator[NDArray[np.float64]]:
+    """Class probabilities of held-out rows (n, C) by the first K features, for each K."""
+    if classifier == "lda":
+        moments = within_moments(train, labels)
+        for k in sizes:
+            yield moments.lda(k).predict_proba(held[:, :k])
+    else:
+        for k in sizes:
+            yield fit_classifier(train[:, :k], labels, classifier).predict_proba(held[:, :k])
+
+
+def training_shares(labels: NDArray[np.int64], parts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Share of each class among the rows that a row's fold was not held out of, shape (N, C)."""
+    n = _counts(labels, parts)
+    train = n.sum(axis=0) - n
+    return np.asarray((train / train.sum(axis=1, keepdims=True))[parts])
+
+
+def checked_ks(ks: Sequence[int]) -> tuple[int, ...]:
     sizes = tuple(int(k) for k in ks)
     if not sizes or min(sizes) < 1:
         raise InputError(f"circuit sizes {list(ks)} must be at least one positive int")
@@ -175,7 +195,7 @@ def _counts(labels: NDArray[np.int64], parts: NDArray[np.int64]) -> NDArray[np.i
     return np.bincount(parts * n_classes + labels, minlength=n_folds * n_classes).reshape(n_folds, n_classes)
 
 
-def _check_training_sets(labels: NDArray[np.int64], parts: NDArray[np.int64]) -> int:
+def check_training_sets(labels: NDArray[np.int64], parts: NDArray[np.int64]) -> int:
     n = _counts(labels, parts)
     if n.shape[1] < 2:
         raise InputError("all rows are of class 0: a classifier needs at least two classes")

@@ -69,9 +69,9 @@ class FoldSums:
         """Moments over all rows."""
         return self._moments(self.n.sum(axis=0), self.s1.sum(axis=0), self.s2.sum(axis=0))
 
-    def train(self, fold: int) -> ClassMoments:
-        """Moments over the rows outside ``fold``, from sums that never saw its rows."""
-        others = [f for f in range(self.n_folds) if f != fold]
+    def train(self, *held: int) -> ClassMoments:
+        """Moments over the rows outside the folds ``held``, from sums that never saw their rows."""
+        others = [f for f in range(self.n_folds) if f not in held]
         # Adding the other folds, not subtracting this one from the total: no cancellation, and provably no leak.
         return self._moments(self.n[others].sum(axis=0), self.s1[others].sum(axis=0), self.s2[others].sum(axis=0))
 

@@ -5,6 +5,8 @@ They are tested for calibration: p-values are uniform under the null, intervals 
 
 from moescope.stats.intervals import (
     Difference,
+    bootstrap_sums,
+    expanded_percentiles,
     group_bootstrap,
     paired_bootstrap_difference,
     wilson,
@@ -18,7 +20,9 @@ __all__ = [
     "SelectiveCurve",
     "auroc",
     "benjamini_hochberg",
+    "bootstrap_sums",
     "disjoint_probability",
+    "expanded_percentiles",
     "expected_overlap",
     "group_bootstrap",
     "holm",

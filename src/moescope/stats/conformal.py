@@ -89,16 +89,29 @@ def hoeffding_bentkus_p(risk: ArrayLike, n: int, alpha: float) -> NDArray[np.flo
     return bound
 
 
-def learn_then_test(losses: ArrayLike, alpha: float, delta: float) -> Chosen:
+def binomial_p(risk: ArrayLike, n: int, alpha: float) -> NDArray[np.float64]:
+    """p-values of "the expected loss exceeds ``alpha``" where each of n independent units loses 0 or 1: P(Bin(n, alpha) ≤ nR).
+
+    It is the exact test, of which the upper bound of Clopper and Pearson (1934) is the inverse; smaller than
+    :func:`hoeffding_bentkus_p`, which also holds for losses in between.
+
+    Args:
+        risk: mean losses, any shape, in [0, 1].
+    """
+    return np.asarray(binom.cdf(np.round(n * np.asarray(risk, dtype=np.float64)), n, _open(alpha, "risk")))
+
+
+def learn_then_test(losses: ArrayLike, alpha: float, delta: float, *, binary: bool = False) -> Chosen:
     """The riskiest candidate that a fixed sequence of tests reaches: its risk is ≤ ``alpha`` with probability ≥ 1 - ``delta``.
 
-    Angelopoulos et al. (2021), "Learn then Test": candidates are tested in order, from the safest, with Hoeffding–Bentkus
-    p-values, and the first that is not rejected at ``delta`` ends the sequence, which controls the family-wise error. Losses
-    need not grow with the candidate.
+    Angelopoulos et al. (2021), "Learn then Test": candidates are tested in order, from the safest, and the first that is not
+    rejected at ``delta`` ends the sequence, which controls the family-wise error. Losses need not grow with the candidate.
 
     Args:
         losses: shape (n, T), in [0, 1]: unit by candidate, candidates from the safest to the riskiest.
         alpha, delta: in (0, 1).
+        binary: a unit can lose 0 or 1 only, known before the losses are seen: the test is then the exact binomial one, else
+            that of Hoeffding and Bentkus.
 
     Raises:
         InputError: too few units for ``alpha`` and ``delta``, losses out of range, or the first candidate fails.
@@ -110,8 +123,10 @@ def learn_then_test(losses: ArrayLike, alpha: float, delta: float) -> Chosen:
             f"risk {alpha:g} at delta {delta:g} needs at least {need} calibration groups, there are {n}; "
             "ask for more risk, a larger delta, or give more rows"
         )
+    if binary and not np.isin(table, (0.0, 1.0)).all():
+        raise InputError("binary losses must be 0 or 1")
     risk = table.mean(axis=0)
-    failed = np.flatnonzero(hoeffding_bentkus_p(risk, n, alpha) > delta)
+    failed = np.flatnonzero((binomial_p if binary else hoeffding_bentkus_p)(risk, n, alpha) > delta)
     stop = int(failed[0]) if len(failed) else table.shape[1]
     if stop == 0:
         raise InputError(f"no candidate keeps the risk at {alpha:g}: the safest has {risk[0]:.3g} on {n} calibration groups")

@@ -85,7 +85,7 @@ def group_bootstrap(
         for b in range(n_boot):
             pick = rng.integers(n_groups, size=n_groups)
             draws[b] = stat(rows[np.concatenate([members[g] for g in pick])])
-    return _expanded_percentiles(draws, n_groups, level)
+    return expanded_percentiles(draws, n_groups, level)
 
 
 class Difference(NamedTuple):
@@ -127,7 +127,7 @@ def paired_bootstrap_difference(
     difference = left - right
     code, n_groups = _codes(difference, groups)
     draws = _bootstrap_means(difference, code, n_groups, n_boot, seed)
-    low, high = _expanded_percentiles(draws, n_groups, level)
+    low, high = expanded_percentiles(draws, n_groups, level)
     sums = np.bincount(code, weights=difference, minlength=n_groups)
     null = np.abs(_signs(n_groups, n_boot, seed) @ sums)
     # Exchanges that restore the observed difference must count as ties, whatever the order of summation.
@@ -200,7 +200,22 @@ def _kept_draws(n_groups: int, n_boot: int, seed: int) -> tuple[NDArray[np.uint1
     return weight.astype(np.uint16), rng.choice((-1.0, 1.0), size=(n_boot, n_groups)).astype(np.int8)
 
 
-def _expanded_percentiles(draws: NDArray[np.float64], n_groups: int, level: float) -> tuple[float, float]:
+def bootstrap_sums(values: ArrayLike, *, n_boot: int = 2000, seed: int = 0) -> NDArray[np.float64]:
+    """Sums over rows drawn with replacement, for statistics of several sums at once, such as a ratio of them.
+
+    Args:
+        values: shape (G, M): one row for each group.
+
+    Returns:
+        Shape (n_boot, M); an interval follows by :func:`expanded_percentiles` of the statistic of each row.
+    """
+    rows = np.asarray(values, dtype=np.float64)
+    drawn = _weights(len(rows), n_boot, np.random.default_rng(seed))
+    return np.concatenate([weight @ rows for weight in drawn])
+
+
+def expanded_percentiles(draws: NDArray[np.float64], n_groups: int, level: float = 0.95) -> tuple[float, float]:
+    """The interval that bootstrap ``draws`` (n_boot,) over ``n_groups`` groups give: see :func:`group_bootstrap`."""
     tail = (1 - _checked_level(level)) / 2
     expanded = norm.cdf(np.sqrt(n_groups / (n_groups - 1)) * student.ppf(tail, n_groups - 1))
     low, high = np.quantile(draws, [expanded, 1 - expanded])

@@ -33,18 +33,20 @@ def significant(p: float | None, alpha: float = ALPHA) -> bool:
     return p is not None and not math.isnan(p) and p <= alpha
 
 
-def check_draws(draws: int, family: int, parameter: str, alpha: float = ALPHA) -> None:
+def check_draws(draws: int, family: int, parameter: str, alpha: float = ALPHA, *, sides: int = 1) -> None:
     """Refuse, before any work, a number of draws with which no p of a family could fall to ``alpha`` after Holm.
 
+    Args:
+        sides: 2 where p is twice the smaller tail (:func:`beyond_draws`), which ``draws`` draws cannot push below
+            ``2 / (1 + draws)``.
+
     Raises:
-        InputError: fewer than ``family / alpha - 1``.
+        InputError: fewer than ``sides * family / alpha - 1``.
     """
-    least = math.ceil(family / alpha - 1 - 1e-9)
+    least = math.ceil(sides * family / alpha - 1 - 1e-9)
     if draws < least:
-        raise InputError(
-            f"{draws} draws cannot show anything at {alpha:g} among {family} claims judged together; give at least {least}",
-            parameter,
-        )
+        said = f"{family} claims judged together" if family > 1 else "a single claim"
+        raise InputError(f"{draws} draws cannot show anything at {alpha:g} for {said}; give at least {least}", parameter)
 
 
 @dataclass(frozen=True)
@@ -155,8 +157,10 @@ class Case:
         if not effect.no_worse:
             return None
         side = effect.value - effect.low
-        z = (effect.value + effect.margin) / side * float(norm.ppf(0.975)) if side > 0 else math.inf
-        return None if math.isnan(z) else float(norm.sf(z))
+        if math.isnan(side):
+            return None
+        room = effect.value + effect.margin
+        return float(norm.sf(room / side * float(norm.ppf(0.975)) if side > 0 else math.copysign(math.inf, room)))
 
 
 def verdicts(cases: Iterable[Case | Claim], alpha: float = ALPHA) -> list[Claim]:

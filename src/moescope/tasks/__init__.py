@@ -2,12 +2,20 @@
 
 from moescope.tasks.build import RenderedTask, slots, subset
 from moescope.tasks.duplicates import Regrouped, near_duplicates, regroup
-from moescope.tasks.folds import group_folds, split_half
+from moescope.tasks.folds import dealt_folds, group_folds, split_half
 from moescope.tasks.load import load_task
 from moescope.tasks.presets import PRESETS, Preset, list_tasks
 from moescope.tasks.prompts import PROMPT_SETS, Prompt, load_prompts
 from moescope.tasks.spec import TaskSpec, parse_spec
-from moescope.tasks.surface import fixed_wrap, matched_subset, surface_baselines, surface_features, surface_predictions
+from moescope.tasks.surface import (
+    chosen_cue,
+    fixed_wrap,
+    matched_subset,
+    surface_baselines,
+    surface_cues,
+    surface_features,
+    surface_predictions,
+)
 from moescope.tasks.wikitext import plain_text
 
 __all__ = [
@@ -18,6 +26,8 @@ __all__ = [
     "Regrouped",
     "RenderedTask",
     "TaskSpec",
+    "chosen_cue",
+    "dealt_folds",
     "fixed_wrap",
     "group_folds",
     "list_tasks",
@@ -32,6 +42,7 @@ __all__ = [
     "split_half",
     "subset",
     "surface_baselines",
+    "surface_cues",
     "surface_features",
     "surface_predictions",
 ]

@@ -94,3 +94,18 @@ def split_half(labels: Sequence[int] | np.ndarray, groups: Sequence[Any] | np.nd
         When the groups cannot be halved so.
     """
     return np.asarray(group_folds(labels, groups, n_folds=2, seed=seed) == 0)
+
+
+def dealt_folds(labels: np.ndarray, groups: np.ndarray, n_folds: int, rng: np.random.Generator) -> np.ndarray:
+    """Fold of each row, int64 (N,): groups whole and, in a random order, dealt out among those of one make-up.
+
+    Far quicker than :func:`group_folds`, for procedures that need hundreds of divisions; classes are as balanced where groups
+    are of few make-ups (numbers of rows of each class). It promises nothing of what training parts hold.
+    """
+    code = np.unique(groups, return_inverse=True)[1]
+    made = np.zeros((int(code.max()) + 1, int(np.max(labels)) + 1), dtype=np.int64)
+    np.add.at(made, (code, labels), 1)
+    order = np.lexsort((rng.random(len(made)), *made.T))
+    fold = np.empty(len(made), dtype=np.int64)
+    fold[order] = (np.arange(len(made)) + rng.integers(n_folds)) % n_folds
+    return np.asarray(rng.permutation(n_folds)[fold[code]])

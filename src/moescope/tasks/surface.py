@@ -7,7 +7,7 @@ which a final-token probe reads the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -152,23 +152,31 @@ def _by_all(texts: list[str], features: pd.DataFrame) -> Predictor:
     return predict
 
 
-def _predictors(task: Task, tokenizer: Any) -> Iterator[tuple[str, Predictor]]:
+def surface_cues(task: Task, tokenizer: Any = None) -> dict[str, Predictor]:
+    """Each trivial cue of a task by name: a function of training rows, held-out rows and the labels that learns and predicts.
+
+    A training row that is given several times counts so often.
+    """
     features = surface_features(task, tokenizer)
     texts = slots(task)
     n_classes = len(task.classes)
-    yield "majority class", _by_value(np.zeros(len(task)))
-    yield "length in characters", _by_threshold(features["chars"].to_numpy(), n_classes)
-    yield "length in words", _by_threshold(features["words"].to_numpy(), n_classes)
+    cues = {
+        "majority class": _by_value(np.zeros(len(task))),
+        "length in characters": _by_threshold(features["chars"].to_numpy(), n_classes),
+        "length in words": _by_threshold(features["words"].to_numpy(), n_classes),
+    }
     if tokenizer is not None:
-        yield "length in tokens", _by_threshold(features["tokens"].to_numpy(), n_classes)
-    yield "ends with a full stop", _by_value(features["ends_full_stop"].to_numpy())
-    yield "ends with punctuation", _by_value(features["ends_punctuation"].to_numpy())
-    yield "final character", _by_value(features["final_char"].to_numpy(str))
+        cues["length in tokens"] = _by_threshold(features["tokens"].to_numpy(), n_classes)
+    cues["ends with a full stop"] = _by_value(features["ends_full_stop"].to_numpy())
+    cues["ends with punctuation"] = _by_value(features["ends_punctuation"].to_numpy())
+    cues["final character"] = _by_value(features["final_char"].to_numpy(str))
     if tokenizer is not None:
-        yield "final token", _by_value(features["final_token"].to_numpy())
-    yield "bag of words", _by_words(texts, 1)
-    yield "words and bigrams", _by_words(texts, 2)
-    yield "all surface cues", _by_all(texts, features)
+        cues["final token"] = _by_value(features["final_token"].to_numpy())
+    return cues | {
+        "bag of words": _by_words(texts, 1),
+        "words and bigrams": _by_words(texts, 2),
+        "all surface cues": _by_all(texts, features),
+    }
 
 
 def surface_baselines(
@@ -194,7 +202,7 @@ def surface_baselines(
     groups = np.array([e.group for e in task.examples])
     single = len(np.unique(groups)) == len(groups)
     rows = []
-    for control, predict in _predictors(task, tokenizer):
+    for control, predict in surface_cues(task, tokenizer).items():
         correct = np.zeros(len(y), dtype=bool)
         for f in np.unique(folds):
             train, held = np.flatnonzero(folds != f), np.flatnonzero(folds == f)
@@ -213,7 +221,26 @@ def surface_predictions(task: Task, train: np.ndarray, held: np.ndarray, tokeniz
     The controls are those of :func:`surface_baselines`.
     """
     y = np.array([e.label for e in task.examples])
-    return {control: predict(train, held, y) for control, predict in _predictors(task, tokenizer)}
+    return {control: predict(train, held, y) for control, predict in surface_cues(task, tokenizer).items()}
+
+
+def chosen_cue(
+    task: Task, fit: np.ndarray, judge: np.ndarray, folds: np.ndarray, tokenizer: Any = None
+) -> tuple[str, np.ndarray]:
+    """The trivial cue that does best within the rows ``fit``, and what it says of the rows ``judge``, int (len(judge),).
+
+    Every cue is learnt on each part of ``fit`` but one, ``folds`` (len(fit),), and scored on that one by balanced accuracy;
+    the rows that judge have no say in which is the best.
+    """
+    y = np.array([e.label for e in task.examples])
+    right: dict[str, np.ndarray] = {}
+    for fold in np.unique(folds):
+        train, held = fit[folds != fold], fit[folds == fold]
+        for cue, said in surface_predictions(task, train, held, tokenizer).items():
+            right.setdefault(cue, np.zeros(len(fit)))[folds == fold] = said == y[held]
+    code, counts = np.unique(y[fit], return_inverse=True, return_counts=True)[1:]
+    best = max(right, key=lambda cue: float((np.bincount(code, right[cue]) / counts).mean()))
+    return best, surface_predictions(task, fit, judge, tokenizer)[best]
 
 
 def matched_subset(task: Task, seed: int = 0, *, length_bins: int = 8) -> np.ndarray:

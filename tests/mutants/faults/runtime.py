@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutants.fault import faults
 
 _EXIT = "studies/exit/task.py"
+_CUE = "tasks/surface.py"
 _SPLIT = "fitting = rows.groups[rows.fit]"
 _OTHER = 'object.__setattr__(rows, "{}", rows.{}); ' + _SPLIT
 EXIT = faults(
@@ -77,9 +78,9 @@ EXIT = faults(
         "cue-in-sample",
         "surface cue",
         "the surface cue is chosen on rows that it has learnt",
-        _EXIT,
+        _CUE,
         "surface_predictions(task, train, held, tokenizer)",
-        "surface_predictions(task, rows.fit, held, tokenizer)",
+        "surface_predictions(task, fit, held, tokenizer)",
         ("test_the_surface_cue_is_chosen_among_rows_that_it_has_not_learnt",),
     ),
     (
@@ -87,9 +88,27 @@ EXIT = faults(
         "surface cue",
         "the surface cue is chosen by the rows that judge it",
         _EXIT,
-        "train, held = rows.fit[fold.fit], rows.fit[fold.judge]",
-        "train, held = rows.fit[fold.fit], rows.judge",
+        "chosen_cue(task, rows.fit, rows.judge, inner.folds, model.tokenizer)",
+        "chosen_cue(task, rows.judge, rows.judge, np.arange(len(rows.judge)) % 3, model.tokenizer)",
         ("test_the_surface_cue_is_not_chosen_by_the_rows_that_judge",),
+    ),
+    (
+        "random-is-the-exit",
+        "exits at random",
+        "the exits at random are those by confidence",
+        _EXIT,
+        "rng.permutation(rows) for _ in range(n)",
+        "rows for _ in range(n)",
+        ("test_exits_at_random_are_none_by_confidence",),
+    ),
+    (
+        "random-is-deeper",
+        "exits at random",
+        "the exits at random run more layers than those by confidence",
+        _EXIT,
+        "np.asarray(right[rows, at[orders]])",
+        "np.asarray(right[rows, np.full_like(at[orders], said.shape[1] - 1)])",
+        ("test_exits_at_random_are_as_deep",),
     ),
 )
 
@@ -147,10 +166,19 @@ ROUTE = faults(
         "cue-in-sample",
         "surface cue",
         "surface cues learn the rows that judge them",
-        "studies/route/claims.py",
-        "surface_predictions(together, rows.fit, rows.judge,",
-        "surface_predictions(together, rows.judge, rows.judge,",
+        _CUE,
+        "return best, surface_predictions(task, fit, judge, tokenizer)[best]",
+        "return best, surface_predictions(task, judge, judge, tokenizer)[best]",
         ("test_the_surface_cue_has_not_learnt_the_rows_that_judge",),
+    ),
+    (
+        "cue-by-test",
+        "surface cue",
+        "the surface cue is chosen by the rows that judge it",
+        _ROUTE,
+        "chosen_cue(together, rows.fit, rows.judge, inner.folds, loaded.tokenizer)",
+        "chosen_cue(together, rows.judge, rows.judge, np.arange(len(rows.judge)) % 3, loaded.tokenizer)",
+        ("test_the_surface_cue_is_not_chosen_by_the_rows_that_judge",),
     ),
 )
 

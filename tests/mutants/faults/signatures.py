@@ -49,8 +49,8 @@ FAULTS = faults(
         "words and bigrams",
         "the cue of word pairs reads single words",
         "tasks/surface.py",
-        '"words and bigrams", _by_words(texts, 2)',
-        '"words and bigrams", _by_words(texts, 1)',
+        '"words and bigrams": _by_words(texts, 2)',
+        '"words and bigrams": _by_words(texts, 1)',
         ("test_single_words_do_not_know_their_order_and_pairs_do",),
     ),
     (

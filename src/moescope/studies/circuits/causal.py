@@ -1,43 +1,53 @@
-"""Is a circuit used? Ablate it in the running model, beside random sets of neurons that match it in layer and norm.
+"""Is a circuit used? Switch it off in the running model, beside random sets of neurons that match it.
 
 An effect is ablated minus clean, on texts from which neither the circuit nor the probe was learnt. Effects are lower
 bounds of what the neurons do in the untouched model: later layers compensate for what was removed (McGrath, Rahtz,
 Kramár, Mikulik and Legg 2023, "The Hydra effect: emergent self-repair in language model computations"). Mean ablation
 is the default because zero is far from what downstream layers have seen, so that a zeroed neuron hurts whether or not
-it carries the task.
+it carries the task. Random sets match the circuit in layers and in how much the intervention changes them: what differs
+little from text to text is hardly changed by its mean, however large it is.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from moescope.intervene.effects import against_random
 from moescope.intervene.intervene import group_by_site
+from moescope.intervene.leace import Eraser
 from moescope.intervene.matched import matched_sets, norm_ratio
 from moescope.intervene.neuron_sets import NeuronSets
 from moescope.intervene.running_text import LOSS, RunningText
-from moescope.studies.circuits.causal_values import AblationMode, class_means, task_replacement
+from moescope.studies.circuits.causal_values import AblationMode, change_sizes, class_means, task_replacement
+from moescope.studies.circuits.erasure import Erasures
+from moescope.studies.circuits.spread import between
 from moescope.studies.circuits.trial import Trial
+from moescope.study.verdicts import beyond_draws
 from moescope.types import Neuron, Site
 
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
 
+DESCRIBED = 19
+"""Random sets beside what is described and not judged: other sizes, and the loss on running text."""
+PROBE = "probe_accuracy"
+
 
 class NeuronAblation:
-    """One task's circuit cut to each k, and matched random sets cut to each k, as interventions (number 0: none).
+    """One task's circuit of k neurons, matched random sets, and one direction, as interventions (number 0: none).
 
     Args:
         ranking: neurons, best first, found on the trial's selection texts alone.
-        ks: circuit sizes, ascending, none above the ranking's.
+        k: size that is judged; ``further`` sizes, none above the ranking's, have :data:`DESCRIBED` random sets.
         mode: ``"mean"`` of the selection texts at the final token, ``"zero"``, ``"resample"`` (the values of a random
             selection text, one for all neurons) or ``"patch"`` (the mean of the other classes; on other text, of the
             classes in turn).
-        n_random: at least 100 for a claim. The same random sets, cut to k, serve every k.
+        n_random: beside k. The same random sets, cut to each size, serve every size.
 
     Raises:
         InputError: too few coordinates outside the circuit to draw from, or a neuron the model lacks.
@@ -49,24 +59,27 @@ class NeuronAblation:
         trial: Trial,
         ranking: Sequence[Neuron],
         *,
-        ks: Sequence[int],
+        k: int,
+        further: Sequence[int] = (),
         mode: AblationMode,
         n_random: int,
         seed: int = 0,
     ) -> None:
-        self._model, self._trial, self._mode, self._ks = model, trial, mode, list(ks)
-        self._circuit = list(ranking[: self._ks[-1]])
-        vectors = {site: trial.vectors[site] for site in group_by_site(model, self._circuit)}
-        norms = {site: np.sqrt(np.square(x, dtype=np.float64).mean(0)) for site, x in vectors.items()}
-        self._norms = norms
-        self.random = matched_sets(self._circuit, norms, n_sets=n_random, seed=seed)
-        # interventions in order: none, the circuit cut to each k, each random set cut to each k
-        self._neurons: list[list[Neuron]] = [
-            [], *(self._circuit[:k] for k in ks), *(members[:k] for k in ks for members in self.random)
-        ]  # fmt: skip
+        self._model, self._trial, self._mode, self._k = model, trial, mode, k
+        self._circuit = list(ranking[: max(k, *further)]) if further else list(ranking[:k])
+        self._vectors = {site: trial.vectors[site] for site in group_by_site(model, self._circuit)}
+        self._changes = change_sizes(mode, self._vectors, trial.split)
+        self.random = matched_sets(self._circuit, self._changes, n_sets=n_random, seed=seed)
+        # none, then of each size the circuit and its random sets
+        neurons: list[list[Neuron]] = [[]]
+        self._sizes: list[tuple[int, int, int]] = []  # size, number of the circuit, random sets behind it
+        for size in (k, *(size for size in further if size != k)):
+            count = n_random if size == k else min(n_random, DESCRIBED)
+            self._sizes.append((size, len(neurons), count))
+            neurons += [self._circuit[:size], *(members[:size] for members in self.random[:count])]
         self._rng = np.random.default_rng([seed, 1])
-        self._vectors = vectors
-        self.sets = NeuronSets(model, self._neurons, task_replacement(mode, vectors, trial.split, self._rng))
+        self.sets = NeuronSets(model, neurons, task_replacement(mode, self._vectors, trial.split, self._rng))
+        self.direction = Erasures([None, self._difference_of_means()], model.n_layers - 1)
 
     @property
     def sites(self) -> list[Site]:
@@ -78,14 +91,34 @@ class NeuronAblation:
         shared = sum(bool(own & set(members)) for members in self.random)
         return {"differs": shared == 0, "evidence": f"{shared} of {len(self.random)} random sets hold a neuron of the circuit"}
 
+    def on_task(self, other: Trial) -> NeuronSets:
+        """The circuit alone, as it is switched off on another task's texts: values are those of this task's texts."""
+        split = self._trial.split
+        turns = replace(split, evaluate=other.split.evaluate, labels=np.arange(len(other.evaluated)) % split.n_classes)
+        values = task_replacement(self._mode, self._vectors, turns, self._rng)
+        return NeuronSets(self._model, [[], self._circuit[: self._k]], values)
+
     def on_text(self, text: RunningText) -> NeuronSets:
-        """The same sets, with the values that they take on other text."""
+        """The circuit and few random sets, with the values that they take on running text."""
         split = self._trial.split
         by_class = {site: class_means(x, split.fit_labels, split.n_classes) for site, x in self._vectors.items()}
-        return NeuronSets(self._model, self._neurons, text.replacement(self._mode, by_class, self._rng))
+        sets = [[], self._circuit[: self._k], *(members[: self._k] for members in self.random[:DESCRIBED])]
+        return NeuronSets(self._model, sets, text.replacement(self._mode, by_class, self._rng))
 
-    def table(self, scores: Mapping[str, np.ndarray]) -> pd.DataFrame:
-        """The dose curve, from the scores (S, N) of every intervention.
+    def _difference_of_means(self) -> tuple[Site, Eraser]:
+        """What sets the direction between the two most distant class means to its mean, after the best neuron's layer."""
+        site = Site("resid", self._circuit[0].site.layer)
+        x, split = self._trial.vectors[site].astype(np.float64), self._trial.split
+        means = class_means(x, split.fit_labels, split.n_classes)
+        gaps = means[:, None] - means[None]
+        first, second = np.unravel_index(np.argmax(np.square(gaps).sum(-1)), gaps.shape[:2])
+        unit = gaps[first, second] / (np.linalg.norm(gaps[first, second]) + 1e-12)
+        return site, Eraser(x.mean(0), unit[:, None], unit[None])
+
+    def table(
+        self, scores: Mapping[str, np.ndarray], direction: Mapping[str, np.ndarray], loss: np.ndarray | None
+    ) -> pd.DataFrame:
+        """What each intervention changed, from the scores (S, N) of ``sets`` and ``direction`` and the losses of ``on_text``.
 
         Targets, each the mean over the texts that judge:
 
@@ -98,29 +131,61 @@ class NeuronAblation:
           often holds attention sinks) is edited, and ``mean`` and ``resample`` take their values from that text itself.
 
         Returns:
-            One row per k and target: task, k, mode, target, off_task, baseline, effect, random_mean, random_low,
-            random_high (2.5 and 97.5 % of the random sets' effects), p = (1 + random sets at least as harmful) / (1 +
-            n_random), n_random, norm_ratio (random to circuit; 1 is a perfect match).
+            The rows of the table ``ablation``.
         """
-        records = []
-        n_random = len(self.random)
-        for place, k in enumerate(self._ks):
-            ratio = norm_ratio(self._circuit[:k], [members[:k] for members in self.random], self._norms)
+        rows = []
+        groups = self._trial.groups
+        for size, first, count in self._sizes:
             for target, score in scores.items():
-                mean = score.mean(1, dtype=np.float64)  # (S,)
-                first = 1 + len(self._ks) + place * n_random
-                row = summary(target, mean[0], mean[1 + place], mean[first : first + n_random])
-                records.append({"task": self._trial.task.name, "k": k, "mode": self._mode, **row, "norm_ratio": ratio})
-        return pd.DataFrame.from_records(records)
+                rows.append(self._row(size, target, score[[0, *range(first, first + 1 + count)]], groups))
+        at = self._sizes[0][1]
+        for target, score in direction.items():
+            row = ablation_row(self._trial.task.name, 0, "direction", target, score, groups)
+            gap = between(score[1], scores[target][at], groups)
+            rows.append(row | {"gap": gap.value, "gap_low": gap.low, "gap_high": gap.high, "p": gap.p})
+        if loss is not None:
+            rows.append(self._row(self._k, LOSS, loss, np.arange(loss.shape[1])))
+        return pd.DataFrame.from_records(rows)
+
+    def _row(self, k: int, target: str, scores: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
+        ratio = norm_ratio(self._circuit[:k], [members[:k] for members in self.random], self._changes)
+        return ablation_row(self._trial.task.name, k, self._mode, target, scores, groups, ratio=ratio)
 
 
-def summary(target: str, baseline: float, ablated: float, random: np.ndarray) -> dict[str, Any]:
-    """One target's effect beside those of the random interventions (R,)."""
-    effects = np.asarray(random, dtype=np.float64) - baseline
+def ablation_row(
+    task: str, k: int, mode: str, target: str, scores: np.ndarray, groups: np.ndarray, *, ratio: float = math.nan
+) -> dict[str, Any]:
+    """A row of the table ``ablation``: one size and target.
+
+    Args:
+        scores: (2 + R, N): clean, ablated, and under R random sets.
+        groups: (N,) what is independent.
+        ratio: of the norms of the changes, random over own.
+    """
+    clean, ablated, *random = np.asarray(scores, dtype=np.float64)
     off_task = target == LOSS
-    return {
+    effect = between(ablated, clean, groups)
+    row = {
+        "task": task,
+        "k": k,
+        "mode": mode,
         "target": target,
         "off_task": off_task,
-        "baseline": float(baseline),
-        **against_random(float(ablated - baseline), effects, harm=1.0 if off_task else -1.0),
+        "baseline": float(clean.mean()),
+        "effect": effect.value,
+        "low": effect.low,
+        "high": effect.high,
+        **dict.fromkeys(("random_mean", "random_low", "random_high", "gap", "gap_low", "gap_high", "p"), math.nan),
+        "n_random": len(random),
+        "norm_ratio": ratio,
     }
+    if random:
+        others = np.stack(random)
+        draws = others.mean(1) - clean.mean()
+        low, high = np.quantile(draws, [0.025, 0.975])
+        harm = 1.0 if off_task else -1.0
+        gap = between(harm * ablated, harm * others.mean(0), groups, spread=float(draws.std()))
+        row |= {"random_mean": float(draws.mean()), "random_low": float(low), "random_high": float(high)}
+        row |= {"gap": gap.value, "gap_low": gap.low, "gap_high": gap.high}
+        row["p"] = beyond_draws(effect.value, draws, "", 0.0).p
+    return row

@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from moescope.capture.encode import Encoded, encode
 from moescope.errors import InputError
-from moescope.intervene.running_text import LOSS, RunningText
+from moescope.intervene.running_text import RunningText
 from moescope.intervene.together import run_together
 from moescope.models import LoadedModel
 from moescope.models.forward_tokens import ForwardTokens
-from moescope.studies.circuits.causal import NeuronAblation
+from moescope.studies.circuits.causal import PROBE, NeuronAblation
 from moescope.studies.circuits.erasure import ClassErasure
-from moescope.studies.circuits.features import Columns, Features, rows_of
+from moescope.studies.circuits.features import Columns, Features, read_into, rows_of
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.single import rank_columns
-from moescope.studies.circuits.trial import prepare_trial
+from moescope.studies.circuits.spread import between
+from moescope.studies.circuits.trial import Trial, prepare_trial
 from moescope.study.protocol import Context
 from moescope.study.rows import Rows
 from moescope.tasks import plain_text, split_half, subset
-from moescope.types import Site
+from moescope.tasks.passages import load_passages
+from moescope.types import Example, Site, Task
+
+PASSAGES = "shipped passages"
+_PASSAGE_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class _Switched:
+    """What is done to one task's circuit, and what judges it."""
+
+    name: str
+    trial: Trial
+    ablation: NeuronAblation
+    erasure: ClassErasure
 
 
 def causal_sites(model: LoadedModel, columns: Columns) -> tuple[Site, ...]:
@@ -38,71 +58,147 @@ def causal_tables(
 ) -> dict[str, pd.DataFrame]:
     """Circuits are ranked on one half of the groups and switched off on the other, beside erasure of the direction.
 
-    Each task's untouched texts, and the running text, go through the model once for all interventions.
+    Each task's untouched texts, and the running text, go through the model once for all interventions: its own and, of every
+    other task, the circuit. A task that is alone is switched off on the shipped passages, whose category a probe names.
     """
-    assert settings.ablate is not None
-    seed, batch_tokens = context.run.seed, context.run.batch_tokens
-    ablations: list[NeuronAblation] = []
-    scores: list[dict[str, np.ndarray]] = []
-    erased: list[pd.DataFrame] = []
-    for name, here in features.items():
-        half = split_half(here.y, here.groups, seed)
-        judge = np.flatnonzero(~half)
-        if len(judge) > settings.ablate_rows:
-            judge = _whole_groups(judge, here.groups, settings.ablate_rows, seed)
-        first = np.flatnonzero(half)
-        rows = context.rows(Rows(f"{name}: interventions", here.groups, fit=first, select=first, judge=judge))
-        ranking = rank_columns(here.x[rows.select], here.y[rows.select], settings.sigma)[: max(settings.ablate_ks)]
-        used = np.concatenate([rows.fit, rows.judge])
-        assert here.encoded is not None
-        trial = prepare_trial(
-            model,
-            subset(here.task, used),
-            rows_of(here.encoded, used),
-            {site: x[used] for site, x in here.final.items()},
-            np.arange(len(used)) < len(rows.fit),
-        )
-        neurons = [here.columns.neuron(int(c)) for c in ranking]
-        ks = sorted({k for k in settings.ablate_ks if k <= here.columns.n})
-        if not ks:
-            raise InputError(f"every size is above the {here.columns.n} neurons of {name}'s sites", "ablate_ks")
-        ablation = NeuronAblation(
-            model,
-            trial,
-            neurons,
-            ks=ks,
-            mode=settings.ablate,
-            n_random=settings.ablate_random,
-            seed=seed,
-        )
-        context.control(f"{name}: matched random neurons", **ablation.proof())
-        erasure = ClassErasure(model, trial, range(model.n_layers), seed=seed)
-        context.control(f"{name}: erasure of permuted labels", **erasure.proof())
+    tasks = [_switched(model, here, settings, context) for here in features.values()]
+    interference: list[dict[str, Any]] = []
+    curves, erased = [], []
+    measured = []
+    for task in tasks:
+        others = [other for other in tasks if other is not task]
         with tokens.of(model, "edited"):
-            replicas = trial.replicas(batch_tokens=batch_tokens)
-            progress = context.counter(f"{name}: switching neurons off, erasing the class")
-            found, cleared = run_together(replicas, [ablation.sets, erasure.sets], trial.readout, progress)
-        ablations.append(ablation)
-        scores.append(found)
-        erased.append(erasure.table(cleared))
+            replicas = task.trial.replicas(batch_tokens=context.run.batch_tokens)
+            progress = context.counter(f"{task.name}: switching neurons off, erasing the class")
+            sets = [task.ablation.sets, task.ablation.direction, task.erasure.sets]
+            sets += [other.ablation.on_task(task.trial) for other in others]
+            found = [_balanced(scores, task.trial) for scores in run_together(replicas, sets, task.trial.readout, progress)]
+        measured.append(found[:3])
+        interference += [_beside(other.name, task.trial, scores) for other, scores in zip(others, found[3:], strict=True)]
+    if len(tasks) == 1:
+        with tokens.of(model, "off task"):
+            passages = _passages(model, settings, context)
+            replicas = passages.replicas(batch_tokens=context.run.batch_tokens)
+            (scores,) = run_together(replicas, [tasks[0].ablation.on_task(passages)], passages.readout)
+        interference.append(_beside(tasks[0].name, passages, _balanced(scores, passages)))
+    losses: list[Any] = [None] * len(tasks)
     if model.has_head and not model.is_encoder:
         with tokens.of(model, "text"):
             text = RunningText(
                 model,
                 plain_text(),
                 tokens=settings.ablate_text_tokens,
-                batch_tokens=batch_tokens,
+                batch_tokens=context.run.batch_tokens,
                 max_tokens=context.run.max_tokens,
             )
             if settings.ablate in ("mean", "resample"):  # their values are the text's own: read for all tasks at once
-                text.read([site for ablation in ablations for site in ablation.sites])
-            losses = text.losses([a.on_text(text) for a in ablations], context.counter("other text: switching neurons off"))
-        for found, loss in zip(scores, losses, strict=True):
-            found[LOSS] = loss
-    curves = [ablation.table(found) for ablation, found in zip(ablations, scores, strict=True)]
+                text.read([site for task in tasks for site in task.ablation.sites])
+            counter = context.counter("other text: switching neurons off")
+            losses = list(text.losses([task.ablation.on_text(text) for task in tasks], counter))
+    for task, (own, direction, cleared), loss in zip(tasks, measured, losses, strict=True):
+        curves.append(task.ablation.table(own, direction, loss))
+        erased.append(task.erasure.table(cleared))
     return {
         "ablation": pd.concat(curves, ignore_index=True),
+        "interference": pd.DataFrame(interference),
         "erasure": pd.concat(erased, ignore_index=True),
+    }
+
+
+def _switched(model: LoadedModel, here: Features, settings: CircuitSettings, context: Context) -> _Switched:
+    assert settings.ablate is not None
+    assert here.encoded is not None
+    name, seed = here.task.name, context.run.seed
+    half = split_half(here.y, here.groups, seed)
+    judge, first = np.flatnonzero(~half), np.flatnonzero(half)
+    if len(judge) > settings.ablate_rows:
+        judge = _whole_groups(judge, here.groups, settings.ablate_rows, seed)
+    rows = context.rows(Rows(f"{name}: interventions", here.groups, fit=first, select=first, judge=judge))
+    further = tuple(size for size in settings.ablate_ks if size <= here.columns.n)
+    if len(further) < len(settings.ablate_ks):
+        raise InputError(f"{max(settings.ablate_ks)} is above the {here.columns.n} neurons of {name}'s sites", "ablate_ks")
+    ranking = rank_columns(here.x[rows.select], here.y[rows.select], settings.sigma)[: max(settings.k, *further, 1)]
+    used = np.concatenate([rows.fit, rows.judge])
+    trial = prepare_trial(
+        model,
+        subset(here.task, used),
+        rows_of(here.encoded, used),
+        {site: x[used] for site, x in here.final.items()},
+        np.arange(len(used)) < len(rows.fit),
+    )
+    ablation = NeuronAblation(
+        model,
+        trial,
+        [here.columns.neuron(int(c)) for c in ranking],
+        k=settings.k,
+        further=further,
+        mode=settings.ablate,
+        n_random=settings.ablate_random,
+        seed=seed,
+    )
+    context.control(f"{name}: matched random neurons", **ablation.proof())
+    # as many permutations as a two-sided p at alpha needs
+    n_random = math.ceil(2 / settings.alpha - 1e-9) - 1
+    erasure = ClassErasure(model, trial, range(model.n_layers), n_random=n_random, seed=seed)
+    context.control(f"{name}: erasure of permuted labels", **erasure.proof())
+    return _Switched(name, trial, ablation, erasure)
+
+
+def _passages(model: LoadedModel, settings: CircuitSettings, context: Context) -> Trial:
+    """The shipped passages as a task of their categories, from the start of each."""
+    passages = load_passages()
+    names = sorted({p.category for p in passages})
+    examples = tuple(Example(p.text, names.index(p.category), p.group) for p in passages)
+    task = Task(PASSAGES, examples, tuple(names), source="shipped")
+    y, groups = np.array([e.label for e in examples]), np.array([e.group for e in examples])
+    half = split_half(y, groups, context.run.seed)
+    judge, first = np.flatnonzero(~half), np.flatnonzero(half)
+    if len(judge) > settings.ablate_rows:
+        judge = _whole_groups(judge, groups, settings.ablate_rows, context.run.seed)
+    rows = context.rows(Rows(f"{PASSAGES}: off task", groups, fit=first, judge=judge))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that passages are cut is what is wanted
+        limit = min(_PASSAGE_TOKENS, context.run.max_tokens or _PASSAGE_TOKENS)
+        encoded: Encoded = encode(model, [e.text for e in examples], max_tokens=limit)
+    last = Site("resid", model.n_layers - 1)
+    used = np.concatenate([rows.fit, rows.judge])
+    final = {last: np.zeros((len(used), model.width(last)), np.float32)}
+    fitted = {(last, "final"): final[last][: len(rows.fit)]}
+    read_into(fitted, model, rows_of(encoded, rows.fit), batch_tokens=context.run.batch_tokens)  # type: ignore[arg-type]
+    selection = np.arange(len(used)) < len(rows.fit)
+    return prepare_trial(model, subset(task, used), rows_of(encoded, used), final, selection)
+
+
+def _balanced(scores: Mapping[str, np.ndarray], trial: Trial) -> dict[str, np.ndarray]:
+    """Scores (S, N), of which the mean of an accuracy is its mean over the classes."""
+    counts = np.bincount(trial.split.labels)
+    weight = (len(trial.split.labels) / ((counts > 0).sum() * counts))[trial.split.labels].astype(np.float32)
+    return {name: score * weight if name.endswith("accuracy") else score for name, score in scores.items()}
+
+
+def _beside(name: str, trial: Trial, scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What switching the circuit of ``name`` off does to another task's probe."""
+    clean, ablated = scores[PROBE]
+    return interference_row(name, trial.task.name, clean, ablated, trial.groups, 1 / len(np.unique(trial.split.labels)))
+
+
+def interference_row(
+    task: str, texts: str, clean: np.ndarray, ablated: np.ndarray, groups: np.ndarray, chance: float
+) -> dict[str, Any]:
+    """A row of the table ``interference``, from a probe's weighed hits (N,) without and with the intervention."""
+    found = between(ablated, clean, groups)
+    known = between(clean, np.full(len(clean), chance), groups)
+    return {
+        "task": task,
+        "texts": texts,
+        "chance": chance,
+        "baseline": known.value + chance,
+        "baseline_low": known.low + chance,
+        "baseline_high": known.high + chance,
+        "effect": found.value,
+        "low": found.low,
+        "high": found.high,
+        "n": len(clean),
     }
 
 

@@ -74,3 +74,21 @@ def task_replacement(
         return np.asarray(others[split.labels])
 
     return {site: torch.from_numpy(values(x)).float() for site, x in vectors.items()}
+
+
+def change_sizes(mode: AblationMode, vectors: Mapping[Site, np.ndarray], split: Split) -> dict[Site, np.ndarray]:
+    """For each site (width,): root mean square over the selection texts of how much ``mode`` changes each coordinate."""
+
+    def size(x: np.ndarray) -> np.ndarray:
+        x = x.astype(np.float64)
+        if mode == "mean":
+            return x.std(0)
+        if mode == "resample":  # the difference of two independent draws
+            return np.sqrt(2) * x.std(0)
+        if mode == "zero":
+            return np.sqrt(np.square(x).mean(0))
+        means = class_means(x, split.fit_labels, split.n_classes)
+        others = (means.sum(0) - means) / (split.n_classes - 1)
+        return np.asarray(np.sqrt(np.square(x - others[split.fit_labels]).mean(0)))
+
+    return {site: size(x) for site, x in vectors.items()}

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-import pandas as pd
+from collections.abc import Sequence
+from typing import Any
 
-from moescope.types import Claim
+from moescope.stats import Difference
+from moescope.studies.circuits.settings import SearchSettings
+from moescope.study.verdicts import Case, Effect
+from moescope.types import Control
 
 
-def formation_claim(table: pd.DataFrame, task: str, surface: float) -> Claim:
-    """How the last checkpoint stands to the first, beside the best surface baseline, which no checkpoint changes."""
-    rows = table[table["task"] == task]
-    first, last = rows.iloc[0], rows.iloc[-1]
-    half = (float(first["accuracy"]) + float(last["accuracy"])) / 2
-    formed = rows.loc[rows["accuracy"] >= half, "step"].iloc[0]
-    gained = float(last["low"]) > float(first["high"])
-    return Claim(
-        name=f"{task}: the circuit forms in training",
-        measured=float(last["accuracy"]),
-        interval=(float(last["low"]), float(last["high"])),
-        null=surface,
-        verdict="measured",
-        note=f"step {int(first['step'])}: {float(first['accuracy']):.1%}; "
-        + (
-            f"half of the gain is there at step {int(formed)}"
-            if gained
-            else "the last checkpoint is not better than the first beyond the interval: no formation seen"
-        )
-        + "; the null is the best surface baseline",
+def formation_case(
+    rows: Sequence[dict[str, Any]], task: str, gained: Difference, beyond: Difference, settings: SearchSettings
+) -> Case:
+    """How the last checkpoint stands to the first, and what it adds to the trivial cues, which no checkpoint changes.
+
+    Args:
+        rows: of the table ``dynamics``, one per checkpoint. gained: last minus first checkpoint, paired.
+        beyond: cue and circuit of the last checkpoint beyond the cue.
+    """
+    first, last = rows[0], rows[-1]
+    half = (first["balanced"] + last["balanced"]) / 2
+    formed = next(row["step"] for row in rows if row["balanced"] >= half)
+    against = f"the first checkpoint's circuit (step {first['step']}, {first['balanced']:.1%})"
+    return Case(
+        f"{task}: the circuit forms in training",
+        last["balanced"],
+        Effect(gained.value, gained.low, gained.high, against, settings.margin, gained.p, kind="none found"),
+        id="H21",
+        control=Control("first checkpoint", first["balanced"]),
+        rivals=(Effect(*beyond[:3], "the best trivial cue", settings.margin, beyond.p, kind="trivial cue"),),
+        words=f"balanced accuracy, whose interval is that of the gain; half way between the two at step {formed}",
     )

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from moescope.errors import InputError
+from moescope.select.nested import fixed_cv
 from moescope.select.ranking import layer_matched_sets, random_sets
-from moescope.stats import group_bootstrap, paired_bootstrap_difference, permutation_p, permute_labels
+from moescope.stats import Difference, permutation_p, permute_labels
+from moescope.studies.circuits import published
+from moescope.studies.circuits.control_rows import Controls, both_hits, gap_columns, own_protocol
 from moescope.studies.circuits.control_task import control_labels
-from moescope.studies.circuits.depth import best_layer_correct, layer_probes, probe_correct
-from moescope.studies.circuits.features import Features, own_cv
+from moescope.studies.circuits.depth import EVEN, RAW, best_site_hits, direction_hits, early_layer, layer_probes
 from moescope.studies.circuits.geometry import rotated, rotations
-from moescope.studies.circuits.pairs import set_hits
 from moescope.studies.circuits.reread import Reread
+from moescope.studies.circuits.scorer import Scorer
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.single import TaskFindings
 from moescope.study.protocol import Context
@@ -25,7 +28,6 @@ from moescope.tasks import matched_subset
 SURFACE = "surface: "
 MAJORITY = "majority class"
 SAMPLED = "circuit_on_sample"
-N_ROTATIONS = 3
 N_CONTROL_TASKS = 10
 STEPS = (
     "random circuits",
@@ -37,146 +39,144 @@ STEPS = (
 )
 
 
-def control_table(
+def control_tables(
     found: TaskFindings,
     settings: CircuitSettings,
-    surface: pd.DataFrame,
     *,
     tokenizer: Any,
     read: Reread,
     context: Context,
+    n_layers: int,
     step: Callable[[str], None],
-) -> pd.DataFrame:
-    """Table ``controls`` of one task.
+) -> dict[str, pd.DataFrame]:
+    """The tables ``controls``, the circuit itself first, and ``effects``.
 
     Args:
-        surface: rows of :func:`moescope.tasks.surface_baselines`.
         read: the template and the twin. Where they were read on a sample of the rows, the circuit found and tested on
             this sample alone has a row of its own, ``SAMPLED``, and their gaps are to it.
         context: takes the proof that each control differs from what it controls.
         step: called with the name of each of ``STEPS`` as it begins (for progress).
     """
-    features, k = found.features, settings.k
-    circuit = found.circuit_hits(k)
-    rows: list[dict[str, Any]] = []
-
-    def add(control: str, correct: np.ndarray, note: str = "") -> None:
-        """A control on the circuit's own rows."""
-        gap = paired_bootstrap_difference(circuit, correct, features.groups, seed=features.seed)
-        same = {} if control == "circuit" else {"gap": gap.value, "gap_low": gap.low, "gap_high": gap.high, "p": gap.p}
-        rows.append(_row(control, correct, features, note) | same)
-
-    add("circuit", circuit, f"top {k} neurons, selection {settings.selection}")
-    other = found.cv_other.correct[found.cv_other.ks.index(k)]
-    if settings.selection == "nested":
-        add("circuit_global", other, "selected on all rows, as published: optimistic")
-    else:
-        add("circuit_nested", other, "selected inside the training folds")
-    best, chosen = best_layer_correct(found.hits, features.folds)
+    out = Controls(found, settings, context)
+    features, scorer, k = found.features, found.scorer, settings.k
+    at = found.cv.ks.index(k)
+    note = f"top {k} neurons, selection {settings.selection}; intervals {scorer.widening:.2f} times those of independent hits"
+    out.row("circuit", found.cv.correct[at], out.circuit, scorer, note)
+    other = found.cv_other
+    said = "selected on all rows, as published: optimistic" if settings.selection == "nested" else "selected in training folds"
+    out.beside(
+        "circuit_global" if settings.selection == "nested" else "circuit_nested", both_hits(other, other.ks.index(k)), said
+    )
+    probe, chosen = best_site_hits(found.hits, features.y, features.folds)
     layers = " or ".join(map(str, sorted({features.columns.sites[i].layer for i in chosen})))
-    add("full_layer_probe", best, f"logistic regression on a whole layer (layer {layers}, chosen by the other folds)")
-    add("embedding_layer", probe_correct(features.embed, features.y, features.folds), "before any layer")
-    for line in surface.to_dict("records"):
-        name = MAJORITY if line["control"] == MAJORITY else SURFACE + str(line["control"])
-        rows.append({"control": name, "accuracy": line["accuracy"], "low": line["low"], "high": line["high"], "note": ""})
-
-    def add_read(control: str, correct: np.ndarray, note: str) -> None:
-        """A control on the rows that were read anew, beside the circuit found on these rows alone."""
-        gap = paired_bootstrap_difference(own, correct, read.own.groups, seed=features.seed)
-        same = {"gap": gap.value, "gap_low": gap.low, "gap_high": gap.high, "p": gap.p}
-        row = _row(control, correct, read.own, note) | same
-        if read.sampled:
-            row["note"] += f"; {read.note}: ± {(row['high'] - row['low']) / 2:.1%}; the gap is that of {SAMPLED}"
-        rows.append(row)
+    out.beside("full_layer_probe", probe, f"logistic regression on a whole layer (layer {layers}, chosen by the other folds)")
+    direction, _ = best_site_hits(direction_hits(features, found.sums), features.y, features.folds)
+    out.beside("one_direction", direction, "difference of class means of a whole layer, chosen by the other folds", "direction")
+    chance = scorer.gap(out.circuit, scorer.chance)
+    majority = features.y == np.bincount(features.y).argmax()
+    out.row(MAJORITY, majority, majority, scorer).update(gap_columns(chance))
+    _cues(out)
+    _few(out, probe[EVEN], n_layers)
 
     step("random circuits")
-    rng = np.random.default_rng(features.seed)
-    columns = features.columns
+    _random_sets(out)
+    step("permuted labels")
+    out.effect("chance", chance._replace(p=_permuted_labels(out)))
+    _control_task(out, tokenizer)
+    step("rotated basis")
+    _rotated(out)
+    n_massive = int(found.massive.sum())
+    lighter = both_hits(own_protocol(features, features.x, settings, allowed=~found.massive, sums=found.sums))
+    note = f"{n_massive} massive neurons left out" if n_massive else "no neuron is massive here"
+    out.beside("without_massive", lighter, note)
+    if n_massive:
+        out.effect("massive", scorer.gap(lighter[EVEN], out.circuit))
+    step("surface-matched subset")
+    _matched(out)
+    step("fixed template")
+    _read_anew(out, read, step)
+    return {"controls": out.table(), "effects": pd.DataFrame(out.effects)}
+
+
+def _cues(out: Controls) -> None:
+    found, scorer = out.found, out.found.scorer
+    cues, k = found.cues, out.settings.k
+    for cue in cues.said:
+        name = cue if cue not in cues.surface else SURFACE + cue
+        out.beside(name, np.stack([cues.hits(cue)] * 2), "learnt in the training folds, classes weighed alike")
+    names = " or ".join(dict.fromkeys(cues.chosen()))
+    best = cues.chosen_hits()
+    out.beside("chosen_cue", np.stack([best] * 2), f"{names}, chosen inside the training folds")
+    both = cues.with_circuit(found.features.x, found.cv.selected[:, :k], out.settings.classifier)
+    out.row("cue_and_circuit", both, both, scorer, "the chosen cue and the circuit read together")
+    out.effect("cue", scorer.gap(both, best), against=names)
+
+
+def _few(out: Controls, probe: np.ndarray, n_layers: int) -> None:
+    """Two neurons beside the probe, and the circuit of the first layers beside that of all."""
+    found, scorer, settings = out.found, out.found.scorer, out.settings
+    x, cues = found.features.x, found.cues
+    best = cues.chosen_hits()
+    at = min(range(len(found.cv.ks)), key=lambda i: abs(found.cv.ks[i] - 2))
+    two = found.cv.even[at]
+    out.effect("probe: chance", scorer.gap(probe, scorer.chance))
+    out.effect("two", scorer.gap(two, probe), against=f"{scorer.balanced(probe):.1%}", k=found.cv.ks[at])
+    out.effect("two: chance", scorer.gap(two, scorer.chance))
+    both = cues.with_circuit(x, found.cv.selected[:, : found.cv.ks[at]], settings.classifier)
+    out.effect("two: cue", scorer.gap(both, best))
+    layer = early_layer(found.features, published.EARLY_EXIT_FRACTION, n_layers)
+    first, last = found.early[layer], found.early[max(found.early)]
+    out.effect("early", scorer.gap(first.even[0], last.even[0]), against=f"{scorer.balanced(last.even[0]):.1%}", k=layer)
+    out.effect("early: chance", scorer.gap(first.even[0], scorer.chance))
+    both = cues.with_circuit(x, first.selected, settings.classifier)
+    out.effect("early: cue", scorer.gap(both, best))
+
+
+def _random_sets(out: Controls) -> None:
+    found, settings, features = out.found, out.settings, out.found.features
+    rng, columns, k = np.random.default_rng(features.seed), features.columns, settings.k
     for control, sets in (
         ("random_circuit", random_sets(rng, columns.n, k, settings.n_random)),
         ("layer_matched_circuit", layer_matched_sets(rng, found.ranking[:k], columns.layer_of, k, settings.n_random)),
     ):
         own_set = set(found.ranking[:k].tolist())
         others = sum(set(members.tolist()) != own_set for members in sets)
-        context.control(
-            f"{features.task.name}: {control}",
+        out.context.control(
+            f"{out.name}: {control}",
             differs=others > 0,
             evidence=f"{others} of {len(sets)} sets are other neurons than the circuit's",
         )
-        values = np.asarray([set_hits(features, members, settings).mean() for members in sets])
-        rows.append(_draws(control, values, f"{len(values)} sets of {k}; the range of 95 % of them"))
-    step("permuted labels")
-    rows += _permuted_labels(found, settings, context)
-    rows += _control_task(found, settings, tokenizer, context)
-
-    step("rotated basis")
-    # Several rotations: one draw of a basis is itself random.
-    turned = []
-    for i in range(N_ROTATIONS):
-        bases = rotations(columns, features.seed + i)
-        x = rotated(features.x, columns, bases)
-        # a basis vector that is a neuron has a weight of one on it; a site of one neuron has no other basis
-        kept = max(float(np.square(basis).max(0).mean()) for basis in bases.values())
-        context.control(
-            f"{features.task.name}: rotated basis {i + 1}",
-            differs=bool(max(bases) == 1 or (kept < 0.99 and (x != features.x).any())),
-            evidence=f"a rotated coordinate holds {kept:.1%} of its nearest neuron on average",
-        )
-        turned.append(_nested(features, x, settings))
-    add("rotated_basis", np.mean(turned, axis=0), f"mean over {N_ROTATIONS} random rotations of each site")
-    n_massive = int(found.massive.sum())
-    lighter = own_cv(features, settings, allowed=~found.massive, sums=found.sums).correct[0]
-    add("without_massive", lighter, f"{n_massive} massive neurons left out" if n_massive else "no neuron is massive here")
-
-    step("surface-matched subset")
-    rows.append(_matched(found, settings))
-    step("fixed template")
-    own = circuit
-    if read.sampled:
-        own = _nested(read.own, read.own.x, settings)
-        rows.append(_row(SAMPLED, own, read.own, f"found and tested {read.note}: for the gaps below"))
-    add_read("fixed_template", _nested(read.template, read.template.x, settings), "same closing words after every text")
-    step("randomly initialised twin")
-    if read.twin is not None:
-        note = "same architecture and tokenizer, random weights"
-        add_read("random_twin_circuit", _nested(read.twin, read.twin.x, settings), note)
-        add_read("random_twin_probe", best_layer_correct(layer_probes(read.twin), read.twin.folds)[0], note)
-    table = pd.DataFrame(rows, columns=["control", "accuracy", "low", "high", "gap", "gap_low", "gap_high", "p", "note"])
-    table.insert(0, "task", features.task.name)
-    return table
+        hits = np.stack([both_hits(fixed_cv(features.x[:, m], features.y, features.folds, settings.classifier)) for m in sets])
+        gap = found.scorer.gap(out.circuit, hits[:, EVEN].mean(0))
+        note = f"{len(sets)} sets of {k}; the range of 95 % of them; the gap is to their mean"
+        balanced = found.scorer.balanced(hits[:, EVEN].mean(0))
+        out.draws(control, hits[:, RAW].mean(1), note, balanced=balanced, **gap_columns(gap))
+    out.effect("layer matched", gap)
 
 
-def _row(control: str, correct: np.ndarray, features: Features, note: str) -> dict[str, Any]:
-    low, high = group_bootstrap(correct, features.groups, seed=features.seed)
-    return {"control": control, "accuracy": float(correct.mean()), "low": low, "high": high, "note": note}
-
-
-def _draws(control: str, values: np.ndarray, note: str) -> dict[str, Any]:
-    low, high = np.quantile(values, [0.025, 0.975])
-    return {"control": control, "accuracy": float(values.mean()), "low": float(low), "high": float(high), "note": note}
-
-
-def _nested(features: Features, x: np.ndarray, settings: CircuitSettings, y: np.ndarray | None = None) -> np.ndarray:
-    """Held-out hits by the study's own protocol on other activations or other labels."""
-    return np.asarray(own_cv(features, settings, X=x, y=features.y if y is None else y).correct[0])
-
-
-def _permuted_labels(found: TaskFindings, settings: CircuitSettings, context: Context) -> list[dict[str, Any]]:
-    """The whole procedure, selection included, on labels permuted within groups: its mean, range and the circuit's p."""
+def _permuted_labels(out: Controls) -> float:
+    """The whole procedure, selection included, on labels permuted within groups: its range, and the circuit's p, two-sided."""
+    found, settings, features = out.found, out.settings, out.found.features
     if settings.n_label_permutations == 0:
-        return []
-    features = found.features
+        return float("nan")
     rng = np.random.default_rng(features.seed)
     draws = [permute_labels(features.y, features.groups, rng) for _ in range(settings.n_label_permutations)]
     moved = float(np.mean([(y != features.y).mean() for y in draws]))
-    context.control(
-        f"{features.task.name}: permuted labels",
+    out.context.control(
+        f"{out.name}: permuted labels",
         differs=moved > 0 and all(_keep_groups(features.y, y, features.groups) for y in draws),
         evidence=f"{moved:.1%} of the labels moved on average; every group keeps its kind",
     )
-    values = np.asarray([_nested(features, features.x, settings, y).mean() for y in draws])
-    p = float(permutation_p(float(found.circuit_hits(settings.k).mean()) - 1e-9, values))
-    return [_draws("permuted_labels", values, f"{len(values)} label permutations, the range of 95 % of them") | {"p": p}]
+    values, raw = [], []
+    for y in draws:
+        scorer, result = Scorer(y, features.groups), own_protocol(features, features.x, settings, y)
+        values.append(scorer.balanced(result.even[0]))
+        raw.append(float(result.accuracy[0]))
+    away = abs(found.scorer.balanced(out.circuit) - found.scorer.chance) - 1e-9
+    p = float(permutation_p(away, np.abs(np.asarray(values) - found.scorer.chance)))
+    note = f"{len(values)} label permutations, the range of 95 % of them"
+    out.draws("permuted_labels", np.asarray(raw), note, p=p, balanced=float(np.mean(values)))
+    return p
 
 
 def _keep_groups(y: np.ndarray, permuted: np.ndarray, groups: np.ndarray) -> bool:
@@ -188,40 +188,97 @@ def _keep_groups(y: np.ndarray, permuted: np.ndarray, groups: np.ndarray) -> boo
     return bool((before[mixed] == after[mixed]).all() and ((after[~mixed] > 0).sum(1) == 1).all())
 
 
-def _control_task(found: TaskFindings, settings: CircuitSettings, tokenizer: Any, context: Context) -> list[dict[str, Any]]:
+def _control_task(out: Controls, tokenizer: Any) -> None:
     """Selectivity (Hewitt and Liang 2019): the same procedure on random labels that are a function of the input."""
-    features = found.features
+    settings, features, scorer = out.settings, out.found.features, out.found.scorer
     rng = np.random.default_rng(features.seed)
-    gains, values, moved = [], [], []
+    values, raw, moved = [], [], []
     for _ in range(N_CONTROL_TASKS):
         y, n_types = control_labels(features, tokenizer, settings.position, rng)
         moved.append(float((y != features.y).mean()))
         try:
-            correct = _nested(features, features.x, settings, y)
+            result = own_protocol(features, features.x, settings, y)
         except InputError:  # a fold trains on one class only: the texts have too few kinds of input for this control
-            return []
-        values.append(float(correct.mean()))
-        gains.append(values[-1] - np.bincount(y).max() / len(y))
-    context.control(
-        f"{features.task.name}: control task", differs=max(moved) > 0, evidence=f"{np.mean(moved):.1%} of the labels are others"
+            return
+        values.append(Scorer(y, features.groups).weighed(result.even[0]))
+        raw.append(float(result.accuracy[0]))
+    out.context.control(
+        f"{out.name}: control task", differs=max(moved) > 0, evidence=f"{np.mean(moved):.1%} of the labels are others"
     )
-    own = float(found.circuit_hits(settings.k).mean()) - np.bincount(features.y).max() / len(features.y)
+    # both have the same chance level, so that the gap is the selectivity
+    gap = scorer.difference(scorer.weighed(out.circuit), np.mean(values, axis=0))
     note = (
-        f"a random label for each of {n_types} inputs (final token, or text), {N_CONTROL_TASKS} draws: "
-        f"{np.mean(gains):+.1%} over their majority, the circuit {own:+.1%}; selectivity {own - np.mean(gains):+.1%}"
+        f"a random label for each of {n_types} inputs (final token, or text), {N_CONTROL_TASKS} draws; the gap is selectivity"
     )
-    return [_draws("control_task", np.asarray(values), note)]
+    out.draws("control_task", np.asarray(raw), note, balanced=float(np.mean(values)), **gap_columns(gap))
+    out.effect("control task", gap)
 
 
-def _matched(found: TaskFindings, settings: CircuitSettings) -> dict[str, Any]:
-    features = found.features
+def _rotated(out: Controls) -> None:
+    """The circuit sought in random bases of each site, its coordinates standardised so that no wide one fills them all."""
+    settings, features, scorer = out.settings, out.found.features, out.found.scorer
+    sd = features.x.std(0)
+    level = (features.x - features.x.mean(0)) / np.where(sd > 0, sd, 1.0)
+    hits = []
+    for i in range(settings.n_rotations):
+        bases = rotations(features.columns, features.seed + i)
+        x = rotated(level, features.columns, bases)
+        # a basis vector that is a neuron has a weight of one on it; a site of one neuron has no other basis
+        kept = max(float(np.square(basis).max(0).mean()) for basis in bases.values())
+        out.context.control(
+            f"{out.name}: rotated basis {i + 1}",
+            differs=bool(max(bases) == 1 or (kept < 0.99 and (x != level).any())),
+            evidence=f"a rotated coordinate holds {kept:.1%} of its nearest neuron on average",
+        )
+        hits.append(both_hits(own_protocol(features, x, settings)))
+    mean = np.mean(hits, axis=0)
+    spread = float(np.std([scorer.balanced(one[EVEN]) for one in hits], ddof=1))
+    gap = scorer.gap(out.circuit, mean[EVEN], spread=spread)
+    note = f"mean over {len(hits)} random rotations of each site, standardised; their spread is in the gap's interval"
+    out.row("rotated_basis", mean[RAW], mean[EVEN], scorer, note).update(gap_columns(gap))
+    out.effect("rotation", gap)
+
+
+def _matched(out: Controls) -> None:
+    features, settings = out.found.features, out.settings
     rows = np.asarray(matched_subset(features.task, seed=features.seed))
     note = f"{len(rows)} rows balanced on length and final full stop"
     try:
         part = features.subset(rows, n_folds=settings.n_folds)
-        correct = _nested(part, part.x, settings)
+        hits = both_hits(own_protocol(part, part.x, settings))
     except InputError:
         # Too few rows of different classes are alike on the surface: a finding in itself, so it keeps its row.
-        nothing = float("nan")
-        return {"control": "matched_subset", "accuracy": nothing, "low": nothing, "high": nothing, "note": f"only {note}"}
-    return _row("matched_subset", correct, part, note)
+        out.rows.append({"control": "matched_subset", "note": f"only {note}"})
+        return
+    scorer = replace(out.found.scorer, y=part.y, groups=part.groups)
+    out.row("matched_subset", hits[RAW], hits[EVEN], scorer, note)
+    out.effect("matched", scorer.gap(hits[EVEN], scorer.chance))
+
+
+def _read_anew(out: Controls, read: Reread, step: Callable[[str], None]) -> None:
+    """The template and the twin, beside the circuit found on the rows that were read anew alone."""
+    settings = out.settings
+    scorer = replace(out.found.scorer, y=read.own.y, groups=read.own.groups)
+    own = out.circuit
+    if read.sampled:
+        hits = both_hits(own_protocol(read.own, read.own.x, settings))
+        own = hits[EVEN]
+        out.row(SAMPLED, hits[RAW], own, scorer, f"found and tested {read.note}: for the gaps below")
+
+    def add(control: str, hits: np.ndarray, note: str) -> Difference:
+        gap = scorer.gap(own, hits[EVEN])
+        row = out.row(control, hits[RAW], hits[EVEN], scorer, note)
+        row.update(gap_columns(gap))
+        if read.sampled:
+            row["note"] += f"; {read.note}: ± {(row['high'] - row['low']) / 2:.1%}; the gap is that of {SAMPLED}"
+        return gap
+
+    template = both_hits(own_protocol(read.template, read.template.x, settings))
+    add("fixed_template", template, "same closing words after every text")
+    out.effect("template", scorer.gap(template[EVEN], scorer.chance))
+    step("randomly initialised twin")
+    if read.twin is not None:
+        note = "same architecture and tokenizer, random weights"
+        out.effect("twin", add("random_twin_circuit", both_hits(own_protocol(read.twin, read.twin.x, settings)), note))
+        twin, _ = best_site_hits(layer_probes(read.twin), read.twin.y, read.twin.folds)
+        out.effect("twin's probe", add("random_twin_probe", twin, note))

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from moescope.intervene.edits import Edit
 from moescope.intervene.leace import Eraser, Whitening
-from moescope.studies.circuits.causal import summary
+from moescope.stats import permute_labels
+from moescope.studies.circuits.spread import between
 from moescope.studies.circuits.trial import Trial
+from moescope.study.verdicts import beyond_draws
 from moescope.types import Site
 
 if TYPE_CHECKING:
@@ -26,14 +28,14 @@ class ClassErasure:
 
     Where a circuit's ablation does little but erasure does much, the class is carried by a direction that is spread over
     more neurons than the circuit holds. The erasers are fitted on the trial's selection texts. The control erases, in the
-    same way, ``n_random`` labellings that are permutations of the true one.
+    same way, ``n_random`` labellings that are the true one permuted within groups.
     """
 
-    def __init__(self, model: LoadedModel, trial: Trial, layers: Sequence[int], *, n_random: int = 20, seed: int = 0) -> None:
+    def __init__(self, model: LoadedModel, trial: Trial, layers: Sequence[int], *, n_random: int, seed: int = 0) -> None:
         self._trial, self._layers = trial, list(layers)
         rng = np.random.default_rng([seed, 2])
         fit_labels = trial.split.fit_labels
-        labellings = [fit_labels, *(rng.permutation(fit_labels) for _ in range(n_random))]
+        labellings = [fit_labels, *(permute_labels(fit_labels, trial.fit_groups, rng) for _ in range(n_random))]
         self._each = len(labellings)
         self._moved = [float((labels != fit_labels).mean()) for labels in labellings[1:]]
         erasers: list[tuple[Site, Eraser] | None] = [None]
@@ -47,17 +49,47 @@ class ClassErasure:
         return {"differs": max(self._moved) > 0, "evidence": f"{np.mean(self._moved):.1%} of the labels moved on average"}
 
     def table(self, scores: Mapping[str, np.ndarray]) -> pd.DataFrame:
-        """One row per layer and target, from the scores (S, N) of every intervention: task, layer, target, off_task,
-        baseline, effect, random_mean, random_low, random_high, p, n_random.
-        """
-        records = []
-        for place, layer in enumerate(self._layers):
-            first = 1 + place * self._each
-            for target, score in scores.items():
-                mean = score.mean(1, dtype=np.float64)
-                row = summary(target, mean[0], mean[first], mean[first + 1 : first + self._each])
-                records.append({"task": self._trial.task.name, "layer": layer, **row})
-        return pd.DataFrame.from_records(records)
+        """The rows of the table ``erasure``, from the scores (S, N) of every intervention."""
+        rows = []
+        for target, score in scores.items():
+            erased = score[1:].reshape(len(self._layers), self._each, -1)
+            rows += erasure_rows(self._trial.task.name, self._layers, target, score[0], erased, self._trial.groups)
+        return pd.DataFrame.from_records(rows)
+
+
+def erasure_rows(
+    task: str, layers: Sequence[int], target: str, clean: np.ndarray, erased: np.ndarray, groups: np.ndarray
+) -> list[dict[str, Any]]:
+    """Rows of the table ``erasure`` from scores (N,) and, for each layer the class and P permutations erased, (L, 1 + P, N)."""
+    clean, erased = np.asarray(clean, dtype=np.float64), np.asarray(erased, dtype=np.float64)
+    draws = erased[:, 1:].mean(2) - clean.mean()  # (layers, permutations)
+    worst = draws.min(0)  # of the layers, under each permutation
+    worst_low, worst_high = (float(q) for q in np.quantile(worst, [0.025, 0.975]))
+    rows = []
+    for layer, scores, null in zip(layers, erased[:, 0], draws, strict=True):
+        found = between(scores, clean, groups)
+        low, high = (float(q) for q in np.quantile(null, [0.025, 0.975]))
+        rows.append(
+            {
+                "task": task,
+                "layer": layer,
+                "target": target,
+                "baseline": float(clean.mean()),
+                "effect": found.value,
+                "low": found.low,
+                "high": found.high,
+                "random_mean": float(null.mean()),
+                "random_low": low,
+                "random_high": high,
+                "p": beyond_draws(found.value, null, "", 0.0).p,
+                "worst_mean": float(worst.mean()),
+                "worst_low": worst_low,
+                "worst_high": worst_high,
+                "p_worst": beyond_draws(found.value, worst, "", 0.0).p,
+                "n_random": len(null),
+            }
+        )
+    return rows
 
 
 class Erasures:

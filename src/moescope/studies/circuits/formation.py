@@ -13,17 +13,21 @@ import pandas as pd
 from moescope.errors import InputError
 from moescope.models import LoadedModel
 from moescope.models.forward_tokens import ForwardTokens
-from moescope.select.ranking import divergence, fold_class_sums
-from moescope.stats import group_bootstrap
-from moescope.studies.circuits.claims_formation import formation_claim
-from moescope.studies.circuits.depth import best_layer_correct, layer_probes
-from moescope.studies.circuits.features import capture_features, columns_of, own_cv
+from moescope.select.nested import CVResult
+from moescope.select.ranking import divergence, fold_class_sums, top_k
+from moescope.studies.circuits.claims_formation import formation_case
+from moescope.studies.circuits.cues import read_cues
+from moescope.studies.circuits.depth import RAW, best_site_hits, layer_probes
+from moescope.studies.circuits.features import Features, capture_features, columns_of, own_cv
+from moescope.studies.circuits.scorer import Scorer
 from moescope.studies.circuits.settings import SearchSettings
+from moescope.studies.circuits.single import scorer_of
 from moescope.study.protocol import Context, TasksLike
 from moescope.study.result import StudyResult
 from moescope.study.rows import FoldRows
 from moescope.study.run import Run
-from moescope.tasks import group_folds, surface_baselines
+from moescope.study.verdicts import Case
+from moescope.tasks import group_folds
 from moescope.types import Task
 
 _SETTINGS, _RUN = SearchSettings(), Run()
@@ -58,6 +62,9 @@ def dynamics(
     tokens = ForwardTokens()
     rows: list[dict[str, Any]] = []
     tops: dict[tuple[int, str], np.ndarray] = {}
+    hits: dict[tuple[int, str], np.ndarray] = {}
+    cases: list[Case] = []
+    last = len(series) - 1
     # Folds are drawn from labels, groups and seed, so that every checkpoint is judged by the same ones.
     folds = {task.name: context.rows(_folds(task, settings, run)) for task in loaded_tasks}
     model: LoadedModel | None = None
@@ -66,23 +73,36 @@ def dynamics(
         for task in loaded_tasks:
             context.tell(f"{name}: {task.name}", i, len(series))
             with tokens.of(model, "main"):
-                row, tops[i, task.name] = _at_checkpoint(model, task, settings, run, folds[task.name].folds)
+                features = capture_features(
+                    model,
+                    task,
+                    columns_of(model, settings.site),
+                    settings,
+                    seed=run.seed,
+                    folds=folds[task.name].folds,
+                    batch_tokens=run.batch_tokens,
+                    max_tokens=run.max_tokens,
+                )
+            scorer = scorer_of(features, settings)
+            row, cv, tops[i, task.name] = _at_checkpoint(features, settings, scorer)
+            hits[i, task.name] = cv.even[0]
             rows.append({"checkpoint": name, "step": step, "task": task.name, **row})
+            if i == last:
+                cues = read_cues(features, model.tokenizer)
+                both = cues.with_circuit(features.x, cv.selected, settings.classifier)
+                gained = scorer.gap(cv.even[0], hits[0, task.name])
+                beyond = scorer.gap(both, cues.chosen_hits())
+                cases.append(formation_case([r for r in rows if r["task"] == task.name], task.name, gained, beyond, settings))
     assert model is not None
     table = pd.DataFrame(rows)
-    last = len(series) - 1
     table["overlap_with_last"] = [
         len(np.intersect1d(tops[i, task.name], tops[last, task.name])) for i in range(len(series)) for task in loaded_tasks
     ]
-    surfaces = {
-        task.name: float(surface_baselines(task, folds[task.name].folds, tokenizer=model.tokenizer)["accuracy"].max())
-        for task in loaded_tasks
-    }
     return context.result(
         model=model,
         tasks=loaded_tasks,
         title=f"Circuit formation over {len(series)} checkpoints",
-        claims=[formation_claim(table, task.name, surfaces[task.name]) for task in loaded_tasks],
+        claims=cases,
         tables={"dynamics": table},
         kind="dynamics",
         forward_tokens=tokens.totals(),
@@ -107,32 +127,21 @@ def _series(checkpoints: Sequence[str | Path], revisions: Sequence[str] | None) 
     return sorted(steps, key=lambda item: item[1])
 
 
-def _at_checkpoint(
-    model: LoadedModel, task: Task, settings: SearchSettings, run: Run, folds: np.ndarray
-) -> tuple[dict[str, Any], np.ndarray]:
-    features = capture_features(
-        model,
-        task,
-        columns_of(model, settings.site),
-        settings,
-        seed=run.seed,
-        folds=folds,
-        batch_tokens=run.batch_tokens,
-        max_tokens=run.max_tokens,
-    )
+def _at_checkpoint(features: Features, settings: SearchSettings, scorer: Scorer) -> tuple[dict[str, Any], CVResult, np.ndarray]:
     sums = fold_class_sums(features.x, features.y, features.folds)
+    cv = own_cv(features, settings, sums=sums)
     scores = divergence(*sums.total(), sigma=settings.sigma)
-    correct = own_cv(features, settings, sums=sums).correct[0]
-    low, high = group_bootstrap(correct, features.groups, seed=run.seed)
-    probe, _ = best_layer_correct(layer_probes(features), features.folds)
+    low, high = scorer.interval(cv.correct[0])
+    probe, _ = best_site_hits(layer_probes(features), features.y, features.folds)
     row = {
-        "accuracy": float(correct.mean()),
+        "accuracy": float(cv.accuracy[0]),
+        "balanced": scorer.balanced(cv.even[0]),
         "low": low,
         "high": high,
-        "probe_accuracy": float(probe.mean()),
+        "probe_accuracy": float(probe[RAW].mean()),
         "max_divergence": float(scores.max()),
     }
-    return row, np.argsort(-scores, kind="stable")[: settings.k]
+    return row, cv, top_k(scores, settings.k)
 
 
 def _folds(task: Task, settings: SearchSettings, run: Run) -> FoldRows:

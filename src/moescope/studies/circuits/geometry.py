@@ -27,10 +27,7 @@ def functional_columns(x: np.ndarray, top: np.ndarray, columns: Columns, *, thre
         ``columns`` (list of (coordinate, layers) that occur in ≥ 2 layers), ``distinct_coordinates`` and
         ``clusters``.
     """
-    by_coordinate: dict[tuple[str, int], list[int]] = {}
-    for column in top:
-        neuron = columns.neuron(int(column))
-        by_coordinate.setdefault((neuron.site.kind, neuron.index), []).append(neuron.site.layer)
+    by_coordinate = coordinates(top, columns)
     correlation = np.corrcoef(x[:, top].astype(np.float64), rowvar=False).reshape(len(top), len(top))
     linked = np.abs(np.nan_to_num(correlation)) >= threshold
     n_clusters = connected_components(csr_array(linked), directed=False)[0]
@@ -53,11 +50,11 @@ def principal_component(
     A few massive coordinates can make up PC1 by themselves, so the class share is also given for standardised columns.
 
     Returns:
-        A dict with ``means`` and ``sds`` per class; ``distance`` (largest between two class means), ``null_distance``
-        (mean over label permutations) and its ``p``; ``explained`` (share of variance), ``explained_null`` (mean over
-        ``n_shuffles`` shuffles of each column) and ``explained_p``; ``class_share`` (share of PC1's variance between
-        classes); ``class_share_standardised`` and ``p_standardised``, the same and its p on standardised columns. And
-        the (N, 2) projection.
+        A dict with ``means`` and ``sds`` per class; ``distance`` (largest between two class means) and ``null_distance``
+        (mean over label permutations); ``explained`` (share of variance), ``explained_null`` (mean over ``n_shuffles``
+        shuffles of each column) and ``explained_p``; ``class_share`` (share of PC1's variance between classes), of permuted
+        labels its mean ``null_share`` and the range of 95 % ``null_low`` to ``null_high``, and ``p``, two-sided;
+        ``class_share_standardised`` and ``p_standardised``, the same on standardised columns. And the (N, 2) projection.
     """
     x = features.x[:, layer_columns].astype(np.float64)
     centred = x - x.mean(0)
@@ -69,22 +66,38 @@ def principal_component(
     means = _class_means(projection[:, 0], features.y[None], features.n_classes)[0]
     distance, null = float(np.ptp(means)), np.ptp(_class_means(projection[:, 0], labels, features.n_classes), axis=1)
     standardised = _components(centred / np.where(sd > 0, sd, 1.0))[1][:, 0]
-    share_null = _between_share(standardised, labels, features.n_classes)
-    share = float(_between_share(standardised, features.y[None], features.n_classes)[0])
+    share, share_null = _shares(projection[:, 0], features, labels)
+    level, level_null = _shares(standardised, features, labels)
+    low, high = np.quantile(share_null, [0.025, 0.975])
     summary = {
         "means": means.tolist(),
         "sds": [float(projection[features.y == c, 0].std(ddof=1)) for c in range(features.n_classes)],
         "distance": distance,
         "explained": explained,
         "null_distance": float(null.mean()),
-        "p": float(permutation_p(distance * (1 - _TIE), null)),
         "explained_null": float(shuffled.mean()),
         "explained_p": float(permutation_p(explained, shuffled)),
-        "class_share": float(_between_share(projection[:, 0], features.y[None], features.n_classes)[0]),
-        "class_share_standardised": share,
-        "p_standardised": float(permutation_p(share * (1 - _TIE), share_null)),
+        "class_share": share,
+        "null_share": float(share_null.mean()),
+        "null_low": float(low),
+        "null_high": float(high),
+        "p": two_sided(share, share_null),
+        "class_share_standardised": level,
+        "p_standardised": two_sided(level, level_null),
     }
     return summary, projection
+
+
+def _shares(values: np.ndarray, features: Features, labels: np.ndarray) -> tuple[float, np.ndarray]:
+    """Of the variance of values (N,) between the classes, and between those of labellings (P, N)."""
+    own = _between_share(values, features.y[None], features.n_classes)
+    return float(own[0]), _between_share(values, labels, features.n_classes)
+
+
+def two_sided(observed: float, null: np.ndarray) -> float:
+    """p of a figure that may lie on either side of its null (P,): how often the null is as far from its own mean."""
+    centre = float(null.mean())
+    return float(permutation_p(abs(observed - centre) * (1 - _TIE), np.abs(null - centre)))
 
 
 def _components(centred: np.ndarray) -> tuple[float, np.ndarray]:
@@ -114,6 +127,30 @@ def _between_share(values: np.ndarray, labels: np.ndarray, n_classes: int) -> np
     return (counts * means**2).sum(1) / total if total > 0 else np.zeros(len(labels))
 
 
+def coordinates(top: np.ndarray, columns: Columns) -> dict[tuple[str, int], list[int]]:
+    """Layers in which each distinct coordinate (kind of site, index) of the columns ``top`` occurs, best first."""
+    found: dict[tuple[str, int], list[int]] = {}
+    for column in top:
+        neuron = columns.neuron(int(column))
+        found.setdefault((neuron.site.kind, neuron.index), []).append(neuron.site.layer)
+    return found
+
+
+def layer_null(top: np.ndarray, columns: Columns, n_draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Mean layer (n_draws,) of the columns ``top`` (K,) when each coordinate, its layers together, is moved to a random place.
+
+    A residual coordinate that recurs in ten layers is one thing: ten random neurons would promise too narrow a null.
+    """
+    last = len(columns.layers) - 1
+    total = np.zeros(n_draws)
+    for layers in coordinates(top, columns).values():
+        places = np.searchsorted(columns.layers, layers)
+        start = rng.integers(0, last - (places.max() - places.min()) + 1, n_draws)
+        moved = start[:, None] + (places - places.min())
+        total += np.asarray(columns.layers)[moved].sum(1)
+    return total / len(top)
+
+
 def rotations(columns: Columns, seed: int) -> dict[int, np.ndarray]:
     """A random orthonormal basis (width, width), float32, for each width of ``columns``."""
     rng = np.random.default_rng(seed)
@@ -127,7 +164,8 @@ def rotations(columns: Columns, seed: int) -> dict[int, np.ndarray]:
 def rotated(x: np.ndarray, columns: Columns, bases: dict[int, np.ndarray]) -> np.ndarray:
     """The same activations in another orthonormal basis, one per width (shared by layers, as the skip path is).
 
-    If "neurons" are special, the top K coordinates must carry less after rotation.
+    If "neurons" are special, the top K coordinates must carry less after rotation. Standardise first: a coordinate of a wide
+    spread that knows nothing would be in every rotated one.
     """
     out = np.empty_like(x)
     for position, width in enumerate(columns.widths):

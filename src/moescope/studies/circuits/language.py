@@ -8,14 +8,14 @@ import numpy as np
 
 from moescope.errors import InputError
 from moescope.select.nested import fit_classifier
-from moescope.stats import group_bootstrap
 from moescope.studies.circuits.features import Features, own_cv
+from moescope.studies.circuits.scorer import Scorer
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.single import rank_columns
 
 
 def language_rows(features: Features, settings: CircuitSettings) -> list[dict[str, Any]]:
-    """[task, train_language, test_language, accuracy, low, high, majority, n] for every ordered pair of languages.
+    """Rows of the table ``language`` for every ordered pair of languages.
 
     On the diagonal the circuit is selected and tested by nested cross-validation inside the language; off it, selected and
     fitted on all rows of one language and tested on the other's. Groups that occur in both languages (translations of one
@@ -34,28 +34,31 @@ def language_rows(features: Features, settings: CircuitSettings) -> list[dict[st
                     part = features.subset(np.flatnonzero(testing), n_folds=settings.n_folds)
                 except InputError as error:
                     raise InputError(f"task {features.task.name!r}, language {test!r}: {error}") from error
-                correct = own_cv(part, settings, selection="nested").correct[0]
-                groups = part.groups
+                correct = own_cv(part, settings, selection="nested").even[0]
+                judge = Scorer(part.y, part.groups, features.seed)
             else:
-                groups = features.groups[testing]
-                fitting = (languages == train) & ~np.isin(features.groups, groups)
+                judge = Scorer(features.y[testing], features.groups[testing], features.seed)
+                fitting = (languages == train) & ~np.isin(features.groups, judge.groups)
                 if len(np.unique(features.y[fitting])) < features.n_classes:
                     # All training texts are translations of test texts: nothing is left to fit on, so say nothing.
                     continue
                 chosen = rank_columns(features.x[fitting], features.y[fitting], settings.sigma)[: settings.k]
                 model = fit_classifier(features.x[np.ix_(fitting, chosen)], features.y[fitting], settings.classifier)
                 read = features.x[np.ix_(testing, chosen)].astype(np.float64)
-                correct = model.predict(read) == features.y[testing]
-            low, high = group_bootstrap(correct, groups, seed=features.seed)
+                # a class that is rare in the texts fitted on is named as readily as a common one
+                shares = np.bincount(features.y[fitting], minlength=features.n_classes) / fitting.sum()
+                correct = (model.predict_proba(read) / shares).argmax(1) == judge.y
+            beyond = judge.gap(correct, judge.chance)
             rows.append(
                 {
                     "task": features.task.name,
                     "train_language": train,
                     "test_language": test,
-                    "accuracy": float(correct.mean()),
-                    "low": low,
-                    "high": high,
-                    "majority": float(np.bincount(features.y[testing]).max() / testing.sum()),
+                    "accuracy": beyond.value + judge.chance,
+                    "low": max(beyond.low + judge.chance, 0.0),
+                    "high": min(beyond.high + judge.chance, 1.0),
+                    "chance": judge.chance,
+                    "p": beyond.p,
                     "n": len(correct),
                 }
             )

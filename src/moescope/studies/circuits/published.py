@@ -9,6 +9,7 @@ from __future__ import annotations
 from moescope.study.published import record
 
 RECORD = record("hidden_moe")
+SOURCE = "Choi (2025)"
 
 _mean = RECORD["cross_task_accuracy"]["mean"]
 _exit = RECORD["early_exit_mistral"]
@@ -22,3 +23,7 @@ DEPTH = {task: (_exit[task]["layers_0_8"], _exit[task]["layers_0_31"]) for task 
 SYMMETRY = RECORD["symmetry_score"]["mean"]
 COLUMN = {task: RECORD["columns_mistral"][task]["of_top10"] for task in TASKS}
 EARLY_EXIT_FRACTION = _exit["compute_at_layer_8"]
+STRATA = {"certainty": ("early", "layers 0–8"), "sentiment": ("late", "layers 13–31")}
+PAIR = {"certainty": "3842 and 3944 of layer 9"}
+PC1 = {"truthfulqa": "TruthfulQA", "triviaqa": "TriviaQA", "boolq": "BoolQ"}
+"""Preset of each task of table 4, and its name there."""

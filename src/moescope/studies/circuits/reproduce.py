@@ -11,17 +11,25 @@ from typing import Any
 import pandas as pd
 
 from moescope.errors import InputError
+from moescope.models import LoadedModel
 from moescope.studies.circuits import published
+from moescope.studies.circuits.claims_layers import projection_case
+from moescope.studies.circuits.features import capture_features, columns_of
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.study import circuits
+from moescope.studies.circuits.tables import projection_tables
 from moescope.study.protocol import Context, ModelLike, TasksLike
 from moescope.study.result import StudyResult
 from moescope.study.run import Run
-from moescope.types import Task
+from moescope.study.verdicts import Case, verdicts
+from moescope.tasks import load_task
+from moescope.types import Claim, Published, Site, Task
 
 EMBEDDED = "dense-tiny"
 # The source's tasks, and what is shipped for those whose licence does not let us ship them.
 SOURCES = {"certainty": ("halueval",), "sentiment": ("sst2", "uci-sentiment")}
+PC1_ROWS = 1000
+"""Of each task of table 4, unless the run limits them."""
 _SHORT = {"certainty": "cert", "sentiment": "sent"}
 
 
@@ -57,7 +65,37 @@ def reproduce_circuits(
     loaded_tasks = _published_tasks(context) if tasks is None else context.tasks(tasks)
     loaded = context.load(EMBEDDED if model is None else model)
     result = circuits(loaded, loaded_tasks, settings, run=dataclasses.replace(run, out=None))
+    if tasks is None:
+        claims, pc1 = _projections(loaded, context, settings, run)
+        tables = {**result.tables, "pc1": pd.concat([result.tables["pc1"], *pc1], ignore_index=True)}
+        result = dataclasses.replace(result, claims=(*result.claims, *verdicts(claims, settings.alpha)), tables=tables)
     return context.beside(result, title=f"Published circuits beside {loaded.name}", published=published_table(result))
+
+
+def _projections(
+    model: LoadedModel, context: Context, settings: CircuitSettings, run: Run
+) -> tuple[list[Case | Claim], list[pd.DataFrame]]:
+    """Table 4: PC1 of the last layer on its three tasks, where they can be had."""
+    claims: list[Case | Claim] = []
+    tables: list[pd.DataFrame] = []
+    for preset, name in published.PC1.items():
+        reported = published.RECORD["pc1"][name]
+        source = Published(f"means ± {reported['distance'] / 2:.2f}", f"{published.SOURCE}, Table 4")
+        try:
+            with _quiet_hub():
+                task = load_task(preset, limit=run.limit or PC1_ROWS, seed=run.seed)
+        except InputError:
+            why = f"{name} is out of reach here"
+            statement = f"{preset}: the classes differ along PC1 of the last layer"
+            claims.append(Claim(statement, float("nan"), "H10", source, outcome="not tested", words=why))
+            continue
+        context.tell(f"{preset}: first component", 0, 1)
+        columns = columns_of(model, (Site("resid", model.n_layers - 1),))
+        limits: dict[str, Any] = {"batch_tokens": run.batch_tokens, "max_tokens": run.max_tokens}
+        features = capture_features(model, task, columns, settings, seed=run.seed, **limits)
+        tables.append(projection_tables(features, settings)["pc1"])
+        claims.append(projection_case(task.name, tables[-1], settings, source))
+    return claims, tables
 
 
 def _published_tasks(context: Context) -> list[Task]:
@@ -113,8 +151,11 @@ def published_table(result: StudyResult) -> pd.DataFrame:
     for task in _SHORT:
         add(f"specialization ratio, {task}", {"mean": published.RATIO[task]}, _claim(result, f"{task}: specialization"))
     add("symmetry score", {"mean": published.SYMMETRY}, _claim(result, "certainty and sentiment: symmetry"))
+    pc1 = result.tables["pc1"].drop_duplicates("task").set_index("task")["distance"]
+    for preset, name in published.PC1.items():
+        add(f"distance of class means on PC1, {name}", {"Mistral": published.RECORD["pc1"][name]["distance"]}, pc1.get(preset))
     overlap = {name.replace("-7B", ""): value for name, value in published.RECORD["overlap_top10"].items()}
-    add("overlap of top 10", overlap, _claim(result, "certainty and sentiment: top-10"))
+    add("overlap of top 10", overlap, _claim(result, "certainty and sentiment: the top-"))
     return pd.DataFrame(rows)
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from moescope.errors import InputError
-from moescope.study.settings import NonEmpty, Settings, above, at_least, between
+from moescope.study.settings import Judged, NonEmpty, above, at_least, between
+from moescope.study.verdicts import check_draws
 
 Sigma = Literal["pooled", "total", "negative"]
+PRIMARY = ("handful", "same layers", "two suffice", "unit", "done early")
+"""The claims of one task that are judged together (Holm)."""
+INTERVENTIONS = ("harm", "specificity", "one direction")
+"""The claims about one task's ablation that are judged together (Holm)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchSettings(Settings):
+class SearchSettings(Judged):
     """How a circuit is sought and read."""
 
     site: str = "resid"
@@ -28,8 +32,10 @@ class SearchSettings(Settings):
     """nested selects inside the training folds; global is the published protocol, optimistic."""
     classifier: Literal["lda", "logistic"] = "lda"
     """What reads the circuit; lda as published."""
-    n_folds: Annotated[int, at_least(2)] = 5
+    n_folds: Annotated[int, at_least(3)] = 5
     """Cross-validation folds."""
+    margin: Annotated[float, between(0, 0.5)] = 0.03
+    """Smallest difference between two shares (balanced accuracies, shares of variance or of depth) that counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +44,14 @@ class CircuitSettings(SearchSettings):
 
     ks: Annotated[tuple[int, ...], at_least(1), NonEmpty()] = (1, 2, 3, 5, 10, 20, 50)
     """Circuit sizes of the sufficiency table."""
+    margin: Annotated[float, between(0, 0.5)] = 0.03
+    """Smallest difference between two shares (balanced accuracies, shares of variance or of depth) that counts."""
     n_permutations: Annotated[int, at_least(19)] = 1000
     """Label permutations of the neuron ranking (max statistic) and of the projection."""
     n_label_permutations: Annotated[int, at_least(0)] = 100
     """Label permutations of the whole nested selection and cross-validation; 0 leaves them out."""
+    n_rotations: Annotated[int, at_least(20)] = 20
+    """Random bases in which the circuit is sought anew."""
     n_random: Annotated[int, at_least(20)] = 100
     """Random circuits per control."""
     twin: bool = True
@@ -53,18 +63,21 @@ class CircuitSettings(SearchSettings):
     """And no more than cost together this share of one pass over the texts, in forward tokens."""
     ablate: Literal["mean", "resample", "zero", "patch"] | None = None
     """Switch the circuits off inside the model, against matched random neurons, and erase the class direction."""
-    ablate_ks: Annotated[tuple[int, ...], at_least(1), NonEmpty()] = (1, 2, 5, 10, 20, 50)
-    """Circuit sizes that are switched off."""
-    ablate_random: Annotated[int, at_least(19)] = 100
-    """Matched random sets per ablation; 100 or more for a claim."""
-    ablate_rows: Annotated[int, at_least(2)] = 400
-    """Most texts of a task that judge an ablation."""
-    ablate_text_tokens: Annotated[int, at_least(16)] = 2048
-    """Tokens of plain text on which an ablation's loss off task is measured."""
+    ablate_ks: Annotated[tuple[int, ...], at_least(1)] = ()
+    """Further circuit sizes that are switched off beside k; described with 19 random sets each, not judged."""
+    ablate_random: Annotated[int, at_least(19)] = 999
+    """Random sets, matched on layer and on the size of the change, beside the circuit of size k."""
+    ablate_rows: Annotated[int, at_least(2)] = 150
+    """Most texts of a task that judge an ablation, and most that judge it off task."""
+    ablate_text_tokens: Annotated[int, at_least(16)] = 1024
+    """Tokens of plain text on which an ablation's loss is described."""
 
     def check(self) -> None:
-        if 0 < self.n_label_permutations < 19:
-            raise InputError(f"must be 0 or at least 19, got {self.n_label_permutations}", "n_label_permutations")
+        check_draws(self.n_permutations, 1, "n_permutations", self.alpha)
+        if self.n_label_permutations:
+            check_draws(self.n_label_permutations, len(PRIMARY), "n_label_permutations", self.alpha)
+        if self.ablate is not None:
+            check_draws(self.ablate_random, len(INTERVENTIONS), "ablate_random", self.alpha / 2)  # p is two-sided
 
     def all_ks(self) -> tuple[int, ...]:
         """Every circuit size that the study evaluates, ascending."""

@@ -21,9 +21,12 @@ from moescope.select.ranking import (
     permutation_max,
     rank,
 )
-from moescope.studies.circuits.depth import depth_rows, layer_probes
+from moescope.select.widening import interval_widening
+from moescope.studies.circuits.cues import Cues
+from moescope.studies.circuits.depth import depth_rows, layer_probes, reselected
 from moescope.studies.circuits.features import Features, own_cv
-from moescope.studies.circuits.settings import CircuitSettings
+from moescope.studies.circuits.scorer import Scorer
+from moescope.studies.circuits.settings import CircuitSettings, SearchSettings
 from moescope.studies.circuits.tables import (
     class_tables,
     column_table,
@@ -35,10 +38,12 @@ from moescope.studies.circuits.tables import (
     stability_table,
     sufficiency_rows,
 )
-from moescope.tasks import split_half
+from moescope.tasks import dealt_folds, split_half
 from moescope.types import Circuit
 
 N_HALVINGS = 5
+N_DIVISIONS = 10
+"""Into folds, from which it is measured how wide the intervals must be."""
 _CURVE = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
@@ -53,7 +58,9 @@ class TaskFindings:
         null: family-wise permutation null of the ranking.
         cv: cross-validation with the chosen selection over all ks; cv_other: the same by the other protocol.
         massive: (D,) bool, massive activations.
-        hits: (S, N) bool, full-probe hits per site.
+        hits: (2, S, N) bool, full-probe hits per site.
+        early: by layer, the circuit chosen anew within the layers up to it.
+        scorer: of this task's rows.
     """
 
     features: Features
@@ -65,6 +72,9 @@ class TaskFindings:
     cv_other: CVResult
     massive: np.ndarray
     hits: np.ndarray
+    early: dict[int, CVResult]
+    cues: Cues
+    scorer: Scorer
     circuit: Circuit
     tables: dict[str, pd.DataFrame]
 
@@ -79,8 +89,29 @@ def overlap_ks(settings: CircuitSettings, n: int) -> tuple[int, ...]:
     return tuple(sorted(k for k in curve if k < n))  # with all n neurons every set is the same
 
 
-def analyse(features: Features, settings: CircuitSettings, *, surface: float, n_layers: int) -> TaskFindings:
-    """Study one task on its captured features. ``surface`` is the best surface baseline's accuracy (for the depth figure).
+def scorer_of(features: Features, settings: SearchSettings) -> Scorer:
+    """Who judges the hits of a task, with intervals as wide as :func:`interval_widening` asks for at K."""
+    y, groups = features.y, features.groups
+    rng = np.random.default_rng(features.seed)
+    divisions = [dealt_folds(y, groups, settings.n_folds, rng) for _ in range(N_DIVISIONS)]
+    try:
+        (widening,) = interval_widening(
+            features.x,
+            y,
+            groups,
+            divisions,
+            (settings.k,),
+            sigma=settings.sigma,
+            classifier=settings.classifier,
+            selection=settings.selection,
+        )
+    except InputError:  # without two folds a class is missing: so few rows that only the widest interval is safe
+        widening = np.sqrt(settings.n_folds)
+    return Scorer(y, groups, features.seed, float(widening))
+
+
+def analyse(features: Features, settings: CircuitSettings, *, cues: Cues, n_layers: int) -> TaskFindings:
+    """Study one task on its captured features.
 
     Raises:
         InputError: when a circuit size exceeds the number of neurons.
@@ -109,10 +140,11 @@ def analyse(features: Features, settings: CircuitSettings, *, surface: float, n_
     cv_classifier = own_cv(features, settings, ks=ks, sums=sums, classifier=other_classifier)
     massive = massive_dimensions(total, layer_of=columns.site_of)
     hits = layer_probes(features)
+    scorer = scorer_of(features, settings)
     accuracy = [
-        *sufficiency_rows(features, cv, settings.classifier, settings.selection, features.seed),
-        *sufficiency_rows(features, cv_classifier, other_classifier, settings.selection, features.seed),
-        *sufficiency_rows(features, cv_other, settings.classifier, other_protocol, features.seed),
+        *sufficiency_rows(features, cv, settings.classifier, settings.selection, scorer),
+        *sufficiency_rows(features, cv_classifier, other_classifier, settings.selection, scorer),
+        *sufficiency_rows(features, cv_other, settings.classifier, other_protocol, scorer),
     ]
     circuit = Circuit(
         name,
@@ -120,7 +152,8 @@ def analyse(features: Features, settings: CircuitSettings, *, surface: float, n_
         tuple(float(divergences[c]) for c in ranking[: settings.k]),
         settings.sigma,
     )
-    depth = depth_rows(features, sums, cv, hits, surface, settings, n_layers=n_layers)
+    early = {layer: reselected(features, sums, settings, layer) for layer in columns.layers}
+    depth = depth_rows(features, early, cv, hits, cues.chosen_hits(), scorer, settings, n_layers=n_layers)
     nested = cv if settings.selection == "nested" else cv_other
     tables = {
         "accuracy": pd.DataFrame(accuracy),
@@ -134,7 +167,9 @@ def analyse(features: Features, settings: CircuitSettings, *, surface: float, n_
         "stability": stability_table(features, nested, halves, overlap_ks(settings, columns.n)),
         **projection_tables(features, settings),
     }
-    return TaskFindings(features, sums, ranking, halves, null, cv, cv_other, massive, hits, circuit, tables)
+    return TaskFindings(
+        features, sums, ranking, halves, null, cv, cv_other, massive, hits, early, cues, scorer, circuit, tables
+    )
 
 
 def rank_columns(x: np.ndarray, y: np.ndarray, sigma: Sigma) -> np.ndarray:

@@ -12,10 +12,11 @@ from moescope.models.forward_tokens import ForwardTokens
 from moescope.studies.circuits.causal_run import causal_sites, causal_tables
 from moescope.studies.circuits.claims import circuit_claims
 from moescope.studies.circuits.claims_causal import ablation_claims, erasure_claims
-from moescope.studies.circuits.controls import STEPS, control_table
+from moescope.studies.circuits.controls import STEPS, control_tables
+from moescope.studies.circuits.cues import read_cues
 from moescope.studies.circuits.features import Columns, Features, capture_features, columns_of
 from moescope.studies.circuits.language import language_rows
-from moescope.studies.circuits.pairs import cross_task_rows, native_row, overlap_rows, task_map_rows
+from moescope.studies.circuits.pairs import Ranked, cross_task_rows, map_k, native_row, overlap_rows, task_map_rows
 from moescope.studies.circuits.reread import prove_reread, reread
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.single import TaskFindings, analyse, overlap_ks
@@ -23,7 +24,6 @@ from moescope.study.protocol import Context, ModelLike, TasksLike
 from moescope.study.result import StudyResult
 from moescope.study.rows import FoldRows
 from moescope.study.run import Run
-from moescope.tasks import surface_baselines
 
 _SETTINGS, _RUN = CircuitSettings(), Run()
 
@@ -71,32 +71,33 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
         stage, total = f"{task.name}: circuit and controls", 3 + len(STEPS)
         context.tell(stage, 0, total)
         here = features[task.name]
-        surface = surface_baselines(task, here.folds, tokenizer=loaded.tokenizer)
-        found[task.name] = analyse(here, settings, surface=float(surface["accuracy"].max()), n_layers=loaded.n_layers)
+        cues = read_cues(here, loaded.tokenizer)
+        found[task.name] = analyse(here, settings, cues=cues, n_layers=loaded.n_layers)
         read = reread(here, settings, model=loaded, twin=twin, tokens=tokens, **limits)
         if read.sampled:
             context.rows(FoldRows(f"{task.name}: controls read anew", read.own.groups, read.own.folds))
         prove_reread(context, read, loaded, twin)
-        controls = control_table(
+        controls = control_tables(
             found[task.name],
             settings,
-            surface,
+            n_layers=loaded.n_layers,
             tokenizer=loaded.tokenizer,
             read=read,
             context=context,
             step=lambda name, stage=stage, total=total: context.tell(stage, 3 + STEPS.index(name), total),  # type: ignore[misc]
         )
-        for name, table in {**found[task.name].tables, "controls": controls}.items():
+        for name, table in {**found[task.name].tables, **controls}.items():
             parts.setdefault(name, []).append(table)
     tables = {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
     tables |= _across_tasks(found, settings, context)
     languages = [row for task in found.values() for row in language_rows(task.features, settings)]
     if languages:
         tables["language"] = pd.DataFrame(languages)
-    claims = circuit_claims(found, tables, settings)
     if settings.ablate is not None:
         tables |= causal_tables(loaded, features, settings, context, tokens)
-        claims += ablation_claims(tables["ablation"], settings) + erasure_claims(tables["erasure"])
+    claims = circuit_claims(found, tables, settings)
+    if settings.ablate is not None:
+        claims += [*ablation_claims(tables, settings), *erasure_claims(tables["erasure"], settings)]
     bare = sum(int(here.encoded.lengths.sum()) for here in features.values() if here.encoded is not None)
     return context.result(
         model=loaded,
@@ -131,15 +132,18 @@ def _across_tasks(found: dict[str, TaskFindings], settings: CircuitSettings, con
     stage, total = "comparing tasks", len(names) ** 2
     cross: list[dict[str, Any]] = []
     overlap: list[dict[str, Any]] = []
-    ks = overlap_ks(settings, found[names[0]].features.columns.n)
+    n = found[names[0]].features.columns.n
+    ks = overlap_ks(settings, n)
+    places = max(*ks, map_k(n))
+    ranked = {name: Ranked.of(task, settings, places, turn=i) for i, (name, task) in enumerate(found.items())}
     for i, a in enumerate(names):
         for j, b in enumerate(names):
             context.tell(stage, i * len(names) + j, total)
             if i < j:
-                overlap += overlap_rows(found[a], found[b], ks)
+                overlap += overlap_rows(a, b, ranked, ks)
             cross += [native_row(found[a], settings)] if i == j else cross_task_rows(found[a], found[b], settings)
     return {
         "overlap": pd.DataFrame(overlap),
         "cross_task": pd.DataFrame(cross),
-        "task_map": pd.DataFrame(task_map_rows(list(found.values()), settings)),
+        "task_map": pd.DataFrame(task_map_rows(list(found.values()), ranked, settings)),
     }

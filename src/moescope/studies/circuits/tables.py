@@ -9,10 +9,17 @@ import numpy as np
 import pandas as pd
 
 from moescope.select.nested import CVResult
-from moescope.select.ranking import SIGMAS, FoldSums, MaxNull, random_sets
-from moescope.stats import auroc, expected_overlap, group_bootstrap, kuncheva, nogueira, selective
+from moescope.select.ranking import SIGMAS, FoldSums, MaxNull
+from moescope.stats import auroc, expected_overlap, kuncheva, nogueira, selective
 from moescope.studies.circuits.features import Features, own_cv
-from moescope.studies.circuits.geometry import functional_columns, principal_component
+from moescope.studies.circuits.geometry import (
+    coordinates,
+    functional_columns,
+    layer_null,
+    principal_component,
+    two_sided,
+)
+from moescope.studies.circuits.scorer import Scorer
 from moescope.studies.circuits.settings import CircuitSettings
 
 CONFIDENT = 0.9  # a prediction counts as covered when its probability reaches this
@@ -23,8 +30,10 @@ MASSIVE_ROW = 20.0  # a vector is massive beside this many times the median norm
 Halves = Sequence[tuple[np.ndarray, np.ndarray]]
 
 
-def sufficiency_rows(features: Features, result: CVResult, classifier: str, selection: str, seed: int) -> list[dict[str, Any]]:
-    """One row per K: accuracy with its group-bootstrap interval, AUROC (two classes), and accuracy under abstention.
+def sufficiency_rows(
+    features: Features, result: CVResult, classifier: str, selection: str, scorer: Scorer
+) -> list[dict[str, Any]]:
+    """One row per K: accuracy with its interval over groups, AUROC (two classes), and accuracy under abstention.
 
     ``coverage`` is the share of rows predicted with probability >= 0.9, ``selective_accuracy`` the accuracy on those:
     never to be read without ``accuracy``, the accuracy on all rows.
@@ -32,7 +41,7 @@ def sufficiency_rows(features: Features, result: CVResult, classifier: str, sele
     rows = []
     for i, k in enumerate(result.ks):
         correct, probability = result.correct[i], result.scores[i]
-        low, high = group_bootstrap(correct, features.groups, seed=seed)
+        low, high = scorer.interval(correct)
         curve = selective(probability.max(1), correct)
         coverage, covered_accuracy = curve.at(CONFIDENT)
         rows.append(
@@ -44,6 +53,7 @@ def sufficiency_rows(features: Features, result: CVResult, classifier: str, sele
                 "accuracy": float(correct.mean()),
                 "low": low,
                 "high": high,
+                "balanced": scorer.balanced(result.even[i]),
                 "auroc": auroc(probability[:, 1], features.y) if features.n_classes == 2 else float("nan"),
                 "coverage": coverage,
                 "selective_accuracy": covered_accuracy,
@@ -135,19 +145,22 @@ def layer_table(features: Features, ranking: np.ndarray, divergences: np.ndarray
 
 
 def range_table(features: Features, ranking: np.ndarray, settings: CircuitSettings) -> pd.DataFrame:
-    """First, last and mean layer of the circuit, beside the mean layer of random sets of the same size (95 % of them)."""
-    layer_of = features.columns.layer_of
-    inside = layer_of[ranking[: settings.k]]
-    sets = random_sets(np.random.default_rng(features.seed), len(layer_of), settings.k, 1000)
-    low, high = np.quantile(layer_of[sets].mean(1), [0.025, 0.975])
+    """First, last and mean layer of the circuit, beside its coordinates at random places (see :func:`layer_null`)."""
+    columns, top = features.columns, ranking[: settings.k]
+    inside = columns.layer_of[top]
+    null = layer_null(top, columns, 1000, np.random.default_rng(features.seed))
+    low, high = np.quantile(null, [0.025, 0.975])
     row = {
         "task": features.task.name,
         "k": settings.k,
+        "coordinates": len(coordinates(top, columns)),
         "first_layer": int(inside.min()),
         "last_layer": int(inside.max()),
         "mean_layer": float(inside.mean()),
+        "random_mean": float(null.mean()),
         "random_low": float(low),
         "random_high": float(high),
+        "p": two_sided(float(inside.mean()), null),
     }
     return pd.DataFrame([row])
 

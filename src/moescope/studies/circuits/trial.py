@@ -34,6 +34,16 @@ class Trial:
     answers: tuple[int, ...]
 
     @property
+    def groups(self) -> np.ndarray:
+        """Of the texts that judge."""
+        return np.array([self.task.examples[i].group for i in self.split.evaluate])
+
+    @property
+    def fit_groups(self) -> np.ndarray:
+        """Of the texts that were learnt on."""
+        return np.array([self.task.examples[i].group for i in self.split.fit])
+
+    @property
     def readout(self) -> Readout:
         return task_readout(self.probe, self.split.labels, self.answers)
 

@@ -34,7 +34,7 @@ def card_text(
         "",
         f"# {facts['title']}",
         "",
-        f"**{claims[0].note}**",
+        f"**{claims[0].words.partition('; a decision')[0]}**",
         "",
         f"The dense model `{model}` ({target['source']}), each of its MLPs cut into {counts['experts']} experts of "
         f"which {counts['active']} work on a token ({counts['shared']} of these on every token). "
@@ -59,9 +59,9 @@ def card_text(
         "",
         "## Measured",
         "",
-        "| | measured | 95 % | note |",
-        "|---|---|---|---|",
-        *(f"| {c.name} | {_cell(c.measured)} | {_interval(c.interval)} | {c.note} |" for c in claims),
+        "| | measured | 95 % | verdict | |",
+        "|---|---|---|---|---|",
+        *(f"| {c.statement} | {_cell(c.measured)} | {_interval(c.interval)} | {c.verdict} | {c.words} |" for c in claims),
         "",
         "## Quality over the activated share",
         "",

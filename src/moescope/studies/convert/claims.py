@@ -3,49 +3,110 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from moescope.studies.convert.quality import Quality
-from moescope.studies.convert.settings import Counts
+from moescope.studies.convert.settings import ConvertSettings, Counts
 from moescope.studies.convert.tuning import RANDOM, STATIC, TUNED, Tuning
-from moescope.types import Claim
+from moescope.study.paired import paired_effect
+from moescope.study.verdicts import Case, Effect, verdicts
+from moescope.types import Claim, Control, Outcome
 
+_FAMILY = "conversion"
 LEAST = 1.05  # a speed-up below this is not worth another checkpoint
 
 
-@dataclass(frozen=True)
-class Recommendation:
-    """``keep_dense`` and why, in one sentence."""
+def recommend(kept: Claim, speed: pd.DataFrame | None) -> Claim:
+    """Whether the conversion is worth having: ``measured`` says what to do, from the verdict on what it loses.
 
-    keep_dense: bool
-    text: str
-
-
-def recommend(rise: float, speed: pd.DataFrame | None, tolerance: float) -> Recommendation | None:
-    """None where no speed was measured: a conversion is only worth having if it is faster."""
-    if speed is None:
-        return None
-    best = best_runs(speed)
-    gains = [f"{w} {s:.2f}×" for w, s in best.items() if s >= LEAST]
-    first = best["batch 1"]
-    reasons = []
-    if rise > tolerance:
-        reasons.append(f"perplexity rises by {rise:.1%}, more than the {tolerance:.1%} allowed")
-    if not gains:
-        reasons.append(f"it is not faster ({first:.2f}× at batch 1)")
-    if reasons:
-        also = f" (it would be faster: {', '.join(gains)})" if gains else ""
-        return Recommendation(True, f"keep dense: {' and '.join(reasons)}{also}")
-    return Recommendation(False, f"use the converted model: faster at {', '.join(gains)}, perplexity {rise:+.1%}")
+    What is settled is said whatever was not measured: where too much is lost, no clock is asked; a model that is not faster is
+    not worth a checkpoint, however good it is.
+    """
+    gains = best_runs(speed) if speed is not None else {}
+    faster = ", ".join(f"{w} {s:.2f}×" for w, s in gains.items() if s >= LEAST)
+    slow = f"it is not faster ({gains['batch 1']:.2f}× at batch 1)" if gains and not faster else ""
+    told: tuple[str, Outcome, str]
+    if kept.outcome == "contradicted" or slow:
+        lost = f"too much is lost: {kept.words}" if kept.outcome == "contradicted" else ""
+        also = f" (it would be faster: {faster})" if faster else ""
+        told = ("keep dense", "contradicted", f"{' and '.join(filter(None, (slow, lost)))}{also}")
+    elif not gains:
+        told = ("not settled", "not tested", f"speed was not measured, and what is lost does not settle it alone: {kept.words}")
+    elif kept.outcome == "inconclusive":
+        told = ("undecided", "inconclusive", f"faster at {faster}, but {kept.words}")
+    else:
+        told = ("use the converted model", "holds", f"faster at {faster}; {kept.words}")
+    what, outcome, why = told
+    words = f"{what}: {why}; a decision, of which the claims below are the evidence with their intervals"
+    return Claim("recommendation, that the converted model is worth having", what, id="M6", outcome=outcome, words=words)
 
 
 def best_runs(speed: pd.DataFrame) -> dict[str, float]:
     """Workload -> the converted model's speed-up over dense under its fastest implementation."""
     runs = speed[speed["runner"] != "dense"]
     return {str(w): float(rows["speedup"].max()) for w, rows in runs.groupby("workload", sort=False)}
+
+
+def quality_cases(
+    here: Quality, others: dict[str, Quality], *, alike: str, tolerance: float, margin: float, seed: int
+) -> list[Case]:
+    """Is what is lost within the tolerance, and is it less than the controls lose at the same share of weights?
+
+    Args:
+        others: ``random`` (split) and ``static`` (pruning), where they were made.
+        alike: words for how they were treated.
+    """
+    windows = np.arange(len(here.excess))
+
+    def beside(name: str, **options: Any) -> Effect:
+        return paired_effect(
+            np.array(others[name].excess),
+            np.array(here.excess),
+            windows,
+            f"{_WORDS[name]}{alike}",
+            margin,
+            seed,
+            share=False,
+            unit="nats per token",
+            **options,
+        )
+
+    rises = {name: quality.rise for name, quality in others.items()}
+    said = ", ".join(f"{_WORDS[name]} {rise:+.1%}" for name, rise in rises.items())
+    control = Control(f"{_WORDS['random']}{alike}", rises["random"]) if "random" in rises else None
+    lost = Effect(0.0 - here.rise, 0.0 - here.high, 0.0 - here.low, "the dense model", tolerance, no_worse=True)
+    cases = [
+        Case(
+            f"perplexity rises by no more than {tolerance:.1%}",
+            here.rise,
+            lost,
+            id="M6",
+            interval=(here.low, here.high),
+            control=control,
+            family=_FAMILY,
+            words=f"to {here.perplexity:.2f} on {here.tokens:,} held-out tokens of {len(windows)} windows"
+            + (f"; at the same share{alike}: {said}" if said else ""),
+            details=dict(rises),
+        )
+    ]
+    if "random" in others and len(windows) > 1:
+        effect = beside("random")
+        cases.append(
+            Case(
+                "the conversion loses less than its controls at the same share",
+                effect.value,
+                effect,
+                interval=(effect.low, effect.high),
+                control=control,
+                rivals=(beside("static", kind="trivial cue"),) if "static" in others else (),
+                family=_FAMILY,
+                words="loss of the random split less the conversion's, paired by window",
+            )
+        )
+    return cases
 
 
 def convert_claims(
@@ -56,81 +117,90 @@ def convert_claims(
     frontier: pd.DataFrame,
     speed: pd.DataFrame | None,
     ceilings: dict[str, dict[str, float]],
-    advice: Recommendation | None,
+    settings: ConvertSettings,
+    seed: int,
     tuning: Tuning | None = None,
 ) -> list[Claim]:
-    """The claims of a conversion; the null of its perplexity is a random split at the same number of active experts.
+    """The claims of a conversion, the recommendation first.
 
     Where the conversion was fine-tuned its perplexity is that of the tuned model, and the controls are tuned alike.
     """
-    original = qualities[0]
     tuned = _row(frontier, TUNED, counts.active) is not None
-    here = next(q for q in qualities if q.name == _row(frontier, TUNED if tuned else "converted", counts.active)["contender"])
+    by_name = {q.name: q for q in qualities}
+    here = by_name[_row(frontier, TUNED if tuned else "converted", counts.active)["contender"]]
     others = {}
     for kind, after in (("random", RANDOM), ("static", STATIC)):
         row = _row(frontier, after, counts.active) if tuned else None
-        others[kind] = row if row is not None else _row(frontier, kind, counts.active)
-    details: dict[str, Any] = {kind: row["rise"] for kind, row in others.items() if row is not None}
-    beside = ", ".join(f"{_WORDS[kind]} {rise:+.1%}" for kind, rise in details.items())
+        row = row if row is not None else _row(frontier, kind, counts.active)
+        if row is not None:
+            others[kind] = by_name[row["contender"]]
+    alike = ", fine-tuned alike" if tuned else ""
+    options = {"tolerance": settings.tolerance, "margin": settings.margin, "seed": seed}
+    kept, *beside = verdicts(quality_cases(here, others, alike=alike, **options), settings.alpha)
     claims = [
-        Claim(
-            "recommendation",
-            "not measured" if advice is None else "keep dense" if advice.keep_dense else "use the converted model",
-            note="speed was not measured, without which there is nothing to recommend" if advice is None else advice.text,
-        ),
+        recommend(kept, speed),
+        kept,
+        *beside,
         Claim(
             "MLP weights active on a token, of the dense model's",
             share,
-            note=f"{counts.active} of {counts.experts} experts, {counts.shared} of them shared, and the router",
+            words=f"{counts.active} of {counts.experts} experts, {counts.shared} of them shared, and the router; counted, "
+            "so without an interval",
         ),
         Claim(
             "all experts active: relative difference of the logits",
             equality,
-            verdict="identity",
-            note="root mean square over held-out text, in the checkpoint's dtype"
+            outcome="identity",
+            words="root mean square over held-out text, in the checkpoint's dtype; rounding, so without an interval"
             + ("; of the split before fine-tuning, after which it is another model" if tuned else ""),
         ),
         Claim(
-            "rise in perplexity",
-            here.rise,
-            interval=(here.low, here.high),
-            null=details.get("random"),
-            note=f"from {original.perplexity:.2f} to {here.perplexity:.2f} on {here.tokens:,} held-out tokens"
-            + (f"; at the same share{', fine-tuned alike' if tuned else ''}: {beside}" if beside else ""),
-            details=details,
+            "KL(original ‖ converted), nats per token",
+            here.kl,
+            words=f"same top token on {here.agreement:.1%} of tokens; summed over the text, its interval is that of perplexity",
         ),
-        Claim("KL(original ‖ converted), nats per token", here.kl, note=f"same top token on {here.agreement:.1%} of tokens"),
     ]
     if tuning is not None:
         claims += _tuning_claims(tuning, _row(frontier, "converted", counts.active), tuned)
     if speed is not None:
         for workload, gain in best_runs(speed).items():
             most, reading = ceilings[workload]["ceiling"], ceilings[workload]["ceiling_reading"]
-            note = f"by multiply-adds at most {most:.2f}× (this is {gain / most:.0%} of it), by weights read {reading:.2f}×"
-            claims.append(Claim(f"speed-up over dense, {workload}", gain, note=note))
+            words = (
+                f"by multiply-adds at most {most:.2f}× (this is {gain / most:.0%} of it), by weights read {reading:.2f}×; "
+                "median of three turns on this machine, too few for an interval"
+            )
+            claims.append(Claim(f"speed-up over dense, {workload}", gain, words=words))
     return claims
 
 
 def _tuning_claims(tuning: Tuning, before: Any, tuned: bool) -> list[Claim]:
     run = tuning.runs[TUNED]
-    claims = [
-        Claim("rise in perplexity before fine-tuning", before["rise"], interval=(before["low"], before["high"])),
+    return [
+        Claim(
+            "rise in perplexity before fine-tuning",
+            before["rise"],
+            interval=(before["low"], before["high"]),
+            words="what fine-tuning starts from",
+        ),
         Claim(
             "fine-tuning: KL(original ‖ converted) on validation text",
             run.after,
-            note=f"from {run.before:.4f}, at step {run.best_step} of {run.history[-1]['step']}, learning rate {run.rate:g}"
-            if tuned
-            else f"no step came below the {run.before:.4f} of before (learning rate {run.rate:g}): the untuned model is kept",
+            words=(
+                f"from {run.before:.4f}, at step {run.best_step} of {run.history[-1]['step']}, learning rate {run.rate:g}"
+                if tuned
+                else f"no step came below the {run.before:.4f} of before (learning rate {run.rate:g}): "
+                "the untuned model is kept"
+            )
+            + "; the text that chose the step, so without an interval",
         ),
         Claim(
             "the original fine-tuned alike: KL before the first step",
             tuning.dense,
-            verdict="identity",
-            note="the original is what is learnt from, the text's own next tokens are not: tuned alike it stays itself, "
+            outcome="identity",
+            words="the original is what is learnt from, the text's own next tokens are not: tuned alike it stays itself, "
             "and no gain above is the text's",
         ),
     ]
-    return claims
 
 
 _WORDS = {"random": "random split", "static": "static pruning"}

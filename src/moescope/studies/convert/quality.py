@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from moescope.intervene.text_loss import token_losses
+from moescope.stats import group_bootstrap
 from moescope.studies.convert.text import Windows
 
 
@@ -31,7 +32,8 @@ class Quality:
 
     ``loss`` nats per token; ``perplexity`` its exponential; ``kl`` KL(original ‖ this) in nats per token; ``agreement``
     the share of tokens with the same most likely prediction. ``rise`` is perplexity over the original's less one, with
-    ``low`` and ``high`` its 95 % bootstrap interval over windows, paired.
+    ``low`` and ``high`` its 95 % bootstrap interval over windows, paired (NaN for a single one). ``excess`` is the loss over
+    the original's, nats per token, window by window.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Quality:
     low: float
     high: float
     tokens: int
+    excess: tuple[float, ...] = ()
 
 
 @torch.no_grad()
@@ -78,14 +81,15 @@ def compare(
             report(done, n)
     total = n * predicted
     rows = []
-    draws = np.random.default_rng(seed).integers(0, n, (2000, n))
     for i, name in enumerate(["original", *(c.name for c in contenders)]):
         loss = losses[i].sum() / total
         difference = losses[i] - losses[0]
-        low, high = np.expm1(np.quantile(difference[draws].mean(1) / predicted, (0.025, 0.975)))
+        excess = difference / predicted
+        low, high = (0.0, 0.0) if not excess.any() else group_bootstrap(excess, seed=seed) if n > 1 else (math.nan, math.nan)
         kl, agreement = (0.0, 1.0) if i == 0 else (kls[i - 1] / total, agreements[i - 1] / total)
         rise = math.expm1(difference.sum() / total)
-        rows.append(Quality(name, float(loss), math.exp(loss), kl, agreement, rise, float(low), float(high), total))
+        interval = (math.expm1(low), math.expm1(high))
+        rows.append(Quality(name, float(loss), math.exp(loss), kl, agreement, rise, *interval, total, tuple(excess.tolist())))
     return rows
 
 

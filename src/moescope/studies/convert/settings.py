@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from moescope.errors import InputError
-from moescope.study.settings import Settings, at_least, between
+from moescope.study.settings import Judged, at_least, between
 
 Method = Literal["coactivation", "circuits", "random"]
 Router = Literal["ridge", "centroid", "distilled"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertSettings(Settings):
+class ConvertSettings(Judged):
     """How a dense model becomes a mixture of experts, and how that is judged."""
 
     experts: Annotated[int | None, at_least(2)] = None
@@ -41,9 +41,11 @@ class ConvertSettings(Settings):
     finetune_lr: Annotated[float | None, between(0, math.inf)] = None
     """Largest learning rate (default: two are tried for a tenth of the steps each, and the one that validates better taken)."""
     tolerance: Annotated[float, at_least(0)] = 0.05
-    """Relative rise in perplexity that may be recommended."""
+    """Relative rise in perplexity that may be recommended: the largest loss that counts as none."""
+    margin: Annotated[float, at_least(0)] = 0.02
+    """Smallest difference in loss from a control that counts, nats per token."""
     speed: bool = True
-    """Measure tokens per second; without it no recommendation is given."""
+    """Measure tokens per second; without it nothing is recommended but to keep the dense model where too much is lost."""
     controls: bool = True
     """Compare with a random split and with static pruning at the same active share, fine-tuned alike."""
     eval_task: tuple[str, ...] = ()

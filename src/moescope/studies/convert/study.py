@@ -21,7 +21,7 @@ from moescope.models import LoadedModel
 from moescope.studies.convert.build import build_model
 from moescope.studies.convert.card import card_text
 from moescope.studies.convert.checkpoint import Checkpoint
-from moescope.studies.convert.claims import convert_claims, recommend
+from moescope.studies.convert.claims import convert_claims
 from moescope.studies.convert.finetune import WINDOWS, require_peft
 from moescope.studies.convert.frontier import measure_frontier
 from moescope.studies.convert.layers import Converted, circuit_neurons, convert_layers
@@ -136,12 +136,9 @@ def convert(
             tables["tasks"] = evaluate_tasks(
                 models, loaded.tokenizer, settings.eval_task, include=settings.eval_include, limit=run.limit, seed=run.seed
             )
-        here = frontier[(frontier["kind"] == chosen) & (frontier["active"] == counts.active)].iloc[0]
-        advice = recommend(float(here["rise"]), speed, settings.tolerance)
-        claims = convert_claims(
-            counts, active_share(loaded.module, converted), equality, qualities, frontier, speed, limits, advice, tuning
-        )
-        for note in (*([advice.text] if advice else []), *target.notes):
+        share = active_share(loaded.module, converted)
+        claims = convert_claims(counts, share, equality, qualities, frontier, speed, limits, settings, run.seed, tuning)
+        for note in (claims[0].words.partition("; a decision")[0], *target.notes):
             context.note(note)
         facts: dict[str, Any] = {
             "title": f"{loaded.name} as a mixture of experts, {counts.active} of {counts.experts} active",

@@ -1,278 +1,258 @@
-"""What a distillation study says, each statement beside its null."""
+"""What a distillation study says of its students, each statement beside what stands against it."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from moescope.stats import benjamini_hochberg
 from moescope.studies.distill import published
 from moescope.studies.distill.accounting import per_neuron, spec_cost
-from moescope.studies.distill.settings import DistillSettings
+from moescope.studies.distill.comparisons import log_ratio
+from moescope.studies.distill.evidence import ACTIVATIONS, GATES, Evidence, interval, judged
 from moescope.studies.distill.students import LayerShape
-from moescope.study.verdicts import beyond_chance, significant
-from moescope.types import Claim, Verdict
+from moescope.study.verdicts import Case
+from moescope.types import Claim, Control
 
-ACTIVATIONS = "activations"
 _MANY_DEAD = 0.3  # of all experts
+_INPUTS = {
+    "gaussian": "Gaussian inputs of the same mean and covariance",
+    "kurtosis": "inputs of the same covariance and kurtosis",
+    "mixture": "a mixture of Gaussians",
+    "shuffled-teacher": "a teacher of shuffled weights",
+    "shuffled-outputs": "outputs of other tokens",
+    "twin": "the layer of the random model",
+}
+
+Said = list[Case | Claim]
 
 
-def summary_table(students: pd.DataFrame) -> pd.DataFrame:
-    """Test FVU of each student over its seeds: mean and a 95 % t interval on the logarithm (NaN with one seed)."""
-    rows = []
-    chosen = students[students["chosen"]]
-    for (data, name), part in chosen.groupby(["data", "student"], sort=False):
-        low, high = log_interval(part["fvu"].to_numpy())
-        first = part.iloc[0]
-        rows.append(
-            {
-                "data": data,
-                "student": name,
-                "kind": first["kind"],
-                "router": first["router"],
-                "active_neurons": int(first["active_neurons"]),
-                "fvu": float(np.exp(np.log(part["fvu"]).mean())),
-                "low": low,
-                "high": high,
-                "seeds": len(part),
-                "lr": float(first["lr"]),
-                "multiply_adds": int(first["multiply_adds"]),
-                "router_multiply_adds": int(first["router_multiply_adds"]),
-                "bytes_batch_1": int(first["bytes_batch_1"]),
-                "bytes_large_batch": float(part["bytes_large_batch"].mean()),
-                "dead": float(part["dead"].mean()),
-                "load_entropy": float(part["load_entropy"].mean()),
-            }
+def distill_claims(evidence: Evidence, shape: LayerShape, width: int | None) -> Said:
+    """Every claim of the study but those about single experts."""
+    ratio = evidence.tables["ratio"]
+    claims: Said = []
+    for row in ratio[ratio["data"] == ACTIVATIONS].to_dict("records"):
+        claims += _pair_claims(evidence, str(row["student"]), str(row["dense"]), int(row["active_neurons"]))
+    claims += _router_claims(evidence)
+    claims.append(
+        Claim(
+            "k follows the sparsity of the layer's inputs in a dictionary",
+            "not measured",
+            id="M4",
+            outcome="not tested",
+            words="needs inputs whose sparsity is known; benchmarks/knee.py plants it",
         )
-    return pd.DataFrame(rows)
+    )
+    claims += _baseline_claims(evidence)
+    claims += _cost_claims(evidence, shape, width)
+    claims += _splice_claims(evidence.tables.get("splice"))
+    return claims + _facts(evidence.tables["students"])
 
 
-def ratio_table(students: pd.DataFrame) -> pd.DataFrame:
-    """FVU of the dense student over that of each expert student with as many active neurons, seeds paired.
-
-    ``ratio`` is the geometric mean, with a 95 % t interval on the logarithm; ``logs`` the paired log ratios themselves.
-    """
-    rows = []
-    chosen = students[students["chosen"]]
-    for (data, name), part in chosen[chosen["kind"] != "dense"].groupby(["data", "student"], sort=False):
-        neurons = part["active_neurons"].iloc[0]
-        same = chosen[(chosen["data"] == data) & (chosen["kind"] == "dense") & (chosen["active_neurons"] == neurons)]
-        both = part.set_index("seed")["fvu"].to_frame("moe").join(same.set_index("seed")["fvu"].rename("dense"), how="inner")
-        if both.empty:
+def _pair_claims(evidence: Evidence, experts: str, dense: str, active: int) -> Said:
+    """An expert student and the dense one of as many active neurons: on activations, and against every control."""
+    gain = evidence.compared(ACTIVATIONS, dense, experts)
+    assert gain is not None
+    margin, family, pair = evidence.margin, f"{experts} / {dense}", (dense, experts)
+    headline = active == published.RATIO_ACTIVE
+    dead = float(evidence.here["dead"].get(experts, float("nan")))
+    many = f"{dead:.0%} of the experts are dead, which a lower learning rate or revive may mend" if dead > _MANY_DEAD else ""
+    controls = {name: evidence.compared(name, *pair) for name in evidence.settings.control if name != "shuffled-outputs"}
+    gaussian = controls.get("gaussian")
+    claims: Said = [
+        judged(
+            Case(
+                f"error of {dense} / {experts} on activations: the experts explain more",
+                math.exp(gain.value),
+                gain.effect(f"what {dense} explains", margin),
+                id="M1",
+                published=published.headline("activations") if headline else None,
+                interval=interval(gain),
+                control=Control(_INPUTS["gaussian"], math.exp(gaussian.value)) if gaussian else None,
+                gate=evidence.gate(pair, ACTIVATIONS),
+                family=family,
+                words=many,
+            ),
+            gain,
+        )
+    ]
+    for name, found in controls.items():
+        if found is None:  # every run diverged there
             continue
-        logs = np.log(both["dense"] / both["moe"]).to_numpy()
-        low, high = log_interval(np.exp(logs))
-        rows.append(
-            {
-                "data": data,
-                "student": name,
-                "kind": part["kind"].iloc[0],
-                "router": part["router"].iloc[0],
-                "active_neurons": int(neurons),
-                "ratio": float(np.exp(logs.mean())),
-                "low": low,
-                "high": high,
-                "logs": logs.tolist(),
-            }
-        )
-    columns = ["data", "student", "kind", "router", "active_neurons", "ratio", "low", "high", "logs"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def log_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """t interval of the geometric mean; NaN for fewer than two values."""
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    logs = np.log(values)
-    half = stats.t.ppf(0.5 + level / 2, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs))
-    return float(np.exp(logs.mean() - half)), float(np.exp(logs.mean() + half))
-
-
-def distill_claims(
-    tables: dict[str, pd.DataFrame], settings: DistillSettings, shape: LayerShape, width: int | None, model: str
-) -> list[Claim]:
-    """Every claim of the study."""
-    claims: list[Claim] = []
-    ratio, summary = tables["ratio"], tables["summary"]
-    for _, found in ratio[ratio["data"] == ACTIVATIONS].iterrows():
-        here = summary[(summary["data"] == ACTIVATIONS) & (summary["student"] == found["student"])]
-        dead = float(here["dead"].iloc[0]) if "dead" in here and len(here) else 0.0
-        claims.append(_ratio_claim(found, ratio, model, dead))
-    for row in ratio[ratio["data"] == "gaussian"].itertuples():
-        expected = published.mean_ratio("gaussian") if row.active_neurons == published.RATIO_ACTIVE else None
+        excess = gain - found
         claims.append(
-            Claim(
-                f"FVU of dense / {row.student}, on Gaussian inputs",
-                row.ratio,
-                published=expected,
-                interval=_interval(row.low, row.high),
-                null=1.0,
-                note="the control: 1 means that experts gain nothing at equal active neurons",
+            judged(
+                Case(
+                    f"error of {dense} / {experts}, on activations over that on {_INPUTS[name]}: the experts gain more",
+                    math.exp(excess.value),
+                    excess.effect(f"on {_INPUTS[name]}", margin, kind="chance"),
+                    id="M2" if name == "gaussian" else "",
+                    published=published.CONTRAST if headline and name == "gaussian" else None,
+                    interval=interval(excess),
+                    control=Control(f"ratio on {_INPUTS[name]}", math.exp(found.value)),
+                    gate=evidence.gate(pair, ACTIVATIONS, name),
+                    family=family,
+                ),
+                excess,
             )
         )
-    claims += _baseline_claims(tables, summary)
-    claims += _cost_claims(summary, settings, shape, width)
-    if "splice" in tables:
-        claims += _splice_claims(tables["splice"])
-    claims += _edge_claims(tables["students"])
-    diverged = tables["students"][tables["students"]["status"].str.startswith("diverged")]
-    if len(diverged):
-        where = ", ".join(f"{r.student} at lr {r.lr:g} on {r.data}" for r in diverged.head(3).itertuples())
-        claims.append(Claim("training runs that diverged", len(diverged), note=f"stopped and left out: {where}"))
+    if gaussian is not None:
+        claims.append(
+            judged(
+                Case(
+                    f"error of {dense} / {experts} on {_INPUTS['gaussian']}: the dense student explains as much",
+                    math.exp(gaussian.value),
+                    (-gaussian).effect(experts, margin, no_worse=True),
+                    id="M2",
+                    published=published.headline("gaussian") if headline else None,
+                    interval=interval(gaussian),
+                    gate=evidence.gate(pair, "gaussian"),
+                    family=family,
+                ),
+                gaussian,
+                "blocks of rows",
+            )
+        )
+    if "shuffled-outputs" in evidence.settings.control:
+        claims += _unlearnable(evidence, experts)
     return claims
 
 
-def _edge_claims(students: pd.DataFrame) -> list[Claim]:
-    """Students whose learning rate is the least or the largest that was tried: a better one may lie beyond."""
+def _unlearnable(evidence: Evidence, student: str) -> Said:
+    """On outputs of other tokens the error is the variance, or rows that judge have trained."""
+    documents = evidence.tables["documents"]
+    here = documents[(documents["data"] == "shuffled-outputs") & (documents["student"] == student)]
+    if here.empty:
+        return []
+    error, vectors = (here.pivot(index="seed", columns="document", values=c).to_numpy(float) for c in ("error", "vectors"))
+    found = log_ratio(error, vectors / vectors[0].sum())
+    case = Case(
+        f"FVU of {student} on {_INPUTS['shuffled-outputs']}: nothing is explained",
+        math.exp(found.value),
+        found.effect("the outputs' own mean", evidence.margin, no_worse=True),
+        interval=interval(found),
+        control=Control("the outputs' own mean", 1.0),
+    )
+    return [judged(case, found)]
+
+
+def _router_claims(evidence: Evidence) -> Said:
+    """Low-rank and product-key routers against full ones, of students that are alike otherwise."""
+    specs = {n: s for n, s in evidence.settings.students().items() if s.kind == "moe" and n in evidence.here.index}
+    claims: Said = []
+    for name, spec in specs.items():
+        full = next((n for n, s in specs.items() if s == replace(spec, router="full")), None)
+        found = None if full is None or spec.router == "full" else evidence.compared(ACTIVATIONS, full, name)
+        if full is None or found is None:
+            continue
+        low = spec.router == "low-rank"
+        for what, no_worse in (("no less", True), ("more", False)):
+            case = Case(
+                f"error with a full router / with a {spec.router} one, {name}: it explains {what}",
+                math.exp(found.value),
+                found.effect(full if no_worse else f"what {full} explains", evidence.margin, no_worse=no_worse),
+                id="M3" if low else "",
+                published=published.routers() if low and spec.active_neurons == published.RATIO_ACTIVE else None,
+                interval=interval(found),
+                gate=evidence.gate((full, name), ACTIVATIONS),
+                family=f"{name} / {full}",
+            )
+            claims.append(judged(case, found))
+    if not any(c.id == "M3" for c in claims):
+        claims.append(
+            Claim(
+                "error with a full router / with a low-rank one: it explains no less",
+                "not measured",
+                id="M3",
+                outcome="not tested",
+                words="needs students of both routers: full and low-rank",
+            )
+        )
+    return claims
+
+
+def _baseline_claims(evidence: Evidence) -> Said:
+    rows = evidence.tables["baselines"][evidence.tables["baselines"]["data"] == ACTIVATIONS]
+    claims: Said = []
+    for row in rows.itertuples():
+        losers = evidence.here[evidence.here["worst"] >= row.fvu].index
+        gate = "a gate for every verdict on students" if row.baseline in GATES else "no gate, beside them only"
+        beaten = f"at least one run of {', '.join(losers)} leaves as much" if len(losers) else "every student leaves less"
+        words = f"{beaten}; {gate}, which takes the figure as it is and so has no interval"
+        claims.append(Claim(f"FVU of {row.baseline}, a trivial predictor, on activations", float(row.fvu), words=words))
+    return claims
+
+
+def _cost_claims(evidence: Evidence, shape: LayerShape, width: int | None) -> Said:
+    claims: Said = []
+    here = evidence.here
+    dense = here[here["kind"] == "dense"]
+    teacher = None if width is None else width * per_neuron(shape, shape.glu)
+    for name, spec in evidence.settings.students().items():
+        if spec.kind == "dense" or name not in here.index:
+            continue
+        total, router, _ = spec_cost(spec, shape)
+        if teacher is not None:
+            words = f"{router / total:.0%} of them are the router's; above 1 nothing is saved; counted, so without an interval"
+            claims.append(Claim(f"multiply-adds of {name}, over the layer's own", total / teacher, words=words))
+        rivals = dense[(dense["multiply_adds"] <= total) & (dense["multiply_adds"] > 0.9 * total)]
+        rival = str(rivals["multiply_adds"].idxmax()) if len(rivals) else ""
+        found = evidence.compared(ACTIVATIONS, rival, name) if rival else None
+        if found is None:
+            continue
+        case = Case(
+            f"error of {rival}, of as many multiply-adds with the router's, / {name}: the experts pay",
+            math.exp(found.value),
+            found.effect(f"what {rival} explains", evidence.margin),
+            published=published.COST,
+            interval=interval(found),
+            gate=evidence.gate((rival, name), ACTIVATIONS),
+            family=f"{name} / {rival}",
+        )
+        claims.append(judged(case, found))
+    return claims
+
+
+def _splice_claims(table: pd.DataFrame | None) -> Said:
+    if table is None:
+        return []
+    rows = table.set_index("layer_is")
+    mean = Control("its mean output in the layer's place", float(rows["added"].get("mean output", float("nan"))))
+    return [
+        Claim(
+            f"loss added by {name} in the layer's place",
+            float(row["added"]),
+            interval=None if np.isnan(row["low"]) else (float(row["low"]), float(row["high"])),
+            control=mean,
+            words=f"nats per token, of {rows.loc['original', 'loss']:.3g}; "
+            + ("one held-out document: no interval" if np.isnan(row["low"]) else "paired by held-out document"),
+        )
+        for name, row in rows.iterrows()
+        if name not in ("original", "mean output")
+    ]
+
+
+def _facts(students: pd.DataFrame) -> Said:
+    """What a reader must know of the training: rates at the edge of those tried, and runs that diverged."""
+    claims: Said = []
     tried = students.groupby(["data", "student"])["lr"].agg(["min", "max", "nunique"])
     edge = []
     for (data, name), part in students[students["chosen"]].groupby(["data", "student"], sort=False):
         low, high, n = tried.loc[(data, name)]
         if n > 1 and part["lr"].iloc[0] in (low, high):
             edge.append(f"{name} on {data} (lr {part['lr'].iloc[0]:g})")
-    if not edge:
-        return []
-    more = f" and {len(edge) - 3} more" if len(edge) > 3 else ""
-    note = f"{', '.join(edge[:3])}{more}; try rates beyond"
-    return [Claim("students whose learning rate lies at the edge of those tried", len(edge), note=note)]
-
-
-def _ratio_claim(row: pd.Series, ratio: pd.DataFrame, model: str, dead: float) -> Claim:
-    name, neurons = row["student"], row["active_neurons"]
-    own = np.asarray(row["logs"])
-    control = ratio[(ratio["data"] == "gaussian") & (ratio["student"] == name)]
-    expected = published.mean_ratio("activations") if neurons == published.RATIO_ACTIVE else None
-    null = p = None
-    verdict: Verdict = "measured"
-    note = "no Gaussian control was run"
-    if len(control):
-        other = np.asarray(control["logs"].iloc[0])
-        null = float(control["ratio"].iloc[0])
-        if len(own) > 1 and len(other) > 1:
-            p = float(stats.ttest_ind(own, other, equal_var=False, alternative="greater").pvalue)
-            holds = significant(p) and own.mean() > 0
-            verdict = "reproduced" if holds else "not reproduced"
-            more = "more" if holds else "no more"
-            note = f"experts gain {more} on activations than on Gaussian inputs of the same covariance (Welch over seeds)"
-            if holds and expected is not None and np.exp(own.mean()) < 0.8 * expected:
-                note += "; the contrast is there, its size is not: the published runs train far longer"
-        else:
-            note = "one seed: no interval and no test"
-    if dead > _MANY_DEAD:
-        note += f"; {dead:.0%} of the experts are dead, which a lower learning rate or revive may mend"
-    return Claim(
-        f"FVU of dense / {name}, on activations",
-        float(row["ratio"]),
-        published=expected,
-        interval=_interval(row["low"], row["high"]),
-        null=null,
-        p=p,
-        verdict=verdict,
-        note=note,
-        details={"model": model},
-    )
-
-
-def _baseline_claims(tables: dict[str, pd.DataFrame], summary: pd.DataFrame) -> list[Claim]:
-    rows = tables["baselines"][tables["baselines"]["data"] == ACTIVATIONS]
-    moe = summary[(summary["data"] == ACTIVATIONS) & (summary["kind"] != "dense")]
-    claims = []
-    for row in rows.itertuples():
-        beaten = moe[moe["fvu"] >= row.fvu]
-        trivial = len(moe) > 0 and len(beaten) > 0
-        claims.append(
-            Claim(
-                f"FVU of {row.baseline} (a trivial predictor)",
-                row.fvu,
-                verdict="explained by a trivial cue" if trivial else "measured",
-                note=(
-                    f"it does as well as {', '.join(beaten['student'])}" if trivial else "every expert student explains more"
-                ),
-            )
-        )
+    if edge:
+        words = f"{_first_of(edge)}; try rates beyond; a count, so without an interval"
+        claims.append(Claim("students whose learning rate lies at the edge of those tried", len(edge), words=words))
+    diverged = students[students["status"].str.startswith("diverged")]
+    if len(diverged):
+        where = _first_of([f"{r.student} at lr {r.lr:g} on {r.data}" for r in diverged.itertuples()])
+        words = f"stopped and left out: {where}; a count, so without an interval"
+        claims.append(Claim("training runs that diverged", len(diverged), words=words))
     return claims
 
 
-def _cost_claims(summary: pd.DataFrame, settings: DistillSettings, shape: LayerShape, width: int | None) -> list[Claim]:
-    claims = []
-    here = summary[summary["data"] == ACTIVATIONS]
-    dense = here[here["kind"] == "dense"]
-    teacher = None if width is None else width * per_neuron(shape, shape.glu)
-    for name, spec in settings.students().items():
-        if spec.kind == "dense" or name not in set(here["student"]):
-            continue
-        row = here[here["student"] == name].iloc[0]
-        total, router, _ = spec_cost(spec, shape)
-        if teacher is not None:
-            claims.append(
-                Claim(
-                    f"multiply-adds of {name}, over the layer's own",
-                    total / teacher,
-                    note=f"{router / total:.0%} of them are the router's; above 1 the student saves nothing",
-                )
-            )
-        rivals = dense[(dense["multiply_adds"] <= total) & (dense["multiply_adds"] > 0.9 * total)]
-        if len(rivals):
-            rival = rivals.loc[rivals["multiply_adds"].idxmax()]
-            wins = float(row["fvu"]) < float(rival["fvu"])
-            claims.append(
-                Claim(
-                    f"FVU of dense at equal cost / {name}",
-                    float(rival["fvu"] / row["fvu"]),
-                    published="below 1",
-                    verdict="not reproduced" if wins else "reproduced",
-                    note=f"against {rival['student']}: "
-                    + ("the experts pay, router included" if wins else "structure, not savings"),
-                )
-            )
-    return claims
-
-
-def _splice_claims(table: pd.DataFrame) -> list[Claim]:
-    loss = table.set_index("layer_is")["loss"]
-    return [
-        Claim(
-            f"loss added by {name} in the layer's place",
-            float(loss[name] - loss["original"]),
-            null=float(loss["mean output"] - loss["original"]),
-            note="nats per token; null: its mean output in the layer's place",
-        )
-        for name in loss.index
-        if name not in ("original", "mean output")
-    ]
-
-
-def category_claim(name: str, table: pd.DataFrame) -> Claim:
-    """How many of the experts in ``table`` prefer a category."""
-    p = table["category_p"].to_numpy(dtype=float)
-    tested = ~np.isnan(p)
-    found = sum(map(significant, benjamini_hochberg(p[tested]))) if tested.any() else 0
-    return Claim(
-        f"experts of {name} that prefer a category of text",
-        f"{found} of {int(tested.sum())}",
-        verdict="measured" if found else "explained by chance",
-        note="of the most used; labels shuffled among documents, false discovery rate 5 %",
-    )
-
-
-def overlap_claim(name: str, row: dict[str, object]) -> Claim:
-    """How many of a circuit's neurons a student's experts sit at."""
-    task, here, p = row["task"], row["circuit_neurons"], float(row["p"])  # type: ignore[arg-type]
-    if not here:
-        note = "the circuit has no mlp_act neuron in this layer: nothing to compare"
-        return Claim(f"neurons of the {task} circuit that experts of {name} sit at", 0, note=note)
-    return Claim(
-        f"neurons of the {task} circuit that experts of {name} sit at",
-        int(row["overlap"]),  # type: ignore[call-overload]
-        null=float(row["expected"]),  # type: ignore[arg-type]
-        p=p,
-        verdict=beyond_chance(p),
-        note=f"of {here} in this layer, among {row['expert_neurons']} nearest neurons of experts; null: random sets",
-    )
-
-
-def _interval(low: float, high: float) -> tuple[float, float] | None:
-    return None if math.isnan(low) else (low, high)
+def _first_of(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

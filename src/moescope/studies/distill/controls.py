@@ -43,7 +43,7 @@ def control_pairs(name: str, pairs: Pairs, teacher: Label, *, seed: int = 0) -> 
             raise InputError("shuffled-teacher needs a model's layer as teacher", "control")
         shuffled = shuffled_teacher(teacher, seed)
         real = {split: whole(pairs, split) for split in SPLITS}
-        return _pairs(name, pairs, {s: Block(b.x, shuffled(b.x), b.tokens) for s, b in real.items()})
+        return _pairs(name, pairs, {s: Block(b.x, shuffled(b.x), b.tokens, b.documents) for s, b in real.items()})
     mean, covariance = moments(pairs)
     if name == "gaussian":
         sample = gaussian(mean, covariance)
@@ -173,7 +173,7 @@ def shuffled_outputs(pairs: Pairs, seed: int = 0) -> ArrayPairs:
     for number, split in enumerate(SPLITS):
         block = whole(pairs, split)
         order = torch.from_numpy(np.random.default_rng([seed, number]).permutation(len(block.y)))
-        made[split] = Block(block.x, block.y[order], block.tokens)
+        made[split] = Block(block.x, block.y[order], block.tokens, block.documents)
     return _pairs("shuffled-outputs", pairs, made)
 
 

@@ -1,7 +1,8 @@
 """Inputs and outputs of one MLP layer, split into train, validation and test.
 
-A source has units (texts, or single vectors) and loads the vectors of any units; :func:`batches` shuffles units, then
-vectors within a bounded buffer. The order is a function of seed and epoch alone, so a run that was cut off goes on exactly.
+A source has units (texts, or single vectors), each of one document, and loads the vectors of any units; :func:`batches`
+shuffles units, then vectors within a bounded buffer. The order is a function of seed and epoch alone, so a run that was cut off
+goes on exactly.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from moescope.studies.distill.students import Scaling
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+_BLOCKS = 100  # of rows, where there are no documents
 
 
 class Block(NamedTuple):
@@ -29,6 +31,8 @@ class Block(NamedTuple):
     """float32 (n, d_out)"""
     tokens: Tensor | None
     """int64 (n,): the token that each vector stands at, where known"""
+    documents: Tensor | None = None
+    """int64 (n,): the document that each vector is of: what is independent of the others; None while it does not matter"""
 
 
 class Pairs(Protocol):
@@ -50,14 +54,18 @@ class Pairs(Protocol):
 class ArrayPairs:
     """Pairs held in memory; a unit is one vector.
 
+    Blocks without documents are of vectors drawn one by one: each hundredth part of the rows then stands for a document.
+
     Raises:
         InputError: a value is not finite, sizes differ, or a split is empty.
     """
 
     def __init__(self, name: str, blocks: dict[Split, Block], *, buffer: int = 65536) -> None:
-        self.name, self.buffer, self.blocks = name, buffer, blocks
-        for split in SPLITS:
-            x, y, _ = blocks[split]
+        self.name, self.buffer, self.blocks = name, buffer, dict(blocks)
+        for split, block in blocks.items():
+            x, y, _, documents = block
+            if documents is None:
+                self.blocks[split] = block._replace(documents=torch.arange(len(x)) * min(_BLOCKS, len(x)) // max(len(x), 1))
             if len(x) != len(y) or not len(x):
                 raise InputError(f"{name}, {split}: {len(x)} inputs and {len(y)} outputs; give as many of both, at least one")
             for side, values in (("input", x), ("output", y)):
@@ -69,9 +77,8 @@ class ArrayPairs:
         return np.ones(len(self.blocks[split].x), np.int64)
 
     def load(self, split: Split, units: np.ndarray) -> Block:
-        x, y, tokens = self.blocks[split]
         where = torch.from_numpy(units)
-        return Block(x[where], y[where], None if tokens is None else tokens[where])
+        return Block(*(None if part is None else part[where] for part in self.blocks[split]))  # type: ignore[arg-type]
 
 
 def count(pairs: Pairs, split: Split) -> int:
@@ -94,8 +101,10 @@ def whole(pairs: Pairs, split: Split, limit: int | None = None) -> Block:
         held += len(block.x)
         if limit is not None and held >= limit:
             break
-    tokens = None if parts[0].tokens is None else torch.cat([p.tokens for p in parts if p.tokens is not None])[:limit]
-    return Block(torch.cat([p.x for p in parts])[:limit], torch.cat([p.y for p in parts])[:limit], tokens)
+    x, y, tokens, documents = (None if s[0] is None else torch.cat(s)[:limit] for s in zip(*parts, strict=True))
+    assert x is not None
+    assert y is not None
+    return Block(x, y, tokens, documents)
 
 
 def batches(pairs: Pairs, size: int, *, seed: int, epoch: int, skip: int = 0) -> Iterator[Block]:
@@ -165,14 +174,27 @@ def scaling_of(pairs: Pairs) -> Scaling:
     return Scaling(means[0].float(), scale[0], means[1].float(), scale[1])
 
 
-def split_units(lengths: Sequence[int] | np.ndarray, shares: tuple[float, float, float], seed: int) -> dict[Split, np.ndarray]:
-    """Whole units to each split so that vectors, not units, have the given shares as nearly as can be.
+def split_units(
+    lengths: Sequence[int] | np.ndarray, shares: tuple[float, float, float], seed: int, documents: np.ndarray | None = None
+) -> dict[Split, np.ndarray]:
+    """Whole documents to each split so that vectors, not documents, have the given shares as nearly as can be.
 
-    Units are taken in random order; each goes to the split that lacks most of its share.
+    Documents are taken in random order; each goes to the split that lacks most of its share.
+
+    Args:
+        lengths: vectors of each unit.
+        documents: of each unit; None: each is its own.
+
+    Returns:
+        The numbers of each split's units.
 
     Raises:
-        InputError: there are too few units for every split to get one.
+        InputError: there are too few documents for every split to get one.
     """
+    if documents is not None:
+        names, of = np.unique(documents, return_inverse=True)
+        whole_ones = split_units(np.bincount(of, weights=lengths, minlength=len(names)), shares, seed)
+        return {split: np.flatnonzero(np.isin(of, chosen)) for split, chosen in whole_ones.items()}
     lengths = np.asarray(lengths)
     target = np.asarray(shares) / sum(shares) * lengths.sum()
     filled = np.zeros(3)
@@ -182,5 +204,8 @@ def split_units(lengths: Sequence[int] | np.ndarray, shares: tuple[float, float,
         chosen[SPLITS[at]].append(int(unit))
         filled[at] += lengths[unit]
     if any(not units for units in chosen.values()):
-        raise InputError(f"{len(lengths)} texts cannot be split into train, validation and test; give more text")
+        raise InputError(
+            f"{len(lengths)} documents cannot be split into train, validation and test; give more, parted by blank lines",
+            "texts",
+        )
     return {split: np.sort(np.asarray(units, np.int64)) for split, units in chosen.items()}

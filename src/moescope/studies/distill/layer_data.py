@@ -66,23 +66,33 @@ def pieces(texts: Sequence[str], characters: int) -> list[str]:
 
 
 class ModelPairs:
-    """Inputs and outputs of a layer, read from the running model whenever they are asked for; a unit is a text.
+    """Inputs and outputs of a layer, read from the running model whenever they are asked for; a unit is a text, of one of
+    ``documents``.
 
     The first token of every text is left out (its activations are massive and the same everywhere, Sun et al. 2024), and so
     is padding.
     """
 
-    def __init__(self, teacher: Teacher, texts: dict[Split, Encoded], *, buffer: int, batch_tokens: int) -> None:
+    def __init__(
+        self,
+        teacher: Teacher,
+        texts: dict[Split, Encoded],
+        documents: dict[Split, np.ndarray],
+        *,
+        buffer: int,
+        batch_tokens: int,
+    ) -> None:
         self.name = f"{teacher.model.name}, layer {teacher.layer}"
         self.buffer = buffer
-        self._teacher, self._texts, self._batch_tokens = teacher, texts, batch_tokens
+        self._teacher, self._texts, self._documents, self._batch_tokens = teacher, texts, documents, batch_tokens
 
     def lengths(self, split: Split) -> np.ndarray:
         return self._texts[split].lengths - 1
 
     def load(self, split: Split, units: np.ndarray) -> Block:
         texts = self._texts[split]
-        return _read(self._teacher, Encoded.from_ids([texts[int(u)] for u in units]), self._batch_tokens)
+        asked = Encoded.from_ids([texts[int(u)] for u in units])
+        return _read(self._teacher, asked, self._documents[split][units], self._batch_tokens)
 
 
 class StorePairs:
@@ -107,7 +117,7 @@ class StorePairs:
             torch.from_numpy(np.concatenate([self._store.read(site, row).values[1:] for row in rows]))
             for site in (self._teacher.site_in, self._teacher.site_out)
         ]
-        return Block(sides[0], sides[1], None)
+        return Block(sides[0], sides[1], None, torch.from_numpy(np.repeat(rows, self._lengths[rows] - 1)))
 
 
 def model_pairs(
@@ -116,14 +126,16 @@ def model_pairs(
     settings: DistillSettings = _SETTINGS,
     run: Run = _RUN,
     *,
+    documents: np.ndarray | None = None,
     progress: Progress | None = None,
     record: Record = lambda rows: rows,
 ) -> Pairs:
-    """Read a layer's inputs and outputs on ``texts``; no text is in two splits.
+    """Read a layer's inputs and outputs on ``texts``; no document is in two splits.
 
     Kept in memory where they fit, else streamed. A text of one token has nothing to give and is left out.
 
     Args:
+        documents: int64 (texts,), which of them are of one document; None: each is its own.
         settings: ``tokens``, ``memory`` and ``buffer`` are used.
         record: given the rows that train, validate and test.
 
@@ -132,14 +144,17 @@ def model_pairs(
     """
     encoded = encode(teacher.model, texts, max_tokens=run.max_tokens)
     lengths = encoded.lengths - 1
-    parts = _split(f"texts of {teacher.model.name}", lengths, settings, run, record)
+    of = np.arange(len(texts)) if documents is None else np.asarray(documents, np.int64)
+    parts = _split(f"texts of {teacher.model.name}", lengths, of, settings, run, record)
     split_texts = {split: Encoded.from_ids([encoded[int(u)] for u in units]) for split, units in parts.items()}
-    streamed = ModelPairs(teacher, split_texts, buffer=settings.buffer, batch_tokens=run.batch_tokens)
+    owners = {split: of[units] for split, units in parts.items()}
+    streamed = ModelPairs(teacher, split_texts, owners, buffer=settings.buffer, batch_tokens=run.batch_tokens)
     if not _fits(teacher, lengths, parts, settings):
         return streamed
     kept: dict[Split, Block] = {}
     for split in SPLITS:
-        kept[split] = _read(teacher, split_texts[split], run.batch_tokens, progress if split == "train" else None)
+        telling = progress if split == "train" else None
+        kept[split] = _read(teacher, split_texts[split], owners[split], run.batch_tokens, telling)
     return ArrayPairs(streamed.name, kept, buffer=settings.buffer)
 
 
@@ -164,7 +179,7 @@ def store_pairs(
         if site not in store.sites:
             raise InputError(f"{store.path}: site {site} is not in the store; it has {', '.join(store.manifest.sites)}")
     lengths = store_lengths(store) - 1
-    parts = _split(f"texts of {store.path}", lengths, settings, run, record)
+    parts = _split(f"texts of {store.path}", lengths, np.arange(len(lengths)), settings, run, record)
     streamed = StorePairs(teacher, store, parts, buffer=settings.buffer)
     if not _fits(teacher, lengths, parts, settings):
         return streamed
@@ -180,11 +195,13 @@ def store_lengths(store: ActivationStore) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _split(name: str, lengths: np.ndarray, settings: DistillSettings, run: Run, record: Record) -> dict[Split, np.ndarray]:
+def _split(
+    name: str, lengths: np.ndarray, documents: np.ndarray, settings: DistillSettings, run: Run, record: Record
+) -> dict[Split, np.ndarray]:
     """Numbers of the texts that train, validate and test, as they are on record."""
     use = _enough(lengths, settings.tokens, run.seed)
-    train, validation, test = (use[units] for units in split_units(lengths[use], _SHARES, run.seed).values())
-    rows = record(Rows(name, np.arange(len(lengths)), fit=train, select=validation, judge=test))
+    train, validation, test = (use[u] for u in split_units(lengths[use], _SHARES, run.seed, documents[use]).values())
+    rows = record(Rows(name, documents, fit=train, select=validation, judge=test))
     return {"train": rows.fit, "validation": rows.select, "test": rows.judge}
 
 
@@ -208,7 +225,9 @@ def _fits(teacher: Teacher, lengths: np.ndarray, parts: dict[Split, np.ndarray],
     return 4 * vectors * (teacher.entry.width + teacher.exit.width) <= int(settings.memory * 2**30)
 
 
-def _read(teacher: Teacher, encoded: Encoded, batch_tokens: int, progress: Progress | None = None) -> Block:
+def _read(
+    teacher: Teacher, encoded: Encoded, documents: np.ndarray, batch_tokens: int, progress: Progress | None = None
+) -> Block:
     """All but the first vector of each text, text after text."""
     model, sites = teacher.model, (teacher.site_in, teacher.site_out)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(encoded.lengths - 1)])
@@ -229,7 +248,7 @@ def _read(teacher: Teacher, encoded: Encoded, batch_tokens: int, progress: Progr
             done += len(batch.rows)
             if progress is not None:
                 progress(done, len(encoded))
-    return Block(out[0], out[1], tokens)
+    return Block(out[0], out[1], tokens, torch.from_numpy(np.repeat(documents, encoded.lengths - 1)))
 
 
 def _vectors(keep: torch.Tensor, _: Site, tensor: torch.Tensor) -> torch.Tensor:

@@ -82,10 +82,10 @@ def nearest_neurons(
 
 
 def pairing_null(
-    student: Student, neurons: MlpNeurons, experts: Sequence[int], *, draws: int = 500, seed: int = 0
-) -> tuple[float, float, float]:
-    """Mean similarity of the experts to their nearest neurons, its mean when write directions are dealt out anew among these
-    experts, and the permutation p. The null keeps every direction and breaks only what makes an expert a unit."""
+    student: Student, neurons: MlpNeurons, experts: Sequence[int], *, draws: int = 999, seed: int = 0
+) -> tuple[float, np.ndarray]:
+    """Mean similarity of the experts to their nearest neurons, and the same (draws,) with write directions dealt out anew
+    among these experts. The null keeps every direction and breaks only what makes an expert a unit."""
     bank = _bank(student)
     width = student.spec.width
     units = (torch.as_tensor(list(experts), dtype=torch.long)[:, None] * width + torch.arange(width)).flatten()
@@ -95,29 +95,30 @@ def pairing_null(
     def mean(order: Tensor) -> float:
         return float(((read + write[order]) / 2).amax(1).mean())
 
-    own = mean(torch.arange(len(units)))
     others = np.array([mean(torch.from_numpy(rng.permutation(len(units)))) for _ in range(draws)])
-    return own, float(others.mean()), float((1 + (others >= own).sum()) / (1 + draws))
+    return mean(torch.arange(len(units))), others
 
 
 def circuit_overlap(nearest: pd.DataFrame, circuits: Mapping[str, Circuit], layer: int, width: int) -> pd.DataFrame:
     """Table ``expert_circuits``, of the circuits' neurons at ``mlp_act`` of this layer.
 
-    The hypergeometric ``p`` takes neurons for exchangeable; it is NaN where the circuit has no neuron here.
+    The two-sided hypergeometric ``p`` takes neurons for exchangeable; it is NaN where the circuit has no neuron here.
     """
     ours = set(nearest["neuron"])
     rows = []
     for task, circuit in circuits.items():
         here = {n.index for n in circuit.neurons if n.site == Site("mlp_act", layer)}
-        shared = len(ours & here)
+        shared, chance = len(ours & here), hypergeom(width, len(here), len(ours))
         rows.append(
             {
                 "task": task,
                 "circuit_neurons": len(here),
                 "expert_neurons": len(ours),
                 "overlap": shared,
-                "expected": len(ours) * len(here) / width,
-                "p": float(hypergeom.sf(shared - 1, width, len(here), len(ours))) if here else float("nan"),
+                "expected": float(chance.mean()),
+                "least": int(chance.ppf(0.025)),
+                "most": int(chance.ppf(0.975)),
+                "p": float(min(1.0, 2 * min(chance.sf(shared - 1), chance.cdf(shared)))) if here else float("nan"),
             }
         )
     return pd.DataFrame(rows)

@@ -5,24 +5,101 @@ from __future__ import annotations
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
-from moescope.capture import capture, encode
+from moescope.capture import Encoded, capture, encode
 from moescope.capture.activations import padded_batches
 from moescope.errors import InputError
-from moescope.stats import permuted_label_matrix
+from moescope.studies.distill.categories import Uses, preferences
 from moescope.studies.distill.students import Student
 from moescope.studies.distill.teacher import Teacher
 
-_SHUFFLES = 499
 _CONTEXT = 8  # tokens shown on the left of the one that the expert answers
 
 
+class _Routed(NamedTuple):
+    """Every token of some texts but their first ones."""
+
+    chosen: np.ndarray
+    """(n, k), the chosen experts"""
+    gate: np.ndarray
+    """(n, k)"""
+    token: np.ndarray
+    place: np.ndarray
+    """(n, 2): text and position"""
+
+    def most_used(self, experts: int, most: int = 50) -> list[int]:
+        """Those that run at least five times, most used first."""
+        counts = np.bincount(self.chosen[self.gate > 0], minlength=experts)
+        return [int(e) for e in np.argsort(-counts)[:most] if counts[e] >= 5]
+
+
 @torch.no_grad()
+def _route(teacher: Teacher, student: Student, encoded: Encoded, batch_tokens: int) -> _Routed:
+    parts: list[tuple[np.ndarray, ...]] = []
+    with capture(teacher.model, [teacher.site_in]) as session:
+        for batch in padded_batches(teacher.model, encoded, batch_tokens, "right"):
+            keep = batch.mask.clone()
+            keep[:, 0] = False
+            x = session.run(batch.ids, batch.mask)[teacher.site_in][keep.to(teacher.model.device)].float().cpu()
+            out = student.run(student.scaling.inputs(x))
+            assert out.routed is not None and out.gates is not None  # noqa: PT018
+            row, column = torch.nonzero(keep, as_tuple=True)
+            place = np.stack([batch.rows[row.numpy()], column.numpy()], axis=1)
+            parts.append((out.routed.index.numpy(), out.gates.numpy(), batch.ids[keep].numpy(), place))
+    return _Routed(*(np.concatenate(side) for side in zip(*parts, strict=True)))
+
+
+def document_uses(
+    teacher: Teacher,
+    student: Student,
+    texts: Sequence[str],
+    categories: Sequence[str],
+    groups: Sequence[str],
+    *,
+    experts: Sequence[int] | None = None,
+    batch_tokens: int = 8192,
+) -> Uses:
+    """How often experts ran in each document.
+
+    Args:
+        categories: of each text; a document has that of its first.
+        groups: document of each text.
+        experts: which; None: the 50 that run most often, of those that run at least five times.
+    """
+    routed = _route(teacher, student, encode(teacher.model, texts), batch_tokens)
+    wanted = routed.most_used(student.spec.experts) if experts is None else experts
+    return _uses(routed, wanted, student.spec.experts, categories, groups)
+
+
+def _uses(
+    routed: _Routed, experts: Sequence[int], of: int, categories: Sequence[str | None], groups: Sequence[str] | None
+) -> Uses:
+    """Texts without a category are left out."""
+    kept = np.array([c is not None for c in categories])
+    _, document = np.unique(np.arange(len(kept)) if groups is None else np.asarray(groups), return_inverse=True)
+    _, first, document = np.unique(np.where(kept, document, -1), return_index=True, return_inverse=True)
+    begin = int(not kept.all())  # the documents' place 0 is of those left out
+    names = sorted({c for c in categories if c is not None})
+    inside = document[routed.place[:, 0]]
+    slot = np.full(of, -1)
+    slot[list(experts)] = np.arange(len(experts))
+    where = np.where(routed.gate > 0, slot[routed.chosen], -1)
+    token, column = np.nonzero(where >= 0)
+    counts = np.zeros((len(experts), len(first)))
+    np.add.at(counts, (where[token, column], inside[token]), 1)
+    return Uses(
+        np.asarray(experts, np.int64),
+        counts[:, begin:],
+        np.bincount(inside, minlength=len(first))[begin:].astype(float),
+        np.array([names.index(str(categories[i])) for i in first[begin:]], np.int64),
+    )
+
+
 def read_experts(
     teacher: Teacher,
     student: Student,
@@ -33,6 +110,7 @@ def read_experts(
     experts: Sequence[int] | None = None,
     top: int = 5,
     batch_tokens: int = 8192,
+    n_permutations: int = 999,
 ) -> pd.DataFrame:
     """One row per expert: how often it runs, the tokens that it prefers, and the contexts with its largest gates.
 
@@ -58,32 +136,15 @@ def read_experts(
         raise InputError(f"{len(groups)} groups for {len(texts)} texts; give one for each")
     model = teacher.model
     encoded = encode(model, texts)
-    chosen: list[np.ndarray] = []  # (n, k) per batch, and gate, token, place beside it
-    gates: list[np.ndarray] = []
-    tokens: list[np.ndarray] = []
-    places: list[np.ndarray] = []
-    with capture(model, [teacher.site_in]) as session:
-        for batch in padded_batches(model, encoded, batch_tokens, "right"):
-            keep = batch.mask.clone()
-            keep[:, 0] = False
-            x = session.run(batch.ids, batch.mask)[teacher.site_in][keep.to(model.device)].float().cpu()
-            out = student.run(student.scaling.inputs(x))
-            assert out.routed is not None and out.gates is not None  # noqa: PT018
-            chosen.append(out.routed.index.numpy())
-            gates.append(out.gates.numpy())
-            tokens.append(batch.ids[keep].numpy())
-            row, column = torch.nonzero(keep, as_tuple=True)
-            places.append(np.stack([batch.rows[row.numpy()], column.numpy()], axis=1))
-    index, gate, token, place = (np.concatenate(part) for part in (chosen, gates, tokens, places))
-    counts = np.bincount(index[gate > 0], minlength=student.spec.experts)
-    wanted = [e for e in np.argsort(-counts)[:50] if counts[e] >= 5] if experts is None else list(experts)
+    routed = _route(teacher, student, encoded, batch_tokens)
+    index, gate, token, place = routed
+    wanted = routed.most_used(student.spec.experts) if experts is None else list(experts)
     base = np.bincount(token) / len(token)
     uses: dict[int, list[tuple[float, int]]] = defaultdict(list)
     slot = np.full(student.spec.experts, False)
     slot[wanted] = True
     for t, j in zip(*np.nonzero(slot[index] & (gate > 0)), strict=True):
         uses[int(index[t, j])].append((float(gate[t, j]), int(t)))
-    lift = None if categories is None else _Lift(categories, groups, np.bincount(place[:, 0], minlength=len(texts)))
     rows: list[dict[str, Any]] = []
     for expert in wanted:
         used = uses[int(expert)]
@@ -97,40 +158,14 @@ def read_experts(
             "contexts": [_context(model, encoded, *place[t]) for _, t in heapq.nlargest(top, used)],
             "effective_tokens": float(np.exp(-(share * np.log(share)).sum())),
         }
-        if lift is not None:
-            entry |= lift.of(np.bincount(place[[t for _, t in used], 0], minlength=len(texts)))
         rows.append(entry)
-    columns = ["expert", "load", "tokens", "contexts", "effective_tokens"]
-    return pd.DataFrame(rows, columns=columns + (["category", "category_lift", "category_p"] if lift else []))
-
-
-class _Lift:
-    """The category with the largest share among an expert's tokens over its share among all, and the chance of it.
-
-    Labels are shuffled among documents, not tokens: an expert that answers one document is no expert of its category.
-    """
-
-    def __init__(self, categories: Sequence[str | None], groups: Sequence[str] | None, tokens: np.ndarray) -> None:
-        self.names = sorted({c for c in categories if c is not None})
-        self.kept = np.array([i for i, c in enumerate(categories) if c is not None], dtype=int)
-        own = np.array([self.names.index(c) for c in categories if c is not None], dtype=int)
-        group = None if groups is None else np.asarray(groups)[self.kept]
-        labels = [own[None], permuted_label_matrix(own, group, _SHUFFLES, np.random.default_rng(0))]
-        self.member = np.concatenate(labels)[:, :, None] == np.arange(len(self.names))  # (1 + shuffles, texts, categories)
-        self.share = np.einsum("t,stc->sc", tokens[self.kept], self.member) / max(tokens[self.kept].sum(), 1)
-
-    def of(self, used: np.ndarray) -> dict[str, Any]:
-        """``used``: the expert's tokens in each text."""
-        mine = used[self.kept]
-        if not mine.sum():
-            return {"category": None, "category_lift": float("nan"), "category_p": float("nan")}
-        lift = np.einsum("t,stc->sc", mine, self.member) / mine.sum() / np.maximum(self.share, 1e-12)
-        best = lift.max(1)
-        return {
-            "category": self.names[int(lift[0].argmax())],
-            "category_lift": float(best[0]),
-            "category_p": float((1 + (best[1:] >= best[0]).sum()) / (1 + _SHUFFLES)),
-        }
+    table = pd.DataFrame(rows, columns=["expert", "load", "tokens", "contexts", "effective_tokens"])
+    if categories is None:
+        return table
+    names = sorted({c for c in categories if c is not None})
+    found = preferences(_uses(routed, wanted, student.spec.experts, categories, groups), n_permutations)
+    preferred = [names[c] if lift > 1 else None for c, lift in zip(found.category, found.lift, strict=True)]
+    return table.assign(category=preferred, category_lift=found.lift, category_p=found.p)
 
 
 def _context(model: Any, encoded: Any, row: int, column: int) -> str:

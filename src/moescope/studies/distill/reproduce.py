@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from moescope.studies.distill import published
-from moescope.studies.distill.claims import ACTIVATIONS
+from moescope.studies.distill.evidence import ACTIVATIONS
 from moescope.studies.distill.settings import DistillSettings
 from moescope.studies.distill.study import distill
 from moescope.study.protocol import Context, ModelLike
@@ -35,6 +35,8 @@ def reproduce(
         model: None: the embedded model, and a note says so.
         settings: the published students (s = k, softmax over the chosen, low-rank router) at a size for a laptop. Where it
             names no layer, Pythia-70M, Pythia-410M and Gemma-3-270M take the published one.
+
+    No verdict is ``reproduced``, whatever the model: here padding and first tokens are left out, which the source keeps.
 
     Returns:
         As :func:`distill`; the result has a further table ``published``.

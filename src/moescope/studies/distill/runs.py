@@ -34,6 +34,10 @@ class Runs:
     """by student name, the first seed at the chosen learning rate, on the CPU; absent where all diverged"""
     loads: dict[str, Evaluation]
     """of those students, on the test split"""
+    documents: pd.DataFrame
+    """one row per chosen run and document of the test split: student, seed, document, vectors, error"""
+    untrained: dict[str, Student]
+    """the first expert student of ``best`` as it began"""
 
 
 def run_students(
@@ -49,12 +53,13 @@ def run_students(
 ) -> Runs:
     """Train every student at every learning rate for the first seed, then at the best one for the other seeds.
 
-    All runs of a stage share each pass over the data. A student whose every learning rate diverged has no further seed.
+    All runs of a seed share each pass over the data, in an order of its own. A student whose every learning rate diverged has
+    no further seed.
 
     Args:
         seed: of the students' starts and of the order of the data.
         teacher: students train on its device; needed by those that start from its neurons.
-        checkpoint: file name to keep two checkpoints at, one for each stage.
+        checkpoint: file name to keep a checkpoint for each seed at.
     """
     scaling = scaling_of(pairs)
     sample = whole(pairs, "train", 8192).x if any(s.start == "teacher" for s in specs.values()) else None
@@ -71,35 +76,45 @@ def run_students(
         batch=settings.batch,
         precision=settings.precision,
         revive=settings.revive,
-        seed=seed,
-        checkpoint=_file(checkpoint, "rates"),
+        seed=1000 * seed,
+        checkpoint=_file(checkpoint, 0),
     )
     first = {(name, lr, 0): job(spec, lr, 0) for name, spec in specs.items() for lr in settings.lr}
-    train(pairs, {str(key): j for key, j in first.items()}, plan, _half(progress, 0, 2))
+    train(pairs, {str(key): j for key, j in first.items()}, plan, _part(progress, 0, settings.seeds))
     chosen: dict[str, float] = {}
     for name in specs:
         lr = min(settings.lr, key=lambda rate: first[name, rate, 0].validation)
         if not first[name, lr, 0].diverged:
             chosen[name] = lr
-    later = {(name, lr, n): job(specs[name], lr, n) for name, lr in chosen.items() for n in range(1, settings.seeds)}
-    plan = replace(plan, seed=seed + 1, checkpoint=_file(checkpoint, "seeds"))
-    train(pairs, {str(key): j for key, j in later.items()}, plan, _half(progress, 1, 2))
-    return _collect({**first, **later}, specs, chosen, pairs)
+    jobs = first
+    for n in range(1, settings.seeds):
+        later = {(name, lr, n): job(specs[name], lr, n) for name, lr in chosen.items()}
+        plan = replace(plan, seed=1000 * seed + n, checkpoint=_file(checkpoint, n))
+        train(pairs, {str(key): j for key, j in later.items()}, plan, _part(progress, n, settings.seeds))
+        jobs = {**jobs, **later}
+    begun = next((name for name in chosen if specs[name].kind != "dense"), None)
+    untrained = {} if begun is None else {begun: job(specs[begun], chosen[begun], 0).student.cpu()}
+    return _collect(jobs, specs, chosen, pairs, untrained)
 
 
-def _file(checkpoint: Path | None, stage: str) -> Path | None:
-    return None if checkpoint is None else checkpoint.with_name(f"{checkpoint.stem}-{stage}.safetensors")
+def _file(checkpoint: Path | None, seed: int) -> Path | None:
+    return None if checkpoint is None else checkpoint.with_name(f"{checkpoint.stem}-seed-{seed}.safetensors")
 
 
-def _half(progress: Progress | None, part: int, parts: int) -> Progress | None:
+def _part(progress: Progress | None, part: int, parts: int) -> Progress | None:
     return None if progress is None else lambda done, total: progress(part * total + done, parts * total)
 
 
 def _collect(
-    jobs: Mapping[tuple[str, float, int], Job], specs: Mapping[str, StudentSpec], chosen: Mapping[str, float], pairs: Pairs
+    jobs: Mapping[tuple[str, float, int], Job],
+    specs: Mapping[str, StudentSpec],
+    chosen: Mapping[str, float],
+    pairs: Pairs,
+    untrained: dict[str, Student],
 ) -> Runs:
     rows: list[dict[str, Any]] = []
     curves: list[dict[str, Any]] = []
+    documents: list[tuple[str, int, int, int, float]] = []
     best: dict[str, Student] = {}
     loads: dict[str, Evaluation] = {}
     for (name, lr, seed), job in jobs.items():
@@ -117,7 +132,7 @@ def _collect(
             "validation": float("nan") if job.diverged else job.validation,
         }
         curves += [{"student": name, "lr": lr, "seed": seed, **point} for point in job.curve]
-        if row["chosen"]:  # the test split is looked at once, after the choice
+        if row["chosen"] and not job.diverged:  # the test split is looked at once, after the choice
             found = evaluate(job.student, pairs, "test")
             row |= {
                 "fvu": found.fvu,
@@ -125,6 +140,7 @@ def _collect(
                 "load_entropy": found.load_entropy,
                 **asdict(cost(job.student, found)),
             }
+            documents += [(name, seed, document, *part) for document, part in found.documents.items()]
             if seed == 0:
                 best[name], loads[name] = job.student.cpu(), found
         rows.append(row)
@@ -132,4 +148,5 @@ def _collect(
     for column in ("fvu", "dead", "load_entropy"):
         if column in frame:
             frame[column] = frame[column].astype(float)
-    return Runs(frame, pd.DataFrame(curves), best, loads)
+    by_document = pd.DataFrame(documents, columns=["student", "seed", "document", "vectors", "error"])
+    return Runs(frame, pd.DataFrame(curves), best, loads, by_document, untrained)

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from moescope.studies.distill.spec import RouterKind, Start, StudentSpec
-from moescope.study.settings import NonEmpty, Settings, above, at_least
+from moescope.study.settings import Judged, NonEmpty, above, at_least, between
+from moescope.study.verdicts import check_draws
 
+EXPERT_CLAIMS = 2  # of a student's experts, judged together, beside one for each circuit
 Control = Literal["gaussian", "kurtosis", "mixture", "shuffled-teacher", "shuffled-outputs", "twin"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillSettings(Settings):
+class DistillSettings(Judged):
     """Which students are trained, on what, for how long. The defaults are the published protocol, at a size for a laptop."""
 
     layer: Annotated[int | None, at_least(0)] = None
@@ -43,7 +45,13 @@ class DistillSettings(Settings):
     lr: Annotated[tuple[float, ...], NonEmpty(), above(0)] = (1e-3, 3e-3, 1e-2)
     """Learning rates, of which the first seed's validation chooses one for every seed."""
     seeds: Annotated[int, at_least(1)] = 3
-    """Seeds of every student's start and of the order of the data (3 for intervals)."""
+    """Seeds of every student's start and of the order of the data (no verdict with fewer than 3)."""
+    margin_ratio: Annotated[float, above(1)] = 1.05
+    """Smallest ratio of two students' errors, or lift of a category, that counts."""
+    margin: Annotated[float, between(0, 1)] = 0.03
+    """Smallest difference of shares and of cosines that counts."""
+    n_permutations: Annotated[int, at_least(1)] = 999
+    """Shuffles of the documents' categories, and of the experts' write directions."""
     steps: Annotated[int | None, at_least(1)] = None
     """Updates (default: as many passes over the data as epochs says)."""
     epochs: Annotated[int, at_least(1)] = 20
@@ -65,6 +73,7 @@ class DistillSettings(Settings):
 
     def check(self) -> None:
         self.students()
+        check_draws(self.n_permutations, EXPERT_CLAIMS, "n_permutations", self.alpha)
 
     def students(self) -> dict[str, StudentSpec]:
         """Every student but those of equal cost, whose size is known only when the layer is."""

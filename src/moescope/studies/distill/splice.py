@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from moescope.capture import encode
-from moescope.intervene.text_loss import loss_per_token, require_head
+from moescope.intervene.text_loss import Applied, require_head, text_losses
 from moescope.models import LoadedModel
 from moescope.models.past import past_argument, past_of
+from moescope.stats import bootstrap_sums, expanded_percentiles
 from moescope.studies.distill.students import Student
 from moescope.studies.distill.teacher import Teacher
 
@@ -42,9 +44,18 @@ def spliced(teacher: Teacher, student: Callable[[Tensor], Tensor]) -> Iterator[N
 
 
 def splice_table(
-    teacher: Teacher, students: Mapping[str, Student], texts: Sequence[str], *, batch_tokens: int = 8192
+    teacher: Teacher,
+    students: Mapping[str, Student],
+    texts: Sequence[str],
+    *,
+    documents: np.ndarray | None = None,
+    batch_tokens: int = 8192,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Table ``splice``: next-token loss with the layer as it is, as its mean output, and as each student.
+
+    Args:
+        documents: (texts,), which of them are of one document; None: each is its own.
 
     Raises:
         InputError: the model was loaded without its head, or is an encoder.
@@ -55,12 +66,30 @@ def splice_table(
         "mean output": lambda x: mean.to(x.device).expand(*x.shape[:-1], -1),
         **students,
     }
+    names, of = np.unique(np.arange(len(texts)) if documents is None else documents, return_inverse=True)
+
     encoded = encode(model, texts)
-    rows = []
-    for name, function in {"original": None, **ways}.items():
-        applied = None if function is None else partial(spliced, teacher, function)
-        rows.append([name, *loss_per_token(model, encoded, applied, batch_tokens=batch_tokens)])
-    return pd.DataFrame(rows, columns=["layer_is", "loss", "tokens"])
+    counts = encoded.lengths - 1.0
+
+    def by_document(applied: Applied | None = None) -> np.ndarray:
+        """(documents, 2): summed loss and tokens."""
+        losses = text_losses(model, encoded, applied, batch_tokens=batch_tokens)
+        sides = (np.where(counts > 0, losses, 0) * counts, counts)
+        return np.stack([np.bincount(of, weights=side, minlength=len(names)) for side in sides], axis=1)
+
+    whole = by_document()
+    loss, tokens = float(whole[:, 0].sum() / max(whole[:, 1].sum(), 1)), int(whole[:, 1].sum())
+    nothing = float("nan")
+    rows = [{"layer_is": "original", "loss": loss, "tokens": tokens, "added": 0.0, "low": nothing, "high": nothing}]
+    for name, function in ways.items():
+        more = by_document(partial(spliced, teacher, function)) - whole * [1, 0]
+        low = high = nothing
+        if len(names) > 1:
+            sums = bootstrap_sums(more, seed=seed)
+            low, high = expanded_percentiles(sums[:, 0] / np.maximum(sums[:, 1], 1), len(names))
+        added = float(more[:, 0].sum() / max(tokens, 1))
+        rows.append({"layer_is": name, "loss": loss + added, "tokens": tokens, "added": added, "low": low, "high": high})
+    return pd.DataFrame(rows)
 
 
 @torch.no_grad()

@@ -16,15 +16,17 @@ from moescope.errors import InputError
 from moescope.models import LoadedModel, random_twin
 from moescope.studies.distill.accounting import per_neuron, spec_cost
 from moescope.studies.distill.baselines import baseline_fvu
-from moescope.studies.distill.claims import ACTIVATIONS, distill_claims, ratio_table, summary_table
+from moescope.studies.distill.claims import distill_claims
+from moescope.studies.distill.comparisons import ratio_table, summary_table
 from moescope.studies.distill.controls import control_pairs, distances
 from moescope.studies.distill.data import SPLITS, Pairs, count
+from moescope.studies.distill.evidence import ACTIVATIONS, Evidence
 from moescope.studies.distill.expert_study import expert_study
 from moescope.studies.distill.layer_data import model_pairs, pieces, read_texts, store_pairs
 from moescope.studies.distill.neighbours import load_dictionary
 from moescope.studies.distill.runs import Runs, run_students
 from moescope.studies.distill.save import DistilledStudent
-from moescope.studies.distill.settings import DistillSettings
+from moescope.studies.distill.settings import EXPERT_CLAIMS, DistillSettings
 from moescope.studies.distill.spec import StudentSpec
 from moescope.studies.distill.splice import generation_table, splice_table
 from moescope.studies.distill.students import LayerShape
@@ -34,6 +36,7 @@ from moescope.study.protocol import CircuitsLike, Context, ModelLike
 from moescope.study.result import Artifact, StudyResult
 from moescope.study.rows import halves
 from moescope.study.run import Run
+from moescope.study.verdicts import Case, check_draws
 from moescope.types import Claim
 
 _HOLD, _HELD = 20, 100  # every 20th text, at most 100
@@ -64,8 +67,8 @@ def distill(
             residual stream: experts are compared with its directions.
 
     Returns:
-        A result of kind ``"distill"``. Tables: ``students``, ``curves``, ``baselines``, ``summary``, ``ratio``, ``load``,
-        ``experts`` and, where they could be measured, ``expert_circuits``, ``splice`` and ``generation``. Artifacts:
+        A result of kind ``"distill"``. Tables: ``students``, ``documents``, ``curves``, ``baselines``, ``summary``, ``ratio``,
+        ``load``, ``experts`` and, where they could be measured, ``expert_circuits``, ``splice`` and ``generation``. Artifacts:
         ``students/NAME``, the :class:`~moescope.studies.distill.save.DistilledStudent` of each structure, of the first seed on
         activations.
 
@@ -86,15 +89,16 @@ def distill(
     shape, width = teacher.shape, _width(teacher)
     known = context.circuits(circuits, loaded)
     directions = None if dictionary is None else load_dictionary(dictionary, shape.d_out)
+    check_draws(settings.n_permutations, EXPERT_CLAIMS + len(known), "n_permutations", settings.alpha)
     characters = 2 * (model_limit(loaded) or 1024)  # a token is seldom under two characters
-    parts = pieces(given, characters)
-    numbers = np.arange(len(parts))
+    cut = [(part, number) for number, text in enumerate(given) for part in pieces([text], characters)]
+    parts, of = [part for part, _ in cut], np.array([number for _, number in cut])
     # for the spliced model's loss and for reading experts: texts that no student is trained on
-    rows = context.rows(halves("pieces of text", numbers, (numbers % _HOLD != 0) | (numbers >= _HOLD * _HELD)))
+    rows = context.rows(halves("pieces of text", of, (of % _HOLD != 0) | (of >= _HOLD * _HELD)))
     read, held = ([parts[i] for i in which] for which in (rows.fit, rows.judge))
     if store is None:
         reading = context.counter(f"reading {loaded.name}")
-        pairs = model_pairs(teacher, read, settings, run, progress=reading, record=context.rows)
+        pairs = model_pairs(teacher, read, settings, run, documents=of[rows.fit], progress=reading, record=context.rows)
     else:
         pairs = store_pairs(teacher, ActivationStore.open(store), settings, run, record=context.rows)
     specs = settings.students()
@@ -105,7 +109,9 @@ def distill(
     found: dict[str, Runs] = {}
     baselines: list[pd.DataFrame] = []
     for name in (ACTIVATIONS, *settings.control):
-        here, labeller = (pairs, teacher) if name == ACTIVATIONS else _control(context, name, pairs, teacher, read, settings)
+        here, labeller = (
+            (pairs, teacher) if name == ACTIVATIONS else _control(context, name, pairs, teacher, read, of[rows.fit], settings)
+        )
         found[name] = run_students(
             here,
             {n: _start(spec, name) for n, spec in specs.items()},
@@ -124,29 +130,32 @@ def distill(
         baselines.append(pd.DataFrame({"data": name, "baseline": [*explained], "fvu": [*explained.values()]}))
     frames = {
         "students": pd.concat([runs.rows.assign(data=name) for name, runs in found.items()], ignore_index=True),
+        "documents": pd.concat([runs.documents.assign(data=name) for name, runs in found.items()], ignore_index=True),
         "curves": pd.concat([runs.curves.assign(data=name) for name, runs in found.items()], ignore_index=True),
         "baselines": pd.concat(baselines, ignore_index=True),
     }
     frames["summary"] = summary_table(frames["students"])
-    frames["ratio"] = ratio_table(frames["students"])
+    frames["ratio"] = ratio_table(frames["summary"], frames["documents"])
     best = found[ACTIVATIONS].best
     frames["load"] = _loads(found[ACTIVATIONS])
     if loaded.has_head:
-        frames["splice"] = splice_table(teacher, best, held, batch_tokens=run.batch_tokens)
+        frames["splice"] = splice_table(
+            teacher, best, held, documents=of[rows.judge], batch_tokens=run.batch_tokens, seed=run.seed
+        )
         frames["generation"] = generation_table(teacher, best, held)
-    about_experts: list[Claim] = []
-    read_one = next((n for n in best if specs[n].kind != "dense"), None)
-    if read_one is not None:
+    about_experts: list[Case | Claim] = []
+    for read_one, untrained in found[ACTIVATIONS].untrained.items():
         found_experts, about_experts = expert_study(
             teacher,
             read_one,
             best[read_one],
             held,
+            settings,
+            untrained=untrained,
             circuits=known,
             dictionary=directions,
             characters=characters,
-            batch_tokens=run.batch_tokens,
-            seed=run.seed,
+            run=run,
         )
         frames |= found_experts
     students: dict[str, Artifact] = {
@@ -155,7 +164,7 @@ def distill(
     return context.result(
         model=loaded,
         title=f"Layer {layer} of {loaded.name} distilled",
-        claims=[*distill_claims(frames, settings, shape, width, loaded.name), *about_experts],
+        claims=[*distill_claims(Evidence(frames, settings), shape, width), *about_experts],
         tables=frames,
         artifacts=students,
         layer=layer,
@@ -165,16 +174,21 @@ def distill(
 
 
 def _control(
-    context: Context, name: str, pairs: Pairs, teacher: Teacher, texts: Sequence[str], settings: DistillSettings
+    context: Context,
+    name: str,
+    pairs: Pairs,
+    teacher: Teacher,
+    texts: Sequence[str],
+    documents: np.ndarray,
+    settings: DistillSettings,
 ) -> tuple[Pairs, Teacher]:
     """The control's data and the layer that they come from, its distance from the real ones put on record."""
     labeller, run, evidence = teacher, context.run, ""
     if name == "twin":
         twin: LoadedModel = random_twin(teacher.model, run.seed)
         labeller, evidence = Teacher(twin, teacher.layer), f"fingerprint {twin.fingerprint}, not {teacher.model.fingerprint}; "
-        here = model_pairs(
-            labeller, texts, settings, run, progress=context.counter(f"reading {twin.name}"), record=context.rows
-        )
+        reading = context.counter(f"reading {twin.name}")
+        here = model_pairs(labeller, texts, settings, run, documents=documents, progress=reading, record=context.rows)
     else:
         here = control_pairs(name, pairs, teacher, seed=run.seed)
     inputs, outputs = distances(here, pairs)

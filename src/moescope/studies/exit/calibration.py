@@ -16,7 +16,8 @@ def calibrate(
 
     Args:
         probabilities: (N, L, C) of calibration rows, which neither heads nor candidates have seen.
-        groups: (N,): rows of one group count as one unit, with the mean of their losses.
+        groups: (N,): rows of one group count as one unit, with the mean of their losses; where every group is one row, which
+            loses 0 or 1, the test is exact.
 
     Raises:
         InputError: too few groups for the risk and delta asked for.
@@ -26,7 +27,7 @@ def calibrate(
     table = group_means(np.stack(rows, axis=1), groups)
     found: Chosen
     if settings.method == "ltt":
-        found = learn_then_test(table, settings.risk, settings.delta)
+        found = learn_then_test(table, settings.risk, settings.delta, binary=len(table) == len(y))
     else:
         found = conformal_risk_control(table, settings.risk)
     return Guarantee(

@@ -2,127 +2,188 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
-from moescope.stats import group_bootstrap, paired_bootstrap_difference
-from moescope.studies.exit.published import ACCURACY, SHARE
+from moescope.stats import group_bootstrap
+from moescope.studies.exit.published import ACCURACY, SHARE, SOURCE
 from moescope.studies.exit.settings import ExitSettings
 from moescope.studies.exit.task import TaskExit
+from moescope.study.paired import above_chance, balanced, beyond, paired_effect
 from moescope.study.run import Run
-from moescope.types import Claim
+from moescope.study.verdicts import Case, Effect, beyond_draws, verdicts
+from moescope.types import Claim, Control, Published
 
 LEAST = 1.05  # a speed-up below this is not worth a classifier of its own
-
-
-def recommend(found: TaskExit) -> tuple[str, str]:
-    """What to do in a few words, and why in one sentence."""
-    full, cue = float(found.full_right.mean()), float(found.surface_right.mean())
-    majority = float(np.bincount(found.y).max() / len(found.y))
-    beside = paired_bootstrap_difference(found.full_right.astype(float), found.surface_right.astype(float), found.groups)
-    gains = {batch: _speed(found, "early exit", batch)["speedup"] for batch in (1, 64)}
-    if beside.low <= 0:
-        return (
-            "no layer needed: a surface cue does it",
-            f"{found.surface!r} alone is right on {cue:.1%} of the test rows, all layers on {full:.1%}: no gain beyond chance",
-        )
-    if full <= majority:
-        return (
-            "no: the model does not know the task",
-            f"at full depth it is right on {full:.1%}, the commoner class on {majority:.1%}",
-        )
-    worth = [f"{gain:.2f}× at batch {batch}" for batch, gain in gains.items() if gain >= LEAST]
-    if not worth:
-        return "keep full depth", f"leaving early is not faster ({gains[1]:.2f}× at batch 1, {gains[64]:.2f}× at batch 64)"
-    return "use the early exit", f"{', '.join(worth)}, {found.guarantee.text()}"
+NO_LAYER = "no layer needed: a surface cue does it"
+UNDECIDED = "undecided: these rows cannot tell"
 
 
 def exit_claims(found: TaskExit, settings: ExitSettings, run: Run) -> list[Claim]:
-    """The claims of one task; the published example stands beside them where the task has its name."""
-    name, seed, n_layers = found.task.name, run.seed, found.said.shape[1]
-    what, why = recommend(found)
-    cue = float(found.surface_right.mean())
-    trivial = what.startswith("no layer")
-    lost = found.lost
-    low, high = group_bootstrap(lost, found.groups, seed=seed)
-    share = float((found.at + 1).mean() / n_layers)
-    saved = tuple(1 - b for b in reversed(group_bootstrap((found.at + 1) / n_layers, found.groups, seed=seed)))
-    accuracy = group_bootstrap(found.right.astype(float), found.groups, seed=seed)
-    g = found.guarantee
-    claims = [
-        Claim(f"{name}: recommendation", what, verdict="explained by a trivial cue" if trivial else "measured", note=why),
-        Claim(
-            f"{name}: risk of leaving early, on test rows",
-            float(lost.mean()),
-            interval=(low, high),
-            note=f"promised {g.text()}; {g.calibration_risk:.2%} there; "
-            + (f"confidence asked for {g.threshold:.4f}" if np.isfinite(g.threshold) else "no row may leave early"),
-        ),
-        Claim(
-            f"{name}: accuracy with early exit",
-            float(found.right.mean()),
-            interval=accuracy,
-            null=cue,
-            verdict="explained by a trivial cue" if trivial else "measured",
-            note=f"{found.full_right.mean():.1%} at full depth; null is {found.surface!r} on the same {len(found.y)} rows",
-        ),
-        Claim(
-            f"{name}: share of layers saved",
-            1 - share,
-            published=1 - SHARE if name in ACCURACY else None,
-            interval=(saved[0], saved[1]),
-            null=1.0 if trivial else None,
-            verdict=_saved_verdict(1 - share, name, trivial),
-            note=f"{share * n_layers:.2f} of {n_layers} layers on average, heads of kind {found.classifier.heads.kind!r}"
-            + ("; a surface cue saves them all" if trivial else ""),
-        ),
-    ]
-    for batch in (1, 64):
-        row = _speed(found, "early exit", batch)
-        note = (
-            f"its share of layers would give {row['layer_speedup']:.2f}× ({row['of_layers']:.0%} of that reached); wall clock"
-        )
-        claims.append(Claim(f"{name}: speed-up at batch {batch}", row["speedup"], note=note))
-    return [*claims, _published_example(found, settings, run, trivial)]
+    """The claims of one task, the recommendation first; the published example stands beside it where it has its name."""
+    cases = [_known(found, settings, run), _by_confidence(found, settings, run), _published_example(found, settings, run)]
+    known, *judged = verdicts([*cases, _risk(found, settings, run)], settings.alpha)
+    return [recommend(found, known), known, *judged, _saved(found, run), *(_clock(found, batch) for batch in (1, 64))]
 
 
-def _saved_verdict(saved: float, name: str, trivial: bool) -> Any:
-    if trivial:
-        return "explained by a trivial cue"
-    if name not in ACCURACY:
-        return "measured"
-    return "reproduced" if saved >= 1 - SHARE else "not reproduced"
+def recommend(found: TaskExit, known: Claim) -> Claim:
+    """Whether an early exit is worth having: ``measured`` says what to do, from the verdict on what the model knows.
+
+    What is settled is said whatever else is open: where the model does not know the task, or a cue is shown to be as good,
+    no clock is asked; where leaving early is not faster, no cue is.
+    """
+    gains = {batch: _speed(found, "early exit", batch)["speedup"] for batch in (1, 64)}
+    clock = f"{gains[1]:.2f}× at batch 1, {gains[64]:.2f}× at batch 64"
+    told: tuple[str, Any, Any, str]
+    if known.outcome == "contradicted":
+        told = ("no: the model does not know the task", "contradicted", known.explanation, known.words)
+    elif known.explanation == "trivial cue":
+        told = (NO_LAYER, "contradicted", "trivial cue", f"the cue is {found.surface!r}: {known.words}")
+    elif max(gains.values()) < LEAST:
+        told = ("keep full depth", "contradicted", None, f"leaving early is not faster ({clock})")
+    elif known.outcome == "inconclusive":
+        told = (UNDECIDED, "inconclusive", None, known.words)
+    else:
+        told = ("use the early exit", "holds", known.explanation, f"{clock}, {found.guarantee.text()}; {known.words}")
+    what, outcome, explanation, why = told
+    return Claim(
+        f"{found.task.name}: recommendation, that an early exit is worth having",
+        what,
+        id="H16",
+        outcome=outcome,
+        explanation=explanation,
+        words=f"{why}; a decision, of which the claims below are the evidence with their intervals",
+    )
 
 
-def _published_example(found: TaskExit, settings: ExitSettings, run: Run, trivial: bool) -> Claim:
+def known_case(
+    name: str,
+    full: np.ndarray,
+    cue: np.ndarray,
+    y: np.ndarray,
+    groups: np.ndarray,
+    said: str,
+    *,
+    margin: float,
+    seed: int,
+    family: str = "",
+) -> Case:
+    """Does the model at full depth know more than a surface cue? ``full`` and ``cue`` (N,) bool, what each gets right."""
+    effect = above_chance(full, y, groups, margin, seed)
+    chance = 1 / len(np.unique(y))
+    rival = beyond(full, cue, y, groups, f"the surface cue {said!r}", margin, seed, kind="trivial cue")
+    return Case(
+        f"{name}: the model at full depth knows more of the task than a surface cue",
+        effect.value + chance,
+        effect,
+        interval=(effect.low + chance, effect.high + chance),
+        control=Control(f"surface cue: {said}", float(balanced(cue.astype(float), y).mean())),
+        rivals=(rival,),
+        family=family,
+        words=f"balanced accuracy on {len(y)} rows of {len(np.unique(groups))} groups",
+    )
+
+
+def _known(found: TaskExit, settings: ExitSettings, run: Run) -> Case:
+    rows = (found.full_right, found.surface_right, found.y, found.groups, found.surface)
+    return known_case(found.task.name, *rows, margin=settings.margin, seed=run.seed, family=_family(found))
+
+
+def _family(found: TaskExit) -> str:
+    return f"early exit: {found.task.name}"
+
+
+def _by_confidence(found: TaskExit, settings: ExitSettings, run: Run) -> Case | Claim:
+    """Is it worth asking which rows leave? The control deals the same depths out among the rows at random."""
+    name, right = found.task.name, found.right.astype(float)
+    statement = f"{name}: with an early exit by confidence more is right than with as many exits at random"
+    interval = group_bootstrap(right, found.groups, seed=run.seed)
+    if len(np.unique(found.at)) == 1:
+        words = f"all {len(found.y)} test rows leave after layer {int(found.at[0])}, so there is nothing to deal out"
+        return Claim(statement, float(right.mean()), interval=interval, outcome="not tested", words=words)
+    beside = paired_effect(
+        right, found.dealt.mean(0), found.groups, f"exits at random ({len(found.dealt)} draws)", settings.margin, run.seed
+    )
+    p = beyond_draws(float(right.mean()), found.dealt.mean(1), "", settings.margin).p
+    return Case(
+        statement,
+        float(right.mean()),
+        dataclasses.replace(beside, p=p),
+        interval=interval,
+        control=Control("exits at random, as deep on average", float(found.dealt.mean())),
+        family=_family(found),
+        words=f"accuracy; {found.full_right.mean():.1%} at full depth",
+    )
+
+
+def _risk(found: TaskExit, settings: ExitSettings, run: Run) -> Case:
+    lost, g = found.lost, found.guarantee
+    low, high = group_bootstrap(lost, found.groups, seed=run.seed)
+    return Case(
+        f"{found.task.name}: on test rows leaving early loses no more than was promised",
+        float(lost.mean()),
+        Effect(0.0 - float(lost.mean()), 0.0 - high, 0.0 - low, "full depth", g.risk, no_worse=True),
+        interval=(low, high),
+        words=f"promised {g.text()}; {g.calibration_risk:.2%} there; "
+        + (f"confidence asked for {g.threshold:.4f}" if np.isfinite(g.threshold) else "no row may leave early"),
+    )
+
+
+def _saved(found: TaskExit, run: Run) -> Claim:
+    name, n_layers = found.task.name, found.said.shape[1]
+    share = (found.at + 1) / n_layers
+    low, high = group_bootstrap(share, found.groups, seed=run.seed)
+    return Claim(
+        f"{name}: share of layers saved",
+        1 - float(share.mean()),
+        id="H12",
+        published=Published(1 - SHARE, SOURCE) if name in ACCURACY else None,
+        interval=(1 - high, 1 - low),
+        words=f"{share.mean() * n_layers:.2f} of {n_layers} layers on average, heads of kind {found.classifier.heads.kind!r}; "
+        "what the promise allows, not a comparison",
+    )
+
+
+def _clock(found: TaskExit, batch: int) -> Claim:
+    row = _speed(found, "early exit", batch)
+    return Claim(
+        f"{found.task.name}: speed-up at batch {batch}",
+        row["speedup"],
+        words=f"its share of layers would give {row['layer_speedup']:.2f}× ({row['of_layers']:.0%} of that reached); "
+        f"wall clock, median of turns from {row['slowest']:.2f}× to {row['fastest']:.2f}×, too few for an interval",
+    )
+
+
+def _published_example(found: TaskExit, settings: ExitSettings, run: Run) -> Case:
     """Choi (2025): layers 0 to 8 of 32 do what all 32 do. Here the circuit is chosen anew from those layers, and timed."""
     n_layers, layer, name = found.circuit.shape[1], found.published_layer, found.task.name
-    right = {at: (found.circuit[:, at].argmax(-1) == found.y).astype(float) for at in (layer, n_layers - 1)}
-    lost = paired_bootstrap_difference(right[n_layers - 1], right[layer], found.groups, seed=run.seed)
-    early = float(right[layer].mean())
+    early, full = (found.circuit[:, at].argmax(-1) == found.y for at in (layer, n_layers - 1))
+    margin, groups, seed = settings.margin, found.groups, run.seed
+    beside = f"{settings.k} neurons of all layers"
+    kept = beyond(early, full, found.y, groups, beside, margin, seed, no_worse=True)
+    worth = dataclasses.replace(above_chance(full, found.y, groups, margin, seed), against=f"chance, by {beside}")
+    cue = beyond(
+        early, found.surface_right, found.y, groups, f"the surface cue {found.surface!r}", margin, seed, kind="trivial cue"
+    )
+    share = balanced(early.astype(float), found.y)
     times = " and ".join(
         f"{_speed(found, 'circuit at 28 % of the depth', batch)['speedup']:.2f}× at batch {batch}" for batch in (1, 64)
     )
-    published = ACCURACY[name][0] if name in ACCURACY else None
-    verdict: Any = "measured"
-    if trivial:
-        verdict = "explained by a trivial cue"
-    elif published is not None:
-        kept = ACCURACY[name][1] - ACCURACY[name][0] + settings.risk
-        verdict = "reproduced" if lost.high <= kept else "not reproduced"
-    return Claim(
-        f"{name}: accuracy of a circuit at 28 % of the depth",
-        early,
-        published=published,
-        interval=group_bootstrap(right[layer], found.groups, seed=run.seed),
-        null=float(found.surface_right.mean()),
-        p=lost.p,
-        verdict=verdict,
-        note=f"{settings.k} neurons chosen from layers 0 to {layer} of {n_layers}; "
-        f"{right[n_layers - 1].mean():.1%} from all, lost {lost.value:+.1%} ({lost.low:+.1%} to {lost.high:+.1%}), "
-        f"which p is of; on the clock {times}; "
-        f"null is {found.surface!r}",
+    lost = "" if name not in ACCURACY else f"; the source loses {ACCURACY[name][1] - ACCURACY[name][0]:.1%}"
+    return Case(
+        f"{name}: {settings.k} neurons from the first 28 % of the layers do as well as {beside}",
+        float(share.mean()),
+        # p is of a loss within the margin, which is what is claimed; that of a difference is another question
+        dataclasses.replace(kept, p=None),
+        id="H12",
+        published=Published(ACCURACY[name][0], SOURCE) if name in ACCURACY else None,
+        interval=group_bootstrap(share, groups, seed=seed),
+        control=Control(f"surface cue: {found.surface}", float(balanced(found.surface_right.astype(float), found.y).mean())),
+        rivals=(worth, cue),
+        family=_family(found),
+        words=f"balanced accuracy, layers 0 to {layer} of {n_layers}; on the clock {times}{lost}",
     )
 
 

@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from moescope.runtime.choices import Kind, Loss, Method
-from moescope.study.settings import NonEmpty, Settings, at_least, between
+from moescope.study.settings import Judged, NonEmpty, at_least, between
+from moescope.study.verdicts import check_draws
+
+FAMILY = 3
+"""claims of one task that are judged together"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExitSettings(Settings):
+class ExitSettings(Judged):
     """What leaving early may cost, and what decides when a row leaves."""
 
     risk: Annotated[float, between(0, 1)] = 0.02
@@ -29,3 +33,10 @@ class ExitSettings(Settings):
     """Layers after which a row may leave; after the last it always does (default: all)."""
     timed_texts: Annotated[int, at_least(1)] = 64
     """Test texts that go on the clock, at most."""
+    margin: Annotated[float, between(0, 1)] = 0.03
+    """Smallest difference in balanced accuracy that counts."""
+    n_random: Annotated[int, at_least(1)] = 999
+    """Times that the depths at which rows leave are dealt out anew among them."""
+
+    def check(self) -> None:
+        check_draws(self.n_random, FAMILY, "n_random", self.alpha, sides=2)

@@ -48,7 +48,8 @@ def measure(
     first = names[0]
     rows = []
     for name in names:
-        speedup = median(a / b for a, b in zip(spent[first], spent[name], strict=True))
+        turns = [a / b for a, b in zip(spent[first], spent[name], strict=True)]
+        speedup = median(turns)
         layer_speedup = share[first] / share[name]
         rows.append(
             {
@@ -59,6 +60,8 @@ def measure(
                 "share": share[name],
                 "layer_speedup": layer_speedup,
                 "of_layers": speedup / layer_speedup,
+                "slowest": min(turns),
+                "fastest": max(turns),
             }
         )
     return rows

@@ -9,7 +9,7 @@ from moescope.errors import InputError
 from moescope.runtime.exit.classifier import check_layers
 from moescope.runtime.exit.heads import check_k
 from moescope.stats.conformal import crc_size, ltt_size
-from moescope.studies.exit.claims import exit_claims, recommend
+from moescope.studies.exit.claims import exit_claims
 from moescope.studies.exit.settings import ExitSettings
 from moescope.studies.exit.task import exit_task
 from moescope.study.names import slug
@@ -56,13 +56,14 @@ def exit(model: ModelLike, tasks: TasksLike, settings: ExitSettings = _SETTINGS,
         check_layers(settings.layers, loaded.n_layers)
     check_k(settings.k, loaded.d_model)
     found = [exit_task(context, loaded, task, part, settings) for task, part in zip(loaded_tasks, rows, strict=True)]
-    for f in found:
-        context.note("{}: {} ({})".format(f.task.name, *recommend(f)))
+    claims = [exit_claims(f, settings, run) for f in found]
+    for f, (advice, *_) in zip(found, claims, strict=True):
+        context.note(f"{f.task.name}: {advice.measured} ({advice.words.partition('; a decision')[0]})")
     return context.result(
         model=loaded,
         tasks=loaded_tasks,
         title=f"Early exit from {loaded.name}",
-        claims=[claim for f in found for claim in exit_claims(f, settings, run)],
+        claims=[claim for of_task in claims for claim in of_task],
         tables={name: pd.concat([f.tables[name] for f in found], ignore_index=True) for name in found[0].tables},
         artifacts={place: f.classifier for place, f in zip(places, found, strict=True)},
         guarantees={f.task.name: f.guarantee.text() for f in found},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +22,7 @@ from moescope.studies.exit.settings import ExitSettings
 from moescope.studies.exit.speed import measure
 from moescope.study.protocol import Context
 from moescope.study.rows import FoldRows, Rows
-from moescope.tasks import group_folds, surface_predictions
+from moescope.tasks import chosen_cue, group_folds
 from moescope.types import Task
 
 _FOLDS = 3  # of the fitting rows
@@ -47,10 +46,12 @@ class TaskExit:
     """(n, L, C) what the heads of the classifier say"""
     at: np.ndarray
     """(n,) int64"""
+    dealt: np.ndarray
+    """(P, n) bool: right where rows leave when the depths ``at`` are dealt out among them at random, P times"""
     y: np.ndarray
     groups: np.ndarray
     surface: str
-    """the trivial cue that does best on training rows"""
+    """the trivial cue that does best on fitting rows left out in turn"""
     surface_right: np.ndarray
     """(n,) bool: what it gets right on the test rows"""
     tables: dict[str, pd.DataFrame]
@@ -103,7 +104,9 @@ def exit_task(context: Context, model: LoadedModel, task: Task, rows: Rows, sett
     tested, tested_y, tested_groups = features.rows(rows.judge), y[rows.judge], rows.groups[rows.judge]
     said = {kind: head.probabilities(tested) for kind, head in heads.items()}
     at = exit_layers(said[chosen], guarantee.threshold, checks)
-    cue, cue_right = _surface(task, rows, inner, y, model.tokenizer)
+    dealt = _dealt(said[chosen], at, tested_y, settings.n_random, run.seed, context, task.name)
+    cue, cue_said = chosen_cue(task, rows.fit, rows.judge, inner.folds, model.tokenizer)
+    cue_right = cue_said == tested_y
     published = max(0, round(SHARE * model.n_layers) - 1)
     shares = {float(t): float(exit_layers(said[chosen], t, checks).mean()) for t in thresholds(len(task.classes))}
     on_clock = [texts[i] for i in rows.judge]
@@ -134,6 +137,7 @@ def exit_task(context: Context, model: LoadedModel, task: Task, rows: Rows, sett
         circuit=said["circuit"],
         said=said[chosen],
         at=at,
+        dealt=dealt,
         y=tested_y,
         groups=tested_groups,
         surface=cue,
@@ -142,15 +146,16 @@ def exit_task(context: Context, model: LoadedModel, task: Task, rows: Rows, sett
     )
 
 
-def _surface(task: Task, rows: Rows, inner: FoldRows, y: np.ndarray, tokenizer: Any) -> tuple[str, np.ndarray]:
-    """The cue that does best on fitting rows left out in turn, and where it is right on the test rows."""
-    score: dict[str, int] = {}
-    for fold in inner:
-        train, held = rows.fit[fold.fit], rows.fit[fold.judge]
-        for name, said in surface_predictions(task, train, held, tokenizer).items():
-            score[name] = score.get(name, 0) + int((said == y[held]).sum())
-    best = max(score, key=lambda name: score[name])
-    return best, surface_predictions(task, rows.fit, rows.judge, tokenizer)[best] == y[rows.judge]
+def _dealt(said: np.ndarray, at: np.ndarray, y: np.ndarray, n: int, seed: int, context: Context, name: str) -> np.ndarray:
+    """(n, N) bool: right where rows leave at random, at the same depths and so as deep on average."""
+    rng, rows = np.random.default_rng(seed), np.arange(len(at))
+    orders = np.stack([rng.permutation(rows) for _ in range(n)])
+    moved = float((at[orders] != at).mean())
+    if len(np.unique(at)) > 1:
+        evidence = f"{moved:.1%} of the rows leave after another layer"
+        context.control(f"{name}: exits at random", differs=moved > 0, evidence=evidence)
+    right = said.argmax(-1) == y[:, None]  # (N, L)
+    return np.asarray(right[rows, at[orders]])
 
 
 def _speed(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
-from moescope.study.settings import Settings, at_least, between
+from moescope.study.settings import Judged, at_least, between
+from moescope.study.verdicts import check_draws
 
 Criterion = Literal["reap", "frequency", "mass"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
@@ -13,7 +14,7 @@ _SHARE = between(0, 1, open_low=False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneSettings(Settings):
+class PruneSettings(Judged):
     """Which experts are left out, and on how much text that is measured."""
 
     by: Criterion = "reap"
@@ -22,9 +23,14 @@ class PruneSettings(Settings):
     """Share of every layer's experts that the mask leaves out."""
     ratios: Annotated[tuple[float, ...], _SHARE] = (0.125, 0.25, 0.5)
     """Shares of the table; that of the mask is added."""
-    n_random: Annotated[int, at_least(1)] = 20
+    n_random: Annotated[int, at_least(1)] = 39
     """Random masks per share, the same number of experts in each layer."""
     text_tokens: Annotated[int, at_least(2)] = 4096
     """Of each category's text, half for the saliency and half for the loss."""
     length: Annotated[int, at_least(2)] = 256
     """Tokens of one piece of text."""
+    margin: Annotated[float, at_least(0)] = 0.02
+    """Smallest difference in loss that counts, nats a token."""
+
+    def check(self) -> None:
+        check_draws(self.n_random, 1, "n_random", self.alpha, sides=2)

@@ -13,14 +13,15 @@ from moescope.errors import InputError
 from moescope.intervene.experts import ExpertEdits, steer_experts
 from moescope.intervene.text_loss import encode_texts, text_losses
 from moescope.runtime.mask import PruneMask, prune_mask
-from moescope.stats import group_bootstrap, permutation_p
-from moescope.studies.prune.claims import prune_claims
+from moescope.stats import group_bootstrap
+from moescope.studies.prune.claims import mask_cases, prune_claims
 from moescope.studies.prune.saliency import Saliency, expert_saliency
 from moescope.studies.prune.settings import CRITERIA, PruneSettings
 from moescope.study.protocol import Context, ModelLike, TextsLike
 from moescope.study.result import StudyResult
 from moescope.study.rows import halves
 from moescope.study.run import Run
+from moescope.study.verdicts import beyond_draws
 
 _SETTINGS, _RUN = PruneSettings(), Run()
 
@@ -64,7 +65,7 @@ def prune(model: ModelLike, texts: TextsLike = None, settings: PruneSettings = _
             )
     clean = text_losses(loaded, held, batch_tokens=run.batch_tokens)
     lines: list[dict[str, Any]] = []
-    random: dict[float, np.ndarray] = {}
+    by_text: dict[tuple[str, float], np.ndarray] = {}
     for criterion, ratio in context.steps("pruning", list(masks)):
         effects = np.stack(
             [
@@ -78,17 +79,26 @@ def prune(model: ModelLike, texts: TextsLike = None, settings: PruneSettings = _
                 for mask in masks[criterion, ratio]
             ]
         )
-        by_text = effects.mean(0)
+        mean = effects.mean(0)
         # losses are no proportions: where none changed there is no doubt for Wilson's interval to add
-        low, high = group_bootstrap(by_text, documents[rows.judge], seed=run.seed) if by_text.any() else (0.0, 0.0)
-        if criterion == "random":
-            random[ratio] = effects.mean(1)
-        line = {"criterion": criterion, "ratio": ratio, "masks": len(effects), "loss": float(clean.mean() + by_text.mean())}
-        lines.append({**line, "effect": float(by_text.mean()), "low": low, "high": high})
+        low, high = group_bootstrap(mean, documents[rows.judge], seed=run.seed) if mean.any() else (0.0, 0.0)
+        by_text[criterion, ratio] = effects
+        line = {"criterion": criterion, "ratio": ratio, "masks": len(effects), "loss": float(clean.mean() + mean.mean())}
+        lines.append({**line, "effect": float(mean.mean()), "low": low, "high": high})
     table = pd.DataFrame(lines)
     table["p"] = [
-        float(permutation_p(-r["effect"] - 1e-9, -random[r["ratio"]])) if r["criterion"] != "random" else np.nan for r in lines
+        beyond_draws(r["effect"], by_text["random", r["ratio"]].mean(1), "", 0.0).p if r["criterion"] != "random" else np.nan
+        for r in lines
     ]
+    headline = mask_cases(
+        settings.by,
+        settings.ratio,
+        by_text[settings.by, settings.ratio][0],
+        by_text["random", settings.ratio],
+        documents[rows.judge],
+        margin=settings.margin,
+        seed=run.seed,
+    )
     mask = masks[settings.by, settings.ratio][0]
     own_line = table.query("criterion == @settings.by and ratio == @settings.ratio").iloc[0]
     mask.meta.update(
@@ -104,7 +114,7 @@ def prune(model: ModelLike, texts: TextsLike = None, settings: PruneSettings = _
     return context.result(
         model=loaded,
         title=f"Pruning the experts of {loaded.name}",
-        claims=prune_claims(table),
+        claims=prune_claims(table, headline),
         tables={"pruning": table, "saliency": found.to_frame()},
         artifacts={"mask": mask},
         loss=float(clean.mean()),

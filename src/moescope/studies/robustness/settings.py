@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
 from moescope.errors import InputError
-from moescope.study.settings import Settings, at_least
+from moescope.study.settings import Judged, at_least, between
 
 PerturbationName = Literal["identity", "paraphrase", "typo", "suffix", "lower_case", "upper_case"]
 PERTURBATION_NAMES: tuple[PerturbationName, ...] = get_args(PerturbationName)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RobustnessSettings(Settings):
+class RobustnessSettings(Judged):
     """Which changes are tried, how long a suffix is searched, and what stands for a dense model's experts."""
 
     perturbations: tuple[PerturbationName, ...] = PERTURBATION_NAMES
@@ -38,6 +38,10 @@ class RobustnessSettings(Settings):
     """Pseudo-experts of each layer of a dense model."""
     active: Annotated[int, at_least(1)] = 4
     """Of them, per token."""
+    margin: Annotated[float, between(0, 1)] = 0.03
+    """Smallest difference in the share of prompts that counts."""
+    odds_margin: Annotated[float, at_least(0)] = 0.1
+    """Smallest difference in log odds that counts, nats."""
 
     def check(self) -> None:
         if self.active >= self.n_experts:

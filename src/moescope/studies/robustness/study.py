@@ -26,12 +26,13 @@ from moescope.routing.dense import fit_dense_experts, is_dense
 from moescope.routing.nulls import pooled_cosine
 from moescope.routing.similarity import null_corrected
 from moescope.routing.subject import check_categories
-from moescope.stats import group_bootstrap, paired_bootstrap_difference, wilson
+from moescope.stats import group_bootstrap
 from moescope.studies.robustness.attack import Attack, find_suffixes
 from moescope.studies.robustness.claims import robustness_claims
 from moescope.studies.robustness.monitor import Counter, Monitors, flat_signatures
 from moescope.studies.robustness.perturb import perturbed
 from moescope.studies.robustness.settings import RobustnessSettings
+from moescope.study.paired import above_chance, paired_effect
 from moescope.study.protocol import Context, ModelLike, PromptsLike
 from moescope.study.result import StudyResult
 from moescope.study.run import Run
@@ -72,7 +73,7 @@ def robustness(
     folds = context.rows(prompt_folds(y, topics, settings.n_folds, run.seed))
     monitors = Monitors.fit(flat_signatures(clean), y, folds)
     rows = np.arange(len(y))
-    base = _Base(clean, encoded.lengths, y, monitors.predict(flat_signatures(clean), rows))
+    base = _Base(clean, encoded.lengths, y, monitors.predict(flat_signatures(clean), rows), folds.groups)
     changes: list[dict[str, Any]] = []
     predicted: dict[str, np.ndarray] = {}
 
@@ -96,6 +97,7 @@ def robustness(
             add(name, counter(texts), texts.lengths)
     _identity(context, changed, len(asked))
     tables = {"changes": pd.DataFrame(changes), "by_category": _by_category(predicted, base, categories)}
+    known = above_chance(base.predicted == y, y, folds.groups, settings.margin, run.seed)
     attack = None
     if settings.attacked:
         chosen = _chosen(y, base.predicted, settings.attacked, run.seed)
@@ -117,7 +119,7 @@ def robustness(
     return context.result(
         model=loaded,
         title=f"Robustness of the routing of {loaded.name}",
-        claims=robustness_claims(tables["changes"], attack, settings, run.seed),
+        claims=robustness_claims(tables["changes"], known, attack, settings, run.seed),
         tables=tables,
         prompts=len(asked),
     )
@@ -155,6 +157,8 @@ class _Base:
     lengths: np.ndarray
     y: np.ndarray
     predicted: np.ndarray
+    groups: np.ndarray
+    """(N,) topics, or each prompt by itself: what is resampled"""
 
     def compare(self, counts: np.ndarray, lengths: np.ndarray, predicted: np.ndarray, seed: int) -> dict[str, Any]:
         n = len(self.y)
@@ -172,7 +176,7 @@ class _Base:
             moved = np.where(still, 0.0, 1 - similar[np.arange(n), n + np.arange(n)])
             within = float((1 - similar[:n, :n])[same].mean())
             # distances are no proportions: where none moved there is no doubt for Wilson's interval to add
-            low, high = group_bootstrap(moved, seed=seed) if moved.any() else (0.0, 0.0)
+            low, high = group_bootstrap(moved, self.groups, seed=seed) if moved.any() else (0.0, 0.0)
             row |= {
                 f"{name}cosine": float(1 - moved.mean()),
                 f"{name}within": float(1 - within),
@@ -181,9 +185,9 @@ class _Base:
                 f"{name}relative_high": high / within,
             }
         flips = predicted != self.predicted
-        low, high = wilson(int(flips.sum()), n)
+        low, high = group_bootstrap(flips.astype(float), self.groups, seed=seed)
         before, after = self.predicted == self.y, predicted == self.y
-        change = paired_bootstrap_difference(after, before, seed=seed)
+        change = paired_effect(after, before, self.groups, "", 0.0, seed)
         return {
             **row,
             "unmoved": float(still.mean()),

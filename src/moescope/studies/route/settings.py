@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from moescope.runtime.choices import Source
-from moescope.study.settings import Settings, at_least, between
+from moescope.study.settings import Judged, at_least, between
 
 
 @dataclass(frozen=True, kw_only=True)
-class RouteSettings(Settings):
+class RouteSettings(Judged):
     """Where in the model a prompt's task is read, and when it is called unknown."""
 
     unknown: Annotated[float, between(0, 1)] = 0.05
@@ -21,3 +21,5 @@ class RouteSettings(Settings):
     """auto: routing in a mixture of experts, else residual."""
     timed_texts: Annotated[int, at_least(1)] = 32
     """Test prompts that go on the clock, at most."""
+    margin: Annotated[float, between(0, 1)] = 0.03
+    """Smallest difference that counts, in balanced accuracy and in the rate of unknowns."""

@@ -23,13 +23,14 @@ from moescope.studies.route.claims import route_claims
 from moescope.studies.route.settings import RouteSettings
 from moescope.study.protocol import Context, ModelLike, TasksLike
 from moescope.study.result import StudyResult
-from moescope.study.rows import Rows, calibrated
+from moescope.study.rows import FoldRows, Rows, calibrated
 from moescope.study.run import Run
-from moescope.tasks import plain_text
+from moescope.tasks import chosen_cue, group_folds, plain_text
 from moescope.types import Example, Task
 
 _SETTINGS, _RUN = RouteSettings(), Run()
 _FOREIGN = "WikiText paragraphs"
+_FOLDS = 3  # of the fitting rows, within which the surface cue is chosen
 
 
 def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTINGS, *, run: Run = _RUN) -> StudyResult:
@@ -63,6 +64,10 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
     together = _together(parts)
     y = np.array([e.label for e in together.examples])
     rows = context.rows(calibrated("prompts", together, run.seed))
+    fitting = rows.groups[rows.fit]
+    inner = context.rows(
+        FoldRows("prompts, within fit", fitting, group_folds(y[rows.fit], fitting, n_folds=_FOLDS, seed=run.seed))
+    )
     loaded = context.load(model)
     source, layer = _where(loaded, settings)
     texts = [e.text for e in together.examples]
@@ -99,6 +104,7 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
             label, differs=names[left_out] not in other.tasks, evidence=f"its router knows {', '.join(other.tasks)} only"
         )
         strange[label] = other.name(x[judge], tokens[judge])
+    cue = chosen_cue(together, rows.fit, rows.judge, inner.folds, loaded.tokenizer)
     tables = {
         "named": _confusion(named, y[rows.judge], names),
         "unknown": pd.DataFrame(
@@ -113,7 +119,7 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
         model=loaded,
         tasks=parts,
         title=f"Tasks named by {loaded.name}'s first layers",
-        claims=route_claims(router, loaded, together, rows, named, tables, run),
+        claims=route_claims(router, rows, y, named, cue, tables, settings, run),
         tables=tables,
         artifacts={"route": ModelRouter(router, loaded)},
         features=source,

@@ -4,73 +4,104 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
-from moescope.study.verdicts import beyond_chance, significant
-from moescope.types import Claim, Verdict
+from moescope.study.paired import interval_p, joined
+from moescope.study.verdicts import Case, Effect, reading
+from moescope.types import Claim, Control
 
 if TYPE_CHECKING:
     from moescope.studies.steer.steering import Steering
 
+UNIT = "nats a token"
+FAMILY = 2
+"""claims on a steering's target that are judged together"""
 
-def steering_claims(steering: Steering, effects: pd.DataFrame) -> list[Claim]:
-    """One claim per category that is no target, and for a target one per matching and one on its selectivity."""
+
+def steering_claims(steering: Steering, effects: pd.DataFrame, margin: float, alpha: float) -> list[Claim | Case]:
+    """With a target: whether it is hurt (or helped), and more than other text, which are judged together; the other
+    categories are shown. Without one every category is judged."""
     rows = effects.query("steering == @steering.name")
-    claims = []
-    for row in rows.to_dict("records"):
-        if row["target"]:
-            claims.append(_target_claim(steering, row))
-        elif row["match"] == "overall":
-            claims.append(_plain_claim(steering, row))
-    return sorted(claims, key=lambda c: not c.details["target"])
+    first = rows[rows["match"] == rows["match"].iloc[0]]
+    if steering.target is None:
+        return [_moved(steering, row, margin) for row in first.to_dict("records")]
+    judged = [
+        _target(steering, found.to_dict("records"), margin, alpha)
+        for _, found in rows[rows["target"]].groupby("category", sort=False)
+    ]
+    return [*judged, *(_shown(steering, row) for row in first[~first["target"]].to_dict("records"))]
 
 
 _MATCHED = {"overall": "usage over all text", "target": "usage in the category"}
 
 
-def _target_claim(steering: Steering, row: dict[str, Any]) -> Claim:
-    verb, p = ("hurts", row["p_harm"]) if steering.aim == "harm" else ("helps", row["p_help"])
-    sign = 1 if steering.aim == "harm" else -1
-    clear = min(sign * row["excess_low"], sign * row["excess_high"]) > 0 and significant(p)
-    matched = f"matched random experts (layer, {_MATCHED[row['match']]})"
-    if row["category"] == "selectivity":
-        what = f"{steering.name}: {verb} {steering.target} more than other text, beyond {matched}"
-    else:
-        what = f"{steering.name}: {verb} {steering.target} more than {matched} do"
-    verdict: Verdict = "measured" if clear else "explained by chance"
-    if not clear:
-        answer = "not beyond the interval" if significant(p) else "it does not"
-    elif min(sign * row["low"], sign * row["high"]) > 0:
-        answer = "it does"
-    else:  # random sets do the opposite: that alone makes an excess
-        answer = f"only against random ones, in itself it {verb} not"
-    effect = f"effect {row['effect']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] nats a token"
-    note = f"{answer}: {effect}; {_random(row)}; measured is the excess over their mean; usage ratio {row['usage_ratio']:.2f}"
-    return Claim(
-        name=what,
-        measured=row["excess"],
-        interval=(row["excess_low"], row["excess_high"]),
-        null=0.0,
-        p=p,
-        verdict=verdict,
-        note=note,
-        details={"target": True, "match": row["match"]},
+def _target(steering: Steering, rows: list[dict[str, Any]], margin: float, alpha: float) -> Case:
+    """One case of all matchings: the first decides, the others are rivals, for an expert that is used more is missed more."""
+    verb, sign = ("hurts", 1) if steering.aim == "harm" else ("helps", -1)
+    alone = rows[0]["category"] == "selectivity"
+    what = f"{verb} {steering.target} more than other text" if alone else f"{verb} {steering.target}"
+    own = _effect(sign, rows[0], "", "the model as it is", margin, kind="none found")
+    beside = [
+        _effect(sign, row, "excess_", f"random ones matched in layer and {_MATCHED[row['match']]}", margin) for row in rows
+    ]
+    # where random sets do the opposite, that alone makes an excess: what is claimed must be there in itself
+    deciding = beside[0] if reading(own, own.p, alpha) == "shown" else own
+    return Case(
+        f"{steering.name}: {what}, beyond matched random ones",
+        rows[0]["effect"],
+        deciding,
+        id="S8",
+        interval=(rows[0]["low"], rows[0]["high"]),
+        control=Control("random ones, mean", rows[0]["random_mean"]),
+        rivals=tuple(beside if deciding is own else beside[1:]),
+        family=f"steering: {steering.name}",
+        words=f"change of the loss, {UNIT}; {_random(rows)}; p is the larger of that over sets and that over documents",
+        details={"target": True},
     )
 
 
-def _plain_claim(steering: Steering, row: dict[str, Any]) -> Claim:
-    p = min(1.0, 2 * min(row["p_harm"], row["p_help"]))
-    return Claim(
-        name=f"{steering.name}: loss on {row['category']}",
-        measured=row["effect"],
+def _moved(steering: Steering, row: dict[str, Any], margin: float) -> Case:
+    sign = 1 if row["excess"] >= 0 else -1
+    return Case(
+        f"{steering.name}: changes the loss on {row['category']}, beyond matched random ones",
+        row["effect"],
+        _effect(sign, row, "excess_", "matched random ones, in either direction", margin),
+        id="S8",
         interval=(row["low"], row["high"]),
-        null=row["random_mean"],
-        p=p,
-        verdict=beyond_chance(p),
-        note=f"change from {row['baseline']:.3f} nats a token; {_random(row)}; p is two-sided",
-        details={"target": False, "match": row["match"]},
+        control=Control("random ones, mean", row["random_mean"]),
+        family=f"steering: {steering.name}",
+        words=f"from {row['baseline']:.3f} {UNIT}; {_random([row])}",
+        details={"target": False},
     )
 
 
-def _random(row: dict[str, Any]) -> str:
-    return f"{row['n_random']} random sets {row['random_mean']:+.3f} [{row['random_low']:+.3f}, {row['random_high']:+.3f}]"
+def _shown(steering: Steering, row: dict[str, Any]) -> Claim:
+    return Claim(
+        f"{steering.name}: loss on {row['category']}",
+        row["effect"],
+        interval=(row["low"], row["high"]),
+        control=Control("random ones, mean", row["random_mean"]),
+        words=f"change from {row['baseline']:.3f} {UNIT}; {_random([row])}; no target of it, and not judged",
+        details={"target": False},
+    )
+
+
+def _effect(sign: int, row: dict[str, Any], what: str, against: str, margin: float, **options: Any) -> Effect:
+    """``effect`` of a row, or its ``excess_`` over random sets, whose spread then widens the interval."""
+    value = sign * row[what.rstrip("_") or "effect"]
+    low, high = sorted((sign * row[f"{what}low"], sign * row[f"{what}high"]))
+    p = interval_p(value, low, high) if not np.isnan(low) else float("nan")
+    if what:
+        sets = sorted(sign * (row["effect"] - row[f"random_{end}"]) for end in ("low", "high"))
+        low, high = joined(value, (low, high), (sets[0], sets[1]))
+        p = max(p, min(1.0, 2 * min(row["p_harm"], row["p_help"])))
+    return Effect(value, low, high, against, margin, p, share=False, unit=UNIT, **options)
+
+
+def _random(rows: list[dict[str, Any]]) -> str:
+    return "; ".join(
+        f"{row['n_random']} random ones {row['random_mean']:+.3f} [{row['random_low']:+.3f}, {row['random_high']:+.3f}], "
+        f"usage or norm ratio {row['usage_ratio']:.2f}"
+        for row in rows
+    )

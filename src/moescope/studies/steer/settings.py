@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from moescope.errors import InputError
-from moescope.study.settings import NonEmpty, Settings, at_least
+from moescope.study.settings import Judged, NonEmpty, at_least
 
 Match = Literal["overall", "target"]
 AblateMode = Literal["mean", "zero"]
@@ -17,7 +17,7 @@ _MEMBER, _VALUE = "LAYER:EXPERT, e.g. 5:17", "LAYER:EXPERT=NUMBER, e.g. 5:17=+2.
 
 
 @dataclass(frozen=True, kw_only=True)
-class SteerSettings(Settings):
+class SteerSettings(Judged):
     """The edits, each as text, and beside how many random ones of the same kind they are measured.
 
     In Python an expert may also be a pair (layer, number); it is kept as text.
@@ -47,14 +47,16 @@ class SteerSettings(Settings):
     match: Annotated[tuple[Match, ...], NonEmpty()] = ("overall", "target")
     """On which usage random experts are matched: over all categories alike, or, where there is a target, also on the usage
     in it (the harder control: an expert that the category uses more is missed more for that alone)."""
-    n_random: Annotated[int, at_least(1)] = 100
-    """Matched random sets of experts or neurons; 100 or more for a claim."""
+    n_random: Annotated[int, at_least(1)] = 199
+    """Matched random sets of experts or neurons."""
     text_tokens: Annotated[int, at_least(2)] = 1536
     """Of each category's text; the cost is tokens x categories x random sets."""
     length: Annotated[int, at_least(8)] = 64
     """Tokens of one text that count; short pieces of many documents give narrower intervals than long ones of few."""
     new_tokens: Annotated[int, at_least(0)] = 40
     """Of the sample before and after, one for each category of the prompts; 0 for none."""
+    margin: Annotated[float, at_least(0)] = 0.02
+    """Smallest difference in loss that counts, nats a token."""
 
     def __post_init__(self) -> None:
         for name in ("ban", "force"):

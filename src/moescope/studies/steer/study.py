@@ -12,7 +12,7 @@ import torch
 from moescope.errors import InputError
 from moescope.intervene.experts import ExpertEdits, edits_by_layer
 from moescope.models import LoadedModel
-from moescope.studies.steer.claims import steering_claims
+from moescope.studies.steer.claims import FAMILY, steering_claims
 from moescope.studies.steer.effects import Plan, Texts, compare_effects, prepare_texts
 from moescope.studies.steer.experts_effect import Usage, experts_plan, text_usage
 from moescope.studies.steer.neurons_effect import neurons_plan
@@ -22,6 +22,7 @@ from moescope.study.protocol import Context, ModelLike, PromptsLike, TextsLike
 from moescope.study.result import StudyResult
 from moescope.study.rows import Rows
 from moescope.study.run import Run
+from moescope.study.verdicts import check_draws
 from moescope.tasks import Prompt
 from moescope.tasks.passages import Passage
 from moescope.tasks.wikitext import plain_text
@@ -54,11 +55,11 @@ def steer(
 
     Raises:
         InputError: nothing to do, a model without its head, an expert or neuron that is not there, a category without
-            texts.
+            texts, too few random sets for a verdict.
 
     >>> import moescope
     >>> settings = moescope.SteerSettings(ban=("1:2",), target="code")
-    >>> moescope.steer("moe-tiny", settings=settings).claims[0].verdict  # doctest: +SKIP
+    >>> moescope.steer("moe-tiny", settings=settings).claims[0].outcome  # doctest: +SKIP
     """
     context = Context("steer", settings, run)
     asked, passages = list(context.prompts(prompts)), list(context.passages(texts))
@@ -68,6 +69,9 @@ def steer(
     chosen = categories(settings, asked)
     if not (steerings or chosen or settings.like_text):
         raise InputError("nothing to steer: give ban=5:17, ban_top=each, like=code, ablate=FILE or another edit")
+    without_target = settings.like_text is not None or bool(steerings and settings.target is None)
+    family = len({p.category for p in passages}) if without_target else FAMILY
+    check_draws(settings.n_random, family, "n_random", settings.alpha, sides=2)
     _check_texts([*chosen, *([] if settings.target is None else [settings.target])], passages)
     selecting = asked if chosen or settings.like_text else []
     _check_apart(selecting, passages)
@@ -108,7 +112,7 @@ def steer(
     return context.result(
         model=loaded,
         title=f"Steering {loaded.name}",
-        claims=[claim for steering in steerings for claim in steering_claims(steering, effects)],
+        claims=[c for s in steerings for c in steering_claims(s, effects, settings.margin, settings.alpha)],
         tables={"effects": effects} | {name: pd.DataFrame(found) for name, found in rows.items() if found},
         texts={c: _size(prepared, c) for c in prepared.categories},
     )

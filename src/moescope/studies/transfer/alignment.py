@@ -6,40 +6,58 @@ Three questions of rising strength about the signatures A (N, D) and B (N, F) of
 - Procrustes (Schönemann 1966): does a rotation found on some prompts carry others from A to their place in B?
 - classification: does a classifier of B, never shown A, read A's prompts through that rotation?
 
-All rest on one pairing of prompts, so every null shuffles that pairing. Prompts share words and lengths in both models; that
-is a trivial reason to be alike, and the similarity of the prompts' tokens is held fixed in ``partial``.
+All rest on one pairing of prompts, so every null shuffles that pairing, topics whole. Prompts share words and lengths in both
+models; that is a trivial reason to be alike, and the similarity of the prompts' tokens is held fixed in ``partial``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import orthogonal_procrustes
 from scipy.stats import rankdata
+from scipy.stats import t as student
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from moescope.errors import InputError
 from moescope.routing.similarity import similarity
-from moescope.stats.permutation import permutation_p
 from moescope.study.rows import FoldRows
+from moescope.study.verdicts import beyond_draws
 
 
 @dataclass(frozen=True)
 class Rsa:
-    """Correlation of two similarity matrices' entries above the diagonal, with Mantel's permutation p (one-sided)."""
+    """Correlation of two similarity matrices' entries above the diagonal beside that under shuffled pairings (Mantel 1967).
+
+    Three nulls: pairings shuffled (topics whole), shuffled within a category alone (likeness beyond the category), and
+    shuffled with the ranks of the tokens' similarity regressed out of both; NaN there where the tokens are unknown.
+    """
 
     rho: float
     """Spearman"""
+    low: float
+    high: float
+    """its 95 % interval, from leaving out one topic (or prompt) after the other"""
     p: float
+    """two-sided, as the others"""
     null: float
-    """mean of rho under shuffled prompts"""
+    null_low: float
+    null_high: float
+    """mean and range of 95 % of rho under the null"""
     p_within: float
-    """p when prompts are shuffled within their category alone: likeness beyond the category"""
+    null_within: float
+    null_within_low: float
+    null_within_high: float
     partial: float
-    """rho after the ranks of the tokens' similarity are regressed out of both; NaN where the tokens are unknown"""
+    partial_low: float
+    partial_high: float
     p_partial: float
+    null_partial: float
+    null_partial_low: float
+    null_partial_high: float
 
 
 def rsa(
@@ -47,6 +65,7 @@ def rsa(
     b: np.ndarray,
     y: np.ndarray,
     *,
+    topics: np.ndarray | None = None,
     tokens: np.ndarray | None = None,
     n_permutations: int = 999,
     seed: int = 0,
@@ -55,6 +74,7 @@ def rsa(
 
     Args:
         y: (N,) categories.
+        topics: (N,) which stay together when pairings are shuffled; None: every prompt is its own.
         tokens: (N, N) similarity of the prompts' token counts.
 
     Raises:
@@ -64,31 +84,56 @@ def rsa(
     if n < 4:
         raise InputError(f"{n} prompts are too few to compare two models by; give at least 4")
     upper = np.triu_indices(n, 1)
-    ranks_a, ranks_b = _ranks(a[upper]), _ranks(b[upper])
-    matrix_b = _square(ranks_b, n)
     rng = np.random.default_rng(seed)
-    orders = [rng.permutation(n) for _ in range(n_permutations)]
-    inside = [_within(y, rng) for _ in range(n_permutations)]
+    orders = [pairing(y, topics, rng) for _ in range(n_permutations)]
+    inside = [pairing(y, topics, rng, within=True) for _ in range(n_permutations)]
+    groups = np.arange(n) if topics is None else topics
 
-    def null_of(own: np.ndarray, other: np.ndarray, shuffles: list[np.ndarray]) -> np.ndarray:
-        return np.array([own @ other[np.ix_(order, order)][upper] for order in shuffles])
+    def beside(own: np.ndarray, other: np.ndarray, shuffles: list[np.ndarray], name: str = "") -> dict[str, float]:
+        matrix, rho = _square(other, n), float(own @ other)
+        null = np.array([own @ matrix[np.ix_(order, order)][upper] for order in shuffles])
+        low, high = np.quantile(null, [0.025, 0.975])
+        p = beyond_draws(rho, null, "", 0.0).p
+        found = {"p": p, "null": float(null.mean()), "null_low": float(low), "null_high": float(high)}
+        return {("null" + name + key[4:] if key != "p" else key + name): float(value or 0.0) for key, value in found.items()}
 
-    null = null_of(ranks_a, matrix_b, orders)
-    rho = float(ranks_a @ ranks_b)
-    partial, p_partial = float("nan"), float("nan")
-    if tokens is not None:
+    ranks_a, ranks_b = _ranks(a[upper]), _ranks(b[upper])
+    found = beside(ranks_a, ranks_b, orders) | beside(ranks_a, ranks_b, inside, "_within")
+    found["rho"] = float(ranks_a @ ranks_b)
+    found["low"], found["high"] = _jackknife(found["rho"], groups, lambda kept: _rho(a, b, None, kept))
+    if tokens is None:
+        names = ("partial", "partial_low", "partial_high", "p_partial")
+        found |= dict.fromkeys((*names, "null_partial", "null_partial_low", "null_partial_high"), float("nan"))
+    else:
         ranks_t = _ranks(tokens[upper])
-        rest_a, rest_b = _unit(ranks_a - (ranks_a @ ranks_t) * ranks_t), _unit(ranks_b - (ranks_b @ ranks_t) * ranks_t)
-        partial = float(rest_a @ rest_b)
-        p_partial = float(permutation_p(partial, null_of(rest_a, _square(rest_b, n), orders)))
-    return Rsa(
-        rho=rho,
-        p=float(permutation_p(rho, null)),
-        null=float(null.mean()),
-        p_within=float(permutation_p(rho, null_of(ranks_a, matrix_b, inside))),
-        partial=partial,
-        p_partial=p_partial,
-    )
+        rest_a, rest_b = _beyond(ranks_a, ranks_t), _beyond(ranks_b, ranks_t)
+        found |= beside(rest_a, rest_b, orders, "_partial") | {"partial": float(rest_a @ rest_b)}
+        ends = _jackknife(found["partial"], groups, lambda kept: _rho(a, b, tokens, kept))
+        found["partial_low"], found["partial_high"] = ends
+    return Rsa(**found)
+
+
+def pairing(y: np.ndarray, topics: np.ndarray | None, rng: np.random.Generator, *, within: bool = False) -> np.ndarray:
+    """int64 (N,): with which prompt of B each of A is paired by chance.
+
+    Topics that are alike in size (``within``: in their categories) change places whole, so that what prompts on one topic
+    share in both models is there by chance too; inside a topic the prompts (``within``: of a category) are shuffled.
+
+    Args:
+        topics: (N,); None: every prompt is its own.
+    """
+    names = np.arange(len(y)) if topics is None else np.unique(topics, return_inverse=True)[1]
+    blocks: dict[tuple[int, ...], list[np.ndarray]] = {}
+    for topic in np.unique(names):
+        members = np.flatnonzero(names == topic)
+        members = members[np.argsort(y[members], kind="stable")]
+        blocks.setdefault(tuple(y[members].tolist()) if within else (len(members),), []).append(members)
+    order = np.empty(len(y), dtype=np.int64)
+    for kind, alike in blocks.items():
+        for place, other in enumerate(rng.permutation(len(alike))):
+            slots = _within(np.array(kind), rng) if within else rng.permutation(kind[0])
+            order[alike[place]] = alike[other][slots]
+    return order
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,6 +234,29 @@ def reduced(flat: np.ndarray, dimensions: int) -> np.ndarray:
 def signature_similarity(flat: np.ndarray) -> np.ndarray:
     """The similarity that is compared: cosine after the mean signature, which all prompts share, is taken off."""
     return similarity(flat, "centred_cosine")
+
+
+def _rho(a: np.ndarray, b: np.ndarray, tokens: np.ndarray | None, kept: np.ndarray) -> float:
+    """Spearman among the prompts ``kept``, with the tokens' similarity held fixed where it is given."""
+    upper = np.triu_indices(len(kept), 1)
+    ranks = [_ranks(matrix[np.ix_(kept, kept)][upper]) for matrix in (a, b, *([] if tokens is None else [tokens]))]
+    left, right = ranks[:2] if tokens is None else (_beyond(ranks[0], ranks[2]), _beyond(ranks[1], ranks[2]))
+    return float(left @ right)
+
+
+def _jackknife(value: float, groups: np.ndarray, stat: Callable[[np.ndarray], float]) -> tuple[float, float]:
+    """95 % interval of a statistic of rows from leaving out each group in turn, at most 100 bundles of them (Tukey 1958)."""
+    code = np.unique(groups, return_inverse=True)[1] % 100
+    names = np.unique(code)
+    left = np.array([stat(np.flatnonzero(code != name)) for name in names])
+    n = len(names)
+    half = float(student.ppf(0.975, n - 1) * np.sqrt((n - 1) / n * ((left - left.mean()) ** 2).sum()))
+    return value - half, value + half
+
+
+def _beyond(values: np.ndarray, cue: np.ndarray) -> np.ndarray:
+    """Centred ranks with a cue's regressed out, of unit length."""
+    return _unit(values - (values @ cue) * cue)
 
 
 def _within(y: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -16,8 +16,8 @@ from moescope.routing.dense import any_trace
 from moescope.routing.signatures import Signatures, signatures_of
 from moescope.routing.subject import Subject, subject_of
 from moescope.routing.trace import RoutingTrace
-from moescope.stats import group_bootstrap, permutation_p, wilson
-from moescope.studies.transfer.alignment import Held, held_out, reduced, rsa, signature_similarity
+from moescope.stats import group_bootstrap
+from moescope.studies.transfer.alignment import Held, held_out, pairing, reduced, rsa, signature_similarity
 from moescope.studies.transfer.claims import alignment_claims, counterpart_claims, similarity_claims
 from moescope.studies.transfer.counterparts import counterparts, same_shape
 from moescope.studies.transfer.settings import TransferSettings
@@ -25,7 +25,9 @@ from moescope.study.protocol import Context, ModelLike, PromptsLike
 from moescope.study.result import StudyResult
 from moescope.study.rows import FoldRows
 from moescope.study.run import Run
+from moescope.study.verdicts import Case, beyond_draws
 from moescope.tasks import Prompt
+from moescope.types import Claim
 
 _SETTINGS, _RUN = TransferSettings(), Run()
 
@@ -91,6 +93,7 @@ def transfer(
         signature_similarity(left.flat()),
         signature_similarity(right.flat()),
         y,
+        topics=a.topics,
         tokens=tokens,
         n_permutations=settings.n_permutations,
         seed=run.seed,
@@ -102,8 +105,11 @@ def transfer(
         )
     }
     rows = context.rows(prompt_folds(y, a.topics, settings.n_folds, run.seed))
-    tables["alignment"], held = _aligned(context, settings, left, right, y, rows)
-    claims = [*similarity_claims(overall), *alignment_claims(tables["alignment"], held)]
+    tables["alignment"], held = _aligned(context, settings, left, right, a, rows)
+    claims: list[Claim | Case] = [
+        *similarity_claims(overall, settings.rho_margin),
+        *alignment_claims(tables["alignment"], held, settings.margin),
+    ]
     if same_shape(traces[0], traces[1]):
         found = counterparts(traces[0], traces[1], seed=run.seed)
         tables["counterparts"] = pd.DataFrame({"layer": traces[0].layers, **dataclasses.asdict(found)})
@@ -141,18 +147,19 @@ def _paired(trace_a: RoutingTrace, trace_b: RoutingTrace, prompts: Sequence[Prom
 
 
 def _aligned(
-    context: Context, settings: TransferSettings, left: Signatures, right: Signatures, y: np.ndarray, rows: FoldRows
+    context: Context, settings: TransferSettings, left: Signatures, right: Signatures, subject: Subject, rows: FoldRows
 ) -> tuple[pd.DataFrame, Held]:
     """The table ``alignment``, and what held-out prompts gave."""
     # the spaces are cut to more dimensions than are rotated, once for all, without categories or pairing: it is for speed
     space_a, space_b = (reduced(s.flat(), 4 * settings.dimensions) for s in (left, right))
+    y, topics = subject.y, subject.topics
     held = held_out(space_a, space_b, y, rows, dimensions=settings.dimensions)
     null: dict[str, list[dict[str, float]]] = {"a": [], "b": []}
     rng = np.random.default_rng(context.run.seed)
     kept = []
     for i in range(settings.n_alignments):
-        # exact where one of the models says nothing of the prompts: its rows may then stand in any order
-        order = rng.permutation(len(y))
+        # exact where one of the models says nothing of the prompts beyond their topics: its rows may then stand in any order
+        order = pairing(y, topics, rng)
         kept.append(float((order == np.arange(len(y))).mean()))
         null["a"].append(_scores(held_out(space_a[order], space_b, y, rows, dimensions=settings.dimensions), y))
         null["b"].append(_scores(held_out(space_a, space_b[order], y, rows, dimensions=settings.dimensions), y))
@@ -163,7 +170,7 @@ def _aligned(
         evidence=f"{np.mean(kept):.1%} of prompts keep their place, at most {max(kept):.1%}",
     )
     native = {name: cross_validate(s.flat(), y, rows.folds) == y for name, s in (("a", left), ("b", right))}
-    return _alignment_table(held, null, native, y, context.run.seed), held
+    return _alignment_table(held, null, native, y, rows.groups, context.run.seed), held
 
 
 def _scores(held: Held, y: np.ndarray) -> dict[str, float]:
@@ -189,7 +196,12 @@ def _layer_rows(left: Signatures, right: Signatures) -> list[dict[str, Any]]:
 
 
 def _alignment_table(
-    held: Held, null: dict[str, list[dict[str, float]]], native: dict[str, np.ndarray], y: np.ndarray, seed: int
+    held: Held,
+    null: dict[str, list[dict[str, float]]],
+    native: dict[str, np.ndarray],
+    y: np.ndarray,
+    groups: np.ndarray,
+    seed: int,
 ) -> pd.DataFrame:
     """Table ``alignment``."""
     majority = float(np.bincount(y).max() / len(y))
@@ -197,13 +209,14 @@ def _alignment_table(
     hits = {"matched": held.matched, "cross_model": held.predicted == y}
     rows: list[dict[str, Any]] = []
     for name, value in _scores(held, y).items():
-        low, high = wilson(int(hits[name].sum()), len(y)) if name in hits else (np.nan, np.nan)
-        shuffled = {model: np.array([scores[name] for scores in found]) for model, found in null.items()}
+        low, high = group_bootstrap(hits[name].astype(float), groups, seed=seed) if name in hits else (np.nan, np.nan)
+        shuffled = [np.array([scores[name] for scores in found]) for found in null.values()]
         # that neither model's order is idle: the larger p (an intersection-union test)
-        p = max(float(permutation_p(value - 1e-9, values)) for values in shuffled.values())
-        row = {"measure": name, "value": value, "low": low, "high": high, "chance": chance[name]}
-        rows.append(row | {"null": float(np.mean([*shuffled.values()])), "p": p})
+        p, mean, draws = max((beyond_draws(value, draws, "", 0.0).p, draws.mean(), i) for i, draws in enumerate(shuffled))
+        ends = np.quantile(shuffled[draws], [0.025, 0.975])
+        row = {"measure": name, "value": value, "low": low, "high": high, "chance": chance[name], "null": float(mean)}
+        rows.append(row | {"null_low": float(ends[0]), "null_high": float(ends[1]), "p": p})
     for name, correct in native.items():
-        low, high = group_bootstrap(correct.astype(float), seed=seed)
+        low, high = group_bootstrap(correct.astype(float), groups, seed=seed)
         rows.append({"measure": f"native_{name}", "value": float(correct.mean()), "low": low, "high": high, "chance": majority})
     return pd.DataFrame(rows)

@@ -109,7 +109,7 @@ def _main_classifier(rows: pd.DataFrame) -> str:
 
 
 def _neurons(axes: Axes, tables: Tables, task: str) -> None:
-    rows = of_task(tables["neurons"], task).sort_values("rank").head(_NEURONS)
+    rows = _once(of_task(tables["neurons"], task)).head(_NEURONS)
     place = np.arange(len(rows))
     values = rows["divergence"].to_numpy(float)
     significant = (rows["p_family"] <= ALPHA).to_numpy() if "p_family" in rows else np.ones(len(rows), dtype=bool)
@@ -137,17 +137,23 @@ def _neurons(axes: Axes, tables: Tables, task: str) -> None:
         axes.set_xlabel("divergence |Δμ| / σ  (%: folds that chose it)")
     else:
         axes.set_xlabel("divergence |Δμ| / σ")
-    axes.set_yticks(place, [f"L{r.layer} N{r.neuron}" for r in rows.itertuples()], fontsize=6)
+    named = [f"L{r.layer} N{r.neuron}" + (f" (×{r.layers})" if r.layers > 1 else "") for r in rows.itertuples()]
+    axes.set_yticks(place, named, fontsize=6)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, top * 1.14)
     axes.tick_params(axis="y", length=0)
     legend(axes, columns=2)
 
 
+def _once(rows: pd.DataFrame) -> pd.DataFrame:
+    """The best row of each coordinate, which in the residual stream recurs over layers, and in how many it is as ``layers``."""
+    return rows.assign(layers=rows.groupby("neuron")["neuron"].transform("size")).sort_values("rank").drop_duplicates("neuron")
+
+
 def _distributions(axes: Axes, tables: Tables, task: str) -> None:
     """Values of the best neurons by class, each neuron standardised so that one axis serves all."""
     rows = of_task(tables["neuron_values"], task)
-    ranks = sorted(rows["rank"].unique())[:_VALUES]
+    ranks = sorted(_once(rows.drop_duplicates("rank"))["rank"])[:_VALUES]
     styles = class_styles(levels(rows, "class"))
     names: list[str] = []
     for place, rank in enumerate(ranks):

@@ -1,0 +1,96 @@
+"""Trivial cues as rivals: learnt and chosen in the training folds, and what a circuit adds to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations_with_replacement
+from typing import Any
+
+import numpy as np
+
+from moescope.select.nested import Classifier, fitted
+from moescope.studies.circuits.depth import probe_scores
+from moescope.studies.circuits.features import Features
+from moescope.studies.circuits.scorer import Scorer
+from moescope.tasks import surface_cues
+
+EMBEDDING = "embedding_layer"
+
+
+@dataclass(frozen=True)
+class Cues:
+    """What each trivial cue says of each row.
+
+    ``said[cue][f, n]``: the class that the cue names for row ``n``, learnt without fold ``f`` and without the row's own fold;
+    for a row of fold ``f`` its held-out prediction. Classes weigh alike in learning.
+    """
+
+    said: Mapping[str, np.ndarray]
+    y: np.ndarray
+    folds: np.ndarray
+
+    @property
+    def surface(self) -> list[str]:
+        """Those that are read off the text, not off the model."""
+        return [cue for cue in self.said if cue != EMBEDDING]
+
+    def held_out(self, cue: str) -> np.ndarray:
+        """(N,) int."""
+        return np.asarray(self.said[cue][self.folds, np.arange(len(self.y))])
+
+    def hits(self, cue: str) -> np.ndarray:
+        """(N,) bool."""
+        return np.asarray(self.held_out(cue) == self.y)
+
+    def chosen(self) -> list[str]:
+        """For each fold the cue that is right most often, classes counted alike, inside the other folds."""
+        best = []
+        for f in range(int(self.folds.max()) + 1):
+            train = self.folds != f
+            scorer = Scorer(self.y[train], self.y[train])
+            best.append(max(self.said, key=lambda cue: scorer.balanced(self.said[cue][f, train] == self.y[train])))
+        return best
+
+    def chosen_hits(self) -> np.ndarray:
+        """(N,) bool: held-out hits of each fold's chosen cue."""
+        hits = np.stack([self.hits(cue) for cue in self.chosen()])
+        return np.asarray(hits[self.folds, np.arange(len(self.y))])
+
+    def with_circuit(self, x: np.ndarray, selected: np.ndarray, classifier: Classifier) -> np.ndarray:
+        """(N,) bool: held-out hits of the chosen cue and a circuit read together (conditional probing, Hewitt et al. 2021).
+
+        Args:
+            x: (N, D) activations. selected: (F, K) columns, for each fold those chosen in its training folds.
+        """
+        hits = np.zeros(len(self.y), dtype=bool)
+        classes = np.arange(int(self.y.max()) + 1)
+        for f, cue in enumerate(self.chosen()):
+            held = self.folds == f
+            # training rows hold what a cue said that had not learnt them, else the cue would be trusted too much
+            named = (self.said[cue][f][:, None] == classes[1:]).astype(np.float64)
+            both = np.hstack([x[:, selected[f]].astype(np.float64), named])
+            shares = np.bincount(self.y[~held], minlength=len(classes)) / (~held).sum()
+            (scores,) = fitted(both[~held], self.y[~held], both[held], (both.shape[1],), classifier)
+            hits[held] = (scores / shares).argmax(axis=1) == self.y[held]
+        return hits
+
+
+def read_cues(features: Features, tokenizer: Any) -> Cues:
+    """Learn every surface cue, and a probe of the embedding layer, without each fold and without each two folds."""
+    y, folds = features.y, features.folds
+    n_folds = int(folds.max()) + 1
+    surface = {name: cue for name, cue in surface_cues(features.task, tokenizer).items() if name != "majority class"}
+    said = {name: np.zeros((n_folds, len(y)), dtype=np.int64) for name in [*surface, EMBEDDING]}
+    for f, g in combinations_with_replacement(range(n_folds), 2):
+        train, held = np.flatnonzero((folds != f) & (folds != g)), np.flatnonzero((folds == f) | (folds == g))
+        counts = np.bincount(y[train], minlength=features.n_classes)
+        if (counts > 0).sum() < 2:  # so few groups that two folds hold all of a class: there is nothing to learn
+            continue
+        alike = np.repeat(train, np.rint(counts.max() / np.maximum(counts, 1)).astype(np.int64)[y[train]])
+        found = {name: cue(alike, held, y) for name, cue in surface.items()}
+        found[EMBEDDING] = probe_scores(features.embed, y, train, held)[1].argmax(axis=1)
+        for name, classes in found.items():
+            said[name][f, held[folds[held] == g]] = classes[folds[held] == g]
+            said[name][g, held[folds[held] == f]] = classes[folds[held] == f]
+    return Cues(said, y, folds)

@@ -1,0 +1,73 @@
+"""From held-out hits to figures: classes counted alike, pairs compared by groups, intervals as wide as they must be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import norm
+from scipy.stats import t as student
+
+from moescope.stats import Difference, group_bootstrap, paired_bootstrap_difference, wilson
+
+_Z = float(norm.ppf(0.975))
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Judges hits on the rows of one task.
+
+    Attributes:
+        y: (N,) int class; groups: (N,) what is independent.
+        widening: of intervals, see :func:`moescope.select.widening.interval_widening`.
+    """
+
+    y: np.ndarray
+    groups: np.ndarray
+    seed: int = 0
+    widening: float = 1.0
+
+    @property
+    def chance(self) -> float:
+        """Balanced accuracy without knowledge: one over the number of classes."""
+        return 1.0 / len(np.unique(self.y))
+
+    def weighed(self, hits: np.ndarray) -> np.ndarray:
+        """(N,) float whose mean is the balanced accuracy of ``hits`` (N,)."""
+        counts = np.bincount(self.y)
+        return np.asarray(hits * (len(self.y) / ((counts > 0).sum() * counts[self.y])))
+
+    def balanced(self, hits: np.ndarray) -> float:
+        """Mean over the classes of the share of hits."""
+        return float(self.weighed(hits).mean())
+
+    def interval(self, hits: np.ndarray) -> tuple[float, float]:
+        """95 % interval of the share of hits (N,)."""
+        value = float(hits.mean())
+        low, high = group_bootstrap(hits, self.groups, seed=self.seed)
+        return max(0.0, value - self.widening * (value - low)), min(1.0, value + self.widening * (high - value))
+
+    def gap(self, hits: np.ndarray, others: np.ndarray | float, *, spread: float = 0.0) -> Difference:
+        """By how much the balanced accuracy of ``hits`` (N,) exceeds that of ``others`` on the same rows.
+
+        Args:
+            others: (N,), a mean over draws for several, or one balanced accuracy.
+            spread: standard deviation that comes on top, such as that over random draws of ``others``.
+
+        The p-value is two-sided and follows from the interval.
+        """
+        first = self.weighed(hits)
+        second = self.weighed(others) if isinstance(others, np.ndarray) else np.full(len(first), others)
+        return self.difference(first, second, spread=spread)
+
+    def difference(self, first: np.ndarray, second: np.ndarray, *, spread: float = 0.0) -> Difference:
+        """:meth:`gap` of two arrays (N,) that are weighed already."""
+        found = paired_bootstrap_difference(first, second, self.groups, seed=self.seed)
+        n_groups = len(np.unique(self.groups))
+        below, above = found.value - found.low, found.high - found.value
+        if np.ptp(first - second) == 0:  # resampling what does not vary claims certainty
+            below = above = wilson(0, n_groups)[1]
+        below, above = (float(np.hypot(self.widening * side, _Z * spread)) for side in (below, above))
+        error = (below + above) / 2 / _Z
+        p = float(2 * student.sf(abs(found.value) / error, n_groups - 1)) if error > 0 else 1.0
+        return Difference(found.value, found.value - below, found.value + above, p)

@@ -145,6 +145,3 @@ class Claim:
                 return f"{words}, explained by a trivial cue"
             case _:
                 return f"{words}, explained by {self.explanation}"
-
-
-Verdict = str  # until the last study is judged in study/verdicts.py

@@ -186,3 +186,43 @@ def test_permuted_labels_are_split_into_folds_of_their_own(monkeypatch: pytest.M
     np.testing.assert_array_equal(own, grouped.folds)
     assert [int(other[anew == f].sum()) for f in range(5)] == [12] * 5
     assert all(len(set(anew[groups == g])) == 1 for g in groups)
+
+
+def near_copies(pairs: int, width: int, strength: float = 0.0) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Random labels of random words, every text there twice with one word changed, each copy a group of its own."""
+    rng, y = classes(pairs, 8)
+    x = rng.normal(size=(pairs, width))
+    x[:, 3] += strength * (2 * y - 1)
+    texts = [f"{' '.join(f'p{i}{c}' for c in 'abcdef')} {copy} w{i:04d}" for i in range(pairs) for copy in ("one", "two")]
+    return np.repeat(x, 2, axis=0), np.repeat(y, 2), texts
+
+
+def test_what_near_duplicates_tell_is_leakage() -> None:
+    x, y, texts = near_copies(80, 128)
+    result = study(x, y, texts, k=20)
+    claim = said(result, "tell the classes apart")
+    controls = result.tables["controls"].set_index("control")["balanced"]
+    assert controls["near_duplicates_split"] > 0.7
+    assert controls["circuit"] < 0.6
+    assert claim.outcome in ("contradicted", "inconclusive")
+    assert claim.explanation == "leakage", claim.words
+    assert "near-duplicate texts on both sides of the splits add" in claim.words
+    assert any("leakage: 160 texts" in note for note in result.meta["notes"])
+    (rows,) = [r for r in result.rows if r["name"].endswith("circuit")]
+    assert rows["judge"] == {"rows": 160, "groups": 80}
+
+
+def test_a_circuit_that_is_there_without_copies_is_no_leakage() -> None:
+    x, y, texts = near_copies(150, 32, strength=1.5)
+    claim = said(study(x, y, texts), "tell the classes apart")
+    assert (claim.outcome, claim.explanation) == ("holds", "none found"), claim.words
+
+
+def test_texts_that_cannot_be_kept_apart_decide_nothing() -> None:
+    rng, y = classes(60, 9)
+    x = rng.normal(size=(60, WIDTH))
+    x[:, 3] += 3 * (2 * y - 1)
+    texts = [f"{'a b c d e f g' if label else 'h i j k l m n'} w{i:04d}" for i, label in enumerate(y)]
+    claim = said(study(x, y, texts), "tell the classes apart")
+    assert claim.outcome == "inconclusive"
+    assert "too many to be kept apart" in claim.words

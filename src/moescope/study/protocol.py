@@ -67,6 +67,7 @@ class Context:
         self.study, self.settings, self.run = study, settings, run
         self.notes: list[str] = []
         self.leaks: dict[str, Regrouped] = {}
+        """tasks that hold near-duplicates, by name"""
         self._began = time.time()
         self._rows: list[dict[str, Any]] = []
         self._controls: list[dict[str, Any]] = []

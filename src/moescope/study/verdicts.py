@@ -127,6 +127,7 @@ class Case:
     Attributes:
         effect: what decides, against chance or against the one thing that the statement names.
         rivals: what may explain it though it is there: each effect is what is left beyond that rival.
+        leak: what near-duplicates on both sides of the splits would add to a figure that was measured with them apart.
         not_run: controls that could not run, each with why; no sentence then claims that they were beaten.
         gate: why no verdict may be given at all (students that lose to a linear map), else empty.
         same: model, data and protocol are those of the source, so that the published figure can be reproduced.
@@ -142,6 +143,7 @@ class Case:
     interval: tuple[float, float] | None = None
     control: Control | None = None
     rivals: tuple[Effect, ...] = ()
+    leak: Effect | None = None
     not_run: tuple[str, ...] = ()
     gate: str = ""
     same: bool = False
@@ -177,6 +179,12 @@ def verdicts(cases: Iterable[Case | Claim], alpha: float = ALPHA) -> list[Claim]
 def verdict(case: Case, p_adjusted: float | None, alpha: float = ALPHA) -> Claim:
     """The claim that a case supports."""
     outcome, explanation, said = _decided(case, p_adjusted, alpha)
+    if (
+        case.leak is not None
+        and outcome in ("contradicted", "inconclusive")
+        and reading(case.leak, case.leak.p, alpha) == "shown"
+    ):
+        explanation, said = "leakage", f"{said}; {case.leak.against} add {case.leak.spread}"
     if case.not_run and outcome != "undertrained":
         said += f"; not run: {'; '.join(case.not_run)}"
     return Claim(

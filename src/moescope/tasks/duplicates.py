@@ -27,14 +27,15 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True)
 class Regrouped:
-    """A task whose near-duplicates share a group.
+    """A task whose near-duplicates share a group; ``given`` has the group of each row as it was.
 
     ``merged`` rows stood in another group than a text that is nearly theirs; ``example`` is a pair of them. ``task`` is the
     task as given where there are none, or where so many are alike that groups could no longer be split (``refused``).
     """
 
     task: Task
-    merged: int
+    given: tuple[str, ...]
+    merged: int = 0
     example: tuple[str, str] | None = None
     refused: bool = False
 
@@ -97,7 +98,7 @@ def regroup(task: Task, least_groups: int = 2) -> Regrouped:
     pairs = near_duplicates([e.text for e in task.examples])
     apart = pairs[groups[pairs[:, 0]] != groups[pairs[:, 1]]]
     if not len(apart):
-        return Regrouped(task, 0)
+        return Regrouped(task, tuple(groups))
     names, code = np.unique(groups, return_inverse=True)
     edges = code[apart]
     graph = sparse.coo_matrix((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), (len(names),) * 2)
@@ -106,7 +107,7 @@ def regroup(task: Task, least_groups: int = 2) -> Regrouped:
     i, j = apart[0]
     merged, example = len(np.unique(apart)), (task.examples[i].text, task.examples[j].text)
     if min(len(np.unique(joined[y == label])) for label in np.unique(y)) < least_groups:
-        return Regrouped(task, merged, example, refused=True)
+        return Regrouped(task, tuple(groups), merged, example, refused=True)
     first = {group: names[code[row]] for row, group in reversed(list(enumerate(joined)))}
     examples = tuple(replace(e, group=str(first[g])) for e, g in zip(task.examples, joined, strict=True))
-    return Regrouped(replace(task, examples=examples, sha256=task_sha256(examples)), merged, example)
+    return Regrouped(replace(task, examples=examples, sha256=task_sha256(examples)), tuple(groups), merged, example)

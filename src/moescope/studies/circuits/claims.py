@@ -63,6 +63,12 @@ class TaskClaims:
             if name in self.effects.index
         )
 
+    def apart(self) -> tuple[Effect, ...]:
+        """Near-duplicate texts that could not be kept on one side of a split: what they leak cannot be told."""
+        if "apart" not in self.effects.index:
+            return ()
+        return (self.effect("apart", "near-duplicate texts, too many to be kept apart", kind="leakage"),)
+
     def not_run(self, *names: str) -> tuple[str, ...]:
         return tuple(NOT_RUN[n] for n in names if n not in self.effects.index or (n == "chance" and self.no_draws))
 
@@ -106,7 +112,10 @@ class TaskClaims:
             published=_published(published.ACCURACY, self.name, "Table 2, mean of three models"),
             interval=self.interval("chance", self.chance),
             control=Control("chosen trivial cue", float(self.controls.loc["chosen_cue", "balanced"])),
-            rivals=rivals,
+            rivals=(*self.apart(), *rivals),
+            leak=self.effect("leak", "near-duplicate texts on both sides of the splits")
+            if "leak" in self.effects.index
+            else None,
             not_run=self.not_run("twin", "control task", "chance"),
             family=self.name,
             words=f"balanced accuracy; {said}full-layer probe {probe:.1%}; {beyond} of {len(self.found.null.p):,} neurons "

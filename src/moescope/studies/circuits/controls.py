@@ -17,13 +17,14 @@ from moescope.studies.circuits import published
 from moescope.studies.circuits.control_rows import Controls, both_hits, gap_columns, own_protocol
 from moescope.studies.circuits.control_task import control_labels
 from moescope.studies.circuits.depth import EVEN, RAW, best_site_hits, direction_hits, early_layer, layer_probes
+from moescope.studies.circuits.features import own_cv
 from moescope.studies.circuits.geometry import rotated, rotations
 from moescope.studies.circuits.reread import Reread
 from moescope.studies.circuits.scorer import Scorer
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.single import TaskFindings
 from moescope.study.protocol import Context
-from moescope.tasks import matched_subset
+from moescope.tasks import group_folds, matched_subset
 
 SURFACE = "surface: "
 MAJORITY = "majority class"
@@ -80,6 +81,7 @@ def control_tables(
 
     step("random circuits")
     _random_sets(out)
+    _leak(out)
     step("permuted labels")
     out.effect("chance", chance._replace(p=_permuted_labels(out)))
     _control_task(out, tokenizer)
@@ -130,6 +132,20 @@ def _few(out: Controls, probe: np.ndarray, n_layers: int) -> None:
     out.effect("early: chance", scorer.gap(first.even[0], scorer.chance))
     both = cues.with_circuit(x, first.selected, settings.classifier)
     out.effect("early: cue", scorer.gap(both, best))
+
+
+def _leak(out: Controls) -> None:
+    """What the circuit would score with near-duplicate texts on both sides of the splits, as the task was given."""
+    features, leak = out.found.features, out.context.leaks.get(out.name)
+    if leak is None:
+        return
+    if leak.refused:
+        out.effect("apart", Difference(*[float("nan")] * 4))
+        return
+    folds = group_folds(features.y, leak.given, n_folds=out.settings.n_folds, seed=features.seed)
+    hits = both_hits(own_cv(replace(features, folds=folds), out.settings))
+    out.beside("near_duplicates_split", hits, f"{leak.merged} near-duplicate texts dealt to folds as if they were others")
+    out.effect("leak", out.found.scorer.gap(hits[EVEN], out.circuit))
 
 
 def _random_sets(out: Controls) -> None:

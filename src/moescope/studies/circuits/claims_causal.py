@@ -159,7 +159,7 @@ def erasure_claims(erasure: pd.DataFrame, settings: CircuitSettings) -> list[Cas
             Case(
                 f"{task}: erasing the class (LEACE) after one layer harms a probe downstream",
                 float(row["effect"]),
-                Effect(value, low, high, against, settings.margin, float(row["p_worst"])),
+                Effect(value, low, high, against, settings.margin, max(float(row["p_worst"]), normal_p(value, low, high))),
                 interval=_interval(row),
                 control=Control("permuted labels, worst layer", float(row["worst_mean"])),
                 words=f"after layer {int(row['layer'])}, from a balanced accuracy of {float(row['baseline']):.1%}; where this "

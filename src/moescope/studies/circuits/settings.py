@@ -77,7 +77,7 @@ class CircuitSettings(SearchSettings):
         if self.n_label_permutations:
             check_draws(self.n_label_permutations, len(PRIMARY), "n_label_permutations", self.alpha)
         if self.ablate is not None:
-            check_draws(self.ablate_random, len(INTERVENTIONS), "ablate_random", self.alpha / 2)  # p is two-sided
+            check_draws(self.ablate_random, len(INTERVENTIONS), "ablate_random", self.alpha, sides=2)
 
     def all_ks(self) -> tuple[int, ...]:
         """Every circuit size that the study evaluates, ascending."""

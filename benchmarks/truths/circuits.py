@@ -53,8 +53,10 @@ class Rows:
 
     def handful(self, cues: Cues) -> Claim:
         hits, selected = self.cv()
-        beyond = self.scorer.gap(cues.with_circuit(self.x, selected, "lda"), cues.chosen_hits())
-        return judged(self.chance(), self.scorer.balanced(hits), (effect(beyond, "the best cue", kind="trivial cue"),))
+        both, bits = cues.with_circuit(self.x, selected, "lda")
+        beyond, seen = self.scorer.gap(both, cues.chosen_hits()), self.scorer.bits(bits) > 0
+        rivals = (effect(beyond, "the best cue", kind="trivial cue", seen=seen),)
+        return judged(self.chance(), self.scorer.balanced(hits), rivals)
 
 
 def effect(found: Difference, against: str, **options: object) -> Effect:

@@ -159,7 +159,7 @@ def test_a_cue_is_chosen_without_the_rows_that_judge_it() -> None:
 def test_cue_and_circuit_are_fitted_without_the_rows_that_judge_them() -> None:
     rng, y = classes(100, 7)
     cues = Cues({"nothing": np.zeros((5, 100), dtype=int)}, y, np.arange(100) % 5)
-    assert cues.with_circuit(rng.normal(size=(100, 16)), np.tile(np.arange(16), (5, 1)), "lda").mean() < 0.62
+    assert cues.with_circuit(rng.normal(size=(100, 16)), np.tile(np.arange(16), (5, 1)), "lda")[0].mean() < 0.62
 
 
 def test_intervals_are_wider_than_those_of_independent_hits(beside_a_cue: StudyResult) -> None:

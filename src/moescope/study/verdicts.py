@@ -60,6 +60,7 @@ class Effect:
         margin: smallest effect of interest, in the unit of ``value``. Where the claim is that nothing is lost
             (``no_worse``), the largest loss that counts as none.
         kind: what explains the figure where the effect is absent.
+        seen: a finer measure of the same comparison shows an effect, so that its absence is not claimed.
         share: ``value`` is a difference of shares, written in points.
     """
 
@@ -71,6 +72,7 @@ class Effect:
     p: float | None = None
     kind: Explanation = "chance"
     no_worse: bool = False
+    seen: bool = False
     share: bool = True
     unit: str = ""
 
@@ -114,7 +116,7 @@ def reading(effect: Effect, p: float | None = None, alpha: float = ALPHA) -> Rea
     if high < -effect.margin:
         return "opposite"
     if high < effect.margin:
-        return "absent"
+        return "unclear" if effect.seen else "absent"
     two_sided = effect.bound(1 - alpha / 2, upper=False)
     beyond = significant(p, alpha) if p is not None else two_sided > 0
     return "shown" if beyond and effect.value > 0 else "unclear"

@@ -53,7 +53,8 @@ class TaskClaims:
         row = self.effects.loc[name]
         p = None if options.get("no_worse") or math.isnan(row["p"]) else float(row["p"])
         value, low, high = (float(row[column]) for column in ("value", "low", "high"))
-        return Effect(value, low, high, against, self.settings.margin, p, **options)
+        seen = bool(row.get("bits", 0.0) > 0)
+        return Effect(value, low, high, against, self.settings.margin, p, seen=seen, **options)
 
     def rivals(self, *wanted: tuple[str, str]) -> tuple[Effect, ...]:
         """Those of (effect, words) that were measured, as trivial cues; with ': chance' as chance."""

@@ -12,7 +12,7 @@ from moescope.types import Control
 
 
 def formation_case(
-    rows: Sequence[dict[str, Any]], task: str, gained: Difference, beyond: Difference, settings: SearchSettings
+    rows: Sequence[dict[str, Any]], task: str, gained: Difference, beyond: Effect, settings: SearchSettings
 ) -> Case:
     """How the last checkpoint stands to the first, and what it adds to the trivial cues, which no checkpoint changes.
 
@@ -30,6 +30,6 @@ def formation_case(
         Effect(gained.value, gained.low, gained.high, against, settings.margin, gained.p, kind="none found"),
         id="H21",
         control=Control("first checkpoint", first["balanced"]),
-        rivals=(Effect(*beyond[:3], "the best trivial cue", settings.margin, beyond.p, kind="trivial cue"),),
+        rivals=(beyond,),
         words=f"balanced accuracy, whose interval is that of the gain; half way between the two at step {formed}",
     )

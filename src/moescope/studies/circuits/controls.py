@@ -109,9 +109,9 @@ def _cues(out: Controls) -> None:
     names = " or ".join(dict.fromkeys(cues.chosen()))
     best = cues.chosen_hits()
     out.beside("chosen_cue", np.stack([best] * 2), f"{names}, chosen inside the training folds")
-    both = cues.with_circuit(found.features.x, found.cv.selected[:, :k], out.settings.classifier)
+    both, bits = cues.with_circuit(found.features.x, found.cv.selected[:, :k], out.settings.classifier)
     out.row("cue_and_circuit", both, both, scorer, "the chosen cue and the circuit read together")
-    out.effect("cue", scorer.gap(both, best), against=names)
+    out.effect("cue", scorer.gap(both, best), against=names, bits=scorer.bits(bits))
 
 
 def _few(out: Controls, probe: np.ndarray, n_layers: int) -> None:
@@ -124,14 +124,14 @@ def _few(out: Controls, probe: np.ndarray, n_layers: int) -> None:
     out.effect("probe: chance", scorer.gap(probe, scorer.chance))
     out.effect("two", scorer.gap(two, probe), against=f"{scorer.balanced(probe):.1%}", k=found.cv.ks[at])
     out.effect("two: chance", scorer.gap(two, scorer.chance))
-    both = cues.with_circuit(x, found.cv.selected[:, : found.cv.ks[at]], settings.classifier)
-    out.effect("two: cue", scorer.gap(both, best))
+    both, bits = cues.with_circuit(x, found.cv.selected[:, : found.cv.ks[at]], settings.classifier)
+    out.effect("two: cue", scorer.gap(both, best), bits=scorer.bits(bits))
     layer = early_layer(found.features, published.EARLY_EXIT_FRACTION, n_layers)
     first, last = found.early[layer], found.early[max(found.early)]
     out.effect("early", scorer.gap(first.even[0], last.even[0]), against=f"{scorer.balanced(last.even[0]):.1%}", k=layer)
     out.effect("early: chance", scorer.gap(first.even[0], scorer.chance))
-    both = cues.with_circuit(x, first.selected, settings.classifier)
-    out.effect("early: cue", scorer.gap(both, best))
+    both, bits = cues.with_circuit(x, first.selected, settings.classifier)
+    out.effect("early: cue", scorer.gap(both, best), bits=scorer.bits(bits))
 
 
 def _leak(out: Controls) -> None:

@@ -15,6 +15,7 @@ from moescope.studies.circuits.features import Features
 from moescope.studies.circuits.scorer import Scorer
 from moescope.tasks import surface_cues
 
+_LEAST = 0.01  # probability: one row that was sure and wrong must not outweigh many
 EMBEDDING = "embedding_layer"
 
 
@@ -57,13 +58,17 @@ class Cues:
         hits = np.stack([self.hits(cue) for cue in self.chosen()])
         return np.asarray(hits[self.folds, np.arange(len(self.y))])
 
-    def with_circuit(self, x: np.ndarray, selected: np.ndarray, classifier: Classifier) -> np.ndarray:
-        """(N,) bool: held-out hits of the chosen cue and a circuit read together (conditional probing, Hewitt et al. 2021).
+    def with_circuit(self, x: np.ndarray, selected: np.ndarray, classifier: Classifier) -> tuple[np.ndarray, np.ndarray]:
+        """The chosen cue and a circuit read together (conditional probing, Hewitt et al. 2021).
 
         Args:
             x: (N, D) activations. selected: (F, K) columns, for each fold those chosen in its training folds.
+
+        Returns:
+            (N,) bool, held-out hits; and (N,) float, by how many bits the class is likelier than by the cue alone, which
+            shows what accuracy is too coarse for.
         """
-        hits = np.zeros(len(self.y), dtype=bool)
+        hits, bits = np.zeros(len(self.y), dtype=bool), np.zeros(len(self.y))
         classes = np.arange(int(self.y.max()) + 1)
         for f, cue in enumerate(self.chosen()):
             held = self.folds == f
@@ -73,7 +78,10 @@ class Cues:
             shares = np.bincount(self.y[~held], minlength=len(classes)) / (~held).sum()
             (scores,) = fitted(both[~held], self.y[~held], both[held], (both.shape[1],), classifier)
             hits[held] = (scores / shares).argmax(axis=1) == self.y[held]
-        return hits
+            (alone,) = fitted(named[~held], self.y[~held], named[held], (named.shape[1],), classifier)
+            likely = (np.maximum(s[np.arange(held.sum()), self.y[held]], _LEAST) for s in (scores, alone))
+            bits[held] = np.subtract(*map(np.log2, likely))
+        return hits, bits
 
 
 def read_cues(features: Features, tokenizer: Any) -> Cues:

@@ -26,7 +26,7 @@ from moescope.study.protocol import Context, TasksLike
 from moescope.study.result import StudyResult
 from moescope.study.rows import FoldRows
 from moescope.study.run import Run
-from moescope.study.verdicts import Case
+from moescope.study.verdicts import Case, Effect
 from moescope.tasks import group_folds
 from moescope.types import Task
 
@@ -89,10 +89,18 @@ def dynamics(
             rows.append({"checkpoint": name, "step": step, "task": task.name, **row})
             if i == last:
                 cues = read_cues(features, model.tokenizer)
-                both = cues.with_circuit(features.x, cv.selected, settings.classifier)
+                both, bits = cues.with_circuit(features.x, cv.selected, settings.classifier)
                 gained = scorer.gap(cv.even[0], hits[0, task.name])
                 beyond = scorer.gap(both, cues.chosen_hits())
-                cases.append(formation_case([r for r in rows if r["task"] == task.name], task.name, gained, beyond, settings))
+                rival = Effect(
+                    *beyond[:3],
+                    "the best trivial cue",
+                    settings.margin,
+                    beyond.p,
+                    kind="trivial cue",
+                    seen=scorer.bits(bits) > 0,
+                )
+                cases.append(formation_case([r for r in rows if r["task"] == task.name], task.name, gained, rival, settings))
     assert model is not None
     table = pd.DataFrame(rows)
     table["overlap_with_last"] = [

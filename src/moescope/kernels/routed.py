@@ -72,7 +72,10 @@ class Groups:
         return torch.sparse_coo_tensor(where, values, shape, is_coalesced=True, check_invariants=False)
 
 
-def gathered(dot: Callable, weighted_sum: Callable, row_sums: Callable) -> tuple[type[Function], type[Function]]:
+Kernel = Callable[..., Tensor]
+
+
+def gathered(dot: Kernel, weighted_sum: Kernel, row_sums: Kernel) -> tuple[type[Function], type[Function]]:
     """The operations GatheredDot and GatheredSum, differentiable in both inputs, of one device's three kernels.
 
     Args:
@@ -82,7 +85,7 @@ def gathered(dot: Callable, weighted_sum: Callable, row_sums: Callable) -> tuple
             over the pairs that chose it.
     """
 
-    def operation(forward: Callable, backward: Callable, rows: Callable) -> type[Function]:
+    def operation(forward: Kernel, backward: Kernel, rows: Kernel) -> type[Function]:
         class Gathered(Function):
             @staticmethod
             def forward(ctx: Any, a: Tensor, weight: Tensor, routed: Routed) -> Tensor:

@@ -135,8 +135,8 @@ def convert_claims(
         if row is not None:
             others[kind] = by_name[row["contender"]]
     alike = ", fine-tuned alike" if tuned else ""
-    options = {"tolerance": settings.tolerance, "margin": settings.margin, "seed": seed}
-    kept, *beside = verdicts(quality_cases(here, others, alike=alike, **options), settings.alpha)
+    cases = quality_cases(here, others, alike=alike, tolerance=settings.tolerance, margin=settings.margin, seed=seed)
+    kept, *beside = verdicts(cases, settings.alpha)
     claims = [
         recommend(kept, speed),
         kept,

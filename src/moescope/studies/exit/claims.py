@@ -14,7 +14,7 @@ from moescope.studies.exit.task import TaskExit
 from moescope.study.paired import above_chance, balanced, beyond, paired_effect
 from moescope.study.run import Run
 from moescope.study.verdicts import Case, Effect, beyond_draws, verdicts
-from moescope.types import Claim, Control, Published
+from moescope.types import Claim, Control, Explanation, Outcome, Published
 
 LEAST = 1.05  # a speed-up below this is not worth a classifier of its own
 NO_LAYER = "no layer needed: a surface cue does it"
@@ -36,7 +36,7 @@ def recommend(found: TaskExit, known: Claim) -> Claim:
     """
     gains = {batch: _speed(found, "early exit", batch)["speedup"] for batch in (1, 64)}
     clock = f"{gains[1]:.2f}× at batch 1, {gains[64]:.2f}× at batch 64"
-    told: tuple[str, Any, Any, str]
+    told: tuple[str, Outcome, Explanation | None, str]
     if known.outcome == "contradicted":
         told = ("no: the model does not know the task", "contradicted", known.explanation, known.words)
     elif known.explanation == "trivial cue":

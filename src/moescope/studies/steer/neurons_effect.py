@@ -45,7 +45,7 @@ def neurons_plan(
     def effects(progress: Counter | None) -> np.ndarray:
         replicas = Replicas(model, list(texts.encoded), positions="all", logits="all", batch_tokens=run.batch_tokens)
         losses = replicas.run(NeuronSets(model, [[], neurons, *sets], replaced), loss_readout, progress)[LOSS]
-        return losses[1:].astype(np.float64) - losses[0]
+        return np.asarray(losses[1:].astype(np.float64) - losses[0])
 
     return Plan(
         partial(intervene, model, neurons, "patch", values=[float(replaced[n.site][n.index]) for n in neurons]),

@@ -212,7 +212,6 @@ def _overlap(tasks, rng, total) -> pd.DataFrame:  # type: ignore[no-untyped-def]
                 "overlap": int(k * 0.06 * rng.random() * np.log1p(k)),
                 "expected": k * k / total,
                 "p": 0.4,
-                "kuncheva": 0.05,
                 "split_half_a": 0.62 * k,
                 "split_half_b": 0.5 * k,
             }
@@ -220,7 +219,7 @@ def _overlap(tasks, rng, total) -> pd.DataFrame:  # type: ignore[no-untyped-def]
             for b in tasks[i + 1 :]
             for k in (*KS, 200, 500)
         ],
-        columns=["task_a", "task_b", "k", "overlap", "expected", "p", "kuncheva", "split_half_a", "split_half_b"],
+        columns=["task_a", "task_b", "k", "overlap", "expected", "p", "split_half_a", "split_half_b"],
     )
 
 

@@ -57,7 +57,7 @@ def test_the_classifier_is_the_pipeline_and_the_study_in_one(classifier) -> None
     pipeline = make_pipeline(SelectKBest(f_classif, k=6), model)
     np.testing.assert_array_equal(ours, cross_val_predict(pipeline, x, names, cv=split))
     nested = nested_cv(x, y, folds, (6,), classifier=classifier)
-    np.testing.assert_array_equal(ours == "yes", nested.predictions[0] == 1)
+    np.testing.assert_array_equal(ours == "yes", nested.scores.argmax(axis=2)[0] == 1)
 
 
 def test_more_features_asked_for_than_there_are() -> None:

@@ -229,7 +229,7 @@ def test_a_circuit_forms_over_checkpoints(tmp_path: Any) -> None:
         ({"k": 17}, "K = 17 is over half of the 32 neurons of a layer"),
         ({"n_folds": 2}, "^n_folds: must be at least 3"),
         ({"n_permutations": 5}, "^n_permutations: must be at least 19"),
-        ({"n_label_permutations": 98}, "^n_label_permutations: 98 draws cannot show anything at 0.05 among 5"),
+        ({"n_label_permutations": 98}, "^n_label_permutations: 98 draws cannot show anything at 0.05 for 5 claims"),
         ({"n_rotations": 5}, "^n_rotations: must be at least 20"),
         ({"n_random": 5}, "^n_random: must be at least 20"),
         ({"sigma": "std"}, "^sigma: 'std' is none of"),
@@ -306,7 +306,7 @@ def test_a_study_with_all_controls_costs_one_and_a_half_passes(short: bool) -> N
 
 
 def test_interventions_add_their_edited_passes_only() -> None:
-    settings = dataclasses.replace(QUICK, ablate="mean", ablate_ks=(1, 5), ablate_random=20, ablate_text_tokens=64)
+    settings = dataclasses.replace(QUICK, ablate="mean", ablate_ks=(1, 5), ablate_random=119, ablate_text_tokens=64)
     task, other = planted_task(rows=200), dataclasses.replace(planted_task(rows=120, seed=3), name="other")
     plain, _ = counted_study(QUICK, [task, other])
     result, positions = counted_study(settings, [task, other], seed=0)

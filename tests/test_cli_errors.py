@@ -20,7 +20,7 @@ from moescope.models import embedded
 from moescope.study import store
 
 ROWS = [{"text": f"row number {i} is {'good' if i % 2 else 'bad'}", "label": i % 2} for i in range(40)]
-QUICK = {"--permutations": "19", "--label-permutations": "0", "--random": "20", "--ks": "1,2", "--k": "2", "--folds": "2"}
+QUICK = {"--permutations": "19", "--label-permutations": "0", "--random": "20", "--ks": "1,2", "--k": "2", "--folds": "3"}
 
 
 def write(path: Path, rows: list[dict[str, object]]) -> Path:
@@ -88,7 +88,7 @@ OPTIONS: dict[str, tuple[dict[str, str], list[str]]] = {
     "K larger than the layer": ({"site": "resid:3", "ks": "2,500"}, ["500", "256"]),
     "K is no number": ({"ks": "two"}, ["--ks", "'two'"]),
     "K is zero": ({"k": "0"}, ["--k"]),
-    "one fold": ({"folds": "1"}, ["--folds", "at least 2"]),
+    "two folds": ({"folds": "2"}, ["--folds", "at least 3"]),
     "an unknown position": ({"position": "last"}, ["--position", "'last'", "final"]),
     "an unknown dtype": ({"dtype": "fp8"}, ["fp8"]),
     "no such device": ({"device": "cuda:7"}, ["cuda:7", "cpu"]),

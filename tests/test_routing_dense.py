@@ -106,7 +106,7 @@ def test_kinds_are_told_apart() -> None:
 
 def test_the_signatures_study_reads_a_dense_model_where_it_is_told_to() -> None:
     model = tiny_model("llama")
-    options = {"new_tokens": 0, "n_permutations": 19, "n_label_permutations": 0, "n_nulls": 2, "n_boot": 100, "cards": 1}
+    options = {"new_tokens": 0, "n_permutations": 99, "n_label_permutations": 0, "n_nulls": 2, "cards": 1}
     result = signatures(model, "routing-80", SignatureSettings(dense_experts=8, **options))
     assert result.kind == "signatures"
     assert result.to_frame("routing_layers")["layer"].nunique() == model.n_layers

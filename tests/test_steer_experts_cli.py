@@ -22,7 +22,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: root / name for name in ("olmoe", "llama")}
 
 
-SMALL = ["--random", "3", "--text-tokens", "150", "--new-tokens", "2", "--prompts", "routing-80"]
+SMALL = ["--alpha", "0.45", "--random", "22", "--text-tokens", "150", "--new-tokens", "2", "--prompts", "routing-80"]
 
 
 def test_steer_by_hand_by_category_and_like_one(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_ablate_takes_a_circuit_of_a_dense_model(folders: dict[str, Path], tmp_p
 
 
 def test_prune_writes_its_mask(folders: dict[str, Path], tmp_path: Path) -> None:
-    out = ["--random", "2", "--text-tokens", "300", "--ratio", "0.5", "--out", str(tmp_path / "out")]
+    out = ["--alpha", "0.45", "--random", "22", "--text-tokens", "300", "--ratio", "0.5", "--out", str(tmp_path / "out")]
     main(["prune", str(folders["olmoe"]), *out])
     mask = PruneMask.load(tmp_path / "out" / "mask" / "mask.safetensors")
     assert mask.ratio == 0.5
@@ -54,7 +54,7 @@ def test_prune_writes_its_mask(folders: dict[str, Path], tmp_path: Path) -> None
 
 
 def test_transfer_between_a_mixture_and_a_dense_model(folders: dict[str, Path], tmp_path: Path) -> None:
-    options = ["--prompts", "routing-80", "--alignments", "19", "--out", str(tmp_path / "out")]
+    options = ["--prompts", "routing-80", "--alpha", "0.4", "--permutations", "19", "--alignments", "19", "--out", str(tmp_path / "out")]
     main(["transfer", str(folders["olmoe"]), str(folders["llama"]), *options])
     assert load(tmp_path / "out").kind == "transfer"
 

@@ -166,7 +166,7 @@ def test_intervals_are_wider_than_those_of_independent_hits(beside_a_cue: StudyR
     """Noise in many columns: which of them are chosen is chance, so that hits of one cross-validation hang together."""
     features = made_features("weak", {5: 0.5}, rows=80, width=60)
     scorer = scorer_of(features, CircuitSettings(k=4))
-    assert 1.2 < scorer.widening <= np.sqrt(5)
+    assert 1.2 < scorer.widening <= 1.45 * np.sqrt(5)  # the root of the folds, and a t of one fold
     note = beside_a_cue.tables["controls"].set_index("control").loc["circuit", "note"]
     assert "times those of independent hits" in note
 

@@ -54,7 +54,8 @@ def test_prune_writes_its_mask(folders: dict[str, Path], tmp_path: Path) -> None
 
 
 def test_transfer_between_a_mixture_and_a_dense_model(folders: dict[str, Path], tmp_path: Path) -> None:
-    options = ["--prompts", "routing-80", "--alpha", "0.4", "--permutations", "19", "--alignments", "19", "--out", str(tmp_path / "out")]
+    draws = ["--alpha", "0.4", "--permutations", "19", "--alignments", "19"]
+    options = ["--prompts", "routing-80", *draws, "--out", str(tmp_path / "out")]
     main(["transfer", str(folders["olmoe"]), str(folders["llama"]), *options])
     assert load(tmp_path / "out").kind == "transfer"
 

@@ -54,7 +54,8 @@ class Rows:
     def handful(self, cues: Cues) -> Claim:
         hits, selected = self.cv()
         both, bits = cues.with_circuit(self.x, selected, "lda")
-        beyond, seen = self.scorer.gap(both, cues.chosen_hits()), self.scorer.bits(bits) > 0
+        alone = cues.chosen_hits()
+        beyond, seen = self.scorer.gap(both, alone), self.scorer.bits(bits, alone, MARGIN) > 0
         rivals = (effect(beyond, "the best cue", kind="trivial cue", seen=seen),)
         return judged(self.chance(), self.scorer.balanced(hits), rivals)
 

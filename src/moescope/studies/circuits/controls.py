@@ -111,7 +111,7 @@ def _cues(out: Controls) -> None:
     out.beside("chosen_cue", np.stack([best] * 2), f"{names}, chosen inside the training folds")
     both, bits = cues.with_circuit(found.features.x, found.cv.selected[:, :k], out.settings.classifier)
     out.row("cue_and_circuit", both, both, scorer, "the chosen cue and the circuit read together")
-    out.effect("cue", scorer.gap(both, best), against=names, bits=scorer.bits(bits))
+    out.effect("cue", scorer.gap(both, best), against=names, bits=scorer.bits(bits, best, out.settings.margin))
 
 
 def _few(out: Controls, probe: np.ndarray, n_layers: int) -> None:
@@ -125,13 +125,13 @@ def _few(out: Controls, probe: np.ndarray, n_layers: int) -> None:
     out.effect("two", scorer.gap(two, probe), against=f"{scorer.balanced(probe):.1%}", k=found.cv.ks[at])
     out.effect("two: chance", scorer.gap(two, scorer.chance))
     both, bits = cues.with_circuit(x, found.cv.selected[:, : found.cv.ks[at]], settings.classifier)
-    out.effect("two: cue", scorer.gap(both, best), bits=scorer.bits(bits))
+    out.effect("two: cue", scorer.gap(both, best), bits=scorer.bits(bits, best, out.settings.margin))
     layer = early_layer(found.features, published.EARLY_EXIT_FRACTION, n_layers)
     first, last = found.early[layer], found.early[max(found.early)]
     out.effect("early", scorer.gap(first.even[0], last.even[0]), against=f"{scorer.balanced(last.even[0]):.1%}", k=layer)
     out.effect("early: chance", scorer.gap(first.even[0], scorer.chance))
     both, bits = cues.with_circuit(x, first.selected, settings.classifier)
-    out.effect("early: cue", scorer.gap(both, best), bits=scorer.bits(bits))
+    out.effect("early: cue", scorer.gap(both, best), bits=scorer.bits(bits, best, out.settings.margin))
 
 
 def _leak(out: Controls) -> None:

@@ -91,14 +91,15 @@ def dynamics(
                 cues = read_cues(features, model.tokenizer)
                 both, bits = cues.with_circuit(features.x, cv.selected, settings.classifier)
                 gained = scorer.gap(cv.even[0], hits[0, task.name])
-                beyond = scorer.gap(both, cues.chosen_hits())
+                alone = cues.chosen_hits()
+                beyond = scorer.gap(both, alone)
                 rival = Effect(
                     *beyond[:3],
                     "the best trivial cue",
                     settings.margin,
                     beyond.p,
                     kind="trivial cue",
-                    seen=scorer.bits(bits) > 0,
+                    seen=scorer.bits(bits, alone, settings.margin) > 0,
                 )
                 cases.append(formation_case([r for r in rows if r["task"] == task.name], task.name, gained, rival, settings))
     assert model is not None

@@ -60,8 +60,13 @@ class Scorer:
         second = self.weighed(others) if isinstance(others, np.ndarray) else np.full(len(first), others)
         return self.difference(first, second, spread=spread)
 
-    def bits(self, gained: np.ndarray) -> float:
-        """What at least is gained a row (N,) in bits, classes counted alike, with 80 % confidence; above 0: not nothing."""
+    def bits(self, gained: np.ndarray, alone: np.ndarray, margin: float) -> float:
+        """What at least is gained a row (N,) in bits, classes counted alike, with 80 % confidence; above 0: not nothing.
+
+        0 where the hits ``alone`` (N,) leave no room of ``margin``: more bits could not become as many more hits.
+        """
+        if 1 - self.balanced(alone) <= margin:
+            return 0.0
         found = self.difference(self.weighed(gained), np.zeros(len(gained)))
         return found.value - (found.value - found.low) * float(norm.ppf(0.8)) / _Z
 

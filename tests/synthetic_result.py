@@ -327,7 +327,6 @@ def _optional(tasks, best, rng) -> dict[str, pd.DataFrame]:  # type: ignore[no-u
             "task": t,
             "layer": layer,
             "target": target,
-            "off_task": False,
             "baseline": best[t],
             "effect": -0.04 * (layer + 1),
             "random_mean": -0.005,

@@ -76,7 +76,7 @@ def result(tasks: list[Task]) -> StudyResult:
 
 def test_every_table_and_claim_is_there(result: StudyResult) -> None:
     columns = {
-        "effects": "task effect value low high p against k",
+        "effects": "task effect value low high p against bits k",
         "controls": "task control accuracy balanced low high gap gap_low gap_high p note",
         "overlap": "task_a task_b k distinct_a distinct_b overlap expected "
         "p p_disjoint split_half_a split_half_b split_half_cross gap gap_low gap_high",
@@ -281,8 +281,10 @@ def counted_study(settings: CircuitSettings, tasks: list[Task], **run: Any) -> t
 
     def counting(self: LlamaModel, input_ids: Any = None, attention_mask: Any = None, **rest: Any) -> Any:
         nonlocal positions
-        mask = attention_mask[:, -input_ids.shape[1] :]  # with a cache the mask holds the past too
-        positions += int(mask.sum())
+        if attention_mask.ndim == 4:  # edited tokens side by side, all of them real
+            positions += input_ids.numel()
+        else:  # with a cache the mask holds the past too
+            positions += int(attention_mask[:, -input_ids.shape[1] :].sum())
         return forward(self, input_ids=input_ids, attention_mask=attention_mask, **rest)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -316,10 +318,11 @@ def test_interventions_add_their_edited_passes_only() -> None:
     assert sum(tokens.values()) - tokens["bare"] < positions
     judged = {row["name"]: row["judge"]["rows"] for row in result.meta["rows"] if "interventions" in row["name"]}
     assert judged == {"planted: interventions": 100, "other: interventions": 60}
-    n_sets = 1 + 2 + 2 * 20 + 4 * 21  # none, two sizes of circuit and of random sets, four layers of erasure
-    # One token a set and text, and one untouched pass over the texts that judge (with the check of its shortcuts).
-    assert tokens["edited"] < n_sets * 160 + tokens["bare"]
-    assert tokens["text"] < 2 * (1 + 2 + 40) * 64
+    # none, the circuit, one direction, its random sets; two further sizes with theirs; four layers of erasure
+    n_sets = 3 + 119 + 2 * 20 + 4 * 40
+    # One token a set and text, on task and off, and untouched passes over those texts (with the check of the shortcuts).
+    assert tokens["edited"] < n_sets * 320 + 2 * tokens["bare"]
+    assert tokens["text"] < 2 * 3 * (1 + 1 + 20) * 64
 
 
 def test_the_rows_of_a_control_follow_the_interval_asked_for() -> None:

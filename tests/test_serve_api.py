@@ -80,7 +80,7 @@ def test_what_the_study_said_stands_beside_the_answer(client: TestClient, served
     assert said["outcome"] == "contradicted"
     assert said["words"].startswith("the cue is ")
     assert info["router"]["verdict"]["claim"].startswith("the task is named from residual features")
-    assert info["circuits"][0]["verdicts"][0]["claim"] == "planted: 3 neurons carry the task"
+    assert info["circuits"][0]["verdicts"][0]["claim"] == "planted: 3 neurons tell the classes apart"
     # a classifier that was carried elsewhere, and one beside whose place a later study with another promise was saved
     shutil.copytree(folder / "exit" / "exit" / "planted", tmp_path / "alone")
     assert gather(served.model, exits=[tmp_path / "alone"]).classifiers["planted"].recommendation is None

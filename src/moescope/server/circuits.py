@@ -78,7 +78,7 @@ def _trace(model: LoadedModel, result: StudyResult, task: str) -> CircuitTrace:
     verdicts = tuple(
         {"claim": c.statement, "verdict": c.verdict, "outcome": c.outcome, "words": c.words}
         for c in result.claims
-        if c.statement.startswith(f"{task}: ") and c.statement.endswith("neurons carry the task")
+        if c.id == "H2" and c.statement.startswith(f"{task}: ")
     )
     if (result.meta.get("settings") or {}).get("position") != READ or "neuron_classes" not in result.tables:
         return CircuitTrace(task, neurons, None, None, {}, verdicts)

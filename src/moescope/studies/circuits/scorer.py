@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
+from scipy.stats import bernoulli, norm
 from scipy.stats import t as student
 
 from moescope.stats import Difference, group_bootstrap, paired_bootstrap_difference, wilson
@@ -61,14 +61,17 @@ class Scorer:
         return self.difference(first, second, spread=spread)
 
     def bits(self, gained: np.ndarray, alone: np.ndarray, margin: float) -> float:
-        """What at least is gained a row (N,) in bits, classes counted alike, with 80 % confidence; above 0: not nothing.
+        """What is gained a row (N,) in bits, classes counted alike, beyond those that ``margin`` more hits take.
 
-        0 where the hits ``alone`` (N,) leave no room of ``margin``: more bits could not become as many more hits.
+        Above 0 the gain is not absent, though hits may be too few to show it. From hits ``alone`` (N,) to ``margin`` more, the
+        entropy of a miss falls by as much; 0 where they leave no such room.
         """
-        if 1 - self.balanced(alone) <= margin:
+        missed = 1 - self.balanced(alone)
+        if missed <= margin:
             return 0.0
-        found = self.difference(self.weighed(gained), np.zeros(len(gained)))
-        return found.value - (found.value - found.low) * float(norm.ppf(0.8)) / _Z
+        return float(
+            self.weighed(gained).mean() - np.log2(np.e) * (bernoulli.entropy(missed) - bernoulli.entropy(missed - margin))
+        )
 
     def difference(self, first: np.ndarray, second: np.ndarray, *, spread: float = 0.0) -> Difference:
         """:meth:`gap` of two arrays (N,) that are weighed already."""

@@ -11,7 +11,7 @@ from moescope.studies.signatures import published
 from moescope.studies.signatures.claims_accuracy import FAMILY, accuracy_claims
 from moescope.studies.signatures.claims_structure import clusters_claim, depth_claims, experts_claim, load_claims
 from moescope.studies.signatures.evidence import HOW, Evidence, interval_of, unit_words
-from moescope.studies.signatures.rivals import PAIR, SHUFFLED, TOKEN, of_d
+from moescope.studies.signatures.rivals import PAIR, SHUFFLED, TOKEN, TWIN, of_d
 from moescope.studies.signatures.separations import LEXICAL
 from moescope.study.verdicts import Case, Effect, reading, untested
 from moescope.types import Claim, Control
@@ -28,6 +28,7 @@ def signature_claims(tables: Mapping[str, pd.DataFrame], found: Evidence) -> lis
     return [
         *_cosines(head, tables["category_similarity"], found),
         _separation(head, found),
+        *([_beyond_twin(found)] if "random model" in found.beyond else []),
         _cut(similarity, found),
         *accuracy_claims(tables["routing_accuracy"], found.told, found.subject, found.settings, same=found.same),
         *(_order(head, nulls, name, found) for name in BASELINES),
@@ -89,6 +90,19 @@ def _separation(head: pd.Series, found: Evidence) -> Case:
         same=found.same,
         family=FAMILY,
         words=words + unit_words(cells),
+    )
+
+
+def _beyond_twin(found: Evidence) -> Case:
+    """A claim of its own: that prompts are told apart stands or falls by chance, how much of it was learnt by this."""
+    beyond = found.beyond["random model"]["d"]
+    return Case(
+        "Prompts are separated by category more than in an untrained twin (Cohen's d)",
+        beyond.value,
+        of_d(beyond, TWIN, found.settings),
+        "S1",
+        interval=(beyond.low, beyond.high),
+        words="on prompt tokens, which both models read",
     )
 
 

@@ -65,9 +65,7 @@ def separation_rivals(
     elif cells.unit != "topic":
         by_topic = apart(s, subject.cells(by="topic"), settings, seed)
         found.append(of_d(by_topic, "pairs of one topic", settings))
-    if "random model" in beyond:
-        found.append(of_d(beyond["random model"]["d"], TWIN, settings))
-    else:
+    if "random model" not in beyond:
         not_run.append(f"{TWIN} ({'no model at hand' if settings.twin else 'switched off'})")
     return tuple(found), not_run
 

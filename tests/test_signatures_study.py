@@ -257,7 +257,7 @@ def test_the_study_runs_on_a_tiny_random_model(quantity):
         run=Run(progress=lambda stage, done, total: seen.append(stage)),
     )
     assert result.kind == "signatures"
-    assert len(result.claims) == 18
+    assert len(result.claims) == 19
     assert {"reading and generating", "a random model's routing", "done"} <= set(seen)
     similarity = result.tables["similarity"].set_index(["quantity", "part", "measure", "prompts"])
     assert similarity.index.is_unique

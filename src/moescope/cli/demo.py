@@ -46,7 +46,7 @@ def _circuits(run: Run) -> StudyResult:
 
     # the second as a question, so that the model has an answer of its own, which an ablation can change
     tasks = ["certainty=halueval", "sentiment=uci-sentiment?template=question"]
-    settings = CircuitSettings(ablate="mean", ablate_text_tokens=512)
+    settings = CircuitSettings(ablate="mean", ablate_random=199, ablate_text_tokens=512)
     return circuits("dense-tiny", tasks, settings, run=run)
 
 

@@ -44,6 +44,14 @@ STYLES: dict[tuple[str, str], VerdictStyle] = {
         "holds|hold",
         "Shown on this model and these texts, and nothing that was tried beside it explains it.",
     ),
+    ("holds", "chance"): VerdictStyle(
+        "∼",
+        "yellow",
+        "chance",
+        "Explained by chance",
+        "holds but is explained by chance|hold but are explained by chance",
+        "So it is, but chance alone gives as much.",
+    ),
     ("holds", "trivial cue"): VerdictStyle(
         "¶",
         "magenta",

@@ -113,8 +113,9 @@ def summary(results: list[Saved]) -> str:
     claims = {f"{r.name}: {c.statement}": c for r in results for c in r.claims}
     chosen = (EVIDENCE / "readme.txt").read_text(encoding="utf-8").splitlines()
     commands = {r.name: r.meta["command"] for r in results}
-    used = dict.fromkeys(line.split(": ", 1)[0] for line in chosen)
-    return "\n".join([*HEAD, *(_row(claims[line]) for line in chosen), "", *(f"`{commands[name]}`  " for name in used)])
+    used = dict.fromkeys(commands[line.split(": ", 1)[0]] for line in chosen)
+    said = f"Measured by {', '.join(f'`{command}`' for command in used)}; [every claim](docs/claims.md) with its words."
+    return "\n".join([*HEAD, *(_row(claims[line]) for line in chosen), "", said])
 
 
 def words() -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from benchmarks.truths.harness import Truth, Word
-from moescope.routing.classify import class_weights, cross_validate
+from moescope.routing.classify import cross_validate
 from moescope.routing.conditional import conditional
 from moescope.routing.separation import (
     Cells,
@@ -23,6 +23,7 @@ from moescope.routing.separation import (
     without_each,
 )
 from moescope.routing.similarity import similarity
+from moescope.stats import class_weights
 from moescope.studies.signatures.experts import variance_explained
 from moescope.studies.signatures.rivals import SHUFFLED, TOKEN, TWIN, apart, of_d
 from moescope.studies.signatures.settings import SignatureSettings

@@ -16,7 +16,7 @@ from sklearn.preprocessing import MaxAbsScaler, StandardScaler
 from moescope.errors import InputError
 from moescope.routing.separation import two_sided
 from moescope.routing.trace import RoutingTrace
-from moescope.stats import group_bootstrap, permuted_label_matrix
+from moescope.stats import class_weights, group_bootstrap, permuted_label_matrix
 from moescope.study.rows import FoldRows
 from moescope.tasks import group_folds
 
@@ -51,12 +51,6 @@ def classifier(x: np.ndarray | sparse.csr_matrix, y: np.ndarray) -> Pipeline:
 def _model(x: np.ndarray | sparse.csr_matrix) -> Pipeline:
     scale = MaxAbsScaler() if sparse.issparse(x) else StandardScaler()
     return make_pipeline(scale, LogisticRegression(max_iter=500, tol=1e-3))
-
-
-def class_weights(y: np.ndarray) -> np.ndarray:
-    """(N,) weights under which the mean of right and wrong is the balanced accuracy."""
-    codes, size = np.unique(y, return_inverse=True, return_counts=True)[1:]
-    return np.asarray(len(y) / (len(size) * size[codes]))
 
 
 def score(y: np.ndarray, predicted: np.ndarray, groups: np.ndarray | None = None, *, seed: int = 0) -> Score:

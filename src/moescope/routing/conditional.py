@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from moescope.routing.classify import class_weights, classifier, folds_by
+from moescope.routing.classify import classifier, folds_by
+from moescope.stats import class_weights
 from moescope.tasks import group_folds
 
 Cues = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]

@@ -13,6 +13,7 @@ from moescope.errors import InputError
 from moescope.select.nested import Classifier, Selection, check_training_sets, checked_ks, fitted
 from moescope.select.ranking import top_k
 from moescope.select.sums import Sigma, check_ints, divergence, fold_class_sums
+from moescope.stats import class_weights
 
 
 def interval_widening(
@@ -43,7 +44,7 @@ def interval_widening(
     """
     labels, sizes = check_ints(y, len(X), "label"), checked_ks(ks)
     code = np.unique(np.asarray(groups), return_inverse=True)[1]
-    weight = len(labels) / (np.bincount(labels) * len(np.bincount(labels)))[labels]
+    weight = class_weights(labels)
     apart: list[NDArray[np.float64]] = []
     noise: list[NDArray[np.float64]] = []
     naive: list[NDArray[np.float64]] = []

@@ -13,7 +13,7 @@ from moescope.stats.intervals import (
 )
 from moescope.stats.overlap import disjoint_probability, expected_overlap, kuncheva, nogueira, overlap_p
 from moescope.stats.permutation import benjamini_hochberg, holm, permutation_p, permute_labels, permuted_label_matrix
-from moescope.stats.scores import SelectiveCurve, auroc, selective, sign_free_auroc
+from moescope.stats.scores import SelectiveCurve, auroc, class_weights, selective, sign_free_auroc
 
 __all__ = [
     "Difference",
@@ -21,6 +21,7 @@ __all__ = [
     "auroc",
     "benjamini_hochberg",
     "bootstrap_sums",
+    "class_weights",
     "disjoint_probability",
     "expanded_percentiles",
     "expected_overlap",

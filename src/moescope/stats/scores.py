@@ -11,6 +11,12 @@ from scipy.stats import rankdata
 from moescope.errors import InputError
 
 
+def class_weights(y: ArrayLike) -> NDArray[np.float64]:
+    """Weights (N,) under which the mean of what is right is the balanced accuracy: its mean over the classes of ``y`` (N,)."""
+    _, code, counts = np.unique(np.asarray(y), return_inverse=True, return_counts=True)
+    return np.asarray(len(code) / (len(counts) * counts[code]))
+
+
 def auroc(scores: ArrayLike, y: ArrayLike) -> Any:
     """Probability that a positive outscores a negative, ties counting half (Mann-Whitney U / n0 n1).
 

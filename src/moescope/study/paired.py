@@ -8,14 +8,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm
 
-from moescope.stats.intervals import group_bootstrap, paired_bootstrap_difference, wilson
-from moescope.study.verdicts import Effect, beyond_draws
-
-
-def weights(y: np.ndarray) -> np.ndarray:
-    """(N,) such that the weighted mean of what is right is balanced accuracy, the mean over classes of the share right."""
-    _, code, counts = np.unique(y, return_inverse=True, return_counts=True)
-    return np.asarray(len(y) / (len(counts) * counts[code]))
+from moescope.stats import class_weights, group_bootstrap, paired_bootstrap_difference, wilson
+from moescope.study.verdicts import Case, Effect, beyond_draws
+from moescope.types import Control
 
 
 def balanced(right: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -25,7 +20,7 @@ def balanced(right: np.ndarray, y: np.ndarray) -> np.ndarray:
     """
     _, code, counts = np.unique(y, return_inverse=True, return_counts=True)
     share = np.bincount(code, right) / counts
-    return np.asarray(weights(y) * (right - share[code]) + share.mean())
+    return np.asarray(class_weights(y) * (right - share[code]) + share.mean())
 
 
 def interval_p(value: float, low: float, high: float) -> float:
@@ -88,6 +83,31 @@ def beyond_sets(
     return replace(texts, low=low, high=high, p=p)
 
 
+def beyond_a_cue(
+    statement: str,
+    right: np.ndarray,
+    cue: np.ndarray,
+    y: np.ndarray,
+    groups: np.ndarray,
+    said: str,
+    *,
+    margin: float,
+    seed: int,
+    **case: Any,
+) -> Case:
+    """Is more right than by chance, and than by the surface cue ``said``? ``right``, ``cue`` (N,) bool; ``y`` (N,) classes."""
+    effect, chance = above_chance(right, y, groups, margin, seed), 1 / len(np.unique(y))
+    return Case(
+        statement,
+        effect.value + chance,
+        effect,
+        interval=(effect.low + chance, effect.high + chance),
+        control=Control(f"surface cue: {said}", float(balanced(cue.astype(float), y).mean())),
+        rivals=(beyond(right, cue, y, groups, f"the surface cue {said!r}", margin, seed, kind="trivial cue"),),
+        **case,
+    )
+
+
 def beyond(
     right: np.ndarray,
     other: np.ndarray,
@@ -104,4 +124,4 @@ def beyond(
     if np.array_equal(a, b):
         return found
     # exchanging rows between two predictors is exact for weighted rows, whose mean is the same
-    return replace(found, p=paired_bootstrap_difference(weights(y) * a, weights(y) * b, groups, seed=seed).p)
+    return replace(found, p=paired_bootstrap_difference(class_weights(y) * a, class_weights(y) * b, groups, seed=seed).p)

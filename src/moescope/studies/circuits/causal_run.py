@@ -18,6 +18,7 @@ from moescope.intervene.running_text import RunningText
 from moescope.intervene.together import KeyedSets, run_together
 from moescope.models import LoadedModel
 from moescope.models.forward_tokens import ForwardTokens
+from moescope.stats import class_weights
 from moescope.studies.circuits.causal import PROBE, NeuronAblation
 from moescope.studies.circuits.erasure import ClassErasure
 from moescope.studies.circuits.features import Columns, Features, rows_of
@@ -172,8 +173,7 @@ def _passages(model: LoadedModel, settings: CircuitSettings, context: Context) -
 
 def _balanced(scores: Mapping[str, np.ndarray], trial: Trial) -> dict[str, np.ndarray]:
     """Scores (S, N), of which the mean of an accuracy is its mean over the classes."""
-    counts = np.bincount(trial.split.labels)
-    weight = (len(trial.split.labels) / ((counts > 0).sum() * counts))[trial.split.labels].astype(np.float32)
+    weight = class_weights(trial.split.labels).astype(np.float32)
     return {name: score * weight if name.endswith("accuracy") else score for name, score in scores.items()}
 
 

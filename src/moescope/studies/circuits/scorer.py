@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import bernoulli, norm
 from scipy.stats import t as student
 
-from moescope.stats import Difference, group_bootstrap, paired_bootstrap_difference, wilson
+from moescope.stats import Difference, class_weights, group_bootstrap, paired_bootstrap_difference, wilson
 
 _Z = float(norm.ppf(0.975))
 
@@ -34,8 +34,7 @@ class Scorer:
 
     def weighed(self, hits: np.ndarray) -> np.ndarray:
         """(N,) float whose mean is the balanced accuracy of ``hits`` (N,)."""
-        counts = np.bincount(self.y)
-        return np.asarray(hits * (len(self.y) / ((counts > 0).sum() * counts[self.y])))
+        return np.asarray(hits * class_weights(self.y))
 
     def balanced(self, hits: np.ndarray) -> float:
         """Mean over the classes of the share of hits."""

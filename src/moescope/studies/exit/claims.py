@@ -11,7 +11,7 @@ from moescope.stats import group_bootstrap
 from moescope.studies.exit.published import ACCURACY, SHARE, SOURCE
 from moescope.studies.exit.settings import ExitSettings
 from moescope.studies.exit.task import TaskExit
-from moescope.study.paired import above_chance, balanced, beyond, paired_effect
+from moescope.study.paired import above_chance, balanced, beyond, beyond_a_cue, paired_effect
 from moescope.study.run import Run
 from moescope.study.verdicts import Case, Effect, beyond_draws, verdicts
 from moescope.types import Claim, Control, Explanation, Outcome, Published
@@ -71,16 +71,11 @@ def known_case(
     family: str = "",
 ) -> Case:
     """Does the model at full depth know more than a surface cue? ``full`` and ``cue`` (N,) bool, what each gets right."""
-    effect = above_chance(full, y, groups, margin, seed)
-    chance = 1 / len(np.unique(y))
-    rival = beyond(full, cue, y, groups, f"the surface cue {said!r}", margin, seed, kind="trivial cue")
-    return Case(
+    return beyond_a_cue(
         f"{name}: the model at full depth knows more of the task than a surface cue",
-        effect.value + chance,
-        effect,
-        interval=(effect.low + chance, effect.high + chance),
-        control=Control(f"surface cue: {said}", float(balanced(cue.astype(float), y).mean())),
-        rivals=(rival,),
+        *(full, cue, y, groups, said),
+        margin=margin,
+        seed=seed,
         family=family,
         words=f"balanced accuracy on {len(y)} rows of {len(np.unique(groups))} groups",
     )

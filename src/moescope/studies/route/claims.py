@@ -8,7 +8,7 @@ import pandas as pd
 from moescope.runtime.route.router import Named, TaskRouter
 from moescope.stats import group_bootstrap, wilson
 from moescope.studies.route.settings import RouteSettings
-from moescope.study.paired import above_chance, balanced, beyond
+from moescope.study.paired import beyond_a_cue
 from moescope.study.rows import Rows
 from moescope.study.run import Run
 from moescope.study.verdicts import Case, Effect, beyond_draws
@@ -73,16 +73,12 @@ def naming_case(
     seed: int,
 ) -> Case:
     """Are tasks ``y`` (N,) named beyond chance, and beyond the surface cue ``said``? ``right`` and ``cue`` (N,) bool."""
-    effect = above_chance(right, y, groups, margin, seed)
-    chance = 1 / len(np.unique(y))
-    return Case(
+    return beyond_a_cue(
         statement,
-        effect.value + chance,
-        effect,
+        *(right, cue, y, groups, said),
+        margin=margin,
+        seed=seed,
         id="H16",
-        interval=(effect.low + chance, effect.high + chance),
-        control=Control(f"surface cue: {said}", float(balanced(cue.astype(float), y).mean())),
-        rivals=(beyond(right, cue, y, groups, f"the surface cue {said!r}", margin, seed, kind="trivial cue"),),
         family=_FAMILY,
         words=f"balanced accuracy of the nearest of {len(np.unique(y))} tasks on {len(y)} test prompts",
     )

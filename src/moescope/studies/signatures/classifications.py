@@ -10,7 +10,6 @@ import pandas as pd
 from scipy import sparse
 
 from moescope.routing.classify import (
-    class_weights,
     classifier,
     confusion,
     cross_validate,
@@ -25,6 +24,7 @@ from moescope.routing.separation import Estimate, clustered
 from moescope.routing.signatures import QUANTITIES, signatures_of
 from moescope.routing.subject import Subject
 from moescope.routing.trace import PARTS
+from moescope.stats import class_weights
 from moescope.studies.signatures.separations import equal_lengths, with_part
 from moescope.studies.signatures.settings import SignatureSettings
 from moescope.study.protocol import Context

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from moescope.models import LoadedModel
+from moescope.studies.distill import runs as training
 from moescope.studies.distill.data import batches
 from moescope.study.result import StudyResult
 from moescope.types import Claim
@@ -88,8 +89,25 @@ def test_outputs_of_other_tokens_are_of_other_tokens(study: StudyResult) -> None
 
 
 def test_each_seed_starts_anew(study: StudyResult) -> None:
-    for _, runs in study.tables["students"].query("chosen").groupby(["data", "student"]):
-        assert runs["fvu"].nunique() == 3
+    for _, rows in study.tables["students"].query("chosen").groupby(["data", "student"]):
+        assert rows["fvu"].nunique() == 3
+
+
+def test_each_seed_has_a_start_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A seed's own order of the data would tell runs apart that begin alike."""
+    starts: dict[str, set[float]] = {}
+
+    class Recorded(training.Student):
+        def __init__(self, *given: Any, **options: Any) -> None:
+            super().__init__(*given, **options)
+            starts.setdefault(str(given[0]), set()).add(float(sum(p.detach().abs().sum() for p in self.parameters())))
+
+    monkeypatch.setattr(training, "Student", Recorded)
+    words = {f"w{i}": x for i, x in enumerate(signs(40, 0))}
+    texts = [" ".join([f"w{i % 40}"] * 8) for i in range(152)]
+    call.distill(gates(words), 0, texts, control=(), lr=(1e-2,), steps=1, seeds=3, **SMALL)
+    assert starts
+    assert all(len(sums) == 3 for sums in starts.values())
 
 
 def test_a_dense_student_costs_what_an_expert_student_does_with_its_router(study: StudyResult) -> None:
@@ -253,3 +271,7 @@ def test_categories_stand_beside_the_untrained_student(contrast: StudyResult) ->
     assert found.control is not None
     assert found.control.name == "the same student untrained"
     assert found.control.value != found.measured
+    # what it is before any step, no number of steps changes
+    (brief,) = (c for c in trained(sparse(3200, 0), steps=1, seeds=1).claims if c.id == "M7")
+    assert brief.control is not None
+    assert found.control.value == pytest.approx(brief.control.value, abs=1e-9)

@@ -103,13 +103,13 @@ def test_a_ban_stands_beside_bans_of_others() -> None:
 
 
 def test_random_experts_are_used_as_much_as_the_banned() -> None:
-    """Two loud experts, twelve of middling use of which one is banned, and ten that are hardly met."""
+    """Eight experts that are hardly met, and sixteen in use, of which five are banned."""
     n = 24
-    share = np.array([12] * 2 + [4] * 12 + [1] * 10)
+    share = np.array([1] * 8 + [8] * 16)
     words = [f"d{d}" for d in range(n) for _ in range(share[d])]
     rng = np.random.default_rng(0)
     passages = [Passage(" ".join(rng.permutation(words)), "all", str(i)) for i in range(2)]
-    chosen = {"ban": [(0, 5)], "target": "all"}
+    chosen = {"ban": [(0, e) for e in range(19, 24)], "target": "all"}
     found = call.steer(languages(n), passages, **chosen, n_random=79, tokens=400, length=128).tables["effects"]
     assert (found["usage_ratio"].sub(1).abs() < 0.3).all()
 

@@ -13,8 +13,8 @@ FAULTS = faults(
         "held-out texts",
         "held-out texts train too",
         _DISTILL + "study.py",
-        "for which in (rows.fit, rows.judge))",
-        "for which in (range(len(parts)), rows.judge))",
+        "(of % _HOLD != 0) | (of >= _HOLD * _HELD)))",
+        '(of % _HOLD != 0) | (of >= _HOLD * _HELD))); object.__setattr__(rows, "fit", np.arange(len(of)))',
         ("test_held_out_texts_do_not_train",),
     ),
     (
@@ -105,7 +105,7 @@ FAULTS = faults(
         _DISTILL + "runs.py",
         "seed=1000 * seed + number)",
         "seed=1000 * seed)",
-        ("test_each_seed_starts_anew",),
+        ("test_each_seed_has_a_start_of_its_own",),
     ),
     (
         "router-costs-nothing",

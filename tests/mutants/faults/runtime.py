@@ -140,8 +140,8 @@ ROUTE = faults(
         "fit",
         "the router is fitted on the rows that judge it",
         _ROUTE,
-        _OF,
-        'object.__setattr__(rows, "fit", rows.judge); ' + _OF,
+        "fitting = rows.groups[rows.fit]",
+        'object.__setattr__(rows, "fit", rows.judge); fitting = rows.groups[rows.fit]',
         ("test_rows_that_judge_do_not_fit",),
     ),
     (

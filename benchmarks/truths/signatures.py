@@ -146,7 +146,7 @@ def _told(n: int, seed: int, gap: float) -> Claim:
     chance = clustered(weights * ((said == y) - 0.5), alone)
     more = clustered(weights * ((found.both == y) * 1.0 - (found.cue == y)), alone)
     over = Effect(*chance[:3], "guessing", _SETTINGS.margin, chance.p)
-    return _judged(over, Effect(*more[:3], "the best cue", _SETTINGS.margin, more.p, "trivial cue"))
+    return _judged(over, Effect(*more[:3], "the best cue", _SETTINGS.margin, more.p, kind="trivial cue"))
 
 
 def signature_adds_to_a_cue(n: int, seed: int) -> Claim:
@@ -169,7 +169,7 @@ def _experts(n: int, seed: int, trained: float, twin: float) -> Claim:
     chance = estimate(value - float(null.mean()), left - float(null.mean()), cells)
     more = estimate(value - beside, left - without, cells)
     over = Effect(*chance[:3], SHUFFLED, _SETTINGS.margin, two_sided(value, null))
-    return _judged(over, Effect(*more[:3], TWIN, _SETTINGS.margin, more.p, "trivial cue"))
+    return _judged(over, Effect(*more[:3], TWIN, _SETTINGS.margin, more.p, kind="trivial cue"))
 
 
 def experts_of_a_random_model(n: int, seed: int) -> Claim:

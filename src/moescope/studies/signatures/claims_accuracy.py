@@ -12,9 +12,10 @@ from moescope.routing.separation import Estimate
 from moescope.routing.subject import Subject
 from moescope.studies.signatures import published
 from moescope.studies.signatures.classifications import Told
+from moescope.studies.signatures.rivals import effect_of
 from moescope.studies.signatures.settings import SignatureSettings
-from moescope.study.verdicts import Case, Effect
-from moescope.types import Claim, Control, Explanation
+from moescope.study.verdicts import Case
+from moescope.types import Claim, Control
 
 FAMILY = "routing by category"
 """Family of the claims that ask whether categories are told apart."""
@@ -57,7 +58,9 @@ def _case(
     rivals, not_run = [], []
     if found.chosen:
         chosen = ", ".join(name for name, _ in Counter(found.chosen).most_common())
-        rivals.append(_effect(found.cue, f"the best cue of each training fold ({chosen})", settings, "trivial cue"))
+        rivals.append(
+            effect_of(found.cue, f"the best cue of each training fold ({chosen})", settings.margin, kind="trivial cue")
+        )
     else:
         not_run.append("trivial cues (neither texts nor token ids)")
     if subject.texts is None and found.chosen:
@@ -70,7 +73,7 @@ def _case(
                 not_run.append(f"{unit}s not trained on (no {unit}s)")
                 continue
             apart = told[f"by {unit}"].chance if f"by {unit}" in told else _NOTHING
-            rivals.append(_effect(apart, f"guessing on {unit}s not trained on", settings, "leakage"))
+            rivals.append(effect_of(apart, f"guessing on {unit}s not trained on", settings.margin, kind="leakage"))
     row = found.row
     parts = [words, f"balanced accuracy decides, {row['balanced']:.1%}; interval from whole {found.unit}"]
     if found.chosen:
@@ -78,7 +81,7 @@ def _case(
     return Case(
         _STATEMENTS[split],
         float(row["accuracy"]),
-        _effect(found.chance, "guessing", settings, "chance"),
+        effect_of(found.chance, "guessing", settings.margin),
         "S2",
         published.given(published.ACCURACY) if split == "stratified" else None,
         (float(row["low"]), float(row["high"])),
@@ -89,8 +92,3 @@ def _case(
         family=FAMILY,
         words="; ".join(part for part in parts if part),
     )
-
-
-def _effect(found: Estimate, against: str, settings: SignatureSettings, kind: Explanation) -> Effect:
-    p = None if math.isnan(found.p) else found.p
-    return Effect(found.value, found.low, found.high, against, settings.margin, p, kind)

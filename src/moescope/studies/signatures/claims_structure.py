@@ -6,7 +6,7 @@ import pandas as pd
 
 from moescope.studies.signatures import published
 from moescope.studies.signatures.evidence import HOW, Evidence, interval_of, unit_words
-from moescope.studies.signatures.rivals import SHUFFLED, TWIN
+from moescope.studies.signatures.rivals import SHUFFLED, TWIN, effect_of
 from moescope.study.verdicts import Case, Effect, significant, untested
 from moescope.types import Claim, Control
 
@@ -99,16 +99,15 @@ def experts_claim(experts: pd.DataFrame, found: Evidence) -> Case:
     carrying = experts[experts["p_family"].map(lambda p: significant(p, found.settings.alpha))]
     listing = ", ".join(f"{name} {n}" for name, n in carrying["category"].value_counts().items()) or "none"
     best = experts.loc[experts["eta2"].idxmax()]
-    e, margin = found.experts, found.settings.margin
+    margin = found.settings.margin
     rivals: tuple[Effect, ...] = ()
     not_run = tuple(words for words in found.not_run if words.startswith(TWIN))
     if found.twin_experts is not None:
-        twin = found.twin_experts
-        rivals = (Effect(twin.value, twin.low, twin.high, TWIN, margin, None if pd.isna(twin.p) else twin.p, "trivial cue"),)
+        rivals = (effect_of(found.twin_experts, TWIN, margin, kind="trivial cue"),)
     return Case(
         "Experts are specialised by category (variance of their use that categories explain)",
         f"{len(carrying)} of {len(experts)} experts",
-        Effect(e.value, e.low, e.high, SHUFFLED, margin, None if pd.isna(e.p) else e.p),
+        effect_of(found.experts, SHUFFLED, margin),
         "S7",
         control=Control("experts of the untrained twin that prefer a category", found.twin_carrying) if rivals else None,
         rivals=rivals,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,8 +23,13 @@ _LEXICAL = dict(zip(LEXICAL, (TOKEN, PAIR), strict=True))
 
 def of_d(found: Estimate, against: str, settings: SignatureSettings, kind: Explanation = "trivial cue") -> Effect:
     """An effect in units of Cohen's d."""
+    return effect_of(found, against, settings.margin_d, kind=kind, share=False)
+
+
+def effect_of(found: Estimate, against: str, margin: float, **options: Any) -> Effect:
+    """An estimate as what decides a claim; without a p its interval decides."""
     p = None if np.isnan(found.p) else found.p
-    return Effect(found.value, found.low, found.high, against, settings.margin_d, p, kind, share=False)
+    return Effect(found.value, found.low, found.high, against, margin, p, **options)
 
 
 def apart(s: np.ndarray, cells: Cells, settings: SignatureSettings, seed: int) -> Estimate:

@@ -9,11 +9,13 @@ import pandas as pd
 import pytest
 
 from moescope.errors import InputError
+from moescope.stats import Difference
 from moescope.studies.circuits.claims import circuit_claims
 from moescope.studies.circuits.controls import MAJORITY
 from moescope.studies.circuits.settings import PRIMARY, CircuitSettings
 from moescope.studies.circuits.single import TaskFindings
-from moescope.study.verdicts import verdicts
+from moescope.studies.circuits.spread import effect_of
+from moescope.study.verdicts import reading, verdicts
 from moescope.types import Claim
 from tests.made_features import QUICK, made_features, made_findings
 
@@ -177,3 +179,9 @@ def test_forty_rows_show_nothing_either_way(found: TaskFindings) -> None:
     claim = claims(found, effects(half=0.2, chance=0.15))["4 neurons tell the classes apart"]
     assert claim.outcome == "inconclusive"
     assert np.isclose(claim.measured, 0.9)
+
+
+def test_an_effect_of_a_pair_may_be_absent_and_keeps_its_kind_and_unit() -> None:
+    found = effect_of(Difference(0.0, -0.01, 0.01, 0.9), "the other", 0.03, kind="none found", share=False)
+    assert (found.kind, found.no_worse, found.seen, found.share) == ("none found", False, False, False)
+    assert reading(found, found.p) == "absent"

@@ -36,6 +36,11 @@ def test_a_reading(found: Effect, word: str) -> None:
     assert reading(found) == word
 
 
+def test_what_an_effect_is_beside_its_numbers_is_said_by_name() -> None:
+    with pytest.raises(TypeError, match="positional"):
+        Effect(0.1, 0.0, 0.2, "chance", 0.03, 0.01, "trivial cue")  # type: ignore[misc]
+
+
 def test_a_p_that_the_family_took_back_shows_nothing() -> None:
     assert reading(effect(0.2, 0.05), p=0.06) == "unclear"
     cases = [Case(str(i), 0.7, effect(0.2, 0.05, p=0.02), family="task") for i in range(3)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -70,6 +70,7 @@ class Effect:
     against: str
     margin: float
     p: float | None = None
+    _: KW_ONLY
     kind: Explanation = "chance"
     no_worse: bool = False
     seen: bool = False

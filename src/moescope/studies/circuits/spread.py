@@ -7,6 +7,7 @@ from scipy.stats import norm
 
 from moescope.stats import Difference
 from moescope.studies.circuits.scorer import Scorer
+from moescope.study.paired import joined
 from moescope.study.verdicts import Effect
 from moescope.types import Explanation
 
@@ -28,8 +29,7 @@ def between(first: np.ndarray, second: np.ndarray, groups: np.ndarray, *, spread
 def apart(a: tuple[float, float, float], b: tuple[float, float, float]) -> Difference:
     """a - b of two independent measurements, each (value, low, high)."""
     value = a[0] - b[0]
-    low = value - float(np.hypot(a[0] - a[1], b[2] - b[0]))
-    high = value + float(np.hypot(a[2] - a[0], b[0] - b[1]))
+    low, high = joined(value, (a[1] - b[0], a[2] - b[0]), (a[0] - b[2], a[0] - b[1]))
     return Difference(value, low, high, normal_p(value, low, high))
 
 
@@ -44,4 +44,4 @@ def effect_of(
 ) -> Effect:
     """A difference as what decides a claim; where it must not be a loss, p follows from interval and margin."""
     p = None if no_worse or np.isnan(found.p) else found.p
-    return Effect(found.value, found.low, found.high, against, margin, p, kind, no_worse, share)
+    return Effect(found.value, found.low, found.high, against, margin, p, kind=kind, no_worse=no_worse, share=share)

@@ -74,6 +74,13 @@ def result(tasks: list[Task]) -> StudyResult:
     return circuits(load("dense-tiny", head=True), tasks, settings)
 
 
+def test_every_control_has_a_name_in_the_figure(result: StudyResult) -> None:
+    (axes, *_) = result.figure("controls").axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert len(names) == result.tables["controls"]["control"].nunique()
+    assert [name for name in names if "_" in name] == []
+
+
 def test_every_table_and_claim_is_there(result: StudyResult) -> None:
     columns = {
         "effects": "task effect value low high p against bits k",

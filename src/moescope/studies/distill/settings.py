@@ -58,8 +58,8 @@ class DistillSettings(Judged):
     """Passes over the training split (published: 100)."""
     batch: Annotated[int, at_least(1)] = 1024
     """Vectors in a step."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the students' dense products and router scores; weights and updates stay float32."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Of the students' dense products and router scores (tf32: on a GPU); weights and updates stay float32."""
     revive: bool = False
     """Give dead experts a new start (not in the published protocol)."""
     tokens: Annotated[int | None, at_least(1)] = None

@@ -316,7 +316,7 @@ ROUTINES = [
     Routine("ratio of two students' errors", "p", _log_ratio, (15, 60, 400)),
     Routine("erasure, worst of six layers", "exact p", _erasure),
     Routine("experts' kinds, documents shuffled", "exact p", _kinds, (24, 60, 160)),
-    Routine("representational similarity", "exact p", _rsa, (20, 60, 120)),
+    Routine("representational similarity", "exact p", _rsa, (20, 40, 80)),
     Routine("Holm's, of a family of nulls", "p", _family(holm), (2, 5, 20)),
     Routine("Benjamini and Hochberg's, of nulls", "exact p", _family(benjamini_hochberg), (2, 5, 20)),
     Routine("overlap of two tens, hypergeometric", "safe p", _overlap, (40, 100, 400)),

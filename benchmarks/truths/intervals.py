@@ -193,12 +193,12 @@ def crossed(n: int, seed: int, lift: float) -> dict[str, float]:
     y, hard = np.arange(n) % 2, rng.normal(size=n)
     luck = 0.15 * rng.normal(size=100)
     luck[0] += lift
-    drawn = np.stack([hits(norm.cdf(0.5 + z), hard, rng) for z in luck])
+    drawn = np.stack([hits(norm.cdf(z), hard, rng) for z in luck])
     return cross_row("refit", drawn[0], drawn[1:], Scorer(y, np.arange(n)))
 
 
 def _cross(n: int, seed: int) -> Drawn:
-    row = crossed(n, seed, 0.5)
+    row = crossed(n, seed, 0.3)
     return row["gap"], row["gap_low"], row["gap_high"], NAN
 
 

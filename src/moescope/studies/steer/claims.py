@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from moescope.study.paired import interval_p, joined
@@ -102,7 +101,7 @@ def _effect(sign: int, row: dict[str, Any], what: str, against: str, margin: flo
     """``effect`` of a row, or its ``excess_`` over random sets, whose spread then widens the interval."""
     value = sign * row[what.rstrip("_") or "effect"]
     low, high = sorted((sign * row[f"{what}low"], sign * row[f"{what}high"]))
-    p = interval_p(value, low, high) if not np.isnan(low) else float("nan")
+    p = interval_p(value, low, high)
     if what:
         sets = sorted(sign * (row["effect"] - row[f"random_{end}"]) for end in ("low", "high"))
         low, high = joined(value, (low, high), (sets[0], sets[1]))

@@ -234,6 +234,17 @@ def test_one_banned_expert_has_as_many_matches_as_the_default_asks_for(number: i
         assert 0.8 < usage_ratio(boost, near, usage) < 1.25
 
 
+def test_the_most_used_expert_of_every_layer_stand_beside_more_of_the_others() -> None:
+    rng = np.random.default_rng(0)
+    usage = {layer: rng.dirichlet(np.full(16, 1.0)) * 2 for layer in range(5)}
+    ban = ExpertEdits(ban=frozenset(Expert(layer, int(e)) for layer, u in usage.items() for e in np.argsort(-u)[:1]))
+    sets = matched_edits(ban, usage, n_sets=SteerSettings().n_random)
+    assert len({str(s) for s in sets}) == 199
+    assert usage_ratio(ban, sets, usage) == pytest.approx(1, abs=0.1)
+    for one in sets:
+        assert max(sum(e.layer == layer for e in one.ban) for layer in usage) <= 8  # the layer must go on routing
+
+
 def test_where_no_expert_is_used_as_much_that_control_is_named_as_not_run() -> None:
     row = studied(0.2).to_frame("effects").query("match == 'overall' and category == 'capitals'")
     (case,) = steering_claims(Steering("ban 0:0", BAN, "capitals", "harm"), row.assign(usage_ratio=0.3), 0.02, 0.05)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from moescope.studies.steer.experts_match import MATCHED
 from moescope.study.paired import interval_p, joined
 from moescope.study.verdicts import Case, Effect, reading
 from moescope.types import Claim, Control
@@ -33,8 +34,6 @@ def steering_claims(steering: Steering, effects: pd.DataFrame, margin: float, al
 
 
 _MATCHED = {"overall": "over all text", "target": "in the category"}
-_ALIKE = 1.25
-"""By how much the use of random experts (or the norm of random neurons) may differ for them to count as matched."""
 
 
 def _target(steering: Steering, rows: list[dict[str, Any]], margin: float, alpha: float) -> Case:
@@ -114,7 +113,7 @@ def _unmatched(rows: list[dict[str, Any]]) -> tuple[str, ...]:
     return tuple(
         f"random ones used as much {_MATCHED[row['match']]} (those that there are: {row['usage_ratio']:.2f} times as much)"
         for row in rows
-        if not 1 / _ALIKE <= row["usage_ratio"] <= _ALIKE
+        if not 1 / MATCHED <= row["usage_ratio"] <= MATCHED
     )
 
 

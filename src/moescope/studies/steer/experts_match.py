@@ -10,6 +10,7 @@ from moescope.errors import InputError
 from moescope.intervene.experts import Expert, ExpertEdits
 
 _RARE = 1e-4  # usage below one token in ten thousand counts as that
+MATCHED = 1.25  # by how much the use of random experts may differ for them to count as matched
 _ALIKE = 0.1  # by how much the use of several banned experts may differ, as a share of what they stand for
 
 
@@ -22,10 +23,10 @@ def matched_edits(
     frequencies): twice as many as are edited there, at least 4. In a layer where more than half of the experts are edited (a
     boost of every expert, say) the values are shuffled over all its experts instead.
 
-    A single expert has four such neighbours, too few for a test. Where that leaves fewer than ``n_sets`` different sets, usage
-    comes before the layer: bans stand beside bans of unedited experts of any layer that together are used as much within a
-    tenth, as few experts as give so many sets; each other edit beside that of an expert of any layer, from as many of the
-    nearest in usage as it takes.
+    A single expert has four such neighbours, too few for a test, and the most used ones have none that are used as much. Where
+    that leaves fewer than ``n_sets`` different sets, or sets not used as much, usage comes before the layer: bans stand beside
+    bans of unedited experts of any layer that together are used as much within a tenth, as few experts as give so many
+    sets; each other edit beside that of an expert of any layer, from as many of the nearest in usage as it takes.
 
     Args:
         usage: for each layer (E,): the share of tokens sent to each expert.
@@ -41,15 +42,19 @@ def matched_edits(
     rng = np.random.default_rng(seed)
     tries = 20 * n_sets  # a set that was drawn already costs one: stop when new ones have become rare
     only_bans = not (edits.force or edits.boost or edits.scale)
-    best: dict[tuple[object, ...], ExpertEdits] = {}
+    nearest: list[tuple[int, float, dict[tuple[object, ...], ExpertEdits]]] = []
     for draws in (_in_layers, _used_as_much if only_bans else _anywhere):
         found: dict[tuple[object, ...], ExpertEdits] = {}
         for moved in draws(edits, usage, tries, rng):
             if (key := _key(moved)) != _key(edits):
                 found.setdefault(key, moved)
             if len(found) == n_sets:
-                return list(found.values())
-        best = max(best, found, key=len)
+                break
+        apart = abs(np.log(usage_ratio(edits, list(found.values()), usage))) if found else np.inf
+        if len(found) == n_sets and apart <= np.log(MATCHED):
+            return list(found.values())
+        nearest.append((-len(found), float(apart), found))
+    best = min(nearest, key=lambda one: one[:2])[2]
     if not best:
         raise InputError(f"{edits}: there is no other set of experts to compare with; edit fewer experts of the layer")
     return list(best.values())

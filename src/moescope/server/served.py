@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from moescope.errors import InputError
 from moescope.models import load
 from moescope.models.experts.layers import ExpertLayer, find_layers
-from moescope.models.load import HeadMissing
+from moescope.models.weights import HeadMissing
 from moescope.report.format import number
 from moescope.routing.generate import can_generate
 from moescope.runtime.exit.classifier import ExitClassifier

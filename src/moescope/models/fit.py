@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 import transformers
@@ -13,8 +13,8 @@ import transformers
 from moescope.errors import InputError
 from moescope.files.memory import available_memory, gib
 from moescope.models.weights import Stored, quantization_of
+from moescope.types import Precision
 
-Precision = Literal["auto", "fp32", "bf16", "fp16", "int8", "int4"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 IN_FULL = 2**30
 """Weights up to which a checkpoint of 16 bits is computed in 32: 4 GiB."""

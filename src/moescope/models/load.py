@@ -15,7 +15,7 @@ from torch import nn
 
 from moescope.errors import InputError
 from moescope.models.adapters import ADAPTER, attach, base_of
-from moescope.models.fit import DTYPES, Precision, check_precision, check_room, plan_of
+from moescope.models.fit import DTYPES, check_precision, check_room, plan_of
 from moescope.models.memory import name_of, pair_of, plain
 from moescope.models.pretrained import is_encoder, quiet, read_config, read_module, read_tokenizer
 from moescope.models.sites import describe_sites
@@ -23,7 +23,7 @@ from moescope.models.source import Source, check_folder, find_source, has_tokeni
 from moescope.models.structure import resolve
 from moescope.models.taps import Structure, TapPoint
 from moescope.models.weights import OPTIONAL, HeadMissing, quantization_of, stored
-from moescope.types import SITE_KINDS, Site
+from moescope.types import SITE_KINDS, Precision, Site
 
 
 @dataclass
@@ -58,6 +58,12 @@ class LoadedModel:
     def d_model(self) -> int:
         """Width of the residual stream."""
         return self.structure.d_model
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Number of token ids that the embedding has a row for; None where it is not a table."""
+        table = self.body.get_input_embeddings() if hasattr(self.body, "get_input_embeddings") else None
+        return getattr(table, "num_embeddings", None)
 
     @property
     def has_head(self) -> bool:

@@ -19,6 +19,10 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "tekken.json")
 
 
+MODEL_FILES = ("config.json", "adapter_config.json")
+"""By either, a folder is known as a model's or an adapter's."""
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a model lies: its name for reports, the folder, and the commit it comes from (None: not from a Hub)."""

@@ -81,7 +81,7 @@ def empty_array(rows: int, columns: int, what: str) -> np.ndarray:
             f"{what}: {rows} x {columns} values take {gib(size)}, memory has {gib(free)} free and {folder} has no room "
             f"({error.strerror}): name a larger folder in TMPDIR, or read fewer examples (limit) or sites (site)"
         ) from error
-    warnings.warn(f"{what}: {gib(size)}, while memory has {gib(free)} free; kept in a temporary file in {folder}", stacklevel=3)
+    warnings.warn(f"{what}: {gib(size)}, more than memory has room for; kept in a temporary file in {folder}", stacklevel=3)
     return array
 
 

@@ -62,7 +62,8 @@ class LoadedModel:
     @property
     def vocabulary(self) -> int | None:
         """Number of token ids that the embedding has a row for; None where it is not a table."""
-        table = self.body.get_input_embeddings() if hasattr(self.body, "get_input_embeddings") else None
+        body: Any = self.body
+        table = body.get_input_embeddings() if hasattr(body, "get_input_embeddings") else None
         return getattr(table, "num_embeddings", None)
 
     @property

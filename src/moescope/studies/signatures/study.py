@@ -79,6 +79,7 @@ def signatures(
         labelled = None if prompts is None else context.prompts(prompts)
         loaded = None if settings.tokenizer is None else context.load(settings.tokenizer)
     else:
+        assert not isinstance(model, RoutingTrace)
         labelled = context.prompts(prompts or DEFAULT_PROMPTS)
         # Before the model runs for minutes.
         check_categories([p.id for p in labelled], [p.category for p in labelled])

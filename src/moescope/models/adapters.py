@@ -10,6 +10,7 @@ import contextlib
 import copy
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,12 @@ def attach(module: Any, folder: Path, name: str) -> Any:
     """
     import peft
 
+    # what peft has to say about vocabularies and names is checked below
+    with warnings.catch_warnings(action="ignore"):
+        return _attach(module, folder, name, peft)
+
+
+def _attach(module: Any, folder: Path, name: str, peft: Any) -> Any:
     try:
         config = peft.PeftConfig.from_pretrained(str(folder))
         config.inference_mode = True

@@ -164,7 +164,7 @@ def rotations(columns: Columns, seed: int) -> dict[int, np.ndarray]:
 
 def standardised(x: np.ndarray, columns: Columns) -> np.ndarray:
     """Each column about its mean, in its standard deviations (a constant one: nought); a site at a time, for x may be large."""
-    out = empty_array(*x.shape, "standardised activations")
+    out = empty_array(len(x), columns.n, "standardised activations")
     for position in range(len(columns.sites)):
         part = columns.slice_of(position)
         sd = x[:, part].std(0)
@@ -178,7 +178,7 @@ def rotated(x: np.ndarray, columns: Columns, bases: dict[int, np.ndarray]) -> np
     If "neurons" are special, the top K coordinates must carry less after rotation. Standardise first: a coordinate of a wide
     spread that knows nothing would be in every rotated one.
     """
-    out = empty_array(*x.shape, "rotated activations")
+    out = empty_array(len(x), columns.n, "rotated activations")
     for position, width in enumerate(columns.widths):
         part = columns.slice_of(position)
         out[:, part] = x[:, part] @ bases[width]

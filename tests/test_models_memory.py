@@ -234,7 +234,7 @@ def test_the_precision_is_the_checkpoints(tmp_path: Path, stored: str, monkeypat
     assert (small.dtype, small.stored) == (torch.float32, stored)
     task = moescope.tasks.load_task("certainty=halueval", limit=60)
     result = moescope.circuits(tmp_path, [task], QUICK)
-    assert (result.meta["dtype"], result.meta["stored_dtype"], result.meta["quantization"]) == ("float32", stored, None)
+    assert (result.meta["dtype"], result.meta["stored_dtype"], result.meta.get("quantisation")) == ("float32", stored, None)
     assert any(f"weights stored in {stored} were computed in float32" in note for note in result.meta["notes"])
     monkeypatch.setattr("moescope.models.fit.IN_FULL", 100)
     large = load(tmp_path)
@@ -258,7 +258,7 @@ def test_quantised_on_the_way_in(tmp_path: Path, dtype: Any) -> None:
     plain.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     model = load(tmp_path, dtype=dtype, head=True, device="cpu")
-    assert model.quantization == f"bitsandbytes {dtype}"
+    assert model.quantisation == f"bitsandbytes {dtype}"
     assert model.sites() == from_model(plain, None).sites()
     x = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
     exact = plain.model.layers[0].self_attn.q_proj(x)
@@ -269,7 +269,7 @@ def test_quantised_on_the_way_in(tmp_path: Path, dtype: Any) -> None:
     model.module.save_pretrained(tmp_path / "quantised")
     tiny_tokenizer().save_pretrained(tmp_path / "quantised")
     again = load(tmp_path / "quantised", device="cpu")
-    assert again.quantization == model.quantization
+    assert again.quantisation == model.quantisation
     with pytest.raises(InputError, match="are quantised already"):
         load(tmp_path / "quantised", dtype="int4")
 

@@ -33,7 +33,7 @@ class LoadedModel:
     ``module`` is what was loaded; ``body`` the transformer without head (the same object when loaded body only).
     ``revision`` is the commit on the Hub, None for local and embedded models. ``device`` is where token ids go in.
     ``is_encoder`` tells a masked language model (BERT) from a causal one. ``stored`` is the precision of the checkpoint
-    where ``dtype`` is another, ``quantization`` how the weights are quantised (``bitsandbytes int4``); else both are None.
+    where ``dtype`` is another, ``quantisation`` how the weights are quantised (``bitsandbytes int4``); else both are None.
     """
 
     name: str
@@ -47,7 +47,7 @@ class LoadedModel:
     config: Any
     structure: Structure = field(repr=False)
     stored: str | None = None
-    quantization: str | None = None
+    quantisation: str | None = None
 
     @property
     def n_layers(self) -> int:
@@ -122,8 +122,8 @@ def load(
     """Load a model by name, local folder or Hub id, or take one that is in memory. Safetensors only; no pickle is ever read.
 
     Args:
-        model: embedded name, ``minilm`` (with the extra of that name), local folder (plain or in the Hub cache's layout) or
-            Hub id; also of an adapter, which is merged into its base. Or a transformers or peft model, alone or as
+        model: embedded name; ``minilm``, ``smollm2`` or ``gemma3-270m`` (with their packages); local folder (plain or in the
+            Hub cache's layout); GGUF file, or a folder that holds one; or Hub id; also of an adapter, which is merged into its base. Or a transformers or peft model, alone or as
             ``(model, tokenizer)``: then only ``tokenizer`` and ``head`` count of the rest.
         tokenizer: of a model in memory.
         dtype: ``fp32``, ``bf16`` or ``fp16``: weights are converted to it; ``int8`` or ``int4``: quantised by bitsandbytes;
@@ -163,6 +163,7 @@ def load(
         module = read_module(source, config, plan, device_map, head, trust_remote_code)
         tokenizer = read_tokenizer(source.folder, trust_remote_code)
     loaded = from_model(module, tokenizer, name=source.name, revision=source.revision)
+    loaded.quantisation = source.quantisation or loaded.quantisation
     loaded.stored = held.dtype if DTYPES[held.dtype] != plan.dtype else None
     return loaded
 
@@ -193,7 +194,7 @@ def _with_adapter(source: Source, head: bool, options: dict[str, Any]) -> Loaded
         own = has_tokenizer(source.folder)
         tokenizer = read_tokenizer(source.folder, options["trust_remote_code"]) if own else base.tokenizer
     loaded = from_model(module if head else module.base_model, tokenizer, name=source.name, revision=source.revision)
-    loaded.stored = base.stored
+    loaded.stored, loaded.quantisation = base.stored, base.quantisation
     return loaded
 
 
@@ -227,7 +228,7 @@ def from_model(model: nn.Module, tokenizer: Any, name: str = "model", *, revisio
         is_encoder=is_encoder(config),
         config=config,
         structure=structure,
-        quantization=quantization_of(config),
+        quantisation=quantization_of(config),
     )
 
 

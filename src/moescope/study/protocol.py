@@ -94,8 +94,11 @@ class Context:
         computed = str(loaded.dtype).removeprefix("torch.")
         if loaded.stored is not None:
             self.note(f"{loaded.name}: weights stored in {loaded.stored} were computed in {computed} (dtype)")
-        if loaded.quantization is not None:
-            self.note(f"{loaded.name}: its weights are quantised ({loaded.quantization}), computed in {computed}")
+        if loaded.quantisation is not None:
+            self.note(
+                f"Note: the weights of {loaded.name} are a quantised copy ({loaded.quantisation}); figures of the model that it "
+                "was made from may differ, and none counts as reproduced."
+            )
         return loaded
 
     def tasks(self, tasks: TasksLike, *, least: int = 1) -> list[Task]:

@@ -59,7 +59,7 @@ def subject(model: LoadedModel, tasks: Sequence[Task]) -> dict[str, Any]:
         "width": model.d_model,
         "dtype": str(model.dtype).removeprefix("torch."),
         "stored_dtype": model.stored,
-        "quantization": model.quantization,
+        **({} if model.quantisation is None else {"quantisation": model.quantisation}),
         "device": str(model.device),
         "tasks": [task.name for task in tasks],
         "data": {task.name: {"source": task.source, "n": len(task), "sha256": task.sha256} for task in tasks},

@@ -123,8 +123,9 @@ def load(
 
     Args:
         model: embedded name; ``minilm``, ``smollm2`` or ``gemma3-270m`` (with their packages); local folder (plain or in the
-            Hub cache's layout); GGUF file, or a folder that holds one; or Hub id; also of an adapter, which is merged into its base. Or a transformers or peft model, alone or as
-            ``(model, tokenizer)``: then only ``tokenizer`` and ``head`` count of the rest.
+            Hub cache's layout); GGUF file, or a folder that holds one; or Hub id; also of an adapter, which is merged into its
+            base. Or a transformers or peft model, alone or as ``(model, tokenizer)``: then only ``tokenizer`` and ``head``
+            count of the rest.
         tokenizer: of a model in memory.
         dtype: ``fp32``, ``bf16`` or ``fp16``: weights are converted to it; ``int8`` or ``int4``: quantised by bitsandbytes;
             ``auto``: the checkpoint's own, but fp32 for a checkpoint of 16 bits with at most 2^30 weights.

@@ -96,8 +96,8 @@ class Context:
             self.note(f"{loaded.name}: weights stored in {loaded.stored} were computed in {computed} (dtype)")
         if loaded.quantisation is not None:
             self.note(
-                f"Note: the weights of {loaded.name} are a quantised copy ({loaded.quantisation}); figures of the model that it "
-                "was made from may differ, and none counts as reproduced."
+                f"Note: the weights of {loaded.name} are a quantised copy ({loaded.quantisation}); figures of the model that "
+                "it was made from may differ, and none counts as reproduced."
             )
         return loaded
 

@@ -154,7 +154,7 @@ def test_paths_that_are_no_model(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "int8"}, "dtype 'int8' is unknown: choose from fp32, bf16, fp16"),
+        ({"dtype": "int7"}, "dtype 'int7' is unknown: choose from auto, fp32, bf16, fp16, int8, int4"),
         ({"device": "toaster"}, "device 'toaster' is unknown"),
         ({"device": "cuda:99"}, "device 'cuda:99' is not there"),
         ({"device": "cpu", "device_map": "auto"}, "exclude each other"),

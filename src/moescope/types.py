@@ -7,6 +7,8 @@ from typing import Any, Literal, get_args
 
 SiteKind = Literal["embed", "resid", "attn_out", "mlp_in", "mlp_act", "mlp_out", "router"]
 SITE_KINDS: tuple[SiteKind, ...] = ("embed", "resid", "attn_out", "mlp_in", "mlp_act", "mlp_out", "router")
+Precision = Literal["auto", "fp32", "bf16", "fp16", "int8", "int4"]
+"""Of a model's weights; ``auto`` is the checkpoint's own, see :func:`moescope.models.load`."""
 
 
 @dataclass(frozen=True, order=True)

@@ -12,6 +12,7 @@ from moescope.capture.encode import Batch, Encoded, PaddingSide, SpecialTokens, 
 from moescope.capture.position import Position, check_position, token_index, weights
 from moescope.capture.session import Reduce, capture
 from moescope.errors import InputError
+from moescope.files.memory import empty_array
 from moescope.types import Site
 
 if TYPE_CHECKING:
@@ -36,11 +37,12 @@ def activations(
 ) -> np.ndarray:
     """The vector of each text at each site: float32 (N, S, D), rows in the order of ``texts``.
 
+    What is too large for memory is kept in a temporary file, see :func:`moescope.files.memory.empty_array`.
+
     Args:
         sites: sites of one width D.
         position, skip_special: see :data:`~moescope.capture.position.Position`. ``"all"`` is refused: use
-            :func:`~moescope.capture.moments` or :class:`~moescope.capture.ActivationStore`, which also keeps on disk what is
-            too large for memory.
+            :func:`~moescope.capture.moments` or :class:`~moescope.capture.ActivationStore`.
         batch_tokens: rows x longest row of a batch, padding counted.
 
     Raises:
@@ -51,7 +53,7 @@ def activations(
         raise InputError('position: "all" has no single vector per text; use moments() or ActivationStore')
     width = common_width(model, sites)
     encoded = encode(model, texts, max_tokens=max_tokens, special_tokens=special_tokens)
-    result = np.empty((len(encoded), len(sites), width), np.float32)
+    result = empty_array(len(encoded), len(sites) * width, "activations").reshape(len(encoded), len(sites), width)
     out = {(site, position): result[:, i] for i, site in enumerate(sites)}
     read_into(
         out, model, encoded, skip_special=skip_special, batch_tokens=batch_tokens, side=padding_side, progress=progress

@@ -121,6 +121,7 @@ def encode(
         if limit is not None and len(texts) and texts.lengths.max() > limit:
             row = int(texts.lengths.argmax())
             raise InputError(f"text {texts.first + row}: {texts.lengths[row]} tokens, but the limit is {limit}; shorten it")
+        check_vocabulary(model, texts.ids, "text", texts.offsets, texts.first)
         return texts
     if isinstance(texts, str):
         raise InputError("texts: one string was given; give a list of strings")
@@ -152,7 +153,34 @@ def encode(
     offsets = _offsets([len(row) for row in ids])
     if not ids:
         return Encoded(np.zeros(0, np.int32), np.zeros(0, bool), offsets, first_row)
-    return Encoded(np.concatenate(ids), np.concatenate(special), offsets, first_row)
+    flat = np.concatenate(ids)
+    check_vocabulary(model, flat, "text", offsets, first_row)
+    return Encoded(flat, np.concatenate(special), offsets, first_row)
+
+
+def check_vocabulary(
+    model: LoadedModel, ids: np.ndarray, what: str, offsets: np.ndarray | None = None, first_row: int = 0
+) -> None:
+    """That the model's embedding has a row for each of the token ids (total tokens,).
+
+    Args:
+        what: of what these are, in the message; numbered from ``first_row`` where ``offsets`` (N + 1,) part them.
+
+    Raises:
+        InputError: it has not; names the token, its id and where it stands.
+    """
+    known = model.vocabulary
+    if known is None or not len(ids) or (int(ids.min()) >= 0 and int(ids.max()) < known):
+        return
+    place = int(np.flatnonzero((ids < 0) | (ids >= known))[0])
+    number = int(ids[place])
+    token = model.tokenizer.convert_ids_to_tokens(number) if model.tokenizer is not None and number >= 0 else None
+    row = "" if offsets is None else f" {first_row + int(np.searchsorted(offsets, place, side='right')) - 1}"
+    named = f"token {token!r} has" if token else "a token has"
+    raise InputError(
+        f"{what}{row}: {named} id {number}, and the embedding of {model.name} ends at {known - 1}: the tokenizer is not this "
+        "model's; give the one that was saved with it, or a model whose embedding was resized with it"
+    )
 
 
 def _offsets(lengths: list[int]) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moescope.capture.encode import encode
+from moescope.capture.encode import check_vocabulary, encode
 from moescope.capture.session import capture
 from moescope.errors import InputError
 from moescope.intervene.replicas import Progress, Reading, Replicas
@@ -145,4 +145,6 @@ def encode_paragraphs(model: LoadedModel, paragraphs: Sequence[str], *, enough: 
         pieces += model.tokenizer(paragraph + "\n", add_special_tokens=False, verbose=False)["input_ids"]
         if len(pieces) >= enough:
             break
-    return np.array(pieces, dtype=np.int32)
+    ids = np.array(pieces, dtype=np.int32)
+    check_vocabulary(model, ids, "plain text")
+    return ids

@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from safetensors import SafetensorError
 from torch import nn
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from moescope.errors import InputError
+from moescope.models.adapters import ADAPTER, attach, base_of
+from moescope.models.fit import DTYPES, check_precision, check_room, plan_of
+from moescope.models.memory import name_of, pair_of, plain
+from moescope.models.pretrained import is_encoder, quiet, read_config, read_module, read_tokenizer
 from moescope.models.sites import describe_sites
-from moescope.models.source import Source, check_folder, find_source
+from moescope.models.source import Source, check_folder, find_source, has_tokenizer, weight_files
 from moescope.models.structure import resolve
 from moescope.models.taps import Structure, TapPoint
-from moescope.types import SITE_KINDS, Site
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-# What loading a foreign or garbled checkpoint can throw; anything else is a bug of ours and keeps its traceback.
-_LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
-
-
-class HeadMissing(InputError):
-    """A checkpoint of a body only was asked for its language-model head."""
+from moescope.models.weights import OPTIONAL, HeadMissing, quantization_of, stored
+from moescope.types import SITE_KINDS, Precision, Site
 
 
 @dataclass
@@ -41,7 +32,8 @@ class LoadedModel:
 
     ``module`` is what was loaded; ``body`` the transformer without head (the same object when loaded body only).
     ``revision`` is the commit on the Hub, None for local and embedded models. ``device`` is where token ids go in.
-    ``is_encoder`` tells a masked language model (BERT) from a causal one.
+    ``is_encoder`` tells a masked language model (BERT) from a causal one. ``stored`` is the precision of the checkpoint
+    where ``dtype`` is another, ``quantisation`` how the weights are quantised (``bitsandbytes int4``); else both are None.
     """
 
     name: str
@@ -54,8 +46,8 @@ class LoadedModel:
     is_encoder: bool
     config: Any
     structure: Structure = field(repr=False)
+    stored: str | None = None
     quantisation: str | None = None
-    """of the file that the weights were read from, where it held them in fewer bits"""
 
     @property
     def n_layers(self) -> int:
@@ -66,6 +58,13 @@ class LoadedModel:
     def d_model(self) -> int:
         """Width of the residual stream."""
         return self.structure.d_model
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Number of token ids that the embedding has a row for; None where it is not a table."""
+        body: Any = self.body
+        table = body.get_input_embeddings() if hasattr(body, "get_input_embeddings") else None
+        return getattr(table, "num_embeddings", None)
 
     @property
     def has_head(self) -> bool:
@@ -101,7 +100,7 @@ class LoadedModel:
         """
         digest = hashlib.sha256(json.dumps(_stable_config(self.config), sort_keys=True, default=str).encode())
         for name, tensor in sorted(self.body.state_dict().items()):
-            if name.startswith(_OPTIONAL):
+            if name.startswith(OPTIONAL):
                 continue
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             if not tensor.is_meta:
@@ -110,21 +109,26 @@ class LoadedModel:
 
 
 def load(
-    model: str | Path,
+    model: Any,
     *,
-    dtype: str = "fp32",
+    tokenizer: Any = None,
+    dtype: Precision = "auto",
     device: str | None = None,
     device_map: Any = None,
     revision: str | None = None,
     head: bool = False,
     trust_remote_code: bool = False,
 ) -> LoadedModel:
-    """Load a model by name, local folder or Hub id. Safetensors only; no pickle is ever read.
+    """Load a model by name, local folder or Hub id, or take one that is in memory. Safetensors only; no pickle is ever read.
 
     Args:
         model: embedded name; ``minilm``, ``smollm2`` or ``gemma3-270m`` (with their packages); local folder (plain or in the
-            Hub cache's layout); GGUF file, or a folder that holds one; or Hub id.
-        dtype: ``fp32``, ``bf16`` or ``fp16``; weights are converted to it.
+            Hub cache's layout); GGUF file, or a folder that holds one; or Hub id; also of an adapter, which is merged into its
+            base. Or a transformers or peft model, alone or as ``(model, tokenizer)``: then only ``tokenizer`` and ``head``
+            count of the rest.
+        tokenizer: of a model in memory.
+        dtype: ``fp32``, ``bf16`` or ``fp16``: weights are converted to it; ``int8`` or ``int4``: quantised by bitsandbytes;
+            ``auto``: the checkpoint's own, but fp32 for a checkpoint of 16 bits with at most 2^30 weights.
         device: as in torch (``cpu``, ``cuda``, ``cuda:1``); None takes a GPU if there is one.
         device_map: passed on to transformers (``"auto"``, or a dict); not together with ``device``.
         revision: branch, tag or commit on the Hub.
@@ -134,62 +138,101 @@ def load(
     Raises:
         InputError: the model cannot be found, read, or is of a kind without sites; one line with the mend.
     """
-    if dtype not in DTYPES:
-        raise InputError(f"dtype {dtype!r} is unknown: choose from {', '.join(DTYPES)}")
+    if not isinstance(model, str | Path):
+        return _in_memory(model, tokenizer, head)
+    check_precision(dtype)
     if device is not None and device_map is not None:
         raise InputError("device and device_map exclude each other: give one")
     place = None if device_map is not None else _device(device)
     if trust_remote_code:
         warnings.warn(f"trust_remote_code: Python code that comes with {str(model)!r} will be run", stacklevel=2)
     source = find_source(model, revision=revision, trust_remote_code=trust_remote_code)
+    if (source.folder / ADAPTER).is_file():
+        options = {"dtype": dtype, "device": device, "device_map": device_map, "trust_remote_code": trust_remote_code}
+        return _with_adapter(source, head, options)
     check_folder(source)
     # building a model draws random numbers; the caller's stream of them must not depend on whether one was loaded
-    with _quiet(), torch.random.fork_rng(devices=[]):
-        config = _config(source, trust_remote_code)
+    with quiet(), torch.random.fork_rng(devices=[]):
+        config = read_config(source, trust_remote_code)
         if getattr(config, "is_encoder_decoder", False):
             raise InputError(f"model type {config.model_type!r} is an encoder-decoder, which is not supported")
-        if device_map is None and place is not None and place.type != "cpu":
+        held = stored(weight_files(source.folder), config, source.name)
+        plan = plan_of(dtype, held, config, source.name)
+        check_room(source.name, plan, held, place)
+        if device_map is None and place is not None and (place.type != "cpu" or plan.quantise):
             device_map = {"": place}
-        module = _module(source, config, DTYPES[dtype], device_map, head, trust_remote_code)
-        tokenizer = _tokenizer(source, trust_remote_code)
+        module = read_module(source, config, plan, device_map, head, trust_remote_code)
+        tokenizer = read_tokenizer(source.folder, trust_remote_code)
     loaded = from_model(module, tokenizer, name=source.name, revision=source.revision)
-    loaded.quantisation = source.quantisation
+    loaded.quantisation = source.quantisation or loaded.quantisation
+    loaded.stored = held.dtype if DTYPES[held.dtype] != plan.dtype else None
+    return loaded
+
+
+def _in_memory(given: Any, tokenizer: Any, head: bool) -> LoadedModel:
+    if isinstance(given, LoadedModel):
+        loaded = given
+    else:
+        module, tokenizer = pair_of(given, tokenizer)
+        loaded = from_model(module, tokenizer, name=name_of(module))
+    if head and not loaded.has_head:
+        raise InputError(f"{loaded.name} has no language-model head, which is needed; load it with head=True", "model")
+    return loaded
+
+
+def _with_adapter(source: Source, head: bool, options: dict[str, Any]) -> LoadedModel:
+    """The base of the adapter in a folder, with the adapter merged; its own tokenizer where it brings one."""
+    name, revision = base_of(source.folder)
+    try:
+        try:
+            base = load(name, revision=revision, head=True, **options)  # what adapters are named after, also those of a body
+        except HeadMissing:
+            base = load(name, revision=revision, head=head, **options)
+    except InputError as error:
+        raise InputError(f"{source.folder} is an adapter of {name!r}, which cannot be loaded: {error}") from error
+    with quiet(), torch.random.fork_rng(devices=[]):
+        module = attach(base.module, source.folder, source.name)
+        own = has_tokenizer(source.folder)
+        tokenizer = read_tokenizer(source.folder, options["trust_remote_code"]) if own else base.tokenizer
+    loaded = from_model(module if head else module.base_model, tokenizer, name=source.name, revision=source.revision)
+    loaded.stored, loaded.quantisation = base.stored, base.quantisation
     return loaded
 
 
 def from_model(model: nn.Module, tokenizer: Any, name: str = "model", *, revision: str | None = None) -> LoadedModel:
     """Wrap a Hugging Face model that is in memory already; it is put into evaluation mode and frozen.
 
-    A tokenizer without a padding token gets its end-of-text token for it (padding is masked out everywhere).
+    A tokenizer without a padding token gets its end-of-text token for it (padding is masked out everywhere). Adapters are
+    merged into a copy, and the model itself left as it is; a head that does not predict tokens is left out.
 
     Raises:
-        InputError: the model has no sites (names its type), or no config.
+        InputError: the model has no sites (names its type), or no config, or adapters that cannot be merged.
     """
-    config = getattr(model, "config", None)
-    if config is None or not hasattr(config, "model_type"):
-        raise InputError(f"model {name!r} of class {type(model).__name__} has no Hugging Face config")
-    model.eval().requires_grad_(False)
-    body: Any = getattr(model, "base_model", model)
+    own: Any = plain(model, name)
+    config = own.config
+    own.eval().requires_grad_(False)
+    body: Any = getattr(own, "base_model", own)
+    if body is not own and hasattr(own, "get_output_embeddings") and own.get_output_embeddings() is None:
+        own = body  # of a classifier of texts or tokens
     structure = resolve(body, config)
     if tokenizer is not None and getattr(tokenizer, "pad_token", None) is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     entry = body.get_input_embeddings().weight if hasattr(body, "get_input_embeddings") else next(body.parameters())
     return LoadedModel(
         name=name,
-        module=model,
+        module=own,
         body=body,
         tokenizer=tokenizer,
         revision=revision,
         dtype=entry.dtype,
         device=entry.device,
-        is_encoder=_is_encoder(config),
+        is_encoder=is_encoder(config),
         config=config,
         structure=structure,
+        quantisation=quantization_of(config),
     )
 
 
-# Weights that some checkpoints of a body lack and no site depends on: BERT's pooler, for one.
-_OPTIONAL = ("pooler.",)
 _VOLATILE = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache")
 
 
@@ -207,10 +250,6 @@ def _sample_bytes(tensor: torch.Tensor, pieces: int = 8, size: int = 256) -> byt
     return flat.contiguous().cpu().view(torch.uint8).numpy().tobytes()
 
 
-def _is_encoder(config: Any) -> bool:
-    return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
-
-
 def _device(device: str | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -223,70 +262,3 @@ def _device(device: str | None) -> torch.device:
     if place.type not in ("cpu", "cuda") and not torch.get_device_module(place.type).is_available():
         raise InputError(f"device {device!r} is not there: use cpu or cuda")
     return place
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No loading bars and no load reports: what matters of them is checked here and raised."""
-    logging = transformers.utils.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
-
-
-def _config(source: Source, trust_remote_code: bool) -> Any:
-    try:
-        return transformers.AutoConfig.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
-    except _LOAD_ERRORS as error:
-        raise InputError(f"{source.folder / 'config.json'} cannot be used: {_first_line(error)}") from error
-
-
-def _module(source: Source, config: Any, dtype: torch.dtype, device_map: Any, head: bool, trust_remote_code: bool) -> nn.Module:
-    auto: Any = transformers.AutoModel
-    if head:
-        auto = transformers.AutoModelForMaskedLM if _is_encoder(config) else transformers.AutoModelForCausalLM
-    module: transformers.PreTrainedModel
-    try:
-        module, report = auto.from_pretrained(
-            source.folder,
-            config=config,
-            dtype=dtype,
-            device_map=device_map,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-        )
-    except _LOAD_ERRORS as error:
-        raise InputError(f"model {source.name!r} cannot be loaded: {_first_line(error)}") from error
-    prefix = f"{getattr(module, 'base_model_prefix', '')}."
-    body_keys = {f"{prefix}{name}" if head else name for name in module.base_model.state_dict()}
-    missing = sorted(report["missing_keys"])
-    lost = [key for key in missing if key in body_keys and not key.removeprefix(prefix).startswith(_OPTIONAL)]
-    if lost:
-        raise InputError(
-            f"model {source.name!r}: its weights lack {len(lost)} tensors that its config asks for ({lost[0]}): "
-            "the checkpoint is not of this architecture, or not whole"
-        )
-    if head and (absent := [key for key in missing if key not in body_keys]):
-        raise HeadMissing(
-            f"model {source.name!r} has no language-model head (its weights lack {absent[0]}): load it without one"
-        )
-    return module
-
-
-def _tokenizer(source: Source, trust_remote_code: bool) -> Any:
-    try:
-        return transformers.AutoTokenizer.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
-    except _LOAD_ERRORS as error:
-        raise InputError(f"the tokenizer in {str(source.folder)!r} cannot be used: {_first_line(error)}") from error

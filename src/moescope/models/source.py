@@ -20,6 +20,10 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "tekken.json")
 
 
+MODEL_FILES = ("config.json", "adapter_config.json")
+"""By either, a folder is known as a model's or an adapter's."""
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a model lies: its name for reports, the folder, and the commit it comes from (None: not from a Hub)."""
@@ -152,15 +156,26 @@ def check_folder(source: Source) -> None:
     config = _json(folder / "config.json")
     if not isinstance(config, dict) or not config.get("model_type"):
         raise InputError(f"{folder / 'config.json'} names no model_type: give a Hugging Face model's config")
-    for file in _weight_files(folder, names):
+    for file in weight_files(folder):
         _check_header(file)
-    if not names & set(TOKENIZER_FILES):
+    if not has_tokenizer(folder):
         raise InputError(
             f"model folder {str(folder)!r} has no tokenizer (tokenizer.json): save the model's tokenizer beside its weights"
         )
 
 
-def _weight_files(folder: Path, names: set[str]) -> list[Path]:
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer's file lies in the folder."""
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that make up the model in a folder, in order.
+
+    Raises:
+        InputError: there are none, or one is missing.
+    """
+    names = {path.name for path in folder.iterdir()}
     if "model.safetensors" in names:
         return [folder / "model.safetensors"]
     if "model.safetensors.index.json" in names:

@@ -24,6 +24,8 @@ from moescope.errors import InputError
 from moescope.models.taps import BatchShape, Structure, TapPoint
 from moescope.types import SITE_KINDS, Site
 
+_ADAPTER = re.compile("(^|_)(lora|adapter|dora|ia3)(_|$)")
+
 
 def resolve(body: nn.Module, config: Any) -> Structure:
     """Find every site of a transformer body from the shapes and places of its modules.
@@ -65,12 +67,26 @@ def _layer_stack(body: nn.Module, n_layers: int) -> tuple[nn.Module, ...]:
 
 
 def _linear_shape(module: nn.Module) -> tuple[int, int] | None:
-    """(in, out) of a linear map: nn.Linear and its quantised kin, or the transposed Conv1D of GPT-2; else None."""
+    """(in, out) of a linear map: nn.Linear and its quantised kin, the transposed Conv1D of GPT-2, or a map with adapters
+    (LoRA) beside it, which is one map as a whole; else None."""
     if hasattr(module, "in_features") and hasattr(module, "out_features"):
         return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
         return int(module.weight.shape[0]), int(module.nf)  # type: ignore[arg-type, index]
+    children = list(module.named_children())
+    if any(_ADAPTER.search(name) for name, _ in children):
+        shapes = [shape for name, child in children if not _ADAPTER.search(name) and (shape := _linear_shape(child))]
+        return shapes[0] if len(shapes) == 1 else None
     return None
+
+
+def _parts(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Every module under this one, by name, in the order in which it was built; what a linear map is made of, should it
+    be wrapped or have adapters, is no part of its own."""
+    for name, child in module.named_children():
+        yield prefix + name, child
+        if not _linear_shape(child):
+            yield from _parts(child, f"{prefix}{name}.")
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -135,7 +151,7 @@ def _before_residual(block: nn.Module, d_model: int) -> nn.Module:
     map that stands beside that norm; or, as in BLOOM, is handed the residual to add: then its last map to the model width.
     """
     if "residual" in inspect.signature(block.forward).parameters:
-        return [module for module in block.modules() if (_linear_shape(module) or (0, 0))[1] == d_model][-1]
+        return [module for _, module in _parts(block) if (_linear_shape(module) or (0, 0))[1] == d_model][-1]
     for module in block.modules():
         if module is block:
             continue
@@ -148,9 +164,9 @@ def _before_residual(block: nn.Module, d_model: int) -> nn.Module:
 
 def _rest(layer: nn.Module, attention: str | None) -> Iterator[tuple[str, nn.Module]]:
     """Every module under the layer outside attention (self or cross), in the order in which it was built."""
-    for name, module in layer.named_modules():
+    for name, module in _parts(layer):
         head = name.split(".", 1)[0].lower()
-        if name and head != (attention or "").lower() and "attn" not in head and "attention" not in head:
+        if head != (attention or "").lower() and "attn" not in head and "attention" not in head:
             yield name, module
 
 

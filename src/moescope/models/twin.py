@@ -29,10 +29,13 @@ def random_twin(model: LoadedModel, seed: int = 0) -> LoadedModel:
             module = build(copy.deepcopy(model.config))
         except (TypeError, ValueError, AttributeError) as error:
             raise InputError(f"model {model.name!r} cannot be built anew from its config: {error}") from error
+    numbers = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
     weights = dict(model.module.named_parameters()) | dict(model.module.named_buffers())
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if name in weights:
             target = weights[name]
             # offloaded weights sit on the meta device: their twin stays where the model takes its input
-            tensor.data = tensor.data.to(dtype=target.dtype, device=model.device if target.is_meta else target.device)
+            # quantised weights are codes, their twin's are not
+            dtype = target.dtype if target.dtype in numbers or not tensor.is_floating_point() else model.dtype
+            tensor.data = tensor.data.to(dtype=dtype, device=model.device if target.is_meta else target.device)
     return from_model(module, model.tokenizer, name=f"{model.name} (random twin, seed {seed})")

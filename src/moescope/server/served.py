@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moescope.errors import InputError
-from moescope.models import load
+from moescope.models import LoadedModel, load
 from moescope.models.experts.layers import ExpertLayer, find_layers
-from moescope.models.load import HeadMissing
+from moescope.models.weights import HeadMissing
 from moescope.report.format import number
 from moescope.routing.generate import can_generate
 from moescope.runtime.exit.classifier import ExitClassifier
@@ -21,7 +21,7 @@ from moescope.server.circuits import CircuitTrace, circuit_traces
 from moescope.study.result import load as load_result
 
 if TYPE_CHECKING:
-    from moescope.models import LoadedModel
+    from moescope.study.protocol import ModelLike
     from moescope.study.result import StudyResult
 
 Verdict = dict[str, str]
@@ -115,7 +115,7 @@ class Served:
 
 
 def gather(
-    model: str | LoadedModel,
+    model: ModelLike,
     *,
     exits: Sequence[str | Path] = (),
     route: str | Path | None = None,
@@ -125,7 +125,7 @@ def gather(
     """Load a model, with its head where it has one, and what belongs to it.
 
     Args:
-        model: Hub id, local folder, embedded name, or a loaded model.
+        model: Hub id, local folder, embedded name, or a model in memory.
         exits: folders of moescope exit: its result, or one classifier in it.
         route: a folder of moescope route: its result, or the router in it.
         circuits: a result of moescope circuits.
@@ -138,7 +138,7 @@ def gather(
     places = [place for folder in exits for place in _classifier_folders(Path(folder))]
     routing = _router_folder(Path(route)) if route is not None else None
     study = load_result(circuits) if circuits is not None else None
-    loaded = _load(model, load_options) if isinstance(model, str) else model
+    loaded = model if isinstance(model, LoadedModel) else _load(model, load_options)
     classifiers: dict[str, Classifier] = {}
     for place in places:
         made = load_exit(place, loaded)
@@ -157,7 +157,7 @@ def gather(
     return Served(loaded, classifiers, router, traces)
 
 
-def _load(model: str, options: dict[str, Any]) -> LoadedModel:
+def _load(model: ModelLike, options: dict[str, Any]) -> LoadedModel:
     try:
         return load(model, head=True, **options)
     except HeadMissing:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
+from torch import nn
 
 from moescope.errors import InputError
 from moescope.models import LoadedModel, load
@@ -38,8 +39,8 @@ from moescope.tasks import Prompt, Regrouped, load_prompts, load_task, regroup
 from moescope.tasks.passages import Passage, load_passages
 from moescope.types import Circuit, Claim, Task
 
-ModelLike = str | LoadedModel
-"""A Hub id, a local folder, an embedded name, or a loaded model."""
+ModelLike = str | Path | LoadedModel | nn.Module | tuple[Any, Any]
+"""A Hub id, a local folder, an embedded name, a loaded model, or (model, tokenizer) of transformers or peft in memory."""
 TasksLike = Sequence[Task | str] | Mapping[str, Task | str]
 """Tasks or their specifications (``"certainty=halueval"``), or both by name."""
 TextsLike = Sequence[Passage] | str | Path | None
@@ -76,18 +77,29 @@ class Context:
 
     # What a study works with
 
-    def load(self, model: ModelLike, *, head: bool = False, **options: Any) -> LoadedModel:
-        """The model, loaded as ``run`` says unless it is in memory already; ``head``: with its language-model head."""
-        if not isinstance(model, LoadedModel):
-            model = load(model, head=head, **{**self.run.load_options(), **options})
-        elif head and not model.has_head:
-            raise InputError(f"{model.name} has no head, which this study needs; load it with head=True", "model")
-        if model.quantisation is not None:
+    def load(self, model: ModelLike, *, head: bool = False, required: bool = True, **options: Any) -> LoadedModel:
+        """The model, loaded as ``run`` says unless it is in memory already, with its tokenizer.
+
+        Args:
+            head: with its language-model head.
+            required: also one that is in memory must have the head.
+
+        Raises:
+            InputError: the model cannot be had, or has no tokenizer.
+        """
+        asked = head and (required or isinstance(model, str | Path))
+        loaded = load(model, head=asked, **{**self.run.load_options(), **options})
+        if loaded.tokenizer is None:
+            raise InputError(f"{loaded.name} has no tokenizer, and its texts are to be read; give (model, tokenizer)", "model")
+        computed = str(loaded.dtype).removeprefix("torch.")
+        if loaded.stored is not None:
+            self.note(f"{loaded.name}: weights stored in {loaded.stored} were computed in {computed} (dtype)")
+        if loaded.quantisation is not None:
             self.note(
-                f"Note: the weights of {model.name} are a quantised copy ({model.quantisation}); figures of the model that it "
-                "was made from may differ, and none counts as reproduced."
+                f"Note: the weights of {loaded.name} are a quantised copy ({loaded.quantisation}); figures of the model that "
+                "it was made from may differ, and none counts as reproduced."
             )
-        return model
+        return loaded
 
     def tasks(self, tasks: TasksLike, *, least: int = 1) -> list[Task]:
         """The tasks, read where they are specifications; their names differ. Near-duplicate texts share a group, with a note.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from moescope.study.settings import Settings, at_least
+from moescope.types import Precision
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
@@ -25,8 +26,9 @@ class Run(Settings):
     """Replace a moescope result that stands in the folder."""
     seed: Annotated[int, at_least(0)] = 0
     """Seed of folds, permutations and random draws."""
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Precision of the model's weights."""
+    dtype: Precision = "auto"
+    """Precision of the model's weights; auto: the checkpoint's, but fp32 for 16-bit ones of at most 2^30 weights; int8 and
+    int4 need bitsandbytes."""
     device: str | None = None
     """cpu, cuda, cuda:1 … (default: cuda where there is one)."""
     device_map: str | None = None

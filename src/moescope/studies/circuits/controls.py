@@ -18,7 +18,7 @@ from moescope.studies.circuits.control_rows import Controls, both_hits, gap_colu
 from moescope.studies.circuits.control_task import control_labels
 from moescope.studies.circuits.depth import EVEN, RAW, best_site_hits, direction_hits, early_layer, layer_probes
 from moescope.studies.circuits.features import own_cv
-from moescope.studies.circuits.geometry import rotated, rotations
+from moescope.studies.circuits.geometry import rotated, rotations, standardised
 from moescope.studies.circuits.reread import Reread
 from moescope.studies.circuits.scorer import Scorer
 from moescope.studies.circuits.settings import CircuitSettings
@@ -233,8 +233,7 @@ def _control_task(out: Controls, tokenizer: Any) -> None:
 def _rotated(out: Controls) -> None:
     """The circuit sought in random bases of each site, its coordinates standardised so that no wide one fills them all."""
     settings, features, scorer = out.settings, out.found.features, out.found.scorer
-    sd = features.x.std(0)
-    level = (features.x - features.x.mean(0)) / np.where(sd > 0, sd, 1.0)
+    level = standardised(features.x, features.columns)
     hits = []
     for i in range(settings.n_rotations):
         bases = rotations(features.columns, features.seed + i)

@@ -11,6 +11,7 @@ import numpy as np
 from moescope.capture import Encoded, Position, encode
 from moescope.capture.activations import Progress, read_into
 from moescope.errors import InputError
+from moescope.files.memory import empty_array
 from moescope.models import LoadedModel, parse_sites
 from moescope.select.nested import CVResult, nested_cv
 from moescope.studies.circuits.settings import SearchSettings
@@ -142,7 +143,7 @@ def capture_features(
     embed = Site("embed", 0)
     places: list[tuple[Site, Position]] = [(site, settings.position) for site in dict.fromkeys([embed, *columns.sites])]
     places += [(site, "final") for site in final]
-    x = np.empty((len(encoded), columns.n), dtype=np.float32)
+    x = empty_array(len(encoded), columns.n, f"activations of {task.name}")
     parts = {site: x[:, columns.slice_of(i)] for i, site in enumerate(columns.sites)}
     out = {
         place: parts[place[0]]

@@ -9,6 +9,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import svds
 
+from moescope.files.memory import empty_array
 from moescope.stats import permutation_p, permuted_label_matrix
 from moescope.studies.circuits.features import Columns, Features
 
@@ -161,13 +162,23 @@ def rotations(columns: Columns, seed: int) -> dict[int, np.ndarray]:
     return bases
 
 
+def standardised(x: np.ndarray, columns: Columns) -> np.ndarray:
+    """Each column about its mean, in its standard deviations (a constant one: nought); a site at a time, for x may be large."""
+    out = empty_array(len(x), columns.n, "standardised activations")
+    for position in range(len(columns.sites)):
+        part = columns.slice_of(position)
+        sd = x[:, part].std(0)
+        out[:, part] = (x[:, part] - x[:, part].mean(0)) / np.where(sd > 0, sd, 1.0)
+    return out
+
+
 def rotated(x: np.ndarray, columns: Columns, bases: dict[int, np.ndarray]) -> np.ndarray:
     """The same activations in another orthonormal basis, one per width (shared by layers, as the skip path is).
 
     If "neurons" are special, the top K coordinates must carry less after rotation. Standardise first: a coordinate of a wide
     spread that knows nothing would be in every rotated one.
     """
-    out = np.empty_like(x)
+    out = empty_array(len(x), columns.n, "rotated activations")
     for position, width in enumerate(columns.widths):
         part = columns.slice_of(position)
         out[:, part] = x[:, part] @ bases[width]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from moescope.errors import InputError
@@ -49,7 +50,7 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
     """
     context = Context("circuits", settings, run)
     loaded_tasks = context.tasks(tasks)
-    loaded = context.load(model, head=settings.ablate is not None and isinstance(model, str))
+    loaded = context.load(model, head=settings.ablate is not None, required=False)
     columns = columns_of(loaded, settings.site)
     _check_sizes(columns, settings)
     tokens = ForwardTokens()
@@ -62,6 +63,8 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
         with tokens.of(loaded, "main"):
             here = capture_features(loaded, task, columns, settings, seed=run.seed, final=final, progress=reading, **limits)
         features[task.name] = here
+        if isinstance(here.x, np.memmap):
+            context.note(f"{task.name}: activations were kept in a temporary file, for memory had no room for them")
         who = "circuit" if settings.selection == "nested" else "circuit, its neurons selected on all rows as published"
         context.rows(FoldRows(f"{task.name}: {who}", here.groups, here.folds))
     twin = random_twin(loaded, run.seed) if settings.twin else None

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from moescope.capture.encode import check_vocabulary
 from moescope.errors import InputError
 from moescope.models import LoadedModel
 from moescope.studies.convert.settings import ConvertSettings
@@ -168,6 +169,7 @@ def _cut(model: LoadedModel, paragraphs: list[str], length: int, most: int, name
         if found >= most:
             break
     ids = np.concatenate(pieces)[: max(most, length)]
+    check_vocabulary(model, ids, name)
     count = len(ids) // length
     if count == 0:
         return empty

@@ -55,7 +55,7 @@ def reproduce(
         As :func:`distill`; the result has a further table ``published``.
     """
     context = Context("distill", settings, run)
-    loaded = context.load(EMBEDDED if model is None else model, head=model is None or isinstance(model, str))
+    loaded = context.load(EMBEDDED if model is None else model, head=True, required=False)
     source = next((name for name in published.MODELS if name in loaded.name.lower()), None)
     if source and settings.layer is None:
         settings = dataclasses.replace(settings, layer=published.RECORD["layers"][source]["layer"])

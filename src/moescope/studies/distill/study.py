@@ -84,7 +84,7 @@ def distill(
     """
     context = Context("distill", settings, run)
     given = read_texts(texts)
-    loaded = context.load(model, head=isinstance(model, str))
+    loaded = context.load(model, head=True, required=False)
     layer = loaded.n_layers // 2 if settings.layer is None else settings.layer
     teacher = Teacher(loaded, layer)
     shape, width = teacher.shape, _width(teacher)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import pandas as pd
 
 from moescope.errors import InputError
 from moescope.models import LoadedModel, random_twin
+from moescope.models.source import MODEL_FILES
 from moescope.routing.capture import trace_prompts
 from moescope.routing.dense import dense_trace, is_dense
 from moescope.routing.nulls import uniform_router
@@ -41,7 +42,7 @@ _SETTINGS, _RUN = SignatureSettings(), Run()
 
 
 def signatures(
-    model: ModelLike | RoutingTrace | Path,
+    model: ModelLike | RoutingTrace,
     prompts: PromptsLike | None = None,
     settings: SignatureSettings = _SETTINGS,
     *,
@@ -54,7 +55,7 @@ def signatures(
 
     Args:
         model: Hub id, local folder, embedded name, or a loaded model (with its head, if tokens are to be generated); or a
-            recorded trace (:func:`moescope.trace`), or as a ``Path`` the folder of one.
+            recorded trace (:func:`moescope.trace`), or as a ``Path`` the folder of one that is not a model's.
         prompts: labelled prompts, the name of a shipped set, or a file; by default ``routing-480``, and for a trace what it
             says of its sequences.
 
@@ -73,21 +74,22 @@ def signatures(
     """
     context = Context("signatures", settings, run)
     twin = None
-    if isinstance(model, RoutingTrace | Path):
+    if is_trace(model):
         trace = load_trace(model) if isinstance(model, Path) else model
         labelled = None if prompts is None else context.prompts(prompts)
         loaded = None if settings.tokenizer is None else context.load(settings.tokenizer)
     else:
+        assert not isinstance(model, RoutingTrace)
         labelled = context.prompts(prompts or DEFAULT_PROMPTS)
         # Before the model runs for minutes.
         check_categories([p.id for p in labelled], [p.category for p in labelled])
-        loaded = model if isinstance(model, LoadedModel) else context.load(model, head=settings.new_tokens > 0)
+        loaded = context.load(model, head=settings.new_tokens > 0, required=False)
         trace = _trace(context, loaded, labelled, settings, "reading and generating", settings.new_tokens)
         if settings.twin:
             random = random_twin(loaded, context.run.seed)
             twin = _trace(context, random, labelled, settings, "a random model's routing", 0)
     subject = subject_of(trace, labelled, None if loaded is None else loaded.tokenizer)
-    _note_lengths(context, subject, 0 if isinstance(model, RoutingTrace | Path) else settings.new_tokens)
+    _note_lengths(context, subject, 0 if is_trace(model) else settings.new_tokens)
     name = trace.meta.get("model") or "a recorded trace" if loaded is None else loaded.name
     whole = loaded is None or loaded.quantisation is None
     same = whole and _published_protocol(str(name), subject, settings)
@@ -107,6 +109,12 @@ def signatures(
         traced_tokens=len(trace),
         tokens_of_prompts=[int(trace.lengths.min()), int(trace.lengths.max())],
     )
+
+
+def is_trace(model: Any) -> TypeGuard[RoutingTrace | Path]:
+    """Whether this is a trace, or a folder that is not a model's."""
+    named = isinstance(model, Path) and not model.is_file()
+    return isinstance(model, RoutingTrace) or (named and not any((model / name).is_file() for name in MODEL_FILES))
 
 
 def _published_protocol(name: str, subject: Subject, settings: SignatureSettings) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from moescope.errors import InputError
 from moescope.study.settings import Judged, at_least, between
 from moescope.study.verdicts import check_draws
+from moescope.types import Precision
 
 FAMILY = 4
 """claims on a pair of models that are judged together"""
@@ -17,7 +18,7 @@ FAMILY = 4
 class TransferSettings(Judged):
     """How the second model is loaded, what stands for a dense model's experts, and how much is shuffled."""
 
-    dtype_b: Literal["fp32", "bf16", "fp16"] | None = None
+    dtype_b: Precision | None = None
     """Precision of the second model, where it differs; with one model twice, its precisions are compared."""
     n_experts: Annotated[int, at_least(2)] = 16
     """Pseudo-experts of each layer of a dense model."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ def transfer(
     >>> result.to_frame("alignment")[["measure", "value", "null", "p"]]  # doctest: +SKIP
     """
     context = Context("transfer", settings, run)
-    if settings.dtype_b is not None and not isinstance(model_b, str):
+    if settings.dtype_b is not None and not isinstance(model_b, str | Path):
         raise InputError("the second model is in memory already; load it in the precision that is wanted", "dtype_b")
     if prompts is None and not (isinstance(model_a, RoutingTrace) and isinstance(model_b, RoutingTrace)):
         prompts = "routing-480"

@@ -1,0 +1,82 @@
+"""The parts of a model in a folder, as transformers reads them; what it throws for a foreign or garbled one is one line."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import transformers
+from safetensors import SafetensorError
+from torch import nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from moescope.errors import InputError
+from moescope.models.fit import Plan
+from moescope.models.source import Source
+from moescope.models.weights import check_whole
+
+# What loading a foreign or garbled checkpoint can throw; anything else is a bug of ours and keeps its traceback.
+_LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
+
+
+def is_encoder(config: Any) -> bool:
+    """Whether a model with this config is a masked language model."""
+    return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No loading bars and no load reports: what matters of them is checked here and raised."""
+    logging = transformers.utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
+def read_config(source: Source, trust_remote_code: bool) -> Any:
+    try:
+        return transformers.AutoConfig.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
+    except _LOAD_ERRORS as error:
+        raise InputError(f"{source.folder / 'config.json'} cannot be used: {_first_line(error)}") from error
+
+
+def read_module(source: Source, config: Any, plan: Plan, device_map: Any, head: bool, trust_remote_code: bool) -> nn.Module:
+    auto: Any = transformers.AutoModel
+    if head:
+        auto = transformers.AutoModelForMaskedLM if is_encoder(config) else transformers.AutoModelForCausalLM
+    module: transformers.PreTrainedModel
+    try:
+        module, report = auto.from_pretrained(
+            source.folder,
+            config=config,
+            dtype=plan.dtype,
+            quantization_config=plan.quantise,
+            device_map=device_map,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+    except _LOAD_ERRORS as error:
+        raise InputError(f"model {source.name!r} cannot be loaded: {_first_line(error)}") from error
+    check_whole(source.name, module, config, report, head=head)
+    return module
+
+
+def read_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except _LOAD_ERRORS as error:
+        raise InputError(f"the tokenizer in {str(folder)!r} cannot be used: {_first_line(error)}") from error

@@ -6,7 +6,7 @@ import sys
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -14,7 +14,7 @@ from moescope.cli.generate import translated
 from moescope.errors import InputError
 
 _OPTIONS = {"exits": "--exit", "route": "--route", "circuits": "--circuits", "host": "--host", "port": "--port"}
-_OPTIONS |= {"texts": "--max-texts", "characters": "--max-characters", "new_tokens": "--max-new-tokens"}
+_OPTIONS |= {"chat": "--chat", "texts": "--max-texts", "characters": "--max-characters", "new_tokens": "--max-new-tokens"}
 
 
 def serve(
@@ -34,6 +34,7 @@ def serve(
     max_texts: Annotated[int, Parameter(help="Texts of one request, and of one batch.")] = 64,
     max_characters: Annotated[int, Parameter(help="Characters of one text.")] = 20_000,
     max_new_tokens: Annotated[int, Parameter(help="Tokens of one generation.")] = 256,
+    chat: Annotated[bool | None, Parameter(help="Continue texts in the chat template (default: where there is one).")] = None,
     dtype: Annotated[Literal["fp32", "bf16", "fp16"], Parameter(help="Precision of the model's weights.")] = "fp32",
     device: Annotated[str | None, Parameter(help="cpu, cuda, cuda:1 … (default: cuda where there is one).")] = None,
     device_map: Annotated[str | None, Parameter(help="Passed to transformers, e.g. auto.")] = None,
@@ -54,7 +55,8 @@ def serve(
         try:
             limits = Limits(texts=max_texts, characters=max_characters, new_tokens=max_new_tokens)
             opened = stack.enter_context(bind(host, port))
-            thread, options = ModelThread(), {"dtype": dtype, "device": device, "device_map": device_map}
+            thread = ModelThread()
+            options: dict[str, Any] = {"chat": chat, "dtype": dtype, "device": device, "device_map": device_map}
             served = thread.run(lambda: gather(model, exits=exit_ or (), route=route, circuits=circuits, **options))
         except InputError as error:
             raise translated(error, _OPTIONS) from error

@@ -7,7 +7,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from moescope.errors import InputError
+from moescope.models.reading import Reading, SpecialTokens, reading_of
 from moescope.models.sites import describe_sites
 from moescope.models.source import Source, check_folder, find_source
 from moescope.models.structure import resolve
@@ -54,6 +55,18 @@ class LoadedModel:
     is_encoder: bool
     config: Any
     structure: Structure = field(repr=False)
+    reading: Reading = field(default_factory=Reading, repr=False)
+
+    def read_as(self, special_tokens: SpecialTokens = "default", chat: bool | None = None) -> LoadedModel:
+        """The same model, with other special tokens around its texts or its chat template: :mod:`moescope.models.reading`.
+
+        Args:
+            chat: None: where the tokenizer has a template.
+
+        Raises:
+            InputError: a chat is asked for, and there is no template that can be used.
+        """
+        return replace(self, reading=reading_of(self.tokenizer, special_tokens, chat, encoder=self.is_encoder))
 
     @property
     def n_layers(self) -> int:

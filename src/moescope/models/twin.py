@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,4 +36,5 @@ def random_twin(model: LoadedModel, seed: int = 0) -> LoadedModel:
             target = weights[name]
             # offloaded weights sit on the meta device: their twin stays where the model takes its input
             tensor.data = tensor.data.to(dtype=target.dtype, device=model.device if target.is_meta else target.device)
-    return from_model(module, model.tokenizer, name=f"{model.name} (random twin, seed {seed})")
+    twin = from_model(module, model.tokenizer, name=f"{model.name} (random twin, seed {seed})")
+    return replace(twin, reading=model.reading)

@@ -71,6 +71,7 @@ class Context:
         self._began = time.time()
         self._rows: list[dict[str, Any]] = []
         self._controls: list[dict[str, Any]] = []
+        self._loaded: list[LoadedModel] = []
         if run.out is not None:
             check_target(run.out, overwrite=run.overwrite)
 
@@ -79,10 +80,12 @@ class Context:
     def load(self, model: ModelLike, *, head: bool = False, **options: Any) -> LoadedModel:
         """The model, loaded as ``run`` says unless it is in memory already; ``head``: with its language-model head."""
         if not isinstance(model, LoadedModel):
-            return load(model, head=head, **{**self.run.load_options(), **options})
-        if head and not model.has_head:
+            model = load(model, head=head, **{**self.run.load_options(), **options})
+        elif head and not model.has_head:
             raise InputError(f"{model.name} has no head, which this study needs; load it with head=True", "model")
-        return model
+        loaded = model.read_as(self.run.special_tokens, self.run.chat)
+        self._loaded.append(loaded)
+        return loaded
 
     def tasks(self, tasks: TasksLike, *, least: int = 1) -> list[Task]:
         """The tasks, read where they are specifications; their names differ. Near-duplicate texts share a group, with a note.
@@ -211,7 +214,7 @@ class Context:
             "run": {k: v for k, v in _plain(self.run).items() if k not in ("out", "overwrite", "progress", "seed")},
             "rows": self._rows,
             "controls": self._controls,
-            "notes": self.notes,
+            "notes": list(dict.fromkeys([*self.notes, *self._notes_of_reading()])),
             **machine(),
             "seconds": round(time.time() - self._began, 1),
             **meta,
@@ -232,6 +235,9 @@ class Context:
         check_tables(self.study, {"published": published})
         meta = {**result.meta, "title": title, "notes": [*self.notes, *result.meta["notes"]]}
         return self._saved(dataclasses.replace(result, meta=meta, tables={**result.tables, "published": published}))
+
+    def _notes_of_reading(self) -> list[str]:
+        return [note for loaded in self._loaded for note in loaded.reading.notes(loaded.tokenizer)]
 
     def _saved(self, result: StudyResult) -> StudyResult:
         if self.run.out is not None:

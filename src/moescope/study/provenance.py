@@ -59,6 +59,7 @@ def subject(model: LoadedModel, tasks: Sequence[Task]) -> dict[str, Any]:
         "width": model.d_model,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
+        "encoding": model.reading.record(model.tokenizer),
         "tasks": [task.name for task in tasks],
         "data": {task.name: {"source": task.source, "n": len(task), "sha256": task.sha256} for task in tasks},
     }

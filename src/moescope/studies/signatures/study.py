@@ -81,7 +81,7 @@ def signatures(
         labelled = context.prompts(prompts or DEFAULT_PROMPTS)
         # Before the model runs for minutes.
         check_categories([p.id for p in labelled], [p.category for p in labelled])
-        loaded = model if isinstance(model, LoadedModel) else context.load(model, head=settings.new_tokens > 0)
+        loaded = context.load(model, head=isinstance(model, str) and settings.new_tokens > 0)
         trace = _trace(context, loaded, labelled, settings, "reading and generating", settings.new_tokens)
         if settings.twin:
             random = random_twin(loaded, context.run.seed)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from moescope.models import LoadedModel
 from moescope.routing.capture import trace_prompts
 from moescope.routing.generate import Decoding
 from moescope.routing.place import check_trace_target
@@ -45,7 +44,7 @@ def trace(
         check_trace_target(run.out, overwrite=run.overwrite)
     context = Context("trace", settings, replace(run, out=None))  # what goes to the folder is a trace, not a result
     read = context.prompts(prompts)
-    loaded = model if isinstance(model, LoadedModel) else context.load(model, head=settings.new_tokens > 0)
+    loaded = context.load(model, head=isinstance(model, str) and settings.new_tokens > 0)
     options: dict[str, Any] = {
         "max_new_tokens": settings.new_tokens,
         "decoding": Decoding(sample=settings.sample, beams=settings.beams, seed=run.seed),

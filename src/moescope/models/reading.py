@@ -66,9 +66,9 @@ class Reading:
                 "a mean over tokens leaves the template out (--no-chat reads the bare texts)."
             )
         if "templated" in count:
-            said.append(f"{count['templated']} texts hold the chat template's own marks and are read as they stand.")
+            said.append(f"Texts that hold the chat template's own marks: {count['templated']}; they are read as they stand.")
         if "opened" in count:
-            said.append(f"{count['opened']} texts have {_words(tokenizer, 0)} written at their beginning; it is not put twice.")
+            said.append(f"Texts that begin with a written {_words(tokenizer, 0)}: {count['opened']}; it is not put twice.")
         if "open" in count:
             said.append(
                 f"The tokenizer ends a text with {_words(tokenizer, 1)}; it is left out, so that the final token is the text's "

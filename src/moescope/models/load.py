@@ -58,14 +58,7 @@ class LoadedModel:
     reading: Reading = field(default_factory=Reading, repr=False)
 
     def read_as(self, special_tokens: SpecialTokens = "default", chat: bool | None = None) -> LoadedModel:
-        """The same model, with other special tokens around its texts or its chat template: :mod:`moescope.models.reading`.
-
-        Args:
-            chat: None: where the tokenizer has a template.
-
-        Raises:
-            InputError: a chat is asked for, and there is no template that can be used.
-        """
+        """The same model with its texts read otherwise: :func:`~moescope.models.reading.reading_of`, which says what is raised."""
         return replace(self, reading=reading_of(self.tokenizer, special_tokens, chat, encoder=self.is_encoder))
 
     @property

@@ -58,7 +58,7 @@ class LoadedModel:
     reading: Reading = field(default_factory=Reading, repr=False)
 
     def read_as(self, special_tokens: SpecialTokens = "default", chat: bool | None = None) -> LoadedModel:
-        """The same model with its texts read otherwise: :func:`~moescope.models.reading.reading_of`, which says what is raised."""
+        """The same model with its texts read otherwise: :func:`~moescope.models.reading.reading_of` (what it raises too)."""
         return replace(self, reading=reading_of(self.tokenizer, special_tokens, chat, encoder=self.is_encoder))
 
     @property

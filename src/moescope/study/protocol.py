@@ -83,6 +83,11 @@ class Context:
             model = load(model, head=head, **{**self.run.load_options(), **options})
         elif head and not model.has_head:
             raise InputError(f"{model.name} has no head, which this study needs; load it with head=True", "model")
+        if model.quantisation is not None:
+            self.note(
+                f"Note: the weights of {model.name} are a quantised copy ({model.quantisation}); figures of the model that it "
+                "was made from may differ, and none counts as reproduced."
+            )
         loaded = model.read_as(self.run.special_tokens, self.run.chat)
         self._loaded.append(loaded)
         return loaded

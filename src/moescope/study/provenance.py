@@ -58,6 +58,7 @@ def subject(model: LoadedModel, tasks: Sequence[Task]) -> dict[str, Any]:
         "layers": model.n_layers,
         "width": model.d_model,
         "dtype": str(model.dtype).removeprefix("torch."),
+        **({} if model.quantisation is None else {"quantisation": model.quantisation}),
         "device": str(model.device),
         "encoding": model.reading.record(model.tokenizer),
         "tasks": [task.name for task in tasks],

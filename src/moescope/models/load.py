@@ -55,16 +55,13 @@ class LoadedModel:
     is_encoder: bool
     config: Any
     structure: Structure = field(repr=False)
-<<<<<<< HEAD
+    quantisation: str | None = None
+    """of the file that the weights were read from, where it held them in fewer bits"""
     reading: Reading = field(default_factory=Reading, repr=False)
 
     def read_as(self, special_tokens: SpecialTokens = "default", chat: bool | None = None) -> LoadedModel:
         """The same model with its texts read otherwise: :func:`~moescope.models.reading.reading_of` (what it raises too)."""
         return replace(self, reading=reading_of(self.tokenizer, special_tokens, chat, encoder=self.is_encoder))
-=======
-    quantisation: str | None = None
-    """of the file that the weights were read from, where it held them in fewer bits"""
->>>>>>> main
 
     @property
     def n_layers(self) -> int:

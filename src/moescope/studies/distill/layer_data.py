@@ -186,13 +186,8 @@ def model_pairs(
     Raises:
         InputError: too little text, or an activation that is not finite (the text is named).
     """
-<<<<<<< HEAD
     encoded = encode(teacher.model, texts, max_tokens=run.max_tokens, chat=False)
-    lengths = encoded.lengths - 1
-=======
-    encoded = encode(teacher.model, texts, max_tokens=run.max_tokens)
     lengths = encoded.lengths - (settings.padding == "drop")
->>>>>>> main
     of = np.arange(len(texts)) if documents is None else np.asarray(documents, np.int64)
     parts = _split(f"texts of {teacher.model.name}", lengths, of, settings, run, record)
     split_texts = {split: Encoded.from_ids([encoded[int(u)] for u in units]) for split, units in parts.items()}

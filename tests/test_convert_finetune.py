@@ -82,7 +82,7 @@ def test_what_is_claimed_is_of_the_tuned_model(result: StudyResult, folder: Path
     equality = claims["all experts active: relative difference of the logits"]
     assert equality.measured <= 1e-4
     assert "before fine-tuning" in equality.words
-    assert frontier["tuned", 20] > 1e-4  # the tuned model is not the original, however many experts are active
+    assert abs(frontier["tuned", 20]) > 1e-4  # the tuned model is not the original, however many experts are active
     card = (folder / "README.md").read_text()
     assert "fine-tuned against the dense model" in card
     assert "No weight was trained" not in card

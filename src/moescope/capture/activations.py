@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from moescope.capture.encode import Batch, Encoded, PaddingSide, SpecialTokens, batches, encode, pad, padding_id
+from moescope.capture.encode import Batch, Encoded, PaddingSide, batches, encode, pad, padding_id
 from moescope.capture.position import Position, check_position, token_index, weights
 from moescope.capture.session import Reduce, capture
 from moescope.errors import InputError
 from moescope.files.memory import empty_array
+from moescope.models.reading import SpecialTokens
 from moescope.types import Site
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def activations(
     skip_special: bool | None = None,
     batch_tokens: int = 8192,
     max_tokens: int | None = None,
-    special_tokens: SpecialTokens = "default",
+    special_tokens: SpecialTokens | None = None,
     padding_side: PaddingSide = "right",
     progress: Progress | None = None,
 ) -> np.ndarray:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
 
 from moescope.errors import InputError
+from moescope.models.reading import SpecialTokens, tokenized
 
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
 
-SpecialTokens = Literal["default", "none"]
 PaddingSide = Literal["left", "right"]
 
 _ALIKE = 0.8  # shortest over longest row of a batch, where it may choose
@@ -33,8 +33,9 @@ class Encoded(Sequence[np.ndarray]):
     ids: np.ndarray
     """int32 (total tokens,)"""
     special: np.ndarray
-    """bool (total tokens,): the tokenizer added this token ([CLS], [SEP], <bos>, ...); it is not part of the text. A
-    special token written out in the text itself (a chat template's, say) counts as text."""
+    """bool (total tokens,): the tokenizer ([CLS], [SEP], <bos>, ...) or the chat template added this token; it is not part of
+    the text. A special token written out in the text itself counts as text, but for the one that the tokenizer would put
+    before it."""
     offsets: np.ndarray
     """int64 (N + 1,)"""
     first: int = 0
@@ -93,24 +94,27 @@ def encode(
     texts: Sequence[str] | Encoded,
     *,
     max_tokens: int | None = None,
-    special_tokens: SpecialTokens = "default",
+    special_tokens: SpecialTokens | None = None,
+    chat: bool | None = None,
     first_row: int = 0,
 ) -> Encoded:
-    """Token ids of each text, without padding.
+    """Token ids of each text, without padding: see :mod:`moescope.models.reading`.
 
     Args:
         max_tokens: keep at most this many tokens of a text; None means as many as the model has positions for. A longer
             text loses tokens from its *left*, because the end holds the question or the answer being studied; special
             tokens that the tokenizer adds are kept at both ends. One warning gives the number of shortened texts.
-        special_tokens: "default" adds what the tokenizer adds by itself, "none" adds nothing.
+        special_tokens, chat: None: as the model is to be read (:meth:`~moescope.models.LoadedModel.read_as`). Running text is
+            read with ``chat=False``, whatever the model.
         first_row: number of the first text in messages, where ``texts`` is part of a larger set.
 
     Raises:
         InputError: a text is not a string or has no tokens of its own (the row is named), or the model has no
-            tokenizer.
+            tokenizer, or no chat template that can be used.
     """
-    if special_tokens not in ("default", "none"):
-        raise InputError(f'special_tokens: "{special_tokens}" is not one of "default", "none"')
+    if special_tokens is not None or chat is not None:
+        wanted = model.read_as(special_tokens or model.reading.special_tokens, model.reading.chat if chat is None else chat)
+        model = replace(model, reading=replace(wanted.reading, met=model.reading.met))
     if max_tokens is not None and max_tokens < 1:
         raise InputError(f"max_tokens: {max_tokens} is not a positive number of tokens")
     limit = model_limit(model)
@@ -136,7 +140,8 @@ def encode(
         for row, text in enumerate(chunk, first_row + start):
             if not isinstance(text, str):
                 raise InputError(f"text {row}: {text!r} is not a string; remove the row or fill in its text")
-        for row, (tokens, mask) in enumerate(_tokenize(model.tokenizer, chunk, special_tokens), first_row + start):
+        read = tokenized(model.tokenizer, chunk, model.reading, encoder=model.is_encoder, first_row=first_row + start)
+        for row, (tokens, mask) in enumerate(read, first_row + start):
             if mask.all():  # also where there is no token at all
                 raise InputError(f"text {row}: the text is empty (no tokens); remove the row or fill in its text")
             if limit is not None and len(tokens) > limit:
@@ -185,19 +190,6 @@ def check_vocabulary(
 
 def _offsets(lengths: list[int]) -> np.ndarray:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(np.asarray(lengths, np.int64))])
-
-
-def _tokenize(tokenizer: Any, chunk: list[str], special_tokens: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    output = tokenizer(
-        chunk,
-        add_special_tokens=special_tokens == "default",
-        return_special_tokens_mask=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
-    for tokens, mask in zip(output["input_ids"], output["special_tokens_mask"], strict=True):
-        yield np.asarray(tokens, np.int32), np.asarray(mask, bool)
 
 
 def _keep_end(special: np.ndarray, limit: int, row: int) -> np.ndarray:

@@ -61,6 +61,8 @@ class Manifest:
     """chained over the shards: sha256 of the digest so far and that of the shard's token ids"""
     shards: tuple[Shard, ...] = field(default=())
     format: str = FORMAT
+    chat: bool = False
+    """texts were put into the model's chat template"""
 
     @property
     def texts(self) -> int:
@@ -78,7 +80,7 @@ class Manifest:
         position: Position,
         dtype: str,
         skip_special: bool | None,
-        special_tokens: str,
+        special_tokens: str | None,
         max_tokens: int | None,
     ) -> Manifest:
         """The manifest of an empty store.
@@ -101,7 +103,8 @@ class Manifest:
             dtype=dtype,
             position=position,
             skip_special=skips_special(position, skip_special),
-            special_tokens=special_tokens,
+            special_tokens=special_tokens or model.reading.special_tokens,
+            chat=model.reading.chat,
             max_tokens=max_tokens,
             texts_sha256="",
         )
@@ -124,7 +127,7 @@ class Manifest:
         Raises:
             InputError: naming the setting that differs.
         """
-        for name in ("sites", "dtype", "position", "skip_special", "special_tokens", "max_tokens"):
+        for name in ("sites", "dtype", "position", "skip_special", "special_tokens", "chat", "max_tokens"):
             here, there = getattr(wanted, name), getattr(self, name)
             if here != there:
                 raise InputError(

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 
 from moescope.capture.activations import Progress, check_finite, common_width, padded_batches
-from moescope.capture.encode import Encoded, PaddingSide, SpecialTokens, batches, encode
+from moescope.capture.encode import Encoded, PaddingSide, batches, encode
 from moescope.capture.position import Position, check_position
 from moescope.capture.reduce import RowMoments, RowReducer
 from moescope.capture.session import capture
 from moescope.capture.shards import parse_site
 from moescope.errors import InputError
 from moescope.files.checkpoint import load_arrays, run_id, save_arrays
+from moescope.models.reading import SpecialTokens
 from moescope.types import Site
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def moments(
     skip_special: bool | None = None,
     batch_tokens: int = 8192,
     max_tokens: int | None = None,
-    special_tokens: SpecialTokens = "default",
+    special_tokens: SpecialTokens | None = None,
     padding_side: PaddingSide = "right",
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 50,

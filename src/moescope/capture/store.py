@@ -11,16 +11,17 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from moescope.capture.activations import Progress
-from moescope.capture.encode import Encoded, PaddingSide, SpecialTokens, encode
+from moescope.capture.encode import Encoded, PaddingSide, encode
 from moescope.capture.manifest import FINISHED, UNFINISHED, Manifest, chain, check_contents, check_shard
 from moescope.capture.position import Position
 from moescope.capture.shards import Vectors, parse_site, read_shard, shard_tensors, write_shard
 from moescope.errors import InputError
+from moescope.models.reading import SpecialTokens
 from moescope.types import Site
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class ActivationStore:
         position: Position = "all",
         dtype: str = "float16",
         skip_special: bool | None = None,
-        special_tokens: SpecialTokens = "default",
+        special_tokens: SpecialTokens | None = None,
         max_tokens: int | None = None,
     ) -> ActivationStore:
         """Begin a store. :meth:`append` adds texts, :meth:`finish` makes it readable; as a context manager it finishes
@@ -124,7 +125,7 @@ class ActivationStore:
         position: Position = "all",
         dtype: str = "float16",
         skip_special: bool | None = None,
-        special_tokens: SpecialTokens = "default",
+        special_tokens: SpecialTokens | None = None,
         max_tokens: int | None = None,
         shard_texts: int = 1024,
         batch_tokens: int = 8192,
@@ -251,9 +252,10 @@ class ActivationStore:
 
     def _encode(self, texts: Sequence[str] | Encoded, start: int, stop: int) -> Encoded:
         assert self._model is not None
-        special: SpecialTokens = "none" if self.manifest.special_tokens == "none" else "default"
         part = texts.rows(start, stop) if isinstance(texts, Encoded) else texts[start:stop]
-        return encode(self._model, part, max_tokens=self.manifest.max_tokens, special_tokens=special, first_row=len(self))
+        special, chat = cast(SpecialTokens, self.manifest.special_tokens), self.manifest.chat
+        limit = self.manifest.max_tokens
+        return encode(self._model, part, max_tokens=limit, special_tokens=special, chat=chat, first_row=len(self))
 
     def _check_texts(self, texts: Sequence[str] | Encoded) -> None:
         """That the first ``len(self)`` of the texts are those in the store."""

@@ -15,7 +15,7 @@ from moescope.errors import InputError
 from moescope.types import Precision
 
 _OPTIONS = {"exits": "--exit", "route": "--route", "circuits": "--circuits", "host": "--host", "port": "--port"}
-_OPTIONS |= {"texts": "--max-texts", "characters": "--max-characters", "new_tokens": "--max-new-tokens"}
+_OPTIONS |= {"chat": "--chat", "texts": "--max-texts", "characters": "--max-characters", "new_tokens": "--max-new-tokens"}
 
 
 def serve(
@@ -36,6 +36,7 @@ def serve(
     max_characters: Annotated[int, Parameter(help="Characters of one text.")] = 20_000,
     max_new_tokens: Annotated[int, Parameter(help="Tokens of one generation.")] = 256,
     dtype: Annotated[Precision, Parameter(help="Precision of the model's weights.")] = "auto",
+    chat: Annotated[bool | None, Parameter(help="Continue texts in the chat template (default: where there is one).")] = None,
     device: Annotated[str | None, Parameter(help="cpu, cuda, cuda:1 … (default: cuda where there is one).")] = None,
     device_map: Annotated[str | None, Parameter(help="Passed to transformers, e.g. auto.")] = None,
 ) -> None:
@@ -55,7 +56,8 @@ def serve(
         try:
             limits = Limits(texts=max_texts, characters=max_characters, new_tokens=max_new_tokens)
             opened = stack.enter_context(bind(host, port))
-            thread, options = ModelThread(), {"dtype": dtype, "device": device, "device_map": device_map}
+            thread = ModelThread()
+            options: dict[str, Any] = {"chat": chat, "dtype": dtype, "device": device, "device_map": device_map}
             served = thread.run(lambda: gather(model, exits=exit_ or (), route=route, circuits=circuits, **options))
         except InputError as error:
             raise translated(error, _OPTIONS) from error

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moescope.capture.encode import check_vocabulary, encode
 from moescope.capture.session import capture
+from moescope.capture.windows import opening, text_ids, windows
 from moescope.errors import InputError
 from moescope.intervene.replicas import Progress, Reading, Replicas
 from moescope.intervene.text_loss import token_losses
@@ -117,8 +117,7 @@ def loss_readout(reading: Reading) -> dict[str, Tensor]:
 def plain_windows(
     model: LoadedModel, paragraphs: Sequence[str], *, tokens: int, length: int = 128, max_tokens: int | None = None
 ) -> list[np.ndarray]:
-    """About ``tokens`` tokens of running text in windows of one length, each behind the tokenizer's first special
-    token.
+    """About ``tokens`` tokens of running text in :func:`~moescope.capture.windows.windows` of one length.
 
     Raises:
         InputError: the text has fewer than 16 tokens.
@@ -126,25 +125,8 @@ def plain_windows(
     limits = [length, tokens, *([max_tokens] if max_tokens else [])]
     declared = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     length = min(limits + ([int(declared)] if declared else []))
-    encoded = encode_paragraphs(model, paragraphs, enough=tokens)
-    opening = encode(model, [words[0]]) if (words := " ".join(paragraphs[:8]).split()) else None
-    prefix = opening[0][:1] if opening is not None and opening.special_of(0)[0] else np.zeros(0, np.int32)
-    body = length - len(prefix)
-    count = max(1, min(tokens, len(encoded)) // body) if body > 0 else 0
-    if len(encoded) < 16 or count == 0:
-        raise InputError(f"wikitext: {len(encoded)} tokens of plain text are too few; give some paragraphs")
-    body = min(body, len(encoded))
-    return [np.concatenate([prefix, encoded[i * body : (i + 1) * body]]) for i in range(count)]
-
-
-def encode_paragraphs(model: LoadedModel, paragraphs: Sequence[str], *, enough: int) -> np.ndarray:
-    """Token ids, without special ones, of paragraphs joined by newlines, up to about ``enough`` of them."""
-    pieces: list[int] = []
-    for paragraph in paragraphs:
-        # a paragraph at a time: a long text would only be refused or shortened as a whole
-        pieces += model.tokenizer(paragraph + "\n", add_special_tokens=False, verbose=False)["input_ids"]
-        if len(pieces) >= enough:
-            break
-    ids = np.array(pieces, dtype=np.int32)
-    check_vocabulary(model, ids, "plain text")
-    return ids
+    ids = text_ids(model, (paragraph + "\n" for paragraph in paragraphs), enough=tokens)
+    found = windows(model, ids, length=min(length, len(opening(model)) + len(ids)), most=tokens)
+    if len(ids) < 16 or not len(found):
+        raise InputError(f"wikitext: {len(ids)} tokens of plain text are too few; give some paragraphs")
+    return list(found)

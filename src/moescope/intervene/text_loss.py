@@ -45,7 +45,7 @@ def encode_texts(model: LoadedModel, texts: Sequence[Passage], *, tokens: int, l
     texts = _by_turns(texts)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that long texts were shortened: a piece of each is all that is wanted
-        encoded = encode(model, [t.text for t in texts])
+        encoded = encode(model, [t.text for t in texts], chat=False)
     kept: list[np.ndarray] = []
     used: list[Passage] = []
     spent: dict[str, int] = {t.category: 0 for t in texts}

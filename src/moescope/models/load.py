@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from moescope.models.adapters import ADAPTER, attach, base_of
 from moescope.models.fit import DTYPES, check_precision, check_room, plan_of
 from moescope.models.memory import name_of, pair_of, plain
 from moescope.models.pretrained import is_encoder, quiet, read_config, read_module, read_tokenizer
+from moescope.models.reading import Reading, SpecialTokens, reading_of
 from moescope.models.sites import describe_sites
 from moescope.models.source import Source, check_folder, find_source, has_tokenizer, weight_files
 from moescope.models.structure import resolve
@@ -48,6 +49,12 @@ class LoadedModel:
     structure: Structure = field(repr=False)
     stored: str | None = None
     quantisation: str | None = None
+    """of the file that the weights were read from, where it held them in fewer bits"""
+    reading: Reading = field(default_factory=Reading, repr=False)
+
+    def read_as(self, special_tokens: SpecialTokens = "default", chat: bool | None = None) -> LoadedModel:
+        """The same model with its texts read otherwise: :func:`~moescope.models.reading.reading_of` (what it raises too)."""
+        return replace(self, reading=reading_of(self.tokenizer, special_tokens, chat, encoder=self.is_encoder))
 
     @property
     def n_layers(self) -> int:

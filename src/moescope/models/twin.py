@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,4 +39,5 @@ def random_twin(model: LoadedModel, seed: int = 0) -> LoadedModel:
             # quantised weights are codes, their twin's are not
             dtype = target.dtype if target.dtype in numbers or not tensor.is_floating_point() else model.dtype
             tensor.data = tensor.data.to(dtype=dtype, device=model.device if target.is_meta else target.device)
-    return from_model(module, model.tokenizer, name=f"{model.name} (random twin, seed {seed})")
+    twin = from_model(module, model.tokenizer, name=f"{model.name} (random twin, seed {seed})")
+    return replace(twin, reading=model.reading)

@@ -108,6 +108,7 @@ def describe_model(model: LoadedModel, encoded: Encoded) -> dict[str, Any]:
         "fingerprint": model.fingerprint,
         "architecture": model.config.model_type,
         "dtype": str(model.dtype).removeprefix("torch."),
+        "encoding": model.reading.record(model.tokenizer),
     }
     if not len(encoded):
         return meta

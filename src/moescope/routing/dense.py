@@ -204,6 +204,7 @@ def dense_trace(
             "fingerprint": model.fingerprint,
             "architecture": model.config.model_type,
             "dtype": str(model.dtype).removeprefix("torch."),
+            "encoding": model.reading.record(model.tokenizer),
             "experts": "groups of MLP neurons by co-activation; no token is really sent to them",
         },
     ).validate()

@@ -198,10 +198,11 @@ class Service:
             self._writers.discard(writer)
 
     def _read(self, classifier: ExitClassifier, texts: list[str]) -> Encoded:
-        return encode(self.served.model, texts, max_tokens=classifier.max_tokens)
+        return encode(classifier.model, texts, max_tokens=classifier.max_tokens)
 
     def _read_to_name(self, texts: list[str]) -> Encoded:
-        encoded = encode(self.served.model, texts)
+        assert self.served.router is not None
+        encoded = encode(self.served.router.router.read_by(self.served.model), texts)
         short = np.flatnonzero(encoded.lengths < 2)
         if len(short):
             raise Refused(f"text {short[0]}: one token only, too short to name its task")

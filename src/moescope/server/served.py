@@ -106,6 +106,7 @@ class Served:
                 "dtype": str(model.dtype).removeprefix("torch."),
                 "device": str(model.device),
                 "silent": self.silent,
+                "chat": model.reading.chat,
             },
             "classifiers": [classifier.json() for classifier in self.classifiers.values()],
             "router": self.router.json() if self.router else None,
@@ -120,6 +121,7 @@ def gather(
     exits: Sequence[str | Path] = (),
     route: str | Path | None = None,
     circuits: str | Path | None = None,
+    chat: bool | None = None,
     **load_options: Any,
 ) -> Served:
     """Load a model, with its head where it has one, and what belongs to it.
@@ -129,6 +131,8 @@ def gather(
         exits: folders of moescope exit: its result, or one classifier in it.
         route: a folder of moescope route: its result, or the router in it.
         circuits: a result of moescope circuits.
+        chat: put a text that is to be continued into the chat template; None: where the tokenizer has one. Classifiers and
+            the router read texts as they were fitted.
         load_options: as :func:`moescope.models.load` takes them.
 
     Raises:
@@ -138,7 +142,7 @@ def gather(
     places = [place for folder in exits for place in _classifier_folders(Path(folder))]
     routing = _router_folder(Path(route)) if route is not None else None
     study = load_result(circuits) if circuits is not None else None
-    loaded = model if isinstance(model, LoadedModel) else _load(model, load_options)
+    loaded = (model if isinstance(model, LoadedModel) else _load(model, load_options)).read_as(chat=chat)
     classifiers: dict[str, Classifier] = {}
     for place in places:
         made = load_exit(place, loaded)

@@ -40,6 +40,8 @@ def write_artifact(folder: Path, name: str, model: LoadedModel, arrays: dict[str
         "model": model.name,
         "revision": model.revision,
         "fingerprint": model.fingerprint,
+        "special_tokens": model.reading.special_tokens,
+        "chat": model.reading.chat,
         **fields,
     }
     write_atomic(folder / f"{name}.safetensors", [data])
@@ -75,7 +77,7 @@ def read_artifact(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, np
 
 
 def artifact_model(folder: Path, fields: dict[str, Any], model: LoadedModel | None, options: dict[str, Any]) -> LoadedModel:
-    """``model``, or the one that ``fields`` names, loaded with ``options``.
+    """``model``, or the one that ``fields`` names, loaded with ``options``; it reads texts as it did when they were written.
 
     Raises:
         InputError: it is not the one that the artifact was made for.
@@ -86,4 +88,4 @@ def artifact_model(folder: Path, fields: dict[str, Any], model: LoadedModel | No
         raise InputError(
             f"{folder} was made for {made}, not for {loaded.name} ({loaded.fingerprint}): another model, checkpoint or dtype"
         )
-    return loaded
+    return loaded.read_as(fields.get("special_tokens", "default"), fields.get("chat", False))

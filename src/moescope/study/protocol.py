@@ -72,6 +72,7 @@ class Context:
         self._began = time.time()
         self._rows: list[dict[str, Any]] = []
         self._controls: list[dict[str, Any]] = []
+        self._loaded: list[LoadedModel] = []
         if run.out is not None:
             check_target(run.out, overwrite=run.overwrite)
 
@@ -99,6 +100,8 @@ class Context:
                 f"Note: the weights of {loaded.name} are a quantised copy ({loaded.quantisation}); figures of the model that "
                 "it was made from may differ, and none counts as reproduced."
             )
+        loaded = loaded.read_as(self.run.special_tokens, self.run.chat)
+        self._loaded.append(loaded)
         return loaded
 
     def tasks(self, tasks: TasksLike, *, least: int = 1) -> list[Task]:
@@ -228,7 +231,7 @@ class Context:
             "run": {k: v for k, v in _plain(self.run).items() if k not in ("out", "overwrite", "progress", "seed")},
             "rows": self._rows,
             "controls": self._controls,
-            "notes": self.notes,
+            "notes": list(dict.fromkeys([*self.notes, *self._notes_of_reading()])),
             **machine(),
             "seconds": round(time.time() - self._began, 1),
             **meta,
@@ -249,6 +252,9 @@ class Context:
         check_tables(self.study, {"published": published})
         meta = {**result.meta, "title": title, "notes": [*self.notes, *result.meta["notes"]]}
         return self._saved(dataclasses.replace(result, meta=meta, tables={**result.tables, "published": published}))
+
+    def _notes_of_reading(self) -> list[str]:
+        return [note for loaded in self._loaded for note in loaded.reading.notes(loaded.tokenizer)]
 
     def _saved(self, result: StudyResult) -> StudyResult:
         if self.run.out is not None:

@@ -61,6 +61,7 @@ def subject(model: LoadedModel, tasks: Sequence[Task]) -> dict[str, Any]:
         "stored_dtype": model.stored,
         **({} if model.quantisation is None else {"quantisation": model.quantisation}),
         "device": str(model.device),
+        "encoding": model.reading.record(model.tokenizer),
         "tasks": [task.name for task in tasks],
         "data": {task.name: {"source": task.source, "n": len(task), "sha256": task.sha256} for task in tasks},
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +37,10 @@ class Run(Settings):
     """Padded tokens in one batch."""
     max_tokens: Annotated[int | None, at_least(1)] = None
     """Cut longer texts, from the left."""
+    special_tokens: Literal["default", "all", "none"] = "default"
+    """Around a text: what the tokenizer puts before it (and an encoder's after it), all that it puts, or none."""
+    chat: bool | None = None
+    """Put tasks and prompts into the model's chat template (default: where it has one; reproduce never)."""
     limit: Annotated[int | None, at_least(1)] = None
     """Use at most this many examples of each task, or prompts."""
     progress: Progress | None = field(default=None, compare=False, repr=False)
@@ -45,3 +49,7 @@ class Run(Settings):
     def load_options(self) -> dict[str, Any]:
         """What :func:`moescope.models.load` is told."""
         return {"dtype": self.dtype, "device": self.device, "device_map": self.device_map}
+
+    def as_published(self) -> Run:
+        """The same without a chat template unless one is asked for: what the sources do."""
+        return replace(self, chat=bool(self.chat))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 
 from moescope.errors import InputError
+from moescope.models.reading import Reading
 from moescope.runtime.choices import Source
 from moescope.stats.conformal import conformal_p, conformal_size
 from moescope.types import Site
@@ -76,6 +77,12 @@ class TaskRouter:
     """(n,) float64: of each calibration prompt to its own task, one prompt of each group"""
     owner: np.ndarray
     """(n,) int64: that task"""
+    reading: Reading | None = None
+    """how prompts were read; None: as the model reads them"""
+
+    def read_by(self, model: LoadedModel) -> LoadedModel:
+        """``model``, reading prompts as the router's were."""
+        return model if self.reading is None else replace(model, reading=self.reading)
 
     def _project(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Inside the basis (N, R), and the squared size of what it leaves (N,)."""

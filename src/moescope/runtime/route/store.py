@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 ROUTER_MANIFEST = "route.json"
 _FIELDS = ("tasks", "source", "layer", "rate")
-_ARRAYS = tuple(f.name for f in fields(TaskRouter) if f.name not in _FIELDS)
+_ARRAYS = tuple(f.name for f in fields(TaskRouter) if f.name not in (*_FIELDS, "reading"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,5 +56,4 @@ def load_router(folder: str | Path, model: LoadedModel) -> TaskRouter:
     except (KeyError, TypeError, ValueError) as error:
         problem = f"{folder / ROUTER_MANIFEST} is damaged ({type(error).__name__}: {error})"
         raise InputError(f"{problem}; run moescope route again") from error
-    artifact_model(folder, data, model, {})
-    return TaskRouter(**found)
+    return TaskRouter(**found, reading=artifact_model(folder, data, model, {}).reading)

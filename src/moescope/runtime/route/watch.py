@@ -63,7 +63,7 @@ def prompt_features(
 
 def name_tasks(router: TaskRouter, model: LoadedModel, texts: Sequence[str] | Encoded, **options: Any) -> list[Named]:
     """The task of each text, from the layers up to the router's; nothing after them is run."""
-    return router.name(*prompt_features(model, texts, router.source, router.layer, **options))
+    return router.name(*prompt_features(router.read_by(model), texts, router.source, router.layer, **options))
 
 
 class Watch:
@@ -158,7 +158,7 @@ def stream(router: TaskRouter, model: LoadedModel, text: str, max_new_tokens: in
     """
     if not model.has_head:
         raise InputError(f"{model.name} was loaded without its head, so it cannot continue a text; load it with head=True")
-    ids = torch.from_numpy(encode(model, [text])[0].astype(np.int64))[None].to(model.device)
+    ids = torch.from_numpy(encode(router.read_by(model), [text])[0].astype(np.int64))[None].to(model.device)
     piece, past = text, None
     with watching(router, model) as watch:
         for _ in range(max_new_tokens + 1):

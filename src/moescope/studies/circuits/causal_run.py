@@ -161,7 +161,7 @@ def _passages(model: LoadedModel, settings: CircuitSettings, context: Context) -
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that passages are cut is what is wanted
         limit = min(_PASSAGE_TOKENS, context.run.max_tokens or _PASSAGE_TOKENS)
-        encoded: Encoded = encode(model, [e.text for e in examples], max_tokens=limit)
+        encoded: Encoded = encode(model, [e.text for e in examples], max_tokens=limit, chat=False)
     last = Site("resid", model.n_layers - 1)
     used = np.concatenate([rows.fit, rows.judge])
     final = {last: np.zeros((len(used), model.width(last)), np.float32)}

@@ -14,6 +14,7 @@ from torch import Tensor
 from moescope.capture.encode import Encoded
 from moescope.errors import InputError
 from moescope.intervene.replicas import Reading, Readout
+from moescope.models.reading import answer_of, prompt_of
 from moescope.types import Task
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ def answers_of(model: LoadedModel, task: Task, encoded: Encoded) -> tuple[int, .
 
     Empty for a tokenizer that closes a text with a special token: what follows that is not an answer.
     """
-    if model.is_encoder or not model.has_head or any(encoded.special_of(i)[-1] for i in range(len(encoded))):
+    closed = not model.reading.chat and any(encoded.special_of(i)[-1] for i in range(len(encoded)))
+    if model.is_encoder or not model.has_head or closed:
         return ()
     return answer_tokens(model, task)
 
@@ -92,11 +94,12 @@ def answer_tokens(model: LoadedModel, task: Task) -> tuple[int, ...]:
         return ()
     if len(task.answers) != len(task.classes):
         raise InputError(f"task {task.name}: {len(task.answers)} answers for {len(task.classes)} classes; give one per class")
-    text = task.examples[0].text
-    tokenizer = model.tokenizer
+    asked, tokenizer = task.examples[0].text, model.tokenizer
+    text = prompt_of(tokenizer, asked, model.reading)
     before = tokenizer(text, add_special_tokens=False)["input_ids"]
     first: dict[int, str] = {}
-    for answer in task.answers:
+    for said in task.answers:
+        answer = answer_of(tokenizer, asked, said, model.reading)
         joined = tokenizer(text + answer, add_special_tokens=False)["input_ids"]
         # where the answer's start merges into the text's last token, the answer stands alone
         own = joined[len(before) :] if joined[: len(before)] == before else []

@@ -56,6 +56,7 @@ def reproduce_circuits(
     >>> from moescope.studies.circuits.reproduce import reproduce_circuits
     >>> result = reproduce_circuits("dense-tiny")  # doctest: +SKIP
     """
+    run = run.as_published()
     context = Context("circuits", settings, run)
     if model is None:
         context.note(

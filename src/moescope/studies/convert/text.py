@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from moescope.capture.encode import check_vocabulary
+from moescope.capture.windows import text_ids, windows
 from moescope.errors import InputError
 from moescope.models import LoadedModel
 from moescope.studies.convert.settings import ConvertSettings
@@ -29,7 +29,8 @@ _MOST_VALIDATION = 32  # windows
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Sequences of equal length cut from a text: ids (N, length), and what they were cut from."""
+    """Sequences of equal length cut from a text, each behind what the tokenizer begins a text with: ids (N, length), and what
+    they were cut from."""
 
     ids: torch.Tensor
     source: str
@@ -155,22 +156,7 @@ def _paragraphs(source: Source) -> tuple[list[str], str]:
 
 def _cut(model: LoadedModel, paragraphs: list[str], length: int, most: int, name: str) -> Windows:
     digest = hashlib.sha256("\n".join(paragraphs).encode()).hexdigest()[:16]
-    empty = Windows(torch.empty(0, length, dtype=torch.int64), name, digest)
-    if not paragraphs:
-        return empty
-    pieces: list[np.ndarray] = []
-    found = 0
-    for start in range(0, len(paragraphs), 64):
-        # one text of all: the paragraphs follow each other as they did
-        joined = "\n\n".join(paragraphs[start : start + 64])
-        ids = np.asarray(model.tokenizer(joined, add_special_tokens=False, verbose=False)["input_ids"], np.int64)
-        pieces.append(ids)
-        found += len(ids)
-        if found >= most:
-            break
-    ids = np.concatenate(pieces)[: max(most, length)]
-    check_vocabulary(model, ids, name)
-    count = len(ids) // length
-    if count == 0:
-        return empty
-    return Windows(torch.from_numpy(ids[: count * length].reshape(count, length)), name, digest)
+    # blocks of paragraphs that follow each other as they did
+    blocks = ("\n\n".join(paragraphs[start : start + 64]) for start in range(0, len(paragraphs), 64))
+    cut = windows(model, text_ids(model, blocks, enough=max(most, length)), length=length, most=most)
+    return Windows(torch.from_numpy(cut.astype(np.int64)), name, digest)

@@ -186,7 +186,7 @@ def model_pairs(
     Raises:
         InputError: too little text, or an activation that is not finite (the text is named).
     """
-    encoded = encode(teacher.model, texts, max_tokens=run.max_tokens)
+    encoded = encode(teacher.model, texts, max_tokens=run.max_tokens, chat=False)
     lengths = encoded.lengths - (settings.padding == "drop")
     of = np.arange(len(texts)) if documents is None else np.asarray(documents, np.int64)
     parts = _split(f"texts of {teacher.model.name}", lengths, of, settings, run, record)

@@ -71,7 +71,7 @@ def document_uses(
         groups: document of each text.
         experts: which; None: the 50 that run most often, of those that run at least five times.
     """
-    routed = _route(teacher, student, encode(teacher.model, texts), batch_tokens)
+    routed = _route(teacher, student, encode(teacher.model, texts, chat=False), batch_tokens)
     wanted = routed.most_used(student.spec.experts) if experts is None else experts
     return _uses(routed, wanted, student.spec.experts, categories, groups)
 
@@ -135,7 +135,7 @@ def read_experts(
     if groups is not None and len(groups) != len(texts):
         raise InputError(f"{len(groups)} groups for {len(texts)} texts; give one for each")
     model = teacher.model
-    encoded = encode(model, texts)
+    encoded = encode(model, texts, chat=False)
     routed = _route(teacher, student, encoded, batch_tokens)
     index, gate, token, place = routed
     wanted = routed.most_used(student.spec.experts) if experts is None else list(experts)

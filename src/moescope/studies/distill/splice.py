@@ -68,7 +68,7 @@ def splice_table(
     }
     names, of = np.unique(np.arange(len(texts)) if documents is None else documents, return_inverse=True)
 
-    encoded = encode(model, texts)
+    encoded = encode(model, texts, chat=False)
     counts = encoded.lengths - 1.0
 
     def by_document(applied: Applied | None = None) -> np.ndarray:
@@ -110,7 +110,7 @@ def generation_table(
     """
     model = teacher.model
     require_head(model)
-    long = [ids for ids in encode(model, texts) if len(ids) > prompt_tokens][:prompts]
+    long = [ids for ids in encode(model, texts, chat=False) if len(ids) > prompt_tokens][:prompts]
     columns = ["prompt", "layer_is", "continuation", "same_tokens"]
     if not long:
         return pd.DataFrame(columns=columns)

@@ -215,7 +215,8 @@ def suffix_vocabulary(model: LoadedModel) -> np.ndarray:
 
 def _other_precision(model: LoadedModel) -> LoadedModel:
     dtype = torch.float32 if model.dtype == torch.bfloat16 else torch.bfloat16
-    return from_model(copy.deepcopy(model.module).to(dtype), model.tokenizer, model.name, revision=model.revision)
+    other = from_model(copy.deepcopy(model.module).to(dtype), model.tokenizer, model.name, revision=model.revision)
+    return dataclasses.replace(other, reading=model.reading)
 
 
 def _ids(encoded: Encoded, row: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import warnings
 from collections.abc import Sequence
@@ -90,7 +91,7 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
         chosen = [names[i] for i in kept]
         return fit_router(of(rows.fit), of(rows.calibrate), chosen, source=source, layer=layer, rate=settings.unknown)
 
-    router = fitted(rows, range(len(names)))
+    router = dataclasses.replace(fitted(rows, range(len(names))), reading=loaded.reading)
     named = router.name(x[rows.judge], tokens[rows.judge])
     strange = {"known tasks": named, _FOREIGN: router.name(*foreign)}
     for left_out in range(len(names)) if len(names) > 2 else ():

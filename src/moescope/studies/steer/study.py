@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from moescope.capture.encode import encode
 from moescope.errors import InputError
 from moescope.intervene.experts import ExpertEdits, edits_by_layer
 from moescope.models import LoadedModel
@@ -176,12 +177,7 @@ def _expert_rows(name: str, edits: ExpertEdits, usage: Usage) -> list[dict[str, 
 @torch.no_grad()
 def continuation(model: LoadedModel, prompt: str, max_new_tokens: int) -> str:
     """What the model writes after the prompt, greedily."""
-    inputs = model.tokenizer(prompt, return_tensors="pt")
+    ids = torch.from_numpy(encode(model, [prompt])[0].astype(np.int64))[None].to(model.device)
     module: Any = model.module
-    out = module.generate(
-        inputs["input_ids"].to(model.device),
-        attention_mask=inputs["attention_mask"].to(model.device),
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-    )
-    return str(model.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    out = module.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False)
+    return str(model.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from moescope.capture import Encoded, activations, batches, capture, encode, moments
-from moescope.capture.encode import pad, padding_id
+from moescope.capture.encode import pad
+from moescope.models.inputs import padding_id
 from moescope.errors import InputError
 from moescope.models import LoadedModel, from_model
 from moescope.types import Site

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from moescope.capture import ActivationStore, Encoded, activations, batches, capture
-from moescope.capture.encode import PaddingSide, pad, padding_id
+from moescope.capture.encode import PaddingSide, pad
+from moescope.models.inputs import padding_id
 from moescope.errors import InputError
 from moescope.models import LoadedModel
 from moescope.types import Site

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from moescope.capture.encode import Batch, Encoded, PaddingSide, SpecialTokens, batches, encode, pad, padding_id
+from moescope.capture.encode import Batch, Encoded, PaddingSide, SpecialTokens, batches, encode, pad
 from moescope.capture.position import Position, check_position, token_index, weights
 from moescope.capture.session import Reduce, capture
 from moescope.errors import InputError
+from moescope.models.inputs import padding_id
 from moescope.types import Site
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from moescope.errors import InputError
+from moescope.models.batching import Batching, check_batching
 from moescope.models.sites import describe_sites
 from moescope.models.source import Source, check_folder, find_source
 from moescope.models.structure import resolve
@@ -89,6 +90,11 @@ class LoadedModel:
         if site not in self.structure.taps:
             raise InputError(f"site {str(site)!r} does not exist: {self.name} has {describe_sites(self.sites())}")
         return self.structure.taps[site]
+
+    @cached_property
+    def batching(self) -> Batching:
+        """Whether texts may share a batch. Measured once, by a few forward tokens."""
+        return check_batching(self)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -31,10 +31,9 @@ def resolve(body: nn.Module, config: Any) -> Structure:
     Raises:
         InputError: the model has neither a stack of attention and MLP layers nor experts (names the model type).
     """
+    check_text(type(body), config)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     kind = getattr(config, "model_type", type(body).__name__)
-    if getattr(config, "is_encoder_decoder", False):
-        raise InputError(f"model type {kind!r} is an encoder-decoder, which is not supported: use a decoder or an encoder")
     d_model = int(getattr(text, "hidden_size", 0) or 0)
     layers = _layer_stack(body, int(getattr(text, "num_hidden_layers", 0) or 0))
     taps: dict[Site, TapPoint] = {}
@@ -50,6 +49,22 @@ def resolve(body: nn.Module, config: Any) -> Structure:
         taps = {}
     order = sorted(taps, key=lambda site: (SITE_KINDS.index(site.kind), site.layer))
     return Structure(layers, d_model, {site: taps[site] for site in order})
+
+
+def check_text(body: type, config: Any) -> None:
+    """Refuse what reads no text by itself, from the class of its body alone.
+
+    Raises:
+        InputError: names the model type.
+    """
+    kind = getattr(config, "model_type", body.__name__)
+    accepted = inspect.signature(body.forward).parameters  # type: ignore[attr-defined]
+    if getattr(config, "is_encoder_decoder", False) or "decoder_input_ids" in accepted:
+        raise InputError(f"model type {kind!r} is an encoder-decoder, which is not supported: use a decoder or an encoder")
+    if "input_ids" not in accepted:
+        raise InputError(f"model type {kind!r} is not a text model: it takes no token ids")
+    if hasattr(body, "get_text_features"):
+        raise InputError(f"model type {kind!r} is not a text model: it compares texts with images or sounds")
 
 
 def _layer_stack(body: nn.Module, n_layers: int) -> tuple[nn.Module, ...]:
@@ -173,6 +188,8 @@ def _bank_size(bank: nn.Module) -> int:
     """Number of experts in a bank: leading size of its stacked (experts, ·, ·) weights, or length of its list; else 0."""
     if isinstance(bank, nn.ModuleList):
         return len(bank) if any(_linear_shape(m) for m in bank.modules()) else 0
+    if isinstance(bank, nn.Conv1d | nn.Conv2d):  # of a short convolution (LFM2): channels, not experts
+        return 0
     stacked = {parameter.shape[0] for parameter in bank.parameters(recurse=False) if parameter.dim() == 3}
     return int(stacked.pop()) if len(stacked) == 1 else 0
 

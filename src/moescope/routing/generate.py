@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from transformers import GenerationConfig
 
-from moescope.capture.encode import Batch, Encoded, batches, pad, padding_id
+from moescope.capture.encode import Batch, Encoded, batches, pad
 from moescope.capture.session import CaptureSession
 from moescope.errors import InputError
 from moescope.models.experts import Dispatch, DispatchRecorder, mixes_tokens
+from moescope.models.inputs import padding_id
 from moescope.routing.trace import id_dtype
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Tiny random models of every mixture-of-experts type, so that tracing can be checked on each: what the coverage table runs.
+"""Tiny random models of every type of the installed transformers: what the tables of coverage run.
 
 A config's sizes are set by the names of its attributes, which the types share; what a type needs besides stands in
 :data:`OWN`.
@@ -6,7 +6,6 @@ A config's sizes are set by the names of its attributes, which the types share; 
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
@@ -122,6 +121,7 @@ OWN: dict[str, dict[str, Any]] = {
     "glm4v_moe_text": {"rope_parameters": _ROPE | {"partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0]}},
     "jamba": {"attn_layer_offset": 1, "attn_layer_period": 2},
     "kimi_linear": {"layer_types": _MIXED},
+    "lfm2": {"block_auto_adjust_ff_dim": False, "layer_types": ["conv", "full_attention", "conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"], "num_dense_layers": 1},
     "mimo_v2_flash": {"num_key_value_heads": 2},
     "mistral4": {"head_dim": 16},
@@ -132,6 +132,18 @@ OWN: dict[str, dict[str, Any]] = {
     "nemotron_h": {"layers_block_type": ["linear_attention", "moe", "full_attention", "moe"]},
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
 }
+
+# in this order: with a language-model head where there is one
+_AUTO = (
+    "AutoModelForCausalLM",
+    "AutoModelForMaskedLM",
+    "AutoModelForImageTextToText",
+    "AutoModelForSeq2SeqLM",
+    "AutoModel",
+)
+
+FOREIGN = (ValueError, TypeError, AttributeError, KeyError, IndexError, RuntimeError, NotImplementedError, AssertionError)
+"""What the code of a model that was sized wrongly can throw."""
 
 
 class NotBuilt(Exception):
@@ -158,7 +170,7 @@ def _derived(config: Any, name: str) -> bool:
     return isinstance(attribute, property) and attribute.fset is None
 
 
-def tiny_moe(model_type: str, seed: int = 0) -> nn.Module:
+def tiny_module(model_type: str, seed: int = 0) -> nn.Module:
     """A random fp32 model of the type with its language-model head, on the CPU, in evaluation mode.
 
     Every parameter is drawn anew: some architectures leave their experts or routers unset or at nought, and a selection
@@ -180,8 +192,9 @@ def tiny_moe(model_type: str, seed: int = 0) -> nn.Module:
 
 
 def _build(config: Any) -> nn.Module:
-    for name in ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForSeq2SeqLM", "AutoModel"):
-        with contextlib.suppress(ValueError):
-            built: nn.Module = getattr(transformers, name).from_config(config, dtype=torch.float32)
+    for name in _AUTO:
+        auto = getattr(transformers, name)
+        if type(config) in auto._model_mapping:
+            built: nn.Module = auto.from_config(config, dtype=torch.float32)
             return built
     raise NotBuilt("no language model: no automatic model class makes one of its config")

@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from moescope.capture.encode import first_position
-
 if TYPE_CHECKING:
-    from moescope.models import LoadedModel
+    from moescope.models.load import LoadedModel
 
 
 class BodyInputs:
@@ -36,3 +34,21 @@ class BodyInputs:
         if "use_cache" in self._accepts:
             inputs["use_cache"] = False
         return inputs
+
+
+def first_position(model: LoadedModel) -> int:
+    """Where the model's own position ids begin: padding_idx + 1 in the RoBERTa family, which counts from the padding id
+    and derives positions from the ids itself; 0 elsewhere."""
+    for module in model.body.modules():
+        if hasattr(module, "create_position_ids_from_input_ids") or hasattr(module, "create_position_ids_from_inputs_embeds"):
+            return int(getattr(module, "padding_idx", None) or 0) + 1
+    return 0
+
+
+def padding_id(model: LoadedModel) -> int:
+    """An id that may stand at a padded place: the tokenizer's, else the model's, else 0."""
+    vocabulary = getattr(model.config, "vocab_size", None)
+    for candidate in (getattr(model.config, "pad_token_id", None), getattr(model.tokenizer, "pad_token_id", None)):
+        if isinstance(candidate, int) and candidate >= 0 and (vocabulary is None or candidate < vocabulary):
+            return candidate
+    return 0

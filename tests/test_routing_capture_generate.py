@@ -13,8 +13,8 @@ from torch import nn
 from moescope.capture.session import CaptureSession
 from moescope.errors import InputError
 from moescope.models import LoadedModel, from_model
-from moescope.routing import Decoding, RoutingTrace, expert_layers, recording, trace_prompts
 from moescope.models.tiny import tiny_module
+from moescope.routing import Decoding, RoutingTrace, expert_layers, recording, trace_prompts
 from tests.architectures import tiny_model
 
 TEXTS = ["hello", "a much longer text here", "x"]

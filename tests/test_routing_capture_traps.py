@@ -14,8 +14,8 @@ from moescope.capture.encode import Encoded
 from moescope.errors import InputError
 from moescope.models import LoadedModel, from_model
 from moescope.models.experts import Dispatch, describe_gating, routed_output
-from moescope.routing import RoutingTrace, TracedSequence, recording, trace_prompts
 from moescope.models.tiny import VOCABULARY, tiny_module
+from moescope.routing import RoutingTrace, TracedSequence, recording, trace_prompts
 from tests.architectures import build, tiny_model
 
 IDS = torch.arange(3, 3 + 24).reshape(2, 12)

@@ -13,9 +13,9 @@ from moescope.capture.encode import Encoded
 from moescope.errors import InputError
 from moescope.intervene import Expert, ExpertEdits, steer_experts
 from moescope.models import LoadedModel, from_model
+from moescope.models.tiny import tiny_module
 from moescope.routing import expert_layers, recording, trace_prompts
 from moescope.routing.counts import routing_counts
-from moescope.models.tiny import tiny_module
 from moescope.types import Site
 from tests.architectures import EXPERT_LAYERS, tiny_model
 

@@ -104,8 +104,18 @@ def padded_batches(
     if side not in ("left", "right"):
         raise InputError(f'padding_side: "{side}" is not one of "left", "right"')
     fill = padding_id(model)
-    for rows in batches(encoded.lengths, batch_tokens)[start:]:
+    for rows in batches_for(model, encoded.lengths, batch_tokens, side)[start:]:
         yield pad(encoded, rows, pad_id=fill, side=side)
+
+
+def batches_for(model: LoadedModel, lengths: np.ndarray, batch_tokens: int, side: PaddingSide) -> list[np.ndarray]:
+    """:func:`~moescope.capture.encode.batches`, of one text each where a text's activations depend on what is beside it."""
+    groups = batches(lengths, batch_tokens)
+    return [
+        part
+        for rows in groups
+        for part in ([rows] if model.batching.allows(side, int(lengths[rows[0]])) else np.split(rows, len(rows)))
+    ]
 
 
 def vector_reducer(batch: Batch, position: Position, skip_special: bool | None) -> Reduce:

@@ -27,17 +27,28 @@ from torch import Tensor, nn
 from transformers.models.auto import modeling_auto
 
 from moescope.errors import InputError
+from moescope.models.batching import SIDES, measure
 from moescope.models.inputs import BodyInputs
 from moescope.models.load import LoadedModel, from_model
 from moescope.models.sites import describe_sites
 from moescope.models.structure import check_text
-from moescope.models.tiny import FOREIGN, NotBuilt, tiny_config, tiny_module
+from moescope.models.tiny import FOREIGN, NotBuilt, tiny_module
 from moescope.types import Site
 
 TOLERANCE = 1e-4
 """largest accepted error, relative to the largest value compared"""
 _TABLES = ("MAPPING", "FOR_CAUSAL_LM_MAPPING", "FOR_MASKED_LM_MAPPING", "FOR_IMAGE_TEXT_TO_TEXT_MAPPING")
-_INNER = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "feed_forward_size", "d_ff", "d_inner")
+_INNER = (
+    "intermediate_size",
+    "ffn_dim",
+    "n_inner",
+    "ffn_hidden_size",
+    "feed_forward_size",
+    "d_ff",
+    "d_inner",
+    "hidden_dim",
+    "dff",
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,9 @@ def text_types() -> list[str]:
     return sorted(found)
 
 
-def architectures(types: Sequence[str] | None = None, *, progress: Callable[[int, int], None] | None = None) -> list[Architecture]:
+def architectures(
+    types: Sequence[str] | None = None, *, progress: Callable[[int, int], None] | None = None
+) -> list[Architecture]:
     """What comes of reading each type, by default of all (two minutes).
 
     Raises:
@@ -93,16 +106,26 @@ def check_type(model_type: str) -> Architecture:
         config_class = transformers.CONFIG_MAPPING[model_type]
         for auto in (transformers.AutoModel, transformers.AutoModelForCausalLM):
             if config_class in auto._model_mapping:
-                check_text(auto._model_mapping[config_class], config_class())
-        model = from_model(tiny_module(model_type), None, name=model_type)
+                body: Any = auto._model_mapping[config_class]
+                check_text(body[0] if isinstance(body, tuple) else body, config_class())
+        module = tiny_module(model_type)
+    except InputError as error:
+        return refused(str(error))
+    except NotBuilt as error:
+        return refused(f"not tried: {error}")
+    except FOREIGN as error:
+        # a type newer than this table of sizes: one row says so, the other rows are still printed
+        return refused(f"not tried: no tiny model of it is built: {' '.join(str(error).split())[:120]}")
+    try:
+        model = from_model(module, None, name=model_type)
+        _ = model.batching
         return check_model(model)
-    except (InputError, NotBuilt) as error:
+    except InputError as error:
         return refused(str(error))
     except Misread as error:
         return refused(f"misread: {error}")
-    except (ImportError, *FOREIGN) as error:
-        # a type newer than this table of sizes: one row says so, the other rows are still printed
-        return refused(f"no tiny model of it runs: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    except FOREIGN as error:
+        return refused(f"misread: {type(error).__name__}: {' '.join(str(error).split())[:120]}")
 
 
 def check_model(model: LoadedModel) -> Architecture:
@@ -116,9 +139,12 @@ def check_model(model: LoadedModel) -> Architecture:
     probe = _Probe(model)
     probe.check_stream()
     probe.check_replacing()
+    for layer in range(model.n_layers):
+        probe.check_channels(layer)
     forms = list(dict.fromkeys(probe.update(layer) for layer in range(model.n_layers)))
     for site in model.sites("mlp_out"):
         probe.check_mlp(site.layer)
+    probe.check_batching()
     sides = [side for side in ("none", "right", "left") if not model.batching.allows(side)]
     return Architecture(model.config.model_type, True, "", describe_sites(model.sites()), "; ".join(forms), ", ".join(sides))
 
@@ -160,7 +186,9 @@ class _Probe:
 
         return hook
 
-    def run(self, read: Sequence[Site], edits: Mapping[Site, Edit] | None = None, **options: Any) -> tuple[dict[Site, Tensor], Any]:
+    def run(
+        self, read: Sequence[Site], edits: Mapping[Site, Edit] | None = None, **options: Any
+    ) -> tuple[dict[Site, Tensor], Any]:
         """The tensors at ``read`` and the body's output, with ``edits`` made before anything is read."""
         seen: dict[Site, Tensor] = {}
 
@@ -193,11 +221,13 @@ class _Probe:
         for layer in range(n):
             _same(stream[layer], hidden[layer], f"{_before(layer)} and hidden_states[{layer}]")
         last = [stream[n], *(norm(stream[n]) for norm in self._norms(self.model.body, outside=True))]
+        maps = [m for m in self.model.body.modules() if isinstance(m, nn.Linear) and m.in_features == self.model.d_model]
+        last += [m(x) for m in maps for x in last if m.out_features == hidden[n].shape[-1]]  # OPT's project_out
         if not any(_error(ours, hidden[n]) <= TOLERANCE for ours in last if ours.shape == hidden[n].shape):
             raise Misread(f"{_before(n)} is hidden_states[{n}] neither as it is nor after a final norm")
 
     def check_replacing(self) -> None:
-        """Each site replaced by itself, all at once, changes nothing; ``attn_out`` and ``mlp_out`` changed change the stream."""
+        """Each site replaced by itself, all at once, changes nothing; either kind of part changed does."""
         own: dict[Site, Edit] = {site: torch.clone for site in self.model.sites() if site.kind != "router"}
         last = Site("resid", self.model.n_layers - 1)
         found, _ = self.run([last], own)
@@ -215,15 +245,46 @@ class _Probe:
         after = found[out]
         if _error(after[:, :1], before[:, :1]) <= TOLERANCE:
             raise Misread(f"{out} does not depend on {into} at the same token")
-        _same(after[:, 1:], before[:, 1:], f"{out} as it is and with {into} of an earlier token disturbed")
+        if self.model.batching.allows("none"):  # else tokens share the routing (Doge)
+            _same(after[:, 1:], before[:, 1:], f"{out} as it is and with {into} of an earlier token disturbed")
         if act not in self.model.structure.taps:
             return
         found, _ = self.run([out], {act: torch.zeros_like})
         _same(found[out], found[out][:1, :1].expand_as(before), f"{out} of all tokens with {act} set to nought")
         text = self.model.config.get_text_config()
         wide = {4 * self.model.d_model} | {w for name in _INNER for w in _numbers(getattr(text, name, None))}
+        wide |= {w // 2 for w in wide}  # some count the gate too (Moshi, RecurrentGemma)
         if self.model.width(act) not in wide:
             raise Misread(f"{act} has {self.model.width(act)} neurons, the config knows {sorted(wide)}")
+
+    def check_batching(self) -> None:
+        """Texts longer than those that :func:`check_batching` tries move no more in a batch than it says they may."""
+        longer = measure(self.model, short=30, long=60)
+        for side in SIDES:
+            if self.model.batching.allows(side, 60) and longer[side] > self.model.batching.tolerance:
+                raise Misread(f"a text of 60 tokens moves by {longer[side]:.1e} in a batch with padding: {side}")
+
+    def check_channels(self, layer: int) -> None:
+        """What a layer gives is made, token by token, of what it is given, ``attn_out`` and ``mlp_out`` alone."""
+        into = Site("resid", layer - 1) if layer else Site("embed", 0)
+        new = Site("resid", layer)
+        outs = [site for site in (Site("attn_out", layer), Site("mlp_out", layer)) if site in self.seen]
+        pinned: dict[Site, Edit] = {site: partial(_pinned, self.seen[site]) for site in outs}
+        if len(outs) == 2:
+            found, _ = self.run([new], pinned | {into: _disturb_first})
+            _same(
+                found[new][:, 1:],
+                self.seen[new][:, 1:],
+                f"{new} as it is and with an earlier token of the stream disturbed, its parts held",
+            )
+            if _error(found[new][:, :1], self.seen[new][:, :1]) <= TOLERANCE:
+                raise Misread(
+                    f"{new} does not depend on the stream before the layer: {' or '.join(map(str, outs))} holds it already"
+                )
+        if Site("mlp_out", layer) in self.seen:
+            out = Site("mlp_out", layer)
+            found, _ = self.run([new], {Site("mlp_in", layer): _disturb_first, out: pinned[out]})
+            _same(found[new], self.seen[new], f"{new} as it is and with mlp_in:{layer} disturbed, {out} held")
 
     def update(self, layer: int) -> str:
         """How the layer makes its output of its input, ``attn_out`` and ``mlp_out``, in words.
@@ -241,7 +302,9 @@ class _Probe:
                 child = self.model.structure.layers[layer].get_submodule(name)
                 if not _is_norm(child) and (mlp is None or not any(m is mlp.module for m in child.modules())):
                     parts = {name: value} | parts
-        for forms in itertools.product(*([(name, part)] + [(f"norm({name})", n(part)) for n in norms] for name, part in parts.items())):
+        for forms in itertools.product(
+            *([(name, part)] + [(f"norm({name})", n(part)) for n in norms] for name, part in parts.items())
+        ):
             columns = [x, *(value for _, value in forms)]
             scales = _fitted(columns, new)
             if scales is not None:
@@ -252,6 +315,13 @@ class _Probe:
             for first, second in itertools.permutations(norms, 2):
                 if _error(second(first(x + a) + m), new) <= TOLERANCE:
                     return "norm(norm(x + attn_out) + mlp_out)"
+            return "of x, attn_out and mlp_out, token by token"
+        if (
+            self.model.structure.taps
+            and "mlp_out" not in parts
+            and "router" in {site.kind for site in self.seen if site.layer == layer}
+        ):
+            return "experts beside another MLP: no mlp_out"
         raise Misread(f"resid:{layer} is not made of the layer's input and {', '.join(parts) or 'nothing'}")
 
     def _norms(self, module: nn.Module, *, outside: bool = False) -> Iterator[nn.Module]:
@@ -261,7 +331,8 @@ class _Probe:
             weight = getattr(part, "weight", None)
             if id(part) in inside or not _is_norm(part):
                 continue
-            if weight is None or tuple(weight.shape) == (self.model.d_model,):
+            size = weight.shape if weight is not None else getattr(part, "normalized_shape", (self.model.d_model,))
+            if tuple(size) == (self.model.d_model,):
                 yield part
 
 
@@ -275,6 +346,10 @@ def _before(layer: int) -> str:
 
 def _numbers(value: Any) -> list[int]:
     return [v for v in (value if isinstance(value, list | tuple) else [value]) if isinstance(v, int)]
+
+
+def _pinned(value: Tensor, tensor: Tensor) -> Tensor:
+    return value.clone()  # a model may add to it in place
 
 
 def _disturb_first(x: Tensor) -> Tensor:

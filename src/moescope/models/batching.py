@@ -11,13 +11,14 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from moescope.errors import InputError
-from moescope.models.inputs import BodyInputs, padding_id
+from moescope.models.inputs import BodyInputs, first_position, padding_id
 
 if TYPE_CHECKING:
     from moescope.models.load import LoadedModel
@@ -27,6 +28,8 @@ Beside = Literal["none", "right", "left"]
 SIDES: tuple[Beside, ...] = ("none", "right", "left")
 _SHORT, _LONG = 5, 19
 _TOLERANCE, _TOLERANCE_HALF = 1e-4, 5e-2
+# What the code of a model can throw that is given less, or other, than it needs.
+_FOREIGN = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError)
 
 
 @dataclass(frozen=True)
@@ -37,39 +40,54 @@ class Batching:
     """by the padding: norm of the difference over that of the hidden states, the larger of two texts; infinite where the model
     does not run so"""
     tolerance: float
+    budget: int | None
+    """keys that an indexer picks for a token, by what is in the batch: a longer text is never padded"""
     tokens: int
     """forward tokens that the check cost"""
 
-    def allows(self, side: Beside) -> bool:
-        """Whether texts padded on this side may share a batch (``"none"``: texts of one length, which is always asked)."""
+    def allows(self, side: Beside, longest: int = 0) -> bool:
+        """Whether texts of at most ``longest`` tokens, padded on this side, may share a batch (``"none"``: texts of one length,
+        which is always asked)."""
+        if side != "none" and self.budget is not None and longest > self.budget:
+            return False
         return max(self.difference["none"], self.difference[side]) <= self.tolerance
 
-    def note(self, name: str, side: Beside = "right") -> str | None:
+    def note(self) -> str | None:
         """What a result says of a model whose texts are run one by one; None where they share batches."""
-        if self.allows(side):
-            return None
-        worst = max(self.difference["none"], self.difference[side])
-        size = f"by {worst:.2g} of their size" if worst < float("inf") else "(it does not run on a batch)"
-        return f"{name}: a text's activations change {size} with what else is in the batch; texts were run one by one"
+        worst = max(self.difference["none"], self.difference["right"])
+        if worst <= self.tolerance:
+            if self.budget is None:
+                return None
+            return f"texts of more than {self.budget} tokens were run one by one: in a batch they attend to other tokens"
+        size = f"by {worst:.2g} of their size" if worst < float("inf") else "or cannot be had"
+        return f"texts were run one by one: in a batch this model's activations change {size}"
 
 
 def check_batching(model: LoadedModel) -> Batching:
     """Run two short texts of random tokens by themselves and side by side, without and with padding on either side.
 
-    Whoever watches or edits the model by hooks meanwhile neither sees nor touches this.
-
     Raises:
         InputError: the model does not run on token ids alone.
     """
+    text = model.config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None) or _LONG
+    long = max(_SHORT, min(_LONG, int(positions) - first_position(model)))
+    difference = measure(model, short=_SHORT, long=long)
+    budget = getattr(text, "index_topk", None)
+    tolerance = _TOLERANCE if model.dtype == torch.float32 else _TOLERANCE_HALF
+    # each by itself, both twice with padding, and once two of the longer
+    return Batching(difference, tolerance, budget if isinstance(budget, int) else None, 3 * (_SHORT + long) + 2 * long)
+
+
+def measure(model: LoadedModel, *, short: int, long: int) -> dict[Beside, float]:
+    """How far two texts of these lengths move beside each other: :attr:`Batching.difference`.
+
+    Whoever watches or edits the model by hooks meanwhile neither sees nor touches this.
+    """
     inputs = BodyInputs(model)
-    ids = _ordinary_ids(model, 2 * _LONG).view(2, _LONG)
-    mask = torch.ones_like(ids)
-    short = torch.arange(_LONG) < _SHORT
-    tokens = 0
+    ids = _ordinary_ids(model, 2 * long).view(2, long)
 
     def states(ids: Tensor, mask: Tensor) -> Tensor:
-        nonlocal tokens
-        tokens += int(mask.sum())
         output: Any = model.body(**inputs(ids, mask))
         found: Tensor = output[0]
         return found.float()
@@ -77,33 +95,31 @@ def check_batching(model: LoadedModel) -> Batching:
     difference: dict[Beside, float] = {}
     with torch.no_grad(), _unwatched(model.body):
         try:
-            long = states(ids[:1], mask[:1])[0]
-            alone = states(ids[1:, :_SHORT], mask[1:, :_SHORT])[0]
-        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
-            what = " ".join(str(error).split())[:200]
+            alone = [states(row[None], torch.ones_like(row[None]))[0] for row in (ids[0], ids[1, :short])]
+        except _FOREIGN as error:
             raise InputError(
-                f"model type {model.config.model_type!r} does not run on token ids alone, so it is not supported: {what}"
+                f"model type {model.config.model_type!r} does not run on token ids alone, so it is not supported: "
+                f"{' '.join(str(error).split())[:200]}"
             ) from error
         for side in SIDES:
-            rows, real, place = ids.clone(), mask.clone(), slice(None)
+            rows, real = ids.clone(), torch.ones_like(ids)
+            place = slice(long - short, long) if side == "left" else slice(0, short)
             if side != "none":
-                kept = short if side == "right" else short.flip(0)
-                rows[1], real[1] = padding_id(model), kept.long()
-                rows[1, kept] = ids[1, :_SHORT]
-                place = slice(0, _SHORT) if side == "right" else slice(_LONG - _SHORT, _LONG)
+                rows[1], real[1] = padding_id(model), 0
+                rows[1, place], real[1, place] = ids[1, :short], 1
             try:
                 beside = states(rows, real)
-            except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):
+            except _FOREIGN:
                 difference[side] = float("inf")
                 continue
-            pairs = [(beside[0], long)] + ([(beside[1, place], alone)] if side != "none" else [])
+            pairs = [(beside[0], alone[0]), (beside[1, place], alone[1])][: 1 if side == "none" else 2]
             difference[side] = max(_moved(*pair, exact=model.dtype == torch.float32) for pair in pairs)
-    return Batching(difference, _TOLERANCE if model.dtype == torch.float32 else _TOLERANCE_HALF, tokens)
+    return difference
 
 
 def _moved(a: Tensor, b: Tensor, *, exact: bool) -> float:
-    """Norm of the difference of hidden states (T, D) over theirs; in half precision, where a near-tie may send a token to another
-    expert, of the middle token."""
+    """Norm of the difference of hidden states (T, D) over theirs; in half precision, where a near-tie may send a token to
+    another expert, of the middle token."""
     if exact:
         return float((a - b).norm() / b.norm())
     return float(((a - b).norm(dim=-1) / b.norm(dim=-1)).median())
@@ -115,8 +131,8 @@ def _ordinary_ids(model: LoadedModel, count: int) -> Tensor:
     configs = {id(c): c for c in (model.config, text)}.values()
     named = {v for c in configs for k, v in vars(c).items() if k.endswith(("token_id", "token_index")) and isinstance(v, int)}
     vocabulary = int(getattr(text, "vocab_size", 0) or 256)
-    ids = torch.randint(0, vocabulary, (4 * count + len(named),), generator=torch.Generator().manual_seed(0)).tolist()
-    return torch.tensor(([i for i in ids if i not in named] or ids)[:count])
+    ids = torch.randint(0, vocabulary, (4 * count,), generator=torch.Generator().manual_seed(0)).tolist()
+    return torch.tensor(list(islice(cycle([i for i in ids if i not in named] or ids), count)))
 
 
 @contextmanager

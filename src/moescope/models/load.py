@@ -175,7 +175,10 @@ def from_model(model: nn.Module, tokenizer: Any, name: str = "model", *, revisio
     structure = resolve(body, config)
     if tokenizer is not None and getattr(tokenizer, "pad_token", None) is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    entry = body.get_input_embeddings().weight if hasattr(body, "get_input_embeddings") else next(body.parameters())
+    try:
+        entry = body.get_input_embeddings().weight
+    except (AttributeError, NotImplementedError):  # some bodies do not say which they are
+        entry = next(body.parameters())
     return LoadedModel(
         name=name,
         module=model,
@@ -258,6 +261,8 @@ def _module(source: Source, config: Any, dtype: torch.dtype, device_map: Any, he
     auto: Any = transformers.AutoModel
     if head:
         auto = transformers.AutoModelForMaskedLM if _is_encoder(config) else transformers.AutoModelForCausalLM
+        if type(config) not in auto._model_mapping and type(config) in transformers.AutoModelForImageTextToText._model_mapping:
+            auto = transformers.AutoModelForImageTextToText  # whose text path alone is run
     module: transformers.PreTrainedModel
     try:
         module, report = auto.from_pretrained(

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
@@ -35,6 +36,9 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 4,
     "head_dim": 8,
     "intermediate_size": 24,
+    "hidden_dim": 24,
+    "dff": 24,
+    "embedding_size": 32,
     "sliding_window": 16,
     # experts
     "num_experts": EXPERTS,
@@ -102,6 +106,24 @@ _INDEXER = {
 }
 
 OWN: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1, 3]},
+    "chameleon": {"vocabulary_map": {"<image>": 3}},
+    "codegen": {"rotary_dim": 4},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE}},
+    "diffllama": {"head_dim": None},
+    "falcon_h1": {"mamba_d_ssm": 64},
+    "gemma3n_text": {"num_kv_shared_layers": 0, "layer_types": None, "activation_sparsity_pattern": 0.0}
+    | {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    "gptj": {"rotary_dim": 4},
+    "higgs_audio_v2": {"pad_token_id": 0},
+    "lilt": {"hidden_size": 48},
+    "mamba2": {"num_heads": 4, "head_dim": 16},
+    "mobilebert": {"intra_bottleneck_size": 16, "embedding_size": 32, "true_hidden_size": 16},
+    "reformer": {"is_decoder": True},
+    "squeezebert": {"embedding_size": 32},
+    "xmod": {"default_language": "en_XX"},
+    "zamba2": {"layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"]},
     "bailing_hybrid": {"layer_group_size": 2},
     "doge": {"is_moe": True, "num_experts": 16},
     "Nemotron3DiarizationHeadConfig": {"audio_hidden_size": 32},
@@ -142,7 +164,10 @@ _AUTO = (
     "AutoModel",
 )
 
-FOREIGN = (ValueError, TypeError, AttributeError, KeyError, IndexError, RuntimeError, NotImplementedError, AssertionError)
+FOREIGN = (
+    *(ValueError, TypeError, AttributeError, KeyError, IndexError, RuntimeError, AssertionError, ArithmeticError, ImportError),
+    StrictDataclassError,
+)
 """What the code of a model that was sized wrongly can throw."""
 
 
@@ -162,6 +187,11 @@ def _shrink(config_class: Any, own: dict[str, Any]) -> Any:
     for name, part in vars(default).items():
         if isinstance(part, PreTrainedConfig) and name not in own:
             settings[name] = _shrink(type(part), OWN.get(part.model_type or type(part).__name__, {})).to_dict()
+    rope = getattr(default, "rope_parameters", None)
+    if isinstance(rope, dict) and "mrope_section" in rope and "rope_parameters" not in own:
+        # rotary angles of time, height and width share half of the head between them
+        half = int(settings.get("head_dim", 8) * rope.get("partial_rotary_factor", 1.0)) // 2
+        settings["rope_parameters"] = rope | {"mrope_section": [half // 4, half // 4, half - 2 * (half // 4)]}
     return config_class(**(settings | own))
 
 

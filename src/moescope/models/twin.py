@@ -35,4 +35,6 @@ def random_twin(model: LoadedModel, seed: int = 0) -> LoadedModel:
             target = weights[name]
             # offloaded weights sit on the meta device: their twin stays where the model takes its input
             tensor.data = tensor.data.to(dtype=target.dtype, device=model.device if target.is_meta else target.device)
-    return from_model(module, model.tokenizer, name=f"{model.name} (random twin, seed {seed})")
+    twin = from_model(module, model.tokenizer, name=f"{model.name} (random twin, seed {seed})")
+    vars(twin)["batching"] = model.batching  # of the architecture
+    return twin

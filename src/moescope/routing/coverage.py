@@ -25,9 +25,9 @@ from moescope.capture.encode import Encoded
 from moescope.errors import InputError
 from moescope.models import LoadedModel, from_model
 from moescope.models.experts import DispatchRecorder, recording, routed_output
+from moescope.models.tiny import FOREIGN, NotBuilt, tiny_module
 from moescope.routing.capture import trace_prompts
 from moescope.routing.generate import can_generate
-from moescope.models.tiny import FOREIGN, NotBuilt, tiny_module
 from moescope.routing.trace import TracedSequence
 
 TOLERANCE = 1e-5

@@ -77,11 +77,16 @@ class Context:
     # What a study works with
 
     def load(self, model: ModelLike, *, head: bool = False, **options: Any) -> LoadedModel:
-        """The model, loaded as ``run`` says unless it is in memory already; ``head``: with its language-model head."""
+        """The model, loaded as ``run`` says unless it is in memory already; ``head``: with its language-model head.
+
+        Whether its texts may share a batch is measured here, once; a note says so where they may not.
+        """
         if not isinstance(model, LoadedModel):
-            return load(model, head=head, **{**self.run.load_options(), **options})
-        if head and not model.has_head:
+            model = load(model, head=head, **{**self.run.load_options(), **options})
+        elif head and not model.has_head:
             raise InputError(f"{model.name} has no head, which this study needs; load it with head=True", "model")
+        if (note := model.batching.note()) is not None and note not in self.notes:
+            self.note(note)
         return model
 
     def tasks(self, tasks: TasksLike, *, least: int = 1) -> list[Task]:

@@ -53,6 +53,7 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
     columns = columns_of(loaded, settings.site)
     _check_sizes(columns, settings)
     tokens = ForwardTokens()
+    tokens.add("batching", loaded.batching.tokens)
     # What the interventions need of the untouched model is read in the same pass.
     final = causal_sites(loaded, columns) if settings.ablate is not None else ()
     limits: dict[str, Any] = {"batch_tokens": run.batch_tokens, "max_tokens": run.max_tokens}

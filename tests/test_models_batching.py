@@ -73,15 +73,10 @@ def test_a_model_that_looks_at_its_batch_is_run_one_by_one() -> None:
     np.testing.assert_allclose(losses, alone, atol=1e-6)
 
 
-@pytest.mark.parametrize("model_type", ["nystromformer", "convbert", "rwkv-like", "deepseek_v32"])
+@pytest.mark.parametrize("model_type", ["nystromformer", "convbert", "openai-gpt", "deepseek_v32"])
 def test_padding_that_reaches_into_a_text_is_left_out(model_type: str) -> None:
-    if model_type == "rwkv-like":
-        model = tiny_model("gpt2")
-        model.batching.difference["left"] = 1.0  # a recurrent state runs through padding before the text
-        sides = ("left",)
-    else:
-        model = from_model(tiny_module(model_type), None, name=model_type)
-        sides = ("right", "left")
+    model = from_model(tiny_module(model_type), None, name=model_type)
+    sides = ("left",) if model_type == "openai-gpt" else ("right", "left")  # which counts places, padding too
     rows = [list(range(3, 3 + n)) for n in (30, 50, 41)]
     site = last(model)
     assert model.batching.allows("none")
@@ -147,7 +142,5 @@ def test_a_model_that_needs_more_than_token_ids_is_refused() -> None:
         raise ValueError("You have to specify bbox")
 
     model.body.forward = needs  # type: ignore[method-assign]
-    with pytest.raises(
-        InputError, match="'llama' does not run on token ids alone, so it is not supported: You have to specify bbox"
-    ):
+    with pytest.raises(InputError, match=r"'llama' does not run on token ids alone, so .*: You have to specify bbox"):
         Context("exit", Settings(), Run()).load(model)

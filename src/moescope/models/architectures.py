@@ -1,54 +1,23 @@
-"""Which types of the installed transformers can be read: each is built tiny, and its sites are held against what it computes.
-
-A type counts as read when, on random tokens,
-
-- ``embed`` is what the first layer is given and ``resid`` what the next one is; both are the ``hidden_states`` that the model
-  reports, the last ``resid`` before the final norm;
-- what a layer adds to the stream is its ``attn_out`` and ``mlp_out``, each as it is, scaled, or normalised (and in BERT's
-  manner, where the sum is what is normalised);
-- ``mlp_out`` at a token depends on ``mlp_in`` at that token alone, and on nothing but ``mlp_act`` where there is one, which is
-  as wide as the config says;
-- each site replaced by itself changes nothing.
-"""
+"""Which types of the installed transformers can be read: each is built tiny, and its sites are held against what it computes
+(:mod:`moescope.models.probe`)."""
 
 from __future__ import annotations
 
-import inspect
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-import torch
 import transformers
-from torch import Tensor, nn
 from transformers.models.auto import modeling_auto
 
 from moescope.errors import InputError
-from moescope.models.batching import SIDES, measure
-from moescope.models.inputs import BodyInputs
 from moescope.models.load import LoadedModel, from_model
+from moescope.models.probe import Misread, Probe
 from moescope.models.sites import describe_sites
-from moescope.models.structure import check_text
+from moescope.models.structure import check_type as refuse
 from moescope.models.tiny import FOREIGN, NotBuilt, tiny_module
-from moescope.types import Site
 
-TOLERANCE = 1e-4
-"""largest accepted error, relative to the largest value compared"""
 _TABLES = ("MAPPING", "FOR_CAUSAL_LM_MAPPING", "FOR_MASKED_LM_MAPPING", "FOR_IMAGE_TEXT_TO_TEXT_MAPPING")
-_INNER = (
-    "intermediate_size",
-    "ffn_dim",
-    "n_inner",
-    "ffn_hidden_size",
-    "feed_forward_size",
-    "d_ff",
-    "d_inner",
-    "hidden_dim",
-    "dff",
-)
 
 
 @dataclass(frozen=True)
@@ -65,10 +34,6 @@ class Architecture:
     """what a layer adds to the stream; several where its layers differ"""
     singly: str = ""
     """padding with which texts must be run one by one"""
-
-
-class Misread(Exception):
-    """A site holds something else than its name says."""
 
 
 def text_types() -> list[str]:
@@ -103,11 +68,7 @@ def check_type(model_type: str) -> Architecture:
     """Build the type tiny and read it."""
     refused = partial(Architecture, model_type, False)
     try:
-        config_class = transformers.CONFIG_MAPPING[model_type]
-        for auto in (transformers.AutoModel, transformers.AutoModelForCausalLM):
-            if config_class in auto._model_mapping:
-                body: Any = auto._model_mapping[config_class]
-                check_text(body[0] if isinstance(body, tuple) else body, config_class())
+        refuse(transformers.CONFIG_MAPPING[model_type]())
         module = tiny_module(model_type)
     except InputError as error:
         return refused(str(error))
@@ -135,244 +96,13 @@ def check_model(model: LoadedModel) -> Architecture:
         Misread: a site does not hold what it should; the first that does not.
     """
     if not model.sites():
-        return Architecture(model.config.model_type, False, "its routing can be traced, its sites are not known")
-    probe = _Probe(model)
+        return Architecture(model.config.model_type, False, f"its routing can be traced, but {model.structure.unread}")
+    probe = Probe(model)
     probe.check_stream()
     probe.check_replacing()
-    for layer in range(model.n_layers):
-        probe.check_channels(layer)
     forms = list(dict.fromkeys(probe.update(layer) for layer in range(model.n_layers)))
     for site in model.sites("mlp_out"):
         probe.check_mlp(site.layer)
     probe.check_batching()
     sides = [side for side in ("none", "right", "left") if not model.batching.allows(side)]
     return Architecture(model.config.model_type, True, "", describe_sites(model.sites()), "; ".join(forms), ", ".join(sides))
-
-
-Edit = Callable[[Tensor], Tensor | None]
-
-
-class _Probe:
-    """A model on one batch of random tokens, as it is and under edits."""
-
-    def __init__(self, model: LoadedModel) -> None:
-        self.model = model
-        ids = torch.randint(8, 60, (2, 12), generator=torch.Generator().manual_seed(1))
-        self._inputs = BodyInputs(model)(ids, None)
-        self.entries: dict[int, Tensor] = {}
-        """what each layer is given"""
-        self.mixers: dict[int, dict[str, Tensor]] = {}
-        """by layer, what its children give that are of the stream's shape"""
-        with ExitStack() as stack:
-            for number, layer in enumerate(model.structure.layers):
-                stack.callback(layer.register_forward_pre_hook(self._enters(number), with_kwargs=True).remove)
-                for name, child in layer.named_children():
-                    stack.callback(child.register_forward_hook(self._mixes(number, name)).remove)
-            self.seen, self.output = self.run(model.sites(), output_hidden_states=True)
-
-    def _enters(self, layer: int) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = args[0] if args else kwargs.get("hidden_states")
-            if isinstance(given, Tensor):
-                self.entries[layer] = given.clone()
-
-        return hook
-
-    def _mixes(self, layer: int, name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            given = output[0] if isinstance(output, tuple) else output
-            if isinstance(given, Tensor) and given.dim() == 3 and given.shape[-1] == self.model.d_model:
-                self.mixers.setdefault(layer, {})[name] = given.clone()
-
-        return hook
-
-    def run(
-        self, read: Sequence[Site], edits: Mapping[Site, Edit] | None = None, **options: Any
-    ) -> tuple[dict[Site, Tensor], Any]:
-        """The tensors at ``read`` and the body's output, with ``edits`` made before anything is read."""
-        seen: dict[Site, Tensor] = {}
-
-        def keep(site: Site) -> Edit:
-            return lambda tensor: seen.__setitem__(site, tensor.clone())
-
-        with ExitStack() as stack, torch.no_grad():
-            for site, edit in (edits or {}).items():
-                stack.callback(self.model.tap_point(site).attach(edit).remove)
-            for site in read:
-                stack.callback(self.model.tap_point(site).attach(keep(site)).remove)
-            body: Any = self.model.body
-            if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(body.forward).parameters.values()):
-                options = {key: value for key, value in options.items() if key in inspect.signature(body.forward).parameters}
-            output = body(**self._inputs, **options)
-        missing = [site for site in read if site not in seen]
-        if missing:
-            raise Misread(f"{missing[0]} was not reached")
-        return seen, output
-
-    def check_stream(self) -> None:
-        """``embed`` and ``resid`` are what passes between the layers, and what ``hidden_states`` are."""
-        n = self.model.n_layers
-        stream = [self.seen[Site("embed", 0)], *(self.seen[Site("resid", layer)] for layer in range(n))]
-        for layer, given in self.entries.items():
-            _same(stream[layer], given, f"{_before(layer)} and what layer {layer} is given")
-        hidden = getattr(self.output, "hidden_states", None)
-        if not hidden or len(hidden) != n + 1:
-            return
-        for layer in range(n):
-            _same(stream[layer], hidden[layer], f"{_before(layer)} and hidden_states[{layer}]")
-        last = [stream[n], *(norm(stream[n]) for norm in self._norms(self.model.body, outside=True))]
-        maps = [m for m in self.model.body.modules() if isinstance(m, nn.Linear) and m.in_features == self.model.d_model]
-        last += [m(x) for m in maps for x in last if m.out_features == hidden[n].shape[-1]]  # OPT's project_out
-        if not any(_error(ours, hidden[n]) <= TOLERANCE for ours in last if ours.shape == hidden[n].shape):
-            raise Misread(f"{_before(n)} is hidden_states[{n}] neither as it is nor after a final norm")
-
-    def check_replacing(self) -> None:
-        """Each site replaced by itself, all at once, changes nothing; either kind of part changed does."""
-        own: dict[Site, Edit] = {site: torch.clone for site in self.model.sites() if site.kind != "router"}
-        last = Site("resid", self.model.n_layers - 1)
-        found, _ = self.run([last], own)
-        _same(found[last], self.seen[last], "the stream as it is and with every site replaced by itself")
-        for site in [*self.model.sites("attn_out"), *self.model.sites("mlp_out")]:
-            found, _ = self.run([last], {site: lambda x: x + x.flip(-1)})
-            if _error(found[last], self.seen[last]) <= TOLERANCE:
-                raise Misread(f"{site} changed changes nothing")
-
-    def check_mlp(self, layer: int) -> None:
-        """``mlp_out`` at a token depends on ``mlp_in`` at that token, and on ``mlp_act`` alone where there is one."""
-        into, act, out = (Site(kind, layer) for kind in ("mlp_in", "mlp_act", "mlp_out"))
-        before = self.seen[out]
-        found, _ = self.run([out], {into: _disturb_first})
-        after = found[out]
-        if _error(after[:, :1], before[:, :1]) <= TOLERANCE:
-            raise Misread(f"{out} does not depend on {into} at the same token")
-        if self.model.batching.allows("none"):  # else tokens share the routing (Doge)
-            _same(after[:, 1:], before[:, 1:], f"{out} as it is and with {into} of an earlier token disturbed")
-        if act not in self.model.structure.taps:
-            return
-        found, _ = self.run([out], {act: torch.zeros_like})
-        _same(found[out], found[out][:1, :1].expand_as(before), f"{out} of all tokens with {act} set to nought")
-        text = self.model.config.get_text_config()
-        wide = {4 * self.model.d_model} | {w for name in _INNER for w in _numbers(getattr(text, name, None))}
-        wide |= {w // 2 for w in wide}  # some count the gate too (Moshi, RecurrentGemma)
-        if self.model.width(act) not in wide:
-            raise Misread(f"{act} has {self.model.width(act)} neurons, the config knows {sorted(wide)}")
-
-    def check_batching(self) -> None:
-        """Texts longer than those that :func:`check_batching` tries move no more in a batch than it says they may."""
-        longer = measure(self.model, short=30, long=60)
-        for side in SIDES:
-            if self.model.batching.allows(side, 60) and longer[side] > self.model.batching.tolerance:
-                raise Misread(f"a text of 60 tokens moves by {longer[side]:.1e} in a batch with padding: {side}")
-
-    def check_channels(self, layer: int) -> None:
-        """What a layer gives is made, token by token, of what it is given, ``attn_out`` and ``mlp_out`` alone."""
-        into = Site("resid", layer - 1) if layer else Site("embed", 0)
-        new = Site("resid", layer)
-        outs = [site for site in (Site("attn_out", layer), Site("mlp_out", layer)) if site in self.seen]
-        pinned: dict[Site, Edit] = {site: partial(_pinned, self.seen[site]) for site in outs}
-        if len(outs) == 2:
-            found, _ = self.run([new], pinned | {into: _disturb_first})
-            _same(
-                found[new][:, 1:],
-                self.seen[new][:, 1:],
-                f"{new} as it is and with an earlier token of the stream disturbed, its parts held",
-            )
-            if _error(found[new][:, :1], self.seen[new][:, :1]) <= TOLERANCE:
-                raise Misread(
-                    f"{new} does not depend on the stream before the layer: {' or '.join(map(str, outs))} holds it already"
-                )
-        if Site("mlp_out", layer) in self.seen:
-            out = Site("mlp_out", layer)
-            found, _ = self.run([new], {Site("mlp_in", layer): _disturb_first, out: pinned[out]})
-            _same(found[new], self.seen[new], f"{new} as it is and with mlp_in:{layer} disturbed, {out} held")
-
-    def update(self, layer: int) -> str:
-        """How the layer makes its output of its input, ``attn_out`` and ``mlp_out``, in words.
-
-        Raises:
-            Misread: no form is found that gives the layer's output.
-        """
-        new = self.seen[Site("resid", layer)]
-        x = self.entries.get(layer, self.seen[Site("embed", 0)])
-        norms = list(self._norms(self.model.structure.layers[layer]))
-        parts = {kind: self.seen[Site(kind, layer)] for kind in ("attn_out", "mlp_out") if Site(kind, layer) in self.seen}
-        if "attn_out" not in parts:
-            mlp = self.model.structure.taps.get(Site("mlp_in", layer))
-            for name, value in self.mixers.get(layer, {}).items():
-                child = self.model.structure.layers[layer].get_submodule(name)
-                if not _is_norm(child) and (mlp is None or not any(m is mlp.module for m in child.modules())):
-                    parts = {name: value} | parts
-        for forms in itertools.product(
-            *([(name, part)] + [(f"norm({name})", n(part)) for n in norms] for name, part in parts.items())
-        ):
-            columns = [x, *(value for _, value in forms)]
-            scales = _fitted(columns, new)
-            if scales is not None:
-                names = ["x", *(name for name, _ in forms)]
-                return " + ".join(n if abs(s - 1) < 1e-3 else f"{s:.3g}·{n}" for s, n in zip(scales, names, strict=True))
-        if {"attn_out", "mlp_out"} <= parts.keys():
-            a, m = parts["attn_out"], parts["mlp_out"]
-            for first, second in itertools.permutations(norms, 2):
-                if _error(second(first(x + a) + m), new) <= TOLERANCE:
-                    return "norm(norm(x + attn_out) + mlp_out)"
-            return "of x, attn_out and mlp_out, token by token"
-        if (
-            self.model.structure.taps
-            and "mlp_out" not in parts
-            and "router" in {site.kind for site in self.seen if site.layer == layer}
-        ):
-            return "experts beside another MLP: no mlp_out"
-        raise Misread(f"resid:{layer} is not made of the layer's input and {', '.join(parts) or 'nothing'}")
-
-    def _norms(self, module: nn.Module, *, outside: bool = False) -> Iterator[nn.Module]:
-        """Norms of the stream's width in a module; ``outside``: of the layers."""
-        inside = {id(m) for layer in self.model.structure.layers for m in layer.modules()} if outside else set()
-        for part in module.modules():
-            weight = getattr(part, "weight", None)
-            if id(part) in inside or not _is_norm(part):
-                continue
-            size = weight.shape if weight is not None else getattr(part, "normalized_shape", (self.model.d_model,))
-            if tuple(size) == (self.model.d_model,):
-                yield part
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return "norm" in type(module).__name__.lower() and not list(module.children())
-
-
-def _before(layer: int) -> str:
-    return f"resid:{layer - 1}" if layer else "embed:0"
-
-
-def _numbers(value: Any) -> list[int]:
-    return [v for v in (value if isinstance(value, list | tuple) else [value]) if isinstance(v, int)]
-
-
-def _pinned(value: Tensor, tensor: Tensor) -> Tensor:
-    return value.clone()  # a model may add to it in place
-
-
-def _disturb_first(x: Tensor) -> Tensor:
-    disturbed = x.clone()
-    disturbed[:, 0] = -2 * disturbed[:, 0].flip(-1)
-    return disturbed
-
-
-def _error(a: Tensor, b: Tensor) -> float:
-    return float((a - b).abs().max() / b.abs().max().clamp_min(torch.finfo(b.dtype).tiny))
-
-
-def _same(a: Tensor, b: Tensor, what: str) -> None:
-    if a.shape != b.shape:
-        raise Misread(f"{what} differ in shape: {tuple(a.shape)} and {tuple(b.shape)}")
-    if not _error(a, b) <= TOLERANCE:
-        raise Misread(f"{what} differ by {_error(a, b):.1e} of the largest value")
-
-
-def _fitted(columns: list[Tensor], target: Tensor) -> list[float] | None:
-    """The scales at which the columns add up to the target, none of them nought; None where they do not."""
-    design = torch.stack([c.flatten() for c in columns], 1).double()
-    scales = torch.linalg.lstsq(design, target.flatten().double()[:, None]).solution
-    if bool((scales.abs() < 1e-3).any()) or _error((design @ scales)[:, 0], target.flatten().double()) > TOLERANCE:
-        return None
-    return [float(s) for s in scales[:, 0]]

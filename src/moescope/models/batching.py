@@ -85,7 +85,7 @@ def measure(model: LoadedModel, *, short: int, long: int) -> dict[Beside, float]
     Whoever watches or edits the model by hooks meanwhile neither sees nor touches this.
     """
     inputs = BodyInputs(model)
-    ids = _ordinary_ids(model, 2 * long).view(2, long)
+    ids = ordinary_ids(model, 2 * long).view(2, long)
 
     def states(ids: Tensor, mask: Tensor) -> Tensor:
         output: Any = model.body(**inputs(ids, mask))
@@ -125,7 +125,7 @@ def _moved(a: Tensor, b: Tensor, *, exact: bool) -> float:
     return float(((a - b).norm(dim=-1) / b.norm(dim=-1)).median())
 
 
-def _ordinary_ids(model: LoadedModel, count: int) -> Tensor:
+def ordinary_ids(model: LoadedModel, count: int) -> Tensor:
     """Random token ids, none of them one that the config names (an image's place, say)."""
     text = model.config.get_text_config()
     configs = {id(c): c for c in (model.config, text)}.values()

@@ -22,7 +22,7 @@ from moescope.errors import InputError
 from moescope.models.batching import Batching, check_batching
 from moescope.models.sites import describe_sites
 from moescope.models.source import Source, check_folder, find_source
-from moescope.models.structure import resolve
+from moescope.models.structure import check_type, resolve
 from moescope.models.taps import Structure, TapPoint
 from moescope.types import SITE_KINDS, Site
 
@@ -150,8 +150,7 @@ def load(
     # building a model draws random numbers; the caller's stream of them must not depend on whether one was loaded
     with _quiet(), torch.random.fork_rng(devices=[]):
         config = _config(source, trust_remote_code)
-        if getattr(config, "is_encoder_decoder", False):
-            raise InputError(f"model type {config.model_type!r} is an encoder-decoder, which is not supported")
+        check_type(config)
         if device_map is None and place is not None and place.type != "cpu":
             device_map = {"": place}
         module = _module(source, config, DTYPES[dtype], device_map, head, trust_remote_code)

@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
+import transformers
 from torch import Tensor, nn
 
 from moescope.errors import InputError
@@ -41,14 +42,26 @@ def resolve(body: nn.Module, config: Any) -> Structure:
     if layers and d_model and why is None:
         taps = _taps(layers, d_model)
     kinds = {site.kind for site in taps}
-    if "attn_out" not in kinds or not kinds & {"mlp_out", "router"}:
-        if not any(name.rpartition(".")[2] == "experts" for name, _ in body.named_modules()):
-            why = why or "it has no stack of layers with an attention and an MLP block"
+    has_experts = any(name.rpartition(".")[2] == "experts" for name, _ in body.named_modules())
+    if "attn_out" not in kinds or not ("mlp_out" in kinds or has_experts):
+        why = why or "it has no stack of layers with an attention and an MLP block of linear maps at the width of the stream"
+        if not has_experts:
             raise InputError(f"model type {kind!r} is not supported: {why}")
-        # its sites are not known, but the routing of its experts can be traced
-        taps = {}
+        taps = {}  # the routing of its experts can still be traced
     order = sorted(taps, key=lambda site: (SITE_KINDS.index(site.kind), site.layer))
-    return Structure(layers, d_model, {site: taps[site] for site in order})
+    return Structure(layers, d_model, {site: taps[site] for site in order}, "" if taps else why or "")
+
+
+def check_type(config: Any) -> None:
+    """Refuse a type that reads no text by itself before anything of it is built.
+
+    Raises:
+        InputError: names the type.
+    """
+    for auto in (transformers.AutoModel, transformers.AutoModelForCausalLM):
+        if type(config) in auto._model_mapping:
+            body: Any = auto._model_mapping[type(config)]
+            check_text(body[0] if isinstance(body, tuple) else body, config)
 
 
 def check_text(body: type, config: Any) -> None:
@@ -70,23 +83,35 @@ def check_text(body: type, config: Any) -> None:
 # By how many residual streams a config says it has: AltUp (Gemma 3n) and hyper-connections (DeepSeek V4).
 _STREAMS = ("altup_num_inputs", "hc_mult", "hc_count")
 
+# How often a stack is run: Dory and HRM.
+_LOOPS = ("n_recurrent_loops", "H_cycles", "L_cycles")
+
 
 def _unreadable(body: nn.Module, text: Any, layers: tuple[nn.Module, ...]) -> str | None:
     """Why a model has no sites though it may have attention and MLPs; None where nothing speaks against it."""
     streams = next((n for name in _STREAMS if isinstance(n := getattr(text, name, None), int) and n > 1), None)
     if streams is not None:
         return f"it keeps {streams} residual streams side by side, so there is not one stream to read"
-    if hasattr(text, "num_hidden_groups") or (getattr(text, "n_recurrent_loops", None) or 1) > 1:
+    if hasattr(text, "num_hidden_groups") or any((getattr(text, name, 1) or 1) > 1 for name in _LOOPS):
         return "its layers share one set of weights that is run several times, so no layer can be read by itself"
-    if hasattr(body, "_pad_to_window_size"):
-        return "it pads texts to its attention window by itself, so places in it are not those of the text"
+    if hasattr(body, "_pad_to_window_size") or getattr(text, "prompt_length", None):
+        return "it lengthens texts by itself, so places in it are not those of the text"
     if any("time_mix" in name for layer in layers for name, _ in layer.named_parameters()):
         return "it is recurrent, and its MLP reads the token before too"
+    if any(_convolves(layer) for layer in layers):
+        return "it mixes tokens by convolutions beside its attention"
     if any("attentionresidual" in type(module).__name__.lower() for layer in layers for module in layer.children()):
         return "its layers attend over what earlier layers gave, so there is not one stream to read"
     if any(_attention(layer) is None and any("cross" in name for name, _ in layer.named_children()) for layer in layers):
         return "some of its layers attend to images alone and do not run on text"
     return None
+
+
+def _convolves(layer: nn.Module) -> bool:
+    """Whether what a block gives goes through a convolution before it joins the stream (Inkling), or images' convolutions stand
+    where the MLP would (SAM's text encoder)."""
+    after = any("shortconv" in type(child).__name__.lower() for child in layer.children())
+    return (after and _attention(layer) is not None) or any(isinstance(module, nn.Conv2d) for module in layer.modules())
 
 
 def _layer_stack(body: nn.Module, n_layers: int) -> tuple[nn.Module, ...]:

@@ -112,7 +112,7 @@ OWN: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE}},
     "diffllama": {"head_dim": None},
     "falcon_h1": {"mamba_d_ssm": 64},
-    "gemma3n_text": {"num_kv_shared_layers": 0, "layer_types": None, "activation_sparsity_pattern": 0.0}
+    "gemma3n_text": {"num_kv_shared_layers": 0, "layer_types": None, "activation_sparsity_pattern": [0.0] * 4}
     | {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "gptj": {"rotary_dim": 4},
@@ -140,7 +140,6 @@ OWN: dict[str, dict[str, Any]] = {
     "glm5_next_text": {"qk_rope_head_dim": 0},
     "hy_v4_vl_text": {"rope_parameters": _ROPE | {"mrope_section": [1, 1, 2]}},
     "granitemoehybrid": {"layer_types": _MIXED},
-    "glm4v_moe_text": {"rope_parameters": _ROPE | {"partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0]}},
     "jamba": {"attn_layer_offset": 1, "attn_layer_period": 2},
     "kimi_linear": {"layer_types": _MIXED},
     "lfm2": {"block_auto_adjust_ff_dim": False, "layer_types": ["conv", "full_attention", "conv", "full_attention"]},
@@ -154,6 +153,12 @@ OWN: dict[str, dict[str, Any]] = {
     "nemotron_h": {"layers_block_type": ["linear_attention", "moe", "full_attention", "moe"]},
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
 }
+
+# whose rotary angles count time, height and width
+for _name in ("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text", "paddleocr_vl_text", "hunyuan_vl_text"):
+    OWN[_name] = {"rope_parameters": _ROPE | {"mrope_section": [1, 1, 2]}}
+for _name in ("glm4v_text", "glm4v_moe_text", "glm_ocr_text", "glm_image_text"):
+    OWN[_name] = {"rope_parameters": _ROPE | {"partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0]}}
 
 # in this order: with a language-model head where there is one
 _AUTO = (

@@ -11,10 +11,11 @@ import transformers
 from transformers.models.auto import modeling_auto
 
 from moescope.errors import InputError
+from moescope.models.batching import SIDES
 from moescope.models.load import LoadedModel, from_model
 from moescope.models.probe import Misread, Probe
+from moescope.models.refused import check_type as refuse
 from moescope.models.sites import describe_sites
-from moescope.models.structure import check_type as refuse
 from moescope.models.tiny import FOREIGN, NotBuilt, tiny_module
 
 _TABLES = ("MAPPING", "FOR_CAUSAL_LM_MAPPING", "FOR_MASKED_LM_MAPPING", "FOR_IMAGE_TEXT_TO_TEXT_MAPPING")
@@ -33,7 +34,7 @@ class Architecture:
     stream: str = ""
     """what a layer adds to the stream; several where its layers differ"""
     singly: str = ""
-    """padding with which texts must be run one by one"""
+    """with which padding (``"none"``: even without) texts must be run one by one, or which texts"""
 
 
 def text_types() -> list[str]:
@@ -104,5 +105,7 @@ def check_model(model: LoadedModel) -> Architecture:
     for site in model.sites("mlp_out"):
         probe.check_mlp(site.layer)
     probe.check_batching()
-    sides = [side for side in ("none", "right", "left") if not model.batching.allows(side)]
+    sides: list[str] = [side for side in SIDES if not model.batching.allows(side)]
+    if model.batching.budget is not None:
+        sides.append("texts longer than its indexer's budget")
     return Architecture(model.config.model_type, True, "", describe_sites(model.sites()), "; ".join(forms), ", ".join(sides))

@@ -20,9 +20,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from moescope.errors import InputError
 from moescope.models.batching import Batching, check_batching
+from moescope.models.refused import check_source, check_type
 from moescope.models.sites import describe_sites
-from moescope.models.source import Source, check_folder, find_source
-from moescope.models.structure import check_type, resolve
+from moescope.models.source import Source, find_source
+from moescope.models.structure import resolve
 from moescope.models.taps import Structure, TapPoint
 from moescope.types import SITE_KINDS, Site
 
@@ -146,7 +147,7 @@ def load(
     if trust_remote_code:
         warnings.warn(f"trust_remote_code: Python code that comes with {str(model)!r} will be run", stacklevel=2)
     source = find_source(model, revision=revision, trust_remote_code=trust_remote_code)
-    check_folder(source)
+    check_source(source)
     # building a model draws random numbers; the caller's stream of them must not depend on whether one was loaded
     with _quiet(), torch.random.fork_rng(devices=[]):
         config = _config(source, trust_remote_code)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
@@ -117,7 +117,7 @@ class Probe:
             return
         for layer in range(n):
             _same(stream[layer], hidden[layer], f"{_before(layer)} and hidden_states[{layer}]")
-        last = [stream[n], *(norm(stream[n]) for norm in self._norms(self.model.body, outside=True))]
+        last = [stream[n], *_normed(self._norms(self.model.body, outside=True), stream[n])]
         maps = [m for m in self.model.body.modules() if isinstance(m, nn.Linear) and m.in_features == self.model.d_model]
         last += [m(x) for m in maps for x in last if m.out_features == hidden[n].shape[-1]]  # OPT's project_out
         if not any(_error(ours, hidden[n]) <= TOLERANCE for ours in last if ours.shape == hidden[n].shape):
@@ -224,12 +224,14 @@ class Probe:
                 yield part
 
 
-def _forms(name: str, part: Tensor, norms: Sequence[nn.Module]) -> list[tuple[str, Tensor]]:
-    found = [(name, part)]
+def _forms(name: str, part: Tensor, norms: Iterable[nn.Module]) -> list[tuple[str, Tensor]]:
+    return [(name, part), *((f"norm({name})", value) for value in _normed(norms, part))]
+
+
+def _normed(norms: Iterable[nn.Module], x: Tensor) -> Iterator[Tensor]:
     for norm in norms:
-        with suppress(TypeError):  # ZAYA's norm of queries and keys takes both
-            found.append((f"norm({name})", norm(part)))
-    return found
+        with suppress(TypeError, RuntimeError):  # one that takes more (ZAYA), or another width (audio)
+            yield norm(x)
 
 
 def _is_norm(module: nn.Module) -> bool:

@@ -5,6 +5,9 @@ either a dense MLP (linear maps from the model width to an inner width and back)
 what is told by the shapes of the weights and by where the modules hang. Models that are not built so (state-space models,
 encoder-decoders) are refused by the name of their type.
 
+``embed`` is transformers' ``hidden_states[0]`` and ``resid:L`` its ``hidden_states[L + 1]``, but for the last entry, which most
+models give after their final norm: ``resid`` is always before it.
+
 ``attn_out`` and ``mlp_out`` are what a block computes, before it joins the residual stream and before any norm that stands
 between: in Gemma and OLMo 2, which normalise a block's output, the stream receives norm(mlp_out); in BERT, norm(mlp_out +
 stream). In GPT-NeoX attention and MLP read the same stream, side by side. A layer with experts has no ``mlp_act``; its
@@ -18,10 +21,10 @@ import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
-import transformers
 from torch import Tensor, nn
 
 from moescope.errors import InputError
+from moescope.models.refused import check_text
 from moescope.models.taps import BatchShape, Structure, TapPoint
 from moescope.types import SITE_KINDS, Site
 
@@ -52,37 +55,11 @@ def resolve(body: nn.Module, config: Any) -> Structure:
     return Structure(layers, d_model, {site: taps[site] for site in order}, "" if taps else why or "")
 
 
-def check_type(config: Any) -> None:
-    """Refuse a type that reads no text by itself before anything of it is built.
-
-    Raises:
-        InputError: names the type.
-    """
-    for auto in (transformers.AutoModel, transformers.AutoModelForCausalLM):
-        if type(config) in auto._model_mapping:
-            body: Any = auto._model_mapping[type(config)]
-            check_text(body[0] if isinstance(body, tuple) else body, config)
-
-
-def check_text(body: type, config: Any) -> None:
-    """Refuse what reads no text by itself, from the class of its body alone.
-
-    Raises:
-        InputError: names the model type.
-    """
-    kind = getattr(config, "model_type", body.__name__)
-    accepted = inspect.signature(body.forward).parameters  # type: ignore[attr-defined]
-    if getattr(config, "is_encoder_decoder", False) or "decoder_input_ids" in accepted:
-        raise InputError(f"model type {kind!r} is an encoder-decoder, which is not supported: use a decoder or an encoder")
-    if "input_ids" not in accepted:
-        raise InputError(f"model type {kind!r} is not a text model: it takes no token ids")
-    if hasattr(body, "get_text_features"):
-        raise InputError(f"model type {kind!r} is not a text model: it compares texts with images or sounds")
-
-
 # By how many residual streams a config says it has: AltUp (Gemma 3n) and hyper-connections (DeepSeek V4).
 _STREAMS = ("altup_num_inputs", "hc_mult", "hc_count")
 
+# What of a layer is not its MLP.
+_NOT_MLP = "attn|attention|norm|ple_block|per_layer|audio|vision|image"
 # How often a stack is run: Dory and HRM.
 _LOOPS = ("n_recurrent_loops", "H_cycles", "L_cycles")
 
@@ -110,8 +87,9 @@ def _unreadable(body: nn.Module, text: Any, layers: tuple[nn.Module, ...]) -> st
 def _convolves(layer: nn.Module) -> bool:
     """Whether what a block gives goes through a convolution before it joins the stream (Inkling), or images' convolutions stand
     where the MLP would (SAM's text encoder)."""
-    after = any("shortconv" in type(child).__name__.lower() for child in layer.children())
-    return (after and _attention(layer) is not None) or any(isinstance(module, nn.Conv2d) for module in layer.modules())
+    if _attention(layer) is None:
+        return any(isinstance(module, nn.Conv2d) for module in layer.modules())
+    return any("shortconv" in type(child).__name__.lower() for child in layer.children())
 
 
 def _layer_stack(body: nn.Module, n_layers: int) -> tuple[nn.Module, ...]:
@@ -217,11 +195,15 @@ def _before_residual(block: nn.Module, d_model: int) -> nn.Module:
 
 
 def _rest(layer: nn.Module, attention: str | None) -> Iterator[tuple[str, nn.Module]]:
-    """Every module under the layer outside attention (self or cross), norms that have maps of their own (AXK2) and what adds
-    per-layer embeddings (Gemma 4), in the order in which it was built."""
+    """Every module under the layer outside attention (self or cross), norms that have maps of their own (AXK2), what adds
+    per-layer embeddings (Gemma 4) and what other than text goes through (Higgs Audio), in the order in which it was built."""
     for name, module in layer.named_modules():
         head = name.split(".", 1)[0].lower()
-        if name and head != (attention or "").lower() and not re.search("attn|attention|norm|ple_block|per_layer", head):
+        if (
+            name
+            and head != (attention or "").lower()
+            and not re.search("attn|attention|norm|ple_block|per_layer|audio|vision|image", head)
+        ):
             yield name, module
 
 

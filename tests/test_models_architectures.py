@@ -142,7 +142,8 @@ def test_the_check_finds_sites_that_hang_elsewhere() -> None:
     assert "resid:1 and what layer 2 is given" in misread(model, Site("resid", 1), layers[0], "output")
     model = tiny_model("llama")
     layers = model.structure.layers
-    assert "resid:2 as it is and with an earlier token disturbed, its parts held" in misread(
+    said = misread(model, Site("attn_out", 2), layers[2].self_attn.q_proj, "output")
+    assert "resid:2 as it is and with an earlier token disturbed, its parts held" in said
         model, Site("attn_out", 2), layers[2].self_attn.q_proj, "output"
     )
     model = tiny_model("llama")

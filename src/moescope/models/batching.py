@@ -12,16 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle, islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from moescope.errors import InputError
-from moescope.models.inputs import BodyInputs, first_position, padding_id
-
-if TYPE_CHECKING:
-    from moescope.models.load import LoadedModel
+from moescope.models.inputs import BodyInputs, Runs, first_position, padding_id
 
 Beside = Literal["none", "right", "left"]
 """Texts of one length, or padded on that side"""
@@ -63,7 +60,7 @@ class Batching:
         return f"texts were run one by one: in a batch this model's activations change {size}"
 
 
-def check_batching(model: LoadedModel) -> Batching:
+def check_batching(model: Runs) -> Batching:
     """Run two short texts of random tokens by themselves and side by side, without and with padding on either side.
 
     Raises:
@@ -79,7 +76,7 @@ def check_batching(model: LoadedModel) -> Batching:
     return Batching(difference, tolerance, budget if isinstance(budget, int) else None, 3 * (_SHORT + long) + 2 * long)
 
 
-def measure(model: LoadedModel, *, short: int, long: int) -> dict[Beside, float]:
+def measure(model: Runs, *, short: int, long: int) -> dict[Beside, float]:
     """How far two texts of these lengths move beside each other: :attr:`Batching.difference`.
 
     Whoever watches or edits the model by hooks meanwhile neither sees nor touches this.
@@ -125,7 +122,7 @@ def _moved(a: Tensor, b: Tensor, *, exact: bool) -> float:
     return float(((a - b).norm(dim=-1) / b.norm(dim=-1)).median())
 
 
-def ordinary_ids(model: LoadedModel, count: int) -> Tensor:
+def ordinary_ids(model: Runs, count: int) -> Tensor:
     """Random token ids, none of them one that the config names (an image's place, say)."""
     text = model.config.get_text_config()
     configs = {id(c): c for c in (model.config, text)}.values()

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from moescope.models.load import LoadedModel
+
+class Runs(Protocol):
+    """A model, as far as running its body goes."""
+
+    @property
+    def body(self) -> nn.Module: ...
+    @property
+    def config(self) -> Any: ...
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
 
 
 class BodyInputs:
     """Made once for a model, since the body's modules are searched; called for every batch."""
 
-    def __init__(self, model: LoadedModel) -> None:
+    def __init__(self, model: Runs) -> None:
         self._model = model
         self._accepts = frozenset(inspect.signature(model.body.forward).parameters)
         self._first_position = first_position(model)
@@ -36,7 +48,7 @@ class BodyInputs:
         return inputs
 
 
-def first_position(model: LoadedModel) -> int:
+def first_position(model: Runs) -> int:
     """Where the model's own position ids begin: padding_idx + 1 in the RoBERTa family, which counts from the padding id
     and derives positions from the ids itself; 0 elsewhere."""
     for module in model.body.modules():
@@ -45,7 +57,7 @@ def first_position(model: LoadedModel) -> int:
     return 0
 
 
-def padding_id(model: LoadedModel) -> int:
+def padding_id(model: Runs) -> int:
     """An id that may stand at a padded place: the tokenizer's, else the model's, else 0."""
     vocabulary = getattr(model.config, "vocab_size", None)
     for candidate in (getattr(model.config, "pad_token_id", None), getattr(model.tokenizer, "pad_token_id", None)):

@@ -144,8 +144,6 @@ def test_the_check_finds_sites_that_hang_elsewhere() -> None:
     layers = model.structure.layers
     said = misread(model, Site("attn_out", 2), layers[2].self_attn.q_proj, "output")
     assert "resid:2 as it is and with an earlier token disturbed, its parts held" in said
-        model, Site("attn_out", 2), layers[2].self_attn.q_proj, "output"
-    )
     model = tiny_model("llama")
     layers = model.structure.layers
     assert "mlp_out:1" in misread(model, Site("mlp_in", 1), layers[1].self_attn.q_proj, "input")

@@ -38,7 +38,8 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
 
     Returns:
         A result of kind ``"circuits"``, with the circuit of each task. ``meta["forward_tokens"]`` says what was read: for
-        the study itself, by each control that reads texts anew, and under interventions, beside one bare pass.
+        the study itself, by each control that reads texts anew, and under interventions, beside one bare pass; ``batching`` is
+        what it cost to see whether texts may share a batch.
 
     Raises:
         InputError: when the input cannot be used; the message is one line.

@@ -1,7 +1,9 @@
 """Planted truths, and how often the verdict layer finds the right word for each.
 
     python -m benchmarks.truths                     # every truth of every study, 400 repeats; the table and the JSON
-    python -m benchmarks.truths --only circuits --repeats 40
+    python -m benchmarks.truths --only circuits --repeats 40 --out some.json
+
+Rows already in the file with as many repeats are kept, so that a run that was cut off goes on where it stopped.
 
 At the largest size of a truth the right word must come in at least 80 % of the repeats, a wrong one in at most 31 of 400 at any
 size: ``contradicted`` for an effect that is there, ``holds`` without an explanation for one that is not.
@@ -15,9 +17,8 @@ import json
 import os
 import pkgutil
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +29,7 @@ from moescope.types import Claim
 Word = tuple[str, str | None]
 """(outcome, explanation)"""
 RIGHT, WRONG = 0.8, 31 / 400
+_OTHERS = ("harness", "__main__", "bare", "routine", "intervals", "calibration", "coverage")
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "truths.json"
 
 
@@ -49,7 +51,7 @@ def truths(only: str = "") -> dict[str, Truth]:
 
     found = {}
     for module in pkgutil.iter_modules(folder.__path__):
-        if module.name not in ("harness", "__main__"):
+        if module.name not in _OTHERS:
             for truth in importlib.import_module(f"benchmarks.truths.{module.name}").TRUTHS:
                 found[f"{module.name}: {truth.name}"] = truth
     return {name: truth for name, truth in found.items() if only in name}
@@ -63,33 +65,37 @@ def _word(name: str, n: int, seed: int) -> tuple[Word, bool | None]:
     return (claim.outcome, claim.explanation), covered
 
 
-def measure(names: Iterable[str], repeats: int, workers: int) -> list[dict[str, object]]:
-    """One row a truth and size: the share of each word, of the right and of a wrong one, and the interval's coverage."""
-    rows: list[dict[str, object]] = []
-    known = truths()
+def measure(names: Iterable[str], repeats: int, workers: int, kept: list[dict[str, object]]) -> Iterator[dict[str, object]]:
+    """One row a truth and size: the share of each word, of the right and of a wrong one, and the interval's coverage. Rows of
+    ``kept`` with as many repeats are not measured again."""
+    known = {(row["truth"], row["n"]): row for row in kept if row["repeats"] == repeats}
     with ProcessPoolExecutor(workers) as pool:
+        # all at once, so that no process waits for the last draws of a row
+        drawn = {
+            (name, n): pool.map(partial(_word, name, n), range(repeats), chunksize=8)
+            for name in names
+            for n in truths()[name].sizes
+            if (name, n) not in known
+        }
         for name in names:
-            truth = known[name]
-            for n in truth.sizes:
-                began = time.time()
-                drawn = list(pool.map(partial(_word, name, n), range(repeats), chunksize=8))
-                words = Counter(word for word, _ in drawn)
-                held = [covered for _, covered in drawn if covered is not None]
-                rows.append(
-                    {
-                        "truth": name,
-                        "n": n,
-                        "repeats": repeats,
-                        "largest": n == max(truth.sizes),
-                        "words": {" / ".join(filter(None, word)): count / repeats for word, count in words.most_common()},
-                        "right": sum(words[word] for word in truth.right) / repeats,
-                        "wrong": sum(words[word] for word in truth.wrong) / repeats,
-                        "coverage": sum(held) / len(held) if held else None,
-                        "seconds": round(time.time() - began, 1),
-                    }
-                )
-                print(line(rows[-1]), flush=True)
-    return rows
+            for n in truths()[name].sizes:
+                yield known[name, n] if (name, n) in known else _row(name, n, list(drawn[name, n]))
+
+
+def _row(name: str, n: int, drawn: list[tuple[Word, bool | None]]) -> dict[str, object]:
+    truth, repeats = truths()[name], len(drawn)
+    words = Counter(word for word, _ in drawn)
+    held = [covered for _, covered in drawn if covered is not None]
+    return {
+        "truth": name,
+        "n": n,
+        "repeats": repeats,
+        "largest": n == max(truth.sizes),
+        "words": {" / ".join(filter(None, word)): count / repeats for word, count in words.most_common()},
+        "right": sum(words[word] for word in truth.right) / repeats,
+        "wrong": sum(words[word] for word in truth.wrong) / repeats,
+        "coverage": sum(held) / len(held) if held else None,
+    }
 
 
 def line(row: dict[str, object]) -> str:
@@ -109,12 +115,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="How often the verdict layer finds the right word for planted truths.")
     parser.add_argument("--only", default="", help="truths whose name holds this")
     parser.add_argument("--repeats", type=int, default=400)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="JSON that rows are kept in")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     chosen = truths(options.only)
-    rows = measure(chosen, options.repeats, options.jobs)
-    if not options.only and options.repeats >= 400:
-        RESULTS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    kept = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else []
+    rows: list[dict[str, object]] = []
+    for row in measure(chosen, options.repeats, options.jobs, kept):
+        rows.append(row)
+        print(line(row), flush=True)
+        fresh = {(r["truth"], r["n"]) for r in rows}
+        draft = options.out.with_suffix(".part")
+        draft.write_text(
+            json.dumps([*(r for r in kept if (r["truth"], r["n"]) not in fresh), *rows], indent=1) + "\n", encoding="utf-8"
+        )
+        draft.replace(options.out)
     missed = [row for row in rows if not passed(row)]
     print(f"{len(chosen)} truths, {len(rows)} rows, {len(missed)} outside the bounds")
     sys.exit(bool(missed))

@@ -64,3 +64,12 @@ def padding_id(model: Runs) -> int:
         if isinstance(candidate, int) and candidate >= 0 and (vocabulary is None or candidate < vocabulary):
             return candidate
     return 0
+
+
+def first_weight(body: Any) -> Tensor:
+    """The word embeddings, which token ids go into; the first parameter of a body that does not say which they are."""
+    try:
+        found: Tensor = body.get_input_embeddings().weight
+    except (AttributeError, NotImplementedError):
+        found = next(body.parameters())
+    return found

@@ -87,6 +87,11 @@ class Context:
             raise InputError(f"{model.name} has no head, which this study needs; load it with head=True", "model")
         if (note := model.batching.note()) is not None and note not in self.notes:
             self.note(note)
+        if model.quantisation is not None:
+            self.note(
+                f"Note: the weights of {model.name} are a quantised copy ({model.quantisation}); figures of the model that it "
+                "was made from may differ, and none counts as reproduced."
+            )
         return model
 
     def tasks(self, tasks: TasksLike, *, least: int = 1) -> list[Task]:

@@ -263,8 +263,8 @@ def _module(source: Source, config: Any, dtype: torch.dtype, device_map: Any, he
     auto: Any = transformers.AutoModel
     if head:
         auto = transformers.AutoModelForMaskedLM if _is_encoder(config) else transformers.AutoModelForCausalLM
-        if type(config) not in auto._model_mapping and type(config) in transformers.AutoModelForImageTextToText._model_mapping:
-            auto = transformers.AutoModelForImageTextToText  # whose text path alone is run
+        images = transformers.AutoModelForImageTextToText  # whose text path alone is run
+        auto = images if type(config) in images._model_mapping and type(config) not in auto._model_mapping else auto
     module: transformers.PreTrainedModel
     try:
         module, report = auto.from_pretrained(

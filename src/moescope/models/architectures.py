@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -77,7 +78,8 @@ def check_type(model_type: str) -> Architecture:
         return refused(f"not tried: {error}")
     except FOREIGN as error:
         # a type newer than this table of sizes: one row says so, the other rows are still printed
-        return refused(f"not tried: no tiny model of it is built: {' '.join(str(error).split())[:120]}")
+        what = re.sub(r"'?(/[\w.-]+){2,}'?", "...", " ".join(str(error).split()))  # no paths of this machine
+        return refused(f"not tried: no tiny model of it is built: {what[:120]}")
     try:
         model = from_model(module, None, name=model_type)
         _ = model.batching

@@ -199,11 +199,8 @@ def _rest(layer: nn.Module, attention: str | None) -> Iterator[tuple[str, nn.Mod
     per-layer embeddings (Gemma 4) and what other than text goes through (Higgs Audio), in the order in which it was built."""
     for name, module in layer.named_modules():
         head = name.split(".", 1)[0].lower()
-        if (
-            name
-            and head != (attention or "").lower()
-            and not re.search("attn|attention|norm|ple_block|per_layer|audio|vision|image", head)
-        ):
+        aside = re.search(_NOT_MLP, head) or "adapter" in name  # X-MOD's stand inside the MLP's output
+        if name and head != (attention or "").lower() and not aside:
             yield name, module
 
 

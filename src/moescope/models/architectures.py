@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import transformers
@@ -83,7 +83,7 @@ def check_type(model_type: str) -> Architecture:
     try:
         model = from_model(module, None, name=model_type)
         _ = model.batching
-        return check_model(model)
+        return replace(check_model(model), model_type=model_type)
     except InputError as error:
         return refused(str(error))
     except Misread as error:

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from moescope.capture import Encoded, activations, batches, capture, encode, moments
-from moescope.capture.encode import pad, padding_id
+from moescope.capture.encode import pad
 from moescope.errors import InputError
 from moescope.models import LoadedModel, from_model
+from moescope.models.inputs import padding_id
 from moescope.types import Site
 from tests.architectures import BOS, EOS, PAD, build, tiny_model, tiny_tokenizer
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from moescope.capture import ActivationStore, Encoded, activations, batches, capture
-from moescope.capture.encode import PaddingSide, pad, padding_id
+from moescope.capture.encode import PaddingSide, pad
 from moescope.errors import InputError
 from moescope.models import LoadedModel
+from moescope.models.inputs import padding_id
 from moescope.types import Site
 from tests.architectures import SETTINGS, VOCAB, tiny_model
 

@@ -304,7 +304,7 @@ def test_a_study_with_all_controls_costs_one_and_a_half_passes(short: bool) -> N
     task = planted_task(rows=200) if short else long_task()
     result, positions = counted_study(QUICK, [task])
     tokens = result.meta["forward_tokens"]
-    assert list(tokens) == ["bare", "main", "template", "twin"]
+    assert list(tokens) == ["bare", "batching", "main", "template", "twin"]
     assert tokens["bare"] == sum(len(e.text.split()) for e in task.examples)
     assert tokens["main"] == tokens["bare"]
     read = sum(count for what, count in tokens.items() if what != "bare")

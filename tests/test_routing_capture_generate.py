@@ -13,8 +13,8 @@ from torch import nn
 from moescope.capture.session import CaptureSession
 from moescope.errors import InputError
 from moescope.models import LoadedModel, from_model
+from moescope.models.tiny import tiny_module
 from moescope.routing import Decoding, RoutingTrace, expert_layers, recording, trace_prompts
-from moescope.routing.tiny import tiny_moe
 from tests.architectures import tiny_model
 
 TEXTS = ["hello", "a much longer text here", "x"]
@@ -112,7 +112,7 @@ def test_generation_needs_the_head() -> None:
 
 
 def test_a_layer_that_sends_its_tokens_nowhere_is_an_error() -> None:
-    model = from_model(tiny_moe("olmoe"), None, name="m")
+    model = from_model(tiny_module("olmoe"), None, name="m")
     block = model.body.layers[2].mlp
     block.forward = lambda hidden: torch.zeros_like(hidden)  # as a fused kernel would, past the experts module
     with recording(model), pytest.raises(InputError, match=r"layer 2 \(layers.2.mlp.experts, OlmoeExperts\).*not called"):
@@ -120,7 +120,7 @@ def test_a_layer_that_sends_its_tokens_nowhere_is_an_error() -> None:
 
 
 def test_a_layer_that_is_called_twice_is_an_error() -> None:
-    model = from_model(tiny_moe("olmoe"), None, name="m")
+    model = from_model(tiny_module("olmoe"), None, name="m")
     block = model.body.layers[1].mlp
     forward = type(block).forward
     block.forward = lambda hidden: forward(block, hidden) + forward(block, hidden)
@@ -134,7 +134,7 @@ class _Unknown(nn.ModuleList):
 
 @pytest.mark.parametrize("name", ["_Unknown", "Mxfp4Experts"])
 def test_unknown_experts_are_refused_with_their_layer(name: str) -> None:
-    model = from_model(tiny_moe("olmoe"), None, name="m")
+    model = from_model(tiny_module("olmoe"), None, name="m")
     model.body.layers[3].mlp.experts = type(name, (_Unknown,), {})([nn.Linear(32, 32), nn.Linear(32, 32)])
     mend = "dequantize=True" if name.startswith("Mxfp4") else "not known"
     with pytest.raises(InputError, match=rf"layers.3.mlp.experts: {name} holds experts.*{mend}"):

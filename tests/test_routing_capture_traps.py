@@ -14,15 +14,15 @@ from moescope.capture.encode import Encoded
 from moescope.errors import InputError
 from moescope.models import LoadedModel, from_model
 from moescope.models.experts import Dispatch, describe_gating, routed_output
+from moescope.models.tiny import VOCABULARY, tiny_module
 from moescope.routing import RoutingTrace, TracedSequence, recording, trace_prompts
-from moescope.routing.tiny import VOCABULARY, tiny_moe
 from tests.architectures import build, tiny_model
 
 IDS = torch.arange(3, 3 + 24).reshape(2, 12)
 
 
 def tiny(model_type: str) -> LoadedModel:
-    return from_model(tiny_moe(model_type), None, name=model_type)
+    return from_model(tiny_module(model_type), None, name=model_type)
 
 
 def run(model: LoadedModel, ids: Tensor = IDS, **options: Any) -> tuple[dict[int, Dispatch], Any]:
@@ -148,7 +148,7 @@ def test_8_another_precision_is_another_routing() -> None:
     rng = np.random.default_rng(0)
     rows = [rng.integers(3, VOCABULARY, 48).tolist() for _ in range(8)]
     fp32 = trace(tiny("mixtral"), rows)
-    bf16 = trace(from_model(tiny_moe("mixtral").to(torch.bfloat16), None, name="mixtral"), rows)
+    bf16 = trace(from_model(tiny_module("mixtral").to(torch.bfloat16), None, name="mixtral"), rows)
     flipped = (np.sort(fp32.ids, -1) != np.sort(bf16.ids, -1)).any(-1).mean()
     assert 0 < flipped < 0.2  # so the two may not be joined as one model's
     with pytest.raises(InputError, match="of another model"):

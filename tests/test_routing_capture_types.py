@@ -49,7 +49,7 @@ def test_the_types_are_those_of_the_installed_transformers() -> None:
 
 def test_a_type_that_cannot_be_sized_is_a_row_and_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     """As one of a later transformers may be."""
-    monkeypatch.setitem(coverage.tiny_moe.__globals__["OWN"], "mixtral", {"num_attention_heads": 5})
+    monkeypatch.setitem(coverage.tiny_module.__globals__["OWN"], "mixtral", {"num_attention_heads": 5})
     found = check_type("mixtral")
     assert not found.supported
     assert "no tiny model of it runs" in found.reason

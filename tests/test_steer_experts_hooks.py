@@ -13,9 +13,9 @@ from moescope.capture.encode import Encoded
 from moescope.errors import InputError
 from moescope.intervene import Expert, ExpertEdits, steer_experts
 from moescope.models import LoadedModel, from_model
+from moescope.models.tiny import tiny_module
 from moescope.routing import expert_layers, recording, trace_prompts
 from moescope.routing.counts import routing_counts
-from moescope.routing.tiny import tiny_moe
 from moescope.types import Site
 from tests.architectures import EXPERT_LAYERS, tiny_model
 
@@ -271,7 +271,7 @@ REFUSES = {"doge": {"ban", "force", "boost", "scale"}, "zaya": {"ban", "force", 
 
 @pytest.mark.parametrize("kind", [*OBEYS, *PARTLY, *REFUSES])
 def test_every_kind_of_routing_obeys_or_says_that_it_does_not(kind: str) -> None:
-    model = from_model(tiny_moe(kind), None, name=kind)
+    model = from_model(tiny_module(kind), None, name=kind)
     layer = expert_layers(model)[-1]
     rng = np.random.default_rng(0)
     texts = Encoded.from_ids([rng.integers(5, 60, size=9) for _ in range(3)])

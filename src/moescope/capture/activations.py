@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from moescope.capture.encode import Batch, Encoded, PaddingSide, batches, encode, pad, padding_id
+from moescope.capture.encode import Batch, Encoded, PaddingSide, batches, encode, pad
 from moescope.capture.position import Position, check_position, token_index, weights
 from moescope.capture.session import Reduce, capture
 from moescope.errors import InputError
 from moescope.files.memory import empty_array
+from moescope.models.inputs import padding_id
 from moescope.models.reading import SpecialTokens
 from moescope.types import Site
 
@@ -106,8 +107,18 @@ def padded_batches(
     if side not in ("left", "right"):
         raise InputError(f'padding_side: "{side}" is not one of "left", "right"')
     fill = padding_id(model)
-    for rows in batches(encoded.lengths, batch_tokens)[start:]:
+    for rows in batches_for(model, encoded.lengths, batch_tokens, side)[start:]:
         yield pad(encoded, rows, pad_id=fill, side=side)
+
+
+def batches_for(model: LoadedModel, lengths: np.ndarray, batch_tokens: int, side: PaddingSide) -> list[np.ndarray]:
+    """:func:`~moescope.capture.encode.batches`, of one text each where a text's activations depend on what is beside it."""
+    groups = batches(lengths, batch_tokens)
+    return [
+        part
+        for rows in groups
+        for part in ([rows] if model.batching.allows(side, int(lengths[rows[0]])) else np.split(rows, len(rows)))
+    ]
 
 
 def vector_reducer(batch: Batch, position: Position, skip_special: bool | None) -> Reduce:

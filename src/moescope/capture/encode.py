@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from moescope.errors import InputError
+from moescope.models.inputs import first_position
 from moescope.models.reading import SpecialTokens, tokenized
 
 if TYPE_CHECKING:
@@ -214,15 +215,6 @@ def model_limit(model: LoadedModel) -> int | None:
     return min(limits) if limits else None
 
 
-def first_position(model: LoadedModel) -> int:
-    """Where the model's own position ids begin: padding_idx + 1 in the RoBERTa family, which counts from the padding id
-    and derives positions from the ids itself; 0 elsewhere."""
-    for module in model.body.modules():
-        if hasattr(module, "create_position_ids_from_input_ids") or hasattr(module, "create_position_ids_from_inputs_embeds"):
-            return int(getattr(module, "padding_idx", None) or 0) + 1
-    return 0
-
-
 def batches(lengths: Sequence[int] | np.ndarray, batch_tokens: int = 8192) -> list[np.ndarray]:
     """Group rows of similar length so that rows x longest <= ``batch_tokens``, longest first.
 
@@ -277,12 +269,3 @@ def pad(encoded: Encoded, rows: np.ndarray, *, pad_id: int = 0, side: PaddingSid
     ids = np.where(mask, encoded.ids[source], pad_id).astype(np.int64)
     special = mask & encoded.special[source]
     return Batch(rows, rows + encoded.first, torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(special))
-
-
-def padding_id(model: LoadedModel) -> int:
-    """An id that may stand at a padded place: the tokenizer's, else the model's, else 0."""
-    vocabulary = getattr(model.config, "vocab_size", None)
-    for candidate in (getattr(model.config, "pad_token_id", None), getattr(model.tokenizer, "pad_token_id", None)):
-        if isinstance(candidate, int) and candidate >= 0 and (vocabulary is None or candidate < vocabulary):
-            return candidate
-    return 0

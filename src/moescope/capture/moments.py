@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from moescope.capture.activations import Progress, check_finite, common_width, padded_batches
-from moescope.capture.encode import Encoded, PaddingSide, batches, encode
+from moescope.capture.activations import Progress, batches_for, check_finite, common_width, padded_batches
+from moescope.capture.encode import Encoded, PaddingSide, encode
 from moescope.capture.position import Position, check_position
 from moescope.capture.reduce import RowMoments, RowReducer
 from moescope.capture.session import capture
@@ -189,7 +189,7 @@ def moments(
     label = _codes("labels", labels, len(encoded))
     fold = _codes("folds", np.zeros(len(encoded), np.int64) if folds is None else folds, len(encoded))
     state = Moments.zeros(int(fold.max(initial=0)) + 1, int(label.max(initial=0)) + 1, sites, width)
-    groups = batches(encoded.lengths, batch_tokens)
+    groups = batches_for(model, encoded.lengths, batch_tokens, padding_side)
 
     path = None if checkpoint is None else Path(checkpoint)
     meta = {"format": _FORMAT, "sites": [str(site) for site in sites]}

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from moescope.capture.inputs import BodyInputs
 from moescope.errors import InputError
+from moescope.models.inputs import BodyInputs
 from moescope.types import Site
 
 if TYPE_CHECKING:

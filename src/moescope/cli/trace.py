@@ -87,14 +87,18 @@ def coverage(
     types: list[str] | None = None,
     /,
     *,
+    sites: Annotated[bool, Parameter(negative="", help="Which types, dense ones too, have sites that can be read.")] = False,
     json: Annotated[bool, Parameter(negative="", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Which mixture-of-experts types of the installed transformers can be traced: each is built tiny and tried.
 
-    TYPES are model types such as olmoe; without any, all are tried (about a minute).
+    TYPES are model types such as olmoe; without any, all are tried (about a minute; with --sites some minutes).
     """
     from moescope.routing import coverage as tried
 
+    if sites:
+        _readable(types, json)
+        return
     with progress() as report:
         found = tried.coverage(types, progress=lambda done, total: report("types", done, total))
     if json:
@@ -108,6 +112,19 @@ def coverage(
         how = row.gating or f"scores: {row.scores}"
         print(f"{row.model_type:22} traced, {where}, {row.n_experts} experts, recomputed to {row.error:.0e}; {how}")
     print(f"{sum(row.supported for row in found)} of {len(found)} types can be traced")
+
+
+def _readable(types: list[str] | None, json: bool) -> None:
+    from moescope.models.architectures import architectures
+
+    with progress() as report:
+        found = architectures(types, progress=lambda done, total: report("types", done, total))
+    if json:
+        print_json([asdict(row) for row in found])
+        return
+    for row in found:
+        print(f"{row.model_type:22} " + (f"read: {row.sites}; {row.stream}" if row.read else f"refused: {row.reason}"))
+    print(f"{sum(row.read for row in found)} of {len(found)} types can be read")
 
 
 def _layers(text: str | None) -> tuple[int, ...] | None:

@@ -125,6 +125,8 @@ class Replicas:
         return results
 
     def _max_rows(self, length: int) -> int:
+        if not self.model.batching.allows("none"):
+            return 1
         rows = self.batch_tokens // length
         if self.logits == "all":  # at most 512 MiB of float32 logits
             rows = min(rows, 2**27 // (length * int(self.model.config.get_text_config().vocab_size)))

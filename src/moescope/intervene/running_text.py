@@ -69,7 +69,7 @@ class RunningText:
         if not new:
             return
         found: dict[Site, list[Tensor]] = {site: [] for site in new}
-        size = max(1, self._batch_tokens // len(self.windows[0]))
+        size = max(1, self._batch_tokens // len(self.windows[0])) if self.model.batching.allows("none") else 1
         with capture(self.model, new) as session:
             for start in range(0, len(self.windows), size):
                 ids = torch.from_numpy(np.stack(self.windows[start : start + size]).astype(np.int64))

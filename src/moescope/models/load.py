@@ -15,12 +15,15 @@ from torch import nn
 
 from moescope.errors import InputError
 from moescope.models.adapters import ADAPTER, attach, base_of
+from moescope.models.batching import Batching, check_batching
 from moescope.models.fit import DTYPES, check_precision, check_room, plan_of
+from moescope.models.inputs import first_weight
 from moescope.models.memory import name_of, pair_of, plain
 from moescope.models.pretrained import is_encoder, quiet, read_config, read_module, read_tokenizer
 from moescope.models.reading import Reading, SpecialTokens, reading_of
+from moescope.models.refused import check_source, check_type
 from moescope.models.sites import describe_sites
-from moescope.models.source import Source, check_folder, find_source, has_tokenizer, weight_files
+from moescope.models.source import Source, find_source, has_tokenizer, weight_files
 from moescope.models.structure import resolve
 from moescope.models.taps import Structure, TapPoint
 from moescope.models.weights import OPTIONAL, HeadMissing, quantization_of, stored
@@ -54,7 +57,10 @@ class LoadedModel:
 
     def read_as(self, special_tokens: SpecialTokens = "default", chat: bool | None = None) -> LoadedModel:
         """The same model with its texts read otherwise: :func:`~moescope.models.reading.reading_of` (what it raises too)."""
-        return replace(self, reading=reading_of(self.tokenizer, special_tokens, chat, encoder=self.is_encoder))
+        again = replace(self, reading=reading_of(self.tokenizer, special_tokens, chat, encoder=self.is_encoder))
+        measured = {name: value for name, value in vars(self).items() if name in ("fingerprint", "batching")}
+        vars(again).update(measured)  # what does not depend on how texts are read
+        return again
 
     @property
     def n_layers(self) -> int:
@@ -97,6 +103,11 @@ class LoadedModel:
         if site not in self.structure.taps:
             raise InputError(f"site {str(site)!r} does not exist: {self.name} has {describe_sites(self.sites())}")
         return self.structure.taps[site]
+
+    @cached_property
+    def batching(self) -> Batching:
+        """Whether texts may share a batch. Measured once, by a few forward tokens."""
+        return check_batching(self)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -157,12 +168,11 @@ def load(
     if (source.folder / ADAPTER).is_file():
         options = {"dtype": dtype, "device": device, "device_map": device_map, "trust_remote_code": trust_remote_code}
         return _with_adapter(source, head, options)
-    check_folder(source)
+    check_source(source)
     # building a model draws random numbers; the caller's stream of them must not depend on whether one was loaded
     with quiet(), torch.random.fork_rng(devices=[]):
         config = read_config(source, trust_remote_code)
-        if getattr(config, "is_encoder_decoder", False):
-            raise InputError(f"model type {config.model_type!r} is an encoder-decoder, which is not supported")
+        check_type(config)
         held = stored(weight_files(source.folder), config, source.name)
         plan = plan_of(dtype, held, config, source.name)
         check_room(source.name, plan, held, place)
@@ -224,7 +234,7 @@ def from_model(model: nn.Module, tokenizer: Any, name: str = "model", *, revisio
     structure = resolve(body, config)
     if tokenizer is not None and getattr(tokenizer, "pad_token", None) is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    entry = body.get_input_embeddings().weight if hasattr(body, "get_input_embeddings") else next(body.parameters())
+    entry = first_weight(body)
     return LoadedModel(
         name=name,
         module=own,

@@ -57,6 +57,8 @@ def read_module(source: Source, config: Any, plan: Plan, device_map: Any, head: 
     auto: Any = transformers.AutoModel
     if head:
         auto = transformers.AutoModelForMaskedLM if is_encoder(config) else transformers.AutoModelForCausalLM
+        images = transformers.AutoModelForImageTextToText  # whose text path alone is run
+        auto = images if type(config) in images._model_mapping and type(config) not in auto._model_mapping else auto
     module: transformers.PreTrainedModel
     try:
         module, report = auto.from_pretrained(

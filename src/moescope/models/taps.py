@@ -110,3 +110,5 @@ class Structure:
     layers: tuple[nn.Module, ...]
     d_model: int
     taps: dict[Site, TapPoint]
+    unread: str = ""
+    """why it has no sites, where only the routing of its experts can be traced"""

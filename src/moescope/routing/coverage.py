@@ -25,9 +25,9 @@ from moescope.capture.encode import Encoded
 from moescope.errors import InputError
 from moescope.models import LoadedModel, from_model
 from moescope.models.experts import DispatchRecorder, recording, routed_output
+from moescope.models.tiny import FOREIGN, NotBuilt, tiny_module
 from moescope.routing.capture import trace_prompts
 from moescope.routing.generate import can_generate
-from moescope.routing.tiny import NotBuilt, tiny_moe
 from moescope.routing.trace import TracedSequence
 
 TOLERANCE = 1e-5
@@ -37,8 +37,6 @@ _CLASS = re.compile(r"^class \w+Experts\(", re.MULTILINE)
 # of the types that one folder of transformers defines, the first that one of these can build, text models before others
 _AUTO = ("CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "SEQ_TO_SEQ_CAUSAL_LM")
 _LENGTHS, _NEW = (6, 3), 3
-# What the code of a model that was sized wrongly can throw.
-_FOREIGN = (ValueError, TypeError, AttributeError, KeyError, IndexError, RuntimeError, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -109,11 +107,11 @@ def check_type(model_type: str) -> Coverage:
     """Build the type tiny and trace it."""
     refused = partial(Coverage, model_type, False)
     try:
-        model = from_model(tiny_moe(model_type), None, name=model_type)
+        model = from_model(tiny_module(model_type), None, name=model_type)
         return check_model(model)
     except (InputError, NotBuilt) as error:
         return refused(str(error))
-    except _FOREIGN as error:
+    except FOREIGN as error:
         # a type newer than this table of sizes: one row says so, the other rows are still printed
         return refused(f"no tiny model of it runs: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
 

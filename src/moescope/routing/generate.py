@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from transformers import GenerationConfig
 
-from moescope.capture.encode import Batch, Encoded, batches, pad, padding_id
+from moescope.capture.activations import batches_for
+from moescope.capture.encode import Batch, Encoded, PaddingSide, pad
 from moescope.capture.session import CaptureSession
 from moescope.errors import InputError
 from moescope.models.experts import Dispatch, DispatchRecorder, mixes_tokens
+from moescope.models.inputs import padding_id
 from moescope.routing.trace import id_dtype
 
 if TYPE_CHECKING:
@@ -68,8 +70,9 @@ def run_pieces(
     fill = padding_id(model)
     # where tokens share the routing, padding too, a sequence must have the batch to itself
     budget = 1 if mixes_tokens(model, recorder.layers) else batch_tokens
-    for rows in batches(encoded.lengths + max_new_tokens, budget):
-        batch = pad(encoded, rows, pad_id=fill, side="left" if max_new_tokens else "right")
+    side: PaddingSide = "left" if max_new_tokens else "right"
+    for rows in batches_for(model, encoded.lengths + max_new_tokens, budget, side):
+        batch = pad(encoded, rows, pad_id=fill, side=side)
         recorder.steps.clear()
         if max_new_tokens:
             pieces = _generated(model, recorder, batch, max_new_tokens, decoding)

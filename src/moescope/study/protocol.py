@@ -85,6 +85,8 @@ class Context:
             head: with its language-model head.
             required: also one that is in memory must have the head.
 
+        Whether its texts may share a batch is measured here, once; a note says so where they may not.
+
         Raises:
             InputError: the model cannot be had, or has no tokenizer.
         """
@@ -100,6 +102,8 @@ class Context:
                 f"Note: the weights of {loaded.name} are a quantised copy ({loaded.quantisation}); figures of the model that "
                 "it was made from may differ, and none counts as reproduced."
             )
+        if (note := loaded.batching.note()) is not None and note not in self.notes:
+            self.note(note)
         loaded = loaded.read_as(self.run.special_tokens, self.run.chat)
         self._loaded.append(loaded)
         return loaded

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.mutants.fault import faults
+from tests.mutants.fault import Fault, faults
 
 _ROBUST = "studies/robustness/"
 ROBUSTNESS = faults(
@@ -184,4 +184,17 @@ CONVERT = faults(
     ),
 )
 
-FAULTS = [*ROBUSTNESS, *TRANSFER, *CONVERT]
+BATCHING = [
+    Fault(
+        name="models-batches-that-change-a-text",
+        study="models",
+        where="batches",
+        breaks="a model whose texts depend on what is beside them is given several at a time",
+        file="capture/activations.py",
+        old="[rows] if model.batching.allows(side, int(lengths[rows[0]])) else",
+        new="[rows] if True else",
+        tests=("tests/test_models_batching.py::test_a_model_that_looks_at_its_batch_is_run_one_by_one",),
+    )
+]
+
+FAULTS = [*ROBUSTNESS, *TRANSFER, *CONVERT, *BATCHING]

@@ -10,8 +10,8 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from moescope.capture.inputs import BodyInputs
 from moescope.errors import InputError
+from moescope.models.inputs import BodyInputs
 from moescope.types import Site
 
 if TYPE_CHECKING:

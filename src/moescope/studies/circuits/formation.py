@@ -70,6 +70,7 @@ def dynamics(
     model: LoadedModel | None = None
     for i, (name, step, arguments) in enumerate(series):
         model = context.load(**arguments)
+        tokens.add("batching", model.batching.tokens)
         for task in loaded_tasks:
             context.tell(f"{name}: {task.name}", i, len(series))
             with tokens.of(model, "main"):

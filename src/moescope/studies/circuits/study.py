@@ -39,7 +39,8 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
 
     Returns:
         A result of kind ``"circuits"``, with the circuit of each task. ``meta["forward_tokens"]`` says what was read: for
-        the study itself, by each control that reads texts anew, and under interventions, beside one bare pass.
+        the study itself, by each control that reads texts anew, and under interventions, beside one bare pass; ``batching`` is
+        what it cost to see whether texts may share a batch.
 
     Raises:
         InputError: when the input cannot be used; the message is one line.
@@ -54,6 +55,7 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
     columns = columns_of(loaded, settings.site)
     _check_sizes(columns, settings)
     tokens = ForwardTokens()
+    tokens.add("batching", loaded.batching.tokens)
     # What the interventions need of the untouched model is read in the same pass.
     final = causal_sites(loaded, columns) if settings.ablate is not None else ()
     limits: dict[str, Any] = {"batch_tokens": run.batch_tokens, "max_tokens": run.max_tokens}

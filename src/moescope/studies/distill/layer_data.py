@@ -13,8 +13,9 @@ from safetensors import safe_open
 
 from moescope.capture import ActivationStore, Encoded, capture, encode
 from moescope.capture.activations import check_finite, padded_batches
-from moescope.capture.encode import pad, padding_id
+from moescope.capture.encode import pad
 from moescope.errors import InputError
+from moescope.models.inputs import padding_id
 from moescope.studies.distill.data import SPLITS, ArrayPairs, Block, Pairs, Split, count, split_units, whole
 from moescope.studies.distill.settings import DistillSettings
 from moescope.studies.distill.teacher import Teacher

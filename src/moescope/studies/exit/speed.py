@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from moescope.capture.encode import Batch, Encoded, pad, padding_id
+from moescope.capture.encode import Batch, Encoded, pad
+from moescope.models.inputs import padding_id
 from moescope.runtime.exit.classifier import ExitClassifier
 from moescope.study.run import Counter
 

@@ -1,4 +1,4 @@
-"""Tiny random models of every mixture-of-experts type, so that tracing can be checked on each: what the coverage table runs.
+"""Tiny random models of every type of the installed transformers: what the tables of coverage run.
 
 A config's sizes are set by the names of its attributes, which the types share; what a type needs besides stands in
 :data:`OWN`.
@@ -6,11 +6,11 @@ A config's sizes are set by the names of its attributes, which the types share; 
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
@@ -36,6 +36,9 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 4,
     "head_dim": 8,
     "intermediate_size": 24,
+    "hidden_dim": 24,
+    "dff": 24,
+    "embedding_size": 32,
     "sliding_window": 16,
     # experts
     "num_experts": EXPERTS,
@@ -103,6 +106,24 @@ _INDEXER = {
 }
 
 OWN: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1, 3]},
+    "chameleon": {"vocabulary_map": {"<image>": 3}},
+    "codegen": {"rotary_dim": 4},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE}},
+    "diffllama": {"head_dim": None},
+    "falcon_h1": {"mamba_d_ssm": 64},
+    "gemma3n_text": {"num_kv_shared_layers": 0, "layer_types": None, "activation_sparsity_pattern": [0.0] * 4}
+    | {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    "gptj": {"rotary_dim": 4},
+    "higgs_audio_v2": {"pad_token_id": 0},
+    "lilt": {"hidden_size": 48},
+    "mamba2": {"num_heads": 4, "head_dim": 16},
+    "mobilebert": {"intra_bottleneck_size": 16, "embedding_size": 32, "true_hidden_size": 16},
+    "reformer": {"is_decoder": True},
+    "squeezebert": {"embedding_size": 32},
+    "xmod": {"default_language": "en_XX"},
+    "zamba2": {"layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"]},
     "bailing_hybrid": {"layer_group_size": 2},
     "doge": {"is_moe": True, "num_experts": 16},
     "Nemotron3DiarizationHeadConfig": {"audio_hidden_size": 32},
@@ -119,9 +140,9 @@ OWN: dict[str, dict[str, Any]] = {
     "glm5_next_text": {"qk_rope_head_dim": 0},
     "hy_v4_vl_text": {"rope_parameters": _ROPE | {"mrope_section": [1, 1, 2]}},
     "granitemoehybrid": {"layer_types": _MIXED},
-    "glm4v_moe_text": {"rope_parameters": _ROPE | {"partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0]}},
     "jamba": {"attn_layer_offset": 1, "attn_layer_period": 2},
     "kimi_linear": {"layer_types": _MIXED},
+    "lfm2": {"block_auto_adjust_ff_dim": False, "layer_types": ["conv", "full_attention", "conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"], "num_dense_layers": 1},
     "mimo_v2_flash": {"num_key_value_heads": 2},
     "mistral4": {"head_dim": 16},
@@ -132,6 +153,27 @@ OWN: dict[str, dict[str, Any]] = {
     "nemotron_h": {"layers_block_type": ["linear_attention", "moe", "full_attention", "moe"]},
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
 }
+
+# whose rotary angles count time, height and width
+for _name in ("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text", "paddleocr_vl_text", "hunyuan_vl_text"):
+    OWN[_name] = {"rope_parameters": _ROPE | {"mrope_section": [1, 1, 2]}}
+for _name in ("glm4v_text", "glm4v_moe_text", "glm_ocr_text", "glm_image_text"):
+    OWN[_name] = {"rope_parameters": _ROPE | {"partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0]}}
+
+# in this order: with a language-model head where there is one
+_AUTO = (
+    "AutoModelForCausalLM",
+    "AutoModelForMaskedLM",
+    "AutoModelForImageTextToText",
+    "AutoModelForSeq2SeqLM",
+    "AutoModel",
+)
+
+FOREIGN = (
+    *(ValueError, TypeError, AttributeError, KeyError, IndexError, RuntimeError, AssertionError, ArithmeticError, ImportError),
+    StrictDataclassError,
+)
+"""What the code of a model that was sized wrongly can throw."""
 
 
 class NotBuilt(Exception):
@@ -150,6 +192,11 @@ def _shrink(config_class: Any, own: dict[str, Any]) -> Any:
     for name, part in vars(default).items():
         if isinstance(part, PreTrainedConfig) and name not in own:
             settings[name] = _shrink(type(part), OWN.get(part.model_type or type(part).__name__, {})).to_dict()
+    rope = getattr(default, "rope_parameters", None)
+    if isinstance(rope, dict) and "mrope_section" in rope and "rope_parameters" not in own:
+        # rotary angles of time, height and width share half of the head between them
+        half = int(settings.get("head_dim", 8) * rope.get("partial_rotary_factor", 1.0)) // 2
+        settings["rope_parameters"] = rope | {"mrope_section": [half // 4, half // 4, half - 2 * (half // 4)]}
     return config_class(**(settings | own))
 
 
@@ -158,7 +205,7 @@ def _derived(config: Any, name: str) -> bool:
     return isinstance(attribute, property) and attribute.fset is None
 
 
-def tiny_moe(model_type: str, seed: int = 0) -> nn.Module:
+def tiny_module(model_type: str, seed: int = 0) -> nn.Module:
     """A random fp32 model of the type with its language-model head, on the CPU, in evaluation mode.
 
     Every parameter is drawn anew: some architectures leave their experts or routers unset or at nought, and a selection
@@ -180,8 +227,9 @@ def tiny_moe(model_type: str, seed: int = 0) -> nn.Module:
 
 
 def _build(config: Any) -> nn.Module:
-    for name in ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForSeq2SeqLM", "AutoModel"):
-        with contextlib.suppress(ValueError):
-            built: nn.Module = getattr(transformers, name).from_config(config, dtype=torch.float32)
+    for name in _AUTO:
+        auto = getattr(transformers, name)
+        if type(config) in auto._model_mapping:
+            built: nn.Module = auto.from_config(config, dtype=torch.float32)
             return built
     raise NotBuilt("no language model: no automatic model class makes one of its config")

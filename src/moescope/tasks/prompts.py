@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from moescope.errors import InputError
-from moescope.tasks.sources import SUFFIXES, Rows, read_file, read_jsonl
+from moescope.tasks.sources import SUFFIXES, Rows, read_file, read_json
 from moescope.tasks.spec import suggest
 
 PROMPT_SETS = {
@@ -81,7 +81,7 @@ def load_prompts(source: str | Path, *, limit: int | None = None, seed: int = 0)
 
 def _shipped() -> Rows:
     data = resources.files("moescope.tasks").joinpath("data", _FILE)
-    return read_jsonl(f"shipped {_FILE}", data.read_text(encoding="utf-8"))
+    return read_json(f"shipped {_FILE}", data.read_text(encoding="utf-8"))
 
 
 def _published_size(prompts: list[Prompt]) -> list[Prompt]:

@@ -64,9 +64,7 @@ def read_text(path: str | Path, encoding: str | None = None) -> str:
             raise InputError(f"{path}: {words}")
     if data.startswith(b"PK\x03\x04"):
         sheet = b"xl/" in data or b"[Content_Types].xml" in data or b"opendocument" in data
-        raise InputError(
-            f"{path}: {'is an Office file such as a spreadsheet; save the sheet as CSV' if sheet else 'is a zip archive; unpack it'}"
-        )
+        raise InputError(f"{path}: is {'an Office file; save its sheet as CSV' if sheet else 'a zip archive; unpack it'}")
     text = _decoded(data, str(path), encoding or _encoding(data))
     if "\0" in text:
         line = len(lines(text[: text.index("\0")]))

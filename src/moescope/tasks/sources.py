@@ -43,6 +43,11 @@ def shipped_rows(name: str) -> Rows:
     return Rows(records, list(records[0]), f"shipped {name}", "row", list(range(1, len(records) + 1)))
 
 
+def names_file(source: str) -> bool:
+    """Whether ``source`` means a file, be it there or not: by its suffix, a separator of any system, or because it exists."""
+    return Path(source).suffix.lower() in (*SUFFIXES, *PACKED) or "/" in source or "\\" in source or Path(source).exists()
+
+
 def read_file(path: Path, encoding: str | None = None) -> Rows:
     """Read a JSON, JSON-lines, CSV, TSV or Parquet file, packed or not (see :func:`moescope.files.text.read_text`).
 
@@ -94,7 +99,9 @@ def read_json(origin: str, text: str) -> Rows:
         place, values = "row", list(enumerate(values[0][1], start=1))
     for number, value in values:
         if not isinstance(value, dict):
-            raise InputError(f"{origin}: {place} {number}: a {type(value).__name__}, not an object; write one JSON object a {place}")
+            raise InputError(
+                f"{origin}: {place} {number}: a {type(value).__name__}, not an object; write one JSON object a {place}"
+            )
     columns = dict.fromkeys(column for _, value in values for column in value)
     return Rows([value for _, value in values], list(columns), origin, place, [number for number, _ in values])
 
@@ -170,7 +177,9 @@ def _quotes(text: str) -> bool:
     if any(len(row) != len(rows[0]) for row in rows) or not all(map(_QUOTED.fullmatch, marked)):
         return False
     # quoted without need, or doubled inside: else a quoted sentence is one that is written so
-    return any('""' in field[1:-1] for field in marked) or any(all(map(_QUOTED.fullmatch, c)) for c in zip(*rows[1:], strict=True))
+    return any('""' in field[1:-1] for field in marked) or any(
+        all(map(_QUOTED.fullmatch, c)) for c in zip(*rows[1:], strict=True)
+    )
 
 
 def _csv(origin: str, text: str, delimiter: str, quoting: Literal[0, 3]) -> Rows:
@@ -203,7 +212,7 @@ def _csv(origin: str, text: str, delimiter: str, quoting: Literal[0, 3]) -> Rows
 
 
 def _check_swallowed(origin: str, physical: list[str], found: list[tuple[int, int, list[str]]], delimiter: str) -> None:
-    """A stray quotation mark makes one field of all lines up to the next one: refuse a field whose lines are rows themselves."""
+    """A stray quotation mark makes one field of all lines up to the next one: a field whose lines look like rows is refused."""
     single = [values for start, end, values in found if start == end]
     if not single or len(single) == len(found):
         return

@@ -13,12 +13,14 @@ from safetensors import safe_open
 from moescope.capture import ActivationStore, Encoded, capture, encode
 from moescope.capture.activations import check_finite, padded_batches
 from moescope.errors import InputError
+from moescope.files.text import lines, read_text
 from moescope.studies.distill.data import SPLITS, ArrayPairs, Block, Pairs, Split, split_units, whole
 from moescope.studies.distill.settings import DistillSettings
 from moescope.studies.distill.teacher import Teacher
 from moescope.study.rows import Rows
 from moescope.study.run import Run
 from moescope.tasks import plain_text
+from moescope.tasks.given import given_texts
 from moescope.types import Site
 
 Progress = Callable[[int, int], None]
@@ -38,12 +40,13 @@ def read_texts(source: Sequence[str] | str | Path | None) -> list[str]:
     if source is None:
         return plain_text()
     if not isinstance(source, str | Path):
-        return list(source)
+        return given_texts(source)
     try:
-        parts = [part.strip() for part in Path(source).read_text(encoding="utf-8").split("\n\n")]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{source} cannot be read ({error}); give a UTF-8 text file", "texts") from error
-    texts = [part for part in parts if part]
+        text = read_text(Path(source).expanduser())
+    except InputError as error:
+        raise InputError(str(error), "texts") from error
+    parts = "\n".join(lines(text)).split("\n\n")
+    texts = [part.strip() for part in parts if part.strip()]
     if not texts:
         raise InputError(f"{source} holds no text", "texts")
     return texts

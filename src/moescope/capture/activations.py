@@ -12,10 +12,11 @@ from moescope.capture.encode import Batch, Encoded, PaddingSide, SpecialTokens, 
 from moescope.capture.position import Position, check_position, token_index, weights
 from moescope.capture.session import Reduce, capture
 from moescope.errors import InputError
+from moescope.models.sites import parse_sites
 from moescope.types import Site
 
 if TYPE_CHECKING:
-    from moescope.models import LoadedModel
+    from moescope.models import LoadedModel, SitesLike
 
 Progress = Callable[[int, int], None]
 """``progress(done_rows, total_rows)``, called after each batch."""
@@ -24,7 +25,7 @@ Progress = Callable[[int, int], None]
 def activations(
     model: LoadedModel,
     texts: Sequence[str] | Encoded,
-    sites: Sequence[Site],
+    sites: SitesLike,
     *,
     position: Position = "final",
     skip_special: bool | None = None,
@@ -49,6 +50,7 @@ def activations(
     """
     if check_position(position) == "all":
         raise InputError('position: "all" has no single vector per text; use moments() or ActivationStore')
+    sites = parse_sites(sites, model)
     width = common_width(model, sites)
     encoded = encode(model, texts, max_tokens=max_tokens, special_tokens=special_tokens)
     result = np.empty((len(encoded), len(sites), width), np.float32)

@@ -19,8 +19,8 @@ def is_table(given: Any, *, text: str = "text", label: str = "label") -> bool:
         return False
     if _frame(given):
         return True
-    if isinstance(given, Mapping):
-        return _by_column(given, text, label) or _by_class(given)
+    if isinstance(given, Mapping):  # a DatasetDict is refused as a table, rather than taken for tasks called train and test
+        return _wide(given) or _by_column(given, text, label) or _by_class(given)
     first = given[0] if isinstance(given, Sequence) and given else None
     return _columns(given) or _pair(first) or (isinstance(first, Mapping) and not is_table(first))
 
@@ -48,12 +48,12 @@ def given_rows(given: Any, *, text: str = "text", label: str = "label", paramete
         if records and all(record is not None for record in records):
             return _of_records([record for record in records if record is not None], origin)
         odd = next((i for i, record in enumerate(records) if record is None), None)
-        wrong = "is empty" if odd is None else f"row {odd}: a {type(list(given)[odd]).__name__} is no row"
+        wrong = "is empty" if odd is None else f"row {odd}: {type(list(given)[odd]).__name__} is no row"
         raise InputError(f"{origin}: {wrong}; give {KINDS.format(label=label)}", parameter)
     splits = list(given) if isinstance(given, Mapping) and any(_frame(v) for v in given.values()) else []
     if splits:
         raise InputError(f"{origin}: holds several tables; choose one, such as [{str(splits[0])!r}]", parameter)
-    raise InputError(f"a {origin} cannot be read as a table; give {KINDS.format(label=label)}", parameter)
+    raise InputError(f"{origin}: cannot be read as a table; give {KINDS.format(label=label)}", parameter)
 
 
 def given_texts(given: Any, parameter: str = "texts") -> list[str]:
@@ -161,4 +161,6 @@ def _texts(values: Any) -> bool:
 
 
 def _listed(values: Any) -> bool:
-    return hasattr(values, "__len__") and hasattr(values, "__iter__") and not isinstance(values, str | bytes | Mapping)
+    """Values in order; a table is none, whose members may be the names of its columns."""
+    ordered = hasattr(values, "__len__") and hasattr(values, "__iter__") and not isinstance(values, str | bytes | Mapping)
+    return ordered and not _wide(values)

@@ -141,7 +141,7 @@ def load_tasks(given: Any, *, limit: int | None = None, seed: int = 0) -> list[T
     if isinstance(given, Iterable):
         return [one(task) for task in given]
     raise InputError(
-        f"a {type(given).__name__} is no task; give NAME=SOURCE, a path, {KINDS.format(label='label')}, or several by name",
+        f"{type(given).__name__} is no task; give NAME=SOURCE, a path, {KINDS.format(label='label')}, or several by name",
         "tasks",
     )
 

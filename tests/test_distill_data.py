@@ -24,7 +24,7 @@ from moescope.studies.distill.data import (
     whole,
 )
 from moescope.studies.distill.evaluate import fvu
-from moescope.studies.distill.layer_data import model_pairs, pieces, store_pairs
+from moescope.studies.distill.layer_data import model_pairs, pieces, read_texts, store_pairs, units_of
 from moescope.studies.distill.settings import DistillSettings
 from moescope.studies.distill.teacher import Teacher
 from moescope.study.run import Run
@@ -256,3 +256,42 @@ def test_pieces_keep_every_word() -> None:
     cut = pieces([text, "short"], 50)
     assert " ".join(cut) == text + " short"
     assert max(map(len, cut[:-2])) <= 50
+
+
+def test_padding_is_kept_as_the_source_reads_it() -> None:
+    """Eight lines at a time, padded on the tokenizer's side, every position a vector: against transformers alone."""
+    model = tiny_model("llama")
+    model.tokenizer.padding_side = "left"
+    texts = [f"{'some words ' * (i % 5 + 1)}and number {i}" for i in range(60)]
+    teacher = Teacher(model, 1)
+    documents = np.arange(60) // 4
+    kept = model_pairs(teacher, texts, DistillSettings(layer=1, padding="keep"), documents=documents)
+    left_out = model_pairs(teacher, texts, DistillSettings(layer=1), documents=documents)
+    expected = 0
+    for split in SPLITS:
+        block = whole(kept, split)
+        chosen = [t for t, d in zip(texts, documents, strict=True) if d in set(block.documents.tolist())]
+        rows = []
+        for start in range(0, len(chosen), 8):
+            batch = model.tokenizer(chosen[start : start + 8], padding=True, return_tensors="pt")
+            seen: list[torch.Tensor] = []
+            hook = model.body.layers[1].mlp.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+            model.body(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+            hook.remove()
+            rows.append(seen[0].reshape(-1, seen[0].shape[-1]))
+        torch.testing.assert_close(block.x, torch.cat(rows), atol=1e-5, rtol=1e-4)
+        expected += len(block.x)
+    assert expected > sum(len(whole(left_out, split).x) for split in SPLITS) + 60  # padding, and the first token of each
+
+
+def test_raw_wikitext_is_parted_by_articles(tmp_path) -> None:
+    file = tmp_path / "wiki.txt"
+    file.write_text(" \n = One = \n \n a line . \n = = Part = = \n \n more \n \n = Two = \n \n text \n", encoding="utf-8")
+    assert [text.split("\n")[0].strip() for text in read_texts(file)] == ["= One =", "= Two ="]
+    assert units_of(read_texts(file), 100, "keep")[1].tolist() == [0, 0, 0, 0, 1, 1]
+    assert len(units_of(read_texts(file), 100, "drop")[0]) == 2
+
+
+def test_a_control_of_padding_needs_padding() -> None:
+    with pytest.raises(InputError, match="control: no-padding is a control of padding that is kept"):
+        DistillSettings(control=("no-padding",))

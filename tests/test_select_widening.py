@@ -61,3 +61,14 @@ def test_intervals_cover(rows: int) -> None:
     print(f"{rows} rows: independent hits {covered[0]:.3f}, widened {covered[1]:.3f}")
     assert 0.93 <= covered[1] <= 0.97
     assert covered[0] < covered[1]
+
+
+def test_the_spread_of_sets_leaves_out_what_comes_of_few_rows() -> None:
+    """Sets that are all right in seven of ten rows differ by luck alone; others are right more or less often by a tenth."""
+    rng = np.random.default_rng(0)
+    y = np.arange(300) % 2
+    scorer = Scorer(y, np.arange(300) // 2)
+    alike, apart = (rng.random((200, 300)) < rate for rate in (0.7, 0.7 + 0.1 * rng.normal(size=(200, 1))))
+    plain = np.std([scorer.balanced(hits) for hits in alike])
+    assert scorer.spread(alike) < plain / 2
+    assert scorer.spread(apart) == pytest.approx(0.1, abs=0.02)

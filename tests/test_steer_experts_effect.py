@@ -96,7 +96,10 @@ def test_the_planted_expert_is_found_and_its_loss_is_felt_there_alone() -> None:
     row = frame.query("match == 'overall' and category == 'capitals'").iloc[0]
     assert row["effect"] > 0.1
     assert row["excess_low"] > 0.1
-    assert row["p_harm"] == pytest.approx(1 / 96)  # 95 other experts, none as harmful
+    assert row["p_harm"] == pytest.approx(1 / 96)  # 95 other sets, none as harmful
+    # no other expert is used nearly as much: several together are
+    assert frame["usage_ratio"].between(0.9, 1.1).all()
+    assert "not run" not in result.claims[0].words
     overall = frame.query("match == 'overall'").set_index("category")
     assert (overall.loc[["small", "digits"], "effect"].abs() < 0.02).all()
     selectivity = frame.query("match == 'overall' and category == 'selectivity'").iloc[0]
@@ -210,6 +213,33 @@ def test_matched_sets_match_layer_and_usage() -> None:
     anywhere = [ExpertEdits(ban=frozenset(Expert(layer, int(rng.integers(64))) for layer in range(3))) for _ in range(50)]
     # what matching is for
     assert abs(np.log(usage_ratio(edits, anywhere, usage))) > 3 * abs(np.log(usage_ratio(edits, sets, usage)))
+
+
+@pytest.mark.parametrize("number", [0, 40, 79])
+def test_one_banned_expert_has_as_many_matches_as_the_default_asks_for(number: int) -> None:
+    """Of five layers of sixteen: a rare, a middling and the most used expert."""
+    rng = np.random.default_rng(0)
+    usage = {layer: rng.dirichlet(np.full(16, 0.7)) * 2 for layer in range(5)}
+    ranked = sorted(((u, layer, e) for layer, us in usage.items() for e, u in enumerate(us)))
+    ban = ExpertEdits(ban=frozenset({Expert(*ranked[number][1:])}))
+    sets = matched_edits(ban, usage, n_sets=SteerSettings().n_random)
+    if number:
+        assert len({str(s) for s in sets}) == 199
+        assert usage_ratio(ban, sets, usage) == pytest.approx(1, abs=0.1)
+    assert not any(set(s.experts) & set(ban.experts) for s in sets)
+    boost = ExpertEdits(boost={Expert(*ranked[number][1:]): 1.0})
+    near = matched_edits(boost, usage, n_sets=20)
+    assert len({str(s) for s in near}) == 20
+    if number == 40:
+        assert 0.8 < usage_ratio(boost, near, usage) < 1.25
+
+
+def test_where_no_expert_is_used_as_much_that_control_is_named_as_not_run() -> None:
+    row = studied(0.2).to_frame("effects").query("match == 'overall' and category == 'capitals'")
+    (case,) = steering_claims(Steering("ban 0:0", BAN, "capitals", "harm"), row.assign(usage_ratio=0.3), 0.02, 0.05)
+    claim = verdicts([case])[0]
+    assert "not run: random ones used as much over all text (those that there are: 0.30 times as much)" in claim.words
+    assert "matched in usage" not in claim.words
 
 
 def test_matched_sets_are_all_there_are_when_few_exist() -> None:

@@ -64,6 +64,12 @@ def test_outcome_and_explanation() -> None:
     outcome, explanation, words = said(effect(0.02, 0.05, **cue))
     assert (outcome, explanation) == ("inconclusive", None)
     assert "7.1 points could have been shown" in words
+    assert words.startswith(
+        "the effect itself is shown (+20.0 points (+15.0 to +25.0) more than chance); whether it goes beyond "
+    )
+    assert "; whether it goes beyond the best cue is undecided: +2.0 points" in words
+    both = said(effect(0.02, 0.05, **cue), effect(0.01, 0.05, against="the twin"), effect(0.1, 0.03, against="a direction"))[2]
+    assert "whether it goes beyond the best cue and the twin is undecided: +2.0 points" in both
     assert said(gate="loses to a linear map") == ("undertrained", None, "loses to a linear map")
     words = said(effect(0.1, 0.03, **cue), not_run=("token identity (the trace holds no tokens)",))[2]
     assert words.endswith("not run: token identity (the trace holds no tokens)")

@@ -34,7 +34,7 @@ def installed() -> list[str]:
 def lower_bounds(project: dict) -> list[str]:
     """The run-time dependencies and those of the extras that the tests use, each at its lower bound."""
     extras = project["optional-dependencies"]
-    requirements = project["dependencies"] + extras["finetune"] + extras["serve"]
+    requirements = project["dependencies"] + extras["finetune"] + extras["gguf"] + extras["serve"]
     return [re.sub(r"^([\w-]+)>=([\d.]+)$", r"\1==\2", requirement) for requirement in requirements]
 
 

@@ -108,8 +108,7 @@ def _unit(rows: Rows, n: int, seed: int) -> Claim:
     columns = Columns((Site("resid", 0),), (24,))
     level = (rows.x - rows.x.mean(0)) / rows.x.std(0)
     turned = [rows.cv(x=rotated(level, columns, rotations(columns, 100 * seed + i)))[0] for i in range(20)]
-    spread = float(np.std([rows.scorer.balanced(hits) for hits in turned], ddof=1))
-    gap = rows.scorer.gap(rows.cv()[0], np.mean(turned, axis=0), spread=spread)
+    gap = rows.scorer.gap(rows.cv()[0], np.mean(turned, axis=0), spread=rows.scorer.spread(np.stack(turned)))
     return judged(effect(gap, "random bases", kind="none found"))
 
 

@@ -28,6 +28,7 @@ from moescope.types import Claim
 Word = tuple[str, str | None]
 """(outcome, explanation)"""
 RIGHT, WRONG = 0.8, 31 / 400
+_OTHERS = ("harness", "__main__", "bare", "routine", "intervals", "calibration", "coverage")
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "truths.json"
 
 
@@ -49,7 +50,7 @@ def truths(only: str = "") -> dict[str, Truth]:
 
     found = {}
     for module in pkgutil.iter_modules(folder.__path__):
-        if module.name not in ("harness", "__main__"):
+        if module.name not in _OTHERS:
             for truth in importlib.import_module(f"benchmarks.truths.{module.name}").TRUTHS:
                 found[f"{module.name}: {truth.name}"] = truth
     return {name: truth for name, truth in found.items() if only in name}

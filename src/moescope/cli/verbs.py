@@ -104,7 +104,14 @@ VERBS: dict[str, Verb] = {
         module="reproduce",
         name="reproduce-secret-moe",
         tables=("published",),
-        defaults={"active": (32,), "experts": 4096, "epochs": 10},
+        defaults={
+            "active": (32,),
+            "experts": 4096,
+            "epochs": 10,
+            "rank": 128,
+            "padding": "keep",
+            "control": ("gaussian", "no-padding", "no-padding-gaussian"),
+        },
     ),
 }
 

@@ -1,7 +1,7 @@
 """Fast forms of what expert layers compute, each tested against :mod:`moescope.kernels.reference`.
 
-The functions here choose: compiled CPU loops for float32 and float64 on the CPU, Triton on CUDA where it is installed, plain
-torch elsewhere.
+The functions here choose: compiled CPU loops for float32 and float64 on the CPU; on CUDA products over all rows where that is
+cheaper than gathering them, or while a graph is captured, Triton where it is installed; plain torch elsewhere.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from moescope.kernels import cpu, reference, topk
+from moescope.kernels import cpu, dense, reference, topk
+from moescope.kernels.dense import capturing
 from moescope.kernels.routed import Routed
 
 _HAS_TRITON = find_spec("triton") is not None
@@ -24,6 +25,8 @@ def gathered_dot(x: Tensor, weight: Tensor, routed: Routed) -> Tensor:
 
     From compiled loops and Triton the weight's gradient is row-sparse: a sparse tensor whose rows are distinct and ascending.
     """
+    if dense.cheaper(weight, routed.index):
+        return dense.gathered_dot(x, weight, routed.index)
     fast = _fast(x, weight)
     return fast.GatheredDot.apply(x, weight, routed) if fast else reference.gathered_dot(x, weight, routed.index)
 
@@ -31,6 +34,8 @@ def gathered_dot(x: Tensor, weight: Tensor, routed: Routed) -> Tensor:
 def gathered_sum(scale: Tensor, weight: Tensor, routed: Routed) -> Tensor:
     """``out[b] = Σ_j scale[b, j] · weight[index[b, j]]``: (B, d) from scale (B, k) and weight (m, d), differentiable in
     both; gradient as in :func:`gathered_dot`."""
+    if dense.cheaper(weight, routed.index):
+        return dense.gathered_sum(scale, weight, routed.index)
     fast = _fast(scale, weight)
     return fast.GatheredSum.apply(scale, weight, routed) if fast else reference.gathered_sum(scale, weight, routed.index)
 
@@ -47,7 +52,7 @@ def top_rows(x: Tensor, weight: Tensor, k: int, bias: Tensor | None = None, *, h
     if _compiled(x, weight):
         return topk.top_rows(x, weight, k, bias, half=half)
     values, index = reference.top_rows(x, weight, k, bias)
-    if not bool(torch.isfinite(values).all()):
+    if not capturing(x) and not bool(torch.isfinite(values).all()):
         raise FloatingPointError("router scores are not finite")
     return values, index
 

@@ -15,6 +15,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from moescope.errors import InputError
+from moescope.kernels.dense import capturing
 
 
 @dataclass
@@ -32,7 +33,9 @@ class Routed:
 
     def __post_init__(self) -> None:
         self.index = self.index.contiguous()
-        if self.index.numel() and (int(self.index.min()) < 0 or int(self.index.max()) >= self.experts):
+        if capturing(self.index) or not self.index.numel():
+            return
+        if int(self.index.min()) < 0 or int(self.index.max()) >= self.experts:
             raise InputError(
                 f"expert index {int(self.index.max())} or {int(self.index.min())} is outside 0..{self.experts - 1}"
             )

@@ -54,6 +54,8 @@ class LoadedModel:
     is_encoder: bool
     config: Any
     structure: Structure = field(repr=False)
+    quantisation: str | None = None
+    """of the file that the weights were read from, where it held them in fewer bits"""
 
     @property
     def n_layers(self) -> int:
@@ -120,8 +122,8 @@ def load(
     """Load a model by name, local folder or Hub id. Safetensors only; no pickle is ever read.
 
     Args:
-        model: embedded name, ``minilm`` (with the extra of that name), local folder (plain or in the Hub cache's layout) or
-            Hub id.
+        model: embedded name; ``minilm``, ``smollm2`` or ``gemma3-270m`` (with their packages); local folder (plain or in the
+            Hub cache's layout); GGUF file, or a folder that holds one; or Hub id.
         dtype: ``fp32``, ``bf16`` or ``fp16``; weights are converted to it.
         device: as in torch (``cpu``, ``cuda``, ``cuda:1``); None takes a GPU if there is one.
         device_map: passed on to transformers (``"auto"``, or a dict); not together with ``device``.
@@ -150,7 +152,9 @@ def load(
             device_map = {"": place}
         module = _module(source, config, DTYPES[dtype], device_map, head, trust_remote_code)
         tokenizer = _tokenizer(source, trust_remote_code)
-    return from_model(module, tokenizer, name=source.name, revision=source.revision)
+    loaded = from_model(module, tokenizer, name=source.name, revision=source.revision)
+    loaded.quantisation = source.quantisation
+    return loaded
 
 
 def from_model(model: nn.Module, tokenizer: Any, name: str = "model", *, revision: str | None = None) -> LoadedModel:

@@ -13,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 
 from moescope.errors import InputError
 from moescope.files.names import plain_name
-from moescope.models.zoo import EXTRAS, embedded, extra
+from moescope.models import gguf
+from moescope.models.zoo import PACKAGED, embedded, packaged
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "tekken.json")
@@ -27,9 +28,15 @@ class Source:
     folder: Path
     revision: str | None = None
 
+    @property
+    def quantisation(self) -> str | None:
+        """How the weights were quantised before they were read; None where they were not."""
+        return gguf.quantisation(self.folder)
+
 
 def find_source(model: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Source:
-    """The folder of an embedded name or an extra's, a local folder (plain, or a Hub cache's ``models--org--name``) or a Hub id.
+    """The folder of an embedded or packaged name, a local folder (plain, or a Hub cache's ``models--org--name``), a GGUF
+    file or a folder that holds one (see :mod:`moescope.models.gguf`), or a Hub id.
 
     A Hub id is looked up in the local Hub cache when the Hub cannot be reached. Only configs, tokenizer files and
     safetensors of the repository's top folder are fetched (and ``*.py`` with ``trust_remote_code``).
@@ -42,16 +49,20 @@ def find_source(model: str | Path, *, revision: str | None = None, trust_remote_
     if text in models:
         _no_revision(text, "an embedded model", revision)
         return Source(text, models[text])
-    if text in EXTRAS:
-        _no_revision(text, "a model of an extra", revision)
-        return Source(text, extra(text))
+    if text in PACKAGED:
+        _no_revision(text, "a model of an installed package", revision)
+        parts = packaged(text)
+        return Source(text, parts[0] if parts[0].is_dir() else gguf.converted(parts, text, sha256=PACKAGED[text].sha256))
     folder = Path(text).expanduser()
     try:
         is_folder, is_file = folder.is_dir(), folder.is_file()
     except OSError as error:
         raise InputError(f"model folder {text!r} cannot be read: {error.strerror}") from error
+    if is_file and folder.suffix.lower() == gguf.SUFFIX:
+        _no_revision(text, "a local file", revision)
+        return Source(folder.stem, gguf.converted([folder], folder.stem))
     if is_file:
-        raise InputError(f"model {text!r} is a file: give the folder that holds it and its config.json")
+        raise InputError(f"model {text!r} is a file that is no GGUF: give the folder that holds it and its config.json")
     if is_folder:
         return _local(text, folder, revision)
     if isinstance(model, Path) or folder.is_absolute() or text.startswith(("./", "../", "~")) or text.count("/") > 1:
@@ -63,6 +74,8 @@ def _local(text: str, folder: Path, revision: str | None) -> Source:
     if (folder / "config.json").exists() or not (folder / "snapshots").is_dir():
         _no_revision(text, "a local folder", revision)
         snapshot = folder.absolute()
+        if not (folder / "config.json").exists() and (file := gguf.only_file(folder)):
+            return Source(file.stem, gguf.converted([file], file.stem))
         if snapshot.parent.name == "snapshots":
             return Source(_hub_name(snapshot.parents[1]), folder, snapshot.name)
         return Source(folder.resolve().name, folder)

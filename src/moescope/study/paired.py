@@ -24,8 +24,13 @@ def balanced(right: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def interval_p(value: float, low: float, high: float) -> float:
-    """Two-sided p that there is nothing, from the width of the 95 % interval on the side of nought."""
+    """Two-sided p that there is nothing, from the width of the 95 % interval on the side of nought; NaN without an interval.
+
+    By the mean of both widths a lopsided interval and its p would contradict each other.
+    """
     side = value - low if value > 0 else high - value
+    if np.isnan(side):
+        return float("nan")
     return float(2 * norm.sf(abs(value) / side * norm.ppf(0.975))) if side > 0 else float(value == 0)
 
 

@@ -83,9 +83,14 @@ class Context:
     def load(self, model: ModelLike, *, head: bool = False, **options: Any) -> LoadedModel:
         """The model, loaded as ``run`` says unless it is in memory already; ``head``: with its language-model head."""
         if not isinstance(model, LoadedModel):
-            return load(model, head=head, **{**self.run.load_options(), **options})
-        if head and not model.has_head:
+            model = load(model, head=head, **{**self.run.load_options(), **options})
+        elif head and not model.has_head:
             raise InputError(f"{model.name} has no head, which this study needs; load it with head=True", "model")
+        if model.quantisation is not None:
+            self.note(
+                f"Note: the weights of {model.name} are a quantised copy ({model.quantisation}); figures of the model that it "
+                "was made from may differ, and none counts as reproduced."
+            )
         return model
 
     def tasks(self, tasks: TasksLike, *, least: int = 1) -> list[Task]:

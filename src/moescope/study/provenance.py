@@ -58,6 +58,7 @@ def subject(model: LoadedModel, tasks: Sequence[Task]) -> dict[str, Any]:
         "layers": model.n_layers,
         "width": model.d_model,
         "dtype": str(model.dtype).removeprefix("torch."),
+        **({} if model.quantisation is None else {"quantisation": model.quantisation}),
         "device": str(model.device),
         "tasks": [task.name for task in tasks],
         "data": {task.name: {"source": task.source, "n": len(task), "sha256": task.sha256} for task in tasks},

@@ -129,7 +129,8 @@ class Case:
 
     Attributes:
         effect: what decides, against chance or against the one thing that the statement names.
-        rivals: what may explain it though it is there: each effect is what is left beyond that rival.
+        rivals: what may explain it though it is there: each effect is what is left beyond that rival. While that is undecided
+            the claim is inconclusive, and its words say that the effect itself is shown.
         leak: what near-duplicates on both sides of the splits would add to a figure that was measured with them apart.
         not_run: controls that could not run, each with why; no sentence then claims that they were beaten.
         gate: why no verdict may be given at all (students that lose to a linear map), else empty.
@@ -226,9 +227,11 @@ def _decided(case: Case, p: float | None, alpha: float) -> tuple[Outcome, Explan
     for rival, state in readings:
         if state in ("absent", "opposite"):
             return "holds", rival.kind, f"{said}; but {_failed(rival, state)}"
-    for rival, state in readings:
-        if state == "unclear":
-            return "inconclusive", None, f"{said}; but {_unclear(rival, alpha)}"
+    undecided = [rival for rival, state in readings if state == "unclear"]
+    if undecided:
+        beyond = _listed([rival.against for rival in undecided])
+        why = "; ".join(_unclear(rival, alpha) for rival in undecided)
+        return "inconclusive", None, f"the effect itself is shown ({said}); whether it goes beyond {beyond} is undecided: {why}"
     if readings:
         said += "; beyond " + _listed([f"{rival.against} {rival.said()}" for rival, _ in readings])
     outcome, against = _published(case)

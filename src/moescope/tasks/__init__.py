@@ -16,7 +16,7 @@ from moescope.tasks.surface import (
     surface_features,
     surface_predictions,
 )
-from moescope.tasks.wikitext import plain_text
+from moescope.tasks.wikitext import articles, plain_text
 
 __all__ = [
     "PRESETS",
@@ -26,6 +26,7 @@ __all__ = [
     "Regrouped",
     "RenderedTask",
     "TaskSpec",
+    "articles",
     "chosen_cue",
     "dealt_folds",
     "fixed_wrap",

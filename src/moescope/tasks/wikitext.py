@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import re
 from importlib import resources
 
 from moescope.errors import InputError
@@ -26,3 +27,13 @@ def plain_text(name: str = "wikitext") -> list[str]:
     data = resources.files("moescope.tasks").joinpath("data", _FILES[name]).read_bytes()
     paragraphs = (p.strip() for p in lzma.decompress(data).decode().split("\n"))
     return [p for p in paragraphs if len(p) >= 80 and not p.startswith("=")]
+
+
+def articles(text: str) -> list[str]:
+    """The articles of raw WikiText, which has a line `` = Title = `` before each and no blank line between; none for other
+    text."""
+    starts = [found.start() for found in re.finditer(r"^ ?= [^=\n]+ = ?$", text, re.MULTILINE)]
+    if len(starts) < 2:
+        return []
+    ends = [*starts[1:], len(text)]
+    return [text[start:end].strip() for start, end in zip(starts, ends, strict=True)]

@@ -12,7 +12,8 @@ from moescope.intervene.running_text import LOSS
 from moescope.stats import Difference
 from moescope.studies.circuits.causal import PROBE
 from moescope.studies.circuits.settings import CircuitSettings
-from moescope.studies.circuits.spread import apart, effect_of, normal_p
+from moescope.studies.circuits.spread import apart, effect_of
+from moescope.study.paired import interval_p
 from moescope.study.verdicts import Case, Effect
 from moescope.types import Claim, Control
 
@@ -58,7 +59,7 @@ def _harm(task: str, row: pd.Series, settings: CircuitSettings) -> Claim | Case:
         return Claim(**head, outcome="not tested", words=why)
     gap = _difference(row, "gap")
     # beyond the sets by rank, and beyond what other texts might have given
-    gap = gap._replace(p=max(gap.p, normal_p(gap.value, gap.low, gap.high)))
+    gap = gap._replace(p=max(gap.p, interval_p(gap.value, gap.low, gap.high)))
     effect = effect_of(gap, f"{sets} of the same layers and the same size of change", settings.margin)
     words = (
         f"the probe's balanced accuracy changes by {float(row['effect']):+.1%} from {float(row['baseline']):.1%} by "
@@ -76,7 +77,7 @@ def _specific(task: str, row: pd.Series, beside: pd.DataFrame, settings: Circuit
     harm = (-float(row["effect"]), -float(row["high"]), -float(row["low"]))
     contrast = apart(harm, (-off[0], -off[2], -off[1]))
     value, low, high = (figure - chance for figure in known)
-    readable = Difference(value, low, high, normal_p(value, low, high))
+    readable = Difference(value, low, high, interval_p(value, low, high))
     return Case(
         f"{task}: switching its {int(row['k'])} neurons off harms this task more than {texts}",
         contrast.value,
@@ -129,7 +130,7 @@ def interference_claims(interference: pd.DataFrame, ablation: pd.DataFrame, sett
         found = Difference(row["effect"], row["low"], row["high"], math.nan)
         rival = effect_of(_difference(here, "gap"), f"what random neurons do to {source} itself", settings.margin)
         known = [float(row[c]) - float(row["chance"]) for c in ("baseline", "baseline_low", "baseline_high")]
-        readable = Difference(known[0], known[1], known[2], normal_p(*known))
+        readable = Difference(known[0], known[1], known[2], interval_p(*known))
         cases.append(
             Case(
                 f"{source} and {texts} do not interfere: {texts} does without {source}'s {settings.k} neurons",
@@ -159,7 +160,7 @@ def erasure_claims(erasure: pd.DataFrame, settings: CircuitSettings) -> list[Cas
             Case(
                 f"{task}: erasing the class (LEACE) after one layer harms a probe downstream",
                 float(row["effect"]),
-                Effect(value, low, high, against, settings.margin, max(float(row["p_worst"]), normal_p(value, low, high))),
+                Effect(value, low, high, against, settings.margin, max(float(row["p_worst"]), interval_p(value, low, high))),
                 interval=_interval(row),
                 control=Control("permuted labels, worst layer", float(row["worst_mean"])),
                 words=f"after layer {int(row['layer'])}, from a balanced accuracy of {float(row['baseline']):.1%}; where this "

@@ -248,8 +248,7 @@ def _rotated(out: Controls) -> None:
         )
         hits.append(both_hits(own_protocol(features, x, settings)))
     mean = np.mean(hits, axis=0)
-    spread = float(np.std([scorer.balanced(one[EVEN]) for one in hits], ddof=1))
-    gap = scorer.gap(out.circuit, mean[EVEN], spread=spread)
+    gap = scorer.gap(out.circuit, mean[EVEN], spread=scorer.spread(np.stack([one[EVEN] for one in hits])))
     note = f"mean over {len(hits)} random rotations of each site, standardised; their spread is in the gap's interval"
     out.row("rotated_basis", mean[RAW], mean[EVEN], scorer, note).update(gap_columns(gap))
     out.effect("rotation", gap)

@@ -17,7 +17,7 @@ from moescope.studies.circuits.overlap import coordinates, null_overlaps, overla
 from moescope.studies.circuits.scorer import Scorer
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.single import TaskFindings
-from moescope.studies.circuits.spread import normal_p
+from moescope.study.paired import interval_p
 from moescope.study.verdicts import beyond_draws
 
 MAP_K = 100
@@ -101,7 +101,7 @@ def cross_task_rows(source: TaskFindings, target: TaskFindings, settings: Circui
 def cross_row(method: str, hits: np.ndarray, matched: np.ndarray, judge: Scorer) -> dict[str, Any]:
     """Hits (N,) beside those of random neurons of the same layers (R, N) on the same rows."""
     # one set beside many: what another set of the same kind might have given
-    gap = judge.gap(hits, matched.mean(0), spread=float(np.std([judge.balanced(some) for some in matched])))
+    gap = judge.gap(hits, matched.mean(0), spread=judge.spread(matched))
     weighed = judge.weighed(hits)
     low, high = group_bootstrap(weighed, judge.groups, seed=judge.seed)
     head = {"method": method, "value": float(weighed.mean()), "low": max(low, 0.0), "high": min(high, 1.0)}
@@ -143,7 +143,7 @@ def _auroc_intervals(
     floor = float(norm.ppf(0.975)) * 0.5 / len(names)
     low, high = (float(q) - 0.5 for q in np.quantile(values, [0.025, 0.975]))
     low, high = min(low, signed - floor), max(high, signed + floor)
-    return (float(folded[0]), float(folded[1])), (signed, low, high, normal_p(signed, low, high))
+    return (float(folded[0]), float(folded[1])), (signed, low, high, interval_p(signed, low, high))
 
 
 def task_map_rows(

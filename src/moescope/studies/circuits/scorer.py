@@ -59,6 +59,19 @@ class Scorer:
         second = self.weighed(others) if isinstance(others, np.ndarray) else np.full(len(first), others)
         return self.difference(first, second, spread=spread)
 
+    def spread(self, sets: np.ndarray) -> float:
+        """Standard deviation of the balanced accuracy over sets of neurons or bases, from their hits (R, N).
+
+        What comes of the rows being few is taken off: it is in the interval over groups already.
+        """
+        weighed = self.weighed(sets)
+        own = weighed - weighed.mean(0)  # of a set, not of a row
+        _, code = np.unique(self.groups, return_inverse=True)
+        sums = np.zeros((len(sets), int(code.max()) + 1))
+        np.add.at(sums.T, code, (own - own.mean(1, keepdims=True)).T)
+        noise = float((sums**2).sum(1).mean()) / len(code) ** 2
+        return float(np.sqrt(max(float(weighed.mean(1).var()) - noise, 0.0) * len(sets) / max(len(sets) - 1, 1)))
+
     def bits(self, gained: np.ndarray, alone: np.ndarray, margin: float) -> float:
         """What is gained a row (N,) in bits, classes counted alike, beyond those that ``margin`` more hits take.
 

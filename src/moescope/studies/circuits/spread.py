@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import norm
 
 from moescope.stats import Difference
 from moescope.studies.circuits.scorer import Scorer
-from moescope.study.paired import joined
+from moescope.study.paired import interval_p, joined
 from moescope.study.verdicts import Effect
 from moescope.types import Explanation
 
@@ -30,13 +29,7 @@ def apart(a: tuple[float, float, float], b: tuple[float, float, float]) -> Diffe
     """a - b of two independent measurements, each (value, low, high)."""
     value = a[0] - b[0]
     low, high = joined(value, (a[1] - b[0], a[2] - b[0]), (a[0] - b[2], a[0] - b[1]))
-    return Difference(value, low, high, normal_p(value, low, high))
-
-
-def normal_p(value: float, low: float, high: float) -> float:
-    """Two-sided p of no effect, from the 95 % interval of a value, by the normal."""
-    error = (high - low) / 2 / float(norm.ppf(0.975))
-    return float(2 * norm.sf(abs(value) / error)) if error > 0 else (_NAN if np.isnan(error) else float(value == 0))
+    return Difference(value, low, high, interval_p(value, low, high))
 
 
 def effect_of(

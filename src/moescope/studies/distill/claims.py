@@ -10,8 +10,9 @@ import pandas as pd
 
 from moescope.studies.distill import published
 from moescope.studies.distill.accounting import per_neuron, spec_cost
-from moescope.studies.distill.comparisons import log_ratio
+from moescope.studies.distill.comparisons import LogRatio, log_ratio
 from moescope.studies.distill.evidence import ACTIVATIONS, GATES, Evidence, interval, judged
+from moescope.studies.distill.settings import NO_PADDING
 from moescope.studies.distill.students import LayerShape
 from moescope.study.verdicts import Case
 from moescope.types import Claim, Control
@@ -24,7 +25,10 @@ _INPUTS = {
     "shuffled-teacher": "a teacher of shuffled weights",
     "shuffled-outputs": "outputs of other tokens",
     "twin": "the layer of the random model",
+    "no-padding-gaussian": "Gaussian inputs of the same mean and covariance, padding left out",
 }
+# what is compared: the words for it, its Gaussian control, and the controls that are of it
+_BASES = {ACTIVATIONS: ("activations", "gaussian"), NO_PADDING: ("activations, padding left out", f"{NO_PADDING}-gaussian")}
 
 Said = list[Case | Claim]
 
@@ -33,8 +37,8 @@ def distill_claims(evidence: Evidence, shape: LayerShape, width: int | None) -> 
     """Every claim of the study but those about single experts."""
     ratio = evidence.tables["ratio"]
     claims: Said = []
-    for row in ratio[ratio["data"] == ACTIVATIONS].to_dict("records"):
-        claims += _pair_claims(evidence, str(row["student"]), str(row["dense"]), int(row["active_neurons"]))
+    for row in ratio[ratio["data"].isin(list(_BASES))].to_dict("records"):
+        claims += _pair_claims(evidence, str(row["student"]), str(row["dense"]), int(row["active_neurons"]), str(row["data"]))
     claims += _router_claims(evidence)
     claims.append(
         Claim(
@@ -51,27 +55,32 @@ def distill_claims(evidence: Evidence, shape: LayerShape, width: int | None) -> 
     return claims + _facts(evidence.tables["students"])
 
 
-def _pair_claims(evidence: Evidence, experts: str, dense: str, active: int) -> Said:
-    """An expert student and the dense one of as many active neurons: on activations, and against every control."""
-    gain = evidence.compared(ACTIVATIONS, dense, experts)
+def _pair_claims(evidence: Evidence, experts: str, dense: str, active: int, base: str) -> Said:
+    """An expert student and the dense one of as many active neurons: on activations, and against every control of them."""
+    gain = evidence.compared(base, dense, experts)
     assert gain is not None
-    margin, family, pair = evidence.margin, f"{experts} / {dense}", (dense, experts)
+    here, own = _BASES[base]
+    margin, family, pair = evidence.margin, f"{experts} / {dense}, {here}", (dense, experts)
     headline = active == published.RATIO_ACTIVE
     dead = float(evidence.here["dead"].get(experts, float("nan")))
     many = f"{dead:.0%} of the experts are dead, which a lower learning rate or revive may mend" if dead > _MANY_DEAD else ""
-    controls = {name: evidence.compared(name, *pair) for name in evidence.settings.control if name != "shuffled-outputs"}
-    gaussian = controls.get("gaussian")
+    left_out = {"shuffled-outputs", NO_PADDING, *(gauss for name, (_, gauss) in _BASES.items() if name != base)}
+    names: list[str] = [own] if base != ACTIVATIONS else [name for name in evidence.settings.control if name not in left_out]
+    controls: dict[str, LogRatio | None] = {
+        name: evidence.compared(name, *pair) for name in names if name in evidence.settings.control
+    }
+    gaussian = controls.get(own)
     claims: Said = [
         judged(
             Case(
-                f"error of {dense} / {experts} on activations: the experts explain more",
+                f"error of {dense} / {experts} on {here}: the experts explain more",
                 math.exp(gain.value),
                 gain.effect(f"what {dense} explains", margin),
                 id="M1",
                 published=published.headline("activations") if headline else None,
                 interval=interval(gain),
-                control=Control(_INPUTS["gaussian"], math.exp(gaussian.value)) if gaussian else None,
-                gate=evidence.gate(pair, ACTIVATIONS),
+                control=Control(_INPUTS[own], math.exp(gaussian.value)) if gaussian else None,
+                gate=evidence.gate(pair, base),
                 family=family,
                 words=many,
             ),
@@ -85,14 +94,14 @@ def _pair_claims(evidence: Evidence, experts: str, dense: str, active: int) -> S
         claims.append(
             judged(
                 Case(
-                    f"error of {dense} / {experts}, on activations over that on {_INPUTS[name]}: the experts gain more",
+                    f"error of {dense} / {experts}, on {here} over that on {_INPUTS[name]}: the experts gain more",
                     math.exp(excess.value),
                     excess.effect(f"on {_INPUTS[name]}", margin, kind="chance"),
-                    id="M2" if name == "gaussian" else "",
-                    published=published.CONTRAST if headline and name == "gaussian" else None,
+                    id="M2" if name == own else "",
+                    published=published.CONTRAST if headline and name == own else None,
                     interval=interval(excess),
                     control=Control(f"ratio on {_INPUTS[name]}", math.exp(found.value)),
-                    gate=evidence.gate(pair, ACTIVATIONS, name),
+                    gate=evidence.gate(pair, base, name),
                     family=family,
                 ),
                 excess,
@@ -102,20 +111,20 @@ def _pair_claims(evidence: Evidence, experts: str, dense: str, active: int) -> S
         claims.append(
             judged(
                 Case(
-                    f"error of {dense} / {experts} on {_INPUTS['gaussian']}: the dense student explains as much",
+                    f"error of {dense} / {experts} on {_INPUTS[own]}: the dense student explains as much",
                     math.exp(gaussian.value),
                     (-gaussian).effect(experts, margin, no_worse=True),
                     id="M2",
                     published=published.headline("gaussian") if headline else None,
                     interval=interval(gaussian),
-                    gate=evidence.gate(pair, "gaussian"),
+                    gate=evidence.gate(pair, own),
                     family=family,
                 ),
                 gaussian,
                 "blocks of rows",
             )
         )
-    if "shuffled-outputs" in evidence.settings.control:
+    if base == ACTIVATIONS and "shuffled-outputs" in evidence.settings.control:
         claims += _unlearnable(evidence, experts)
     return claims
 

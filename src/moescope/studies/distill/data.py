@@ -131,6 +131,16 @@ def batches(pairs: Pairs, size: int, *, seed: int, epoch: int, skip: int = 0) ->
         skip = 0
 
 
+def batch_rows(pairs: ArrayPairs, size: int, *, seed: int, epoch: int) -> np.ndarray:
+    """int64 (batches, size): the rows of the training block that :func:`batches` takes, in its order."""
+    order = np.random.default_rng([seed, epoch]).permutation(len(pairs.lengths("train")))
+    parts = [np.zeros((0, size), np.int64)]
+    for number, units in enumerate(_cut(pairs, "train", order)):
+        mixed = units[np.random.default_rng([seed, epoch, number]).permutation(len(units))]
+        parts.append(mixed[: len(mixed) // size * size].reshape(-1, size))
+    return np.concatenate(parts)
+
+
 def batches_per_epoch(pairs: Pairs, size: int, *, seed: int, epoch: int) -> int:
     """How many :func:`batches` gives; none where no buffer holds one."""
     lengths = pairs.lengths("train")

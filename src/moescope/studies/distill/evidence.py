@@ -9,12 +9,12 @@ from functools import cached_property
 import pandas as pd
 
 from moescope.studies.distill.comparisons import LEAST_SEEDS, LogRatio, compared
-from moescope.studies.distill.settings import DistillSettings
+from moescope.studies.distill.settings import NO_PADDING, DistillSettings
 from moescope.study.verdicts import Case
 from moescope.types import Claim
 
 ACTIVATIONS = "activations"
-OWN_INPUTS = ("gaussian", "kurtosis", "mixture")  # controls whose rows are of no document
+OWN_INPUTS = ("gaussian", "kurtosis", "mixture", f"{NO_PADDING}-gaussian")  # controls whose rows are of no document
 GATES = {"linear": "the linear map", "token mean": "the token's mean output"}
 
 

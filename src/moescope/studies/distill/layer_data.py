@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,14 +13,15 @@ from safetensors import safe_open
 
 from moescope.capture import ActivationStore, Encoded, capture, encode
 from moescope.capture.activations import check_finite, padded_batches
+from moescope.capture.encode import pad, padding_id
 from moescope.errors import InputError
 from moescope.files.text import lines, read_text
-from moescope.studies.distill.data import SPLITS, ArrayPairs, Block, Pairs, Split, split_units, whole
+from moescope.studies.distill.data import SPLITS, ArrayPairs, Block, Pairs, Split, count, split_units, whole
 from moescope.studies.distill.settings import DistillSettings
 from moescope.studies.distill.teacher import Teacher
 from moescope.study.rows import Rows
 from moescope.study.run import Run
-from moescope.tasks import plain_text
+from moescope.tasks import articles, plain_text
 from moescope.tasks.given import given_texts
 from moescope.types import Site
 
@@ -27,12 +29,14 @@ Progress = Callable[[int, int], None]
 Record = Callable[[Rows], Rows]
 
 
+TOGETHER = 8  # texts that the source pads to one length
 _SHARES = (0.8, 0.1, 0.1)  # of train, validation and test, in vectors
 _SETTINGS, _RUN = DistillSettings(), Run()
 
 
 def read_texts(source: Sequence[str] | str | Path | None) -> list[str]:
-    """The texts of a file, parted by blank lines; None: the shipped excerpt of WikiText-2.
+    """The documents of a file, parted by the headings of articles where it is raw WikiText, else by blank lines; None: the
+    shipped excerpt of WikiText-2.
 
     Raises:
         InputError: the file cannot be read or is empty.
@@ -42,14 +46,21 @@ def read_texts(source: Sequence[str] | str | Path | None) -> list[str]:
     if not isinstance(source, str | Path):
         return given_texts(source)
     try:
-        text = read_text(Path(source).expanduser())
+        text = "\n".join(lines(read_text(Path(source).expanduser())))
     except InputError as error:
         raise InputError(str(error), "texts") from error
-    parts = "\n".join(lines(text)).split("\n\n")
-    texts = [part.strip() for part in parts if part.strip()]
+    texts = articles(text) or [part for part in (part.strip() for part in text.split("\n\n")) if part]
     if not texts:
         raise InputError(f"{source} holds no text", "texts")
     return texts
+
+
+def units_of(texts: Sequence[str], characters: int, padding: str) -> tuple[list[str], np.ndarray]:
+    """What is read at once, and the document that each is of (int64): pieces of documents, or, where padding is kept, their
+    lines, as the source reads them."""
+    made = [[line for line in text.split("\n") if line.strip()] if padding == "keep" else [text] for text in texts]
+    cut = [(piece, number) for number, parts in enumerate(made) for piece in pieces(parts, characters)]
+    return [piece for piece, _ in cut], np.array([number for _, number in cut], np.int64)
 
 
 def pieces(texts: Sequence[str], characters: int) -> list[str]:
@@ -92,10 +103,42 @@ class ModelPairs:
     def lengths(self, split: Split) -> np.ndarray:
         return self._texts[split].lengths - 1
 
-    def load(self, split: Split, units: np.ndarray) -> Block:
+    def load(self, split: Split, units: np.ndarray, progress: Progress | None = None) -> Block:
         texts = self._texts[split]
         asked = Encoded.from_ids([texts[int(u)] for u in units])
-        return _read(self._teacher, asked, self._documents[split][units], self._batch_tokens)
+        return _read(self._teacher, asked, self._documents[split][units], self._batch_tokens, progress)
+
+
+class PaddedPairs(ModelPairs):
+    """The same as the source of the third study reads it: eight texts at a time, padded to the longest on the tokenizer's
+    side, and every position kept, padding and first tokens too. A unit is eight texts."""
+
+    def lengths(self, split: Split) -> np.ndarray:
+        lengths = self._texts[split].lengths
+        ends = range(0, len(lengths), TOGETHER)
+        return np.array([len(part) * part.max() for part in (lengths[at : at + TOGETHER] for at in ends)], np.int64)
+
+    def load(self, split: Split, units: np.ndarray, progress: Progress | None = None) -> Block:
+        model, sites = self._teacher.model, (self._teacher.site_in, self._teacher.site_out)
+        texts, of = self._texts[split], self._documents[split]
+        side: Any = getattr(model.tokenizer, "padding_side", "right")
+        sides: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+        tokens, documents = [], []
+        with capture(model, sites) as session:
+            for done, unit in enumerate(units, 1):
+                rows = np.arange(unit * TOGETHER, min((unit + 1) * TOGETHER, len(texts)))
+                batch = pad(texts, rows, pad_id=padding_id(model), side=side)
+                seen = session.run(batch.ids, batch.mask)
+                width = batch.ids.shape[1]
+                for kept, site in zip(sides, sites, strict=True):
+                    flat = seen[site].reshape(len(rows) * width, -1).float().cpu()
+                    check_finite(flat[:, None], np.repeat(rows, width), [site], model)
+                    kept.append(flat)
+                tokens.append(batch.ids.reshape(-1))
+                documents.append(torch.from_numpy(np.repeat(of[rows], width)))
+                if progress is not None:
+                    progress(done, len(units))
+        return Block(torch.cat(sides[0]), torch.cat(sides[1]), torch.cat(tokens), torch.cat(documents))
 
 
 class StorePairs:
@@ -146,18 +189,19 @@ def model_pairs(
         InputError: too little text, or an activation that is not finite (the text is named).
     """
     encoded = encode(teacher.model, texts, max_tokens=run.max_tokens)
-    lengths = encoded.lengths - 1
+    lengths = encoded.lengths - (settings.padding == "drop")
     of = np.arange(len(texts)) if documents is None else np.asarray(documents, np.int64)
     parts = _split(f"texts of {teacher.model.name}", lengths, of, settings, run, record)
     split_texts = {split: Encoded.from_ids([encoded[int(u)] for u in units]) for split, units in parts.items()}
     owners = {split: of[units] for split, units in parts.items()}
-    streamed = ModelPairs(teacher, split_texts, owners, buffer=settings.buffer, batch_tokens=run.batch_tokens)
-    if not _fits(teacher, lengths, parts, settings):
+    kind = PaddedPairs if settings.padding == "keep" else ModelPairs
+    streamed = kind(teacher, split_texts, owners, buffer=settings.buffer, batch_tokens=run.batch_tokens)
+    if not _fits(teacher, streamed, settings):
         return streamed
     kept: dict[Split, Block] = {}
     for split in SPLITS:
-        telling = progress if split == "train" else None
-        kept[split] = _read(teacher, split_texts[split], owners[split], run.batch_tokens, telling)
+        units = np.arange(len(streamed.lengths(split)))
+        kept[split] = streamed.load(split, units, progress if split == "train" else None)
     return ArrayPairs(streamed.name, kept, buffer=settings.buffer)
 
 
@@ -184,7 +228,7 @@ def store_pairs(
     lengths = store_lengths(store) - 1
     parts = _split(f"texts of {store.path}", lengths, np.arange(len(lengths)), settings, run, record)
     streamed = StorePairs(teacher, store, parts, buffer=settings.buffer)
-    if not _fits(teacher, lengths, parts, settings):
+    if not _fits(teacher, streamed, settings):
         return streamed
     return ArrayPairs(streamed.name, {split: whole(streamed, split) for split in SPLITS}, buffer=settings.buffer)
 
@@ -223,8 +267,8 @@ def _enough(lengths: np.ndarray, tokens: int | None, seed: int) -> np.ndarray:
     return np.sort(order[: int(np.searchsorted(ends, tokens)) + 1])
 
 
-def _fits(teacher: Teacher, lengths: np.ndarray, parts: dict[Split, np.ndarray], settings: DistillSettings) -> bool:
-    vectors = sum(int(lengths[units].sum()) for units in parts.values())
+def _fits(teacher: Teacher, pairs: Pairs, settings: DistillSettings) -> bool:
+    vectors = sum(count(pairs, split) for split in SPLITS)
     return 4 * vectors * (teacher.entry.width + teacher.exit.width) <= int(settings.memory * 2**30)
 
 

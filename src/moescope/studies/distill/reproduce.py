@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pandas as pd
 
 from moescope.studies.distill import published
 from moescope.studies.distill.evidence import ACTIVATIONS
-from moescope.studies.distill.settings import DistillSettings
+from moescope.studies.distill.settings import NO_PADDING, DistillSettings
 from moescope.studies.distill.study import distill
 from moescope.study.protocol import Context, ModelLike
 from moescope.study.result import StudyResult
@@ -19,7 +20,17 @@ from moescope.study.run import Run
 
 EMBEDDED = "dense-tiny"
 # with as many shared as active, the source's headline size of 64 active neurons
-_SETTINGS, _RUN = DistillSettings(active=(32,), experts=4096, epochs=10), Run()
+_SETTINGS = DistillSettings(
+    active=(32,),
+    experts=4096,
+    epochs=10,
+    rank=128,
+    padding="keep",
+    control=("gaussian", "no-padding", "no-padding-gaussian"),
+)
+_RUN = Run()
+EPOCHS = 100
+TOKENS = 4_000_000
 
 
 def reproduce(
@@ -36,7 +47,9 @@ def reproduce(
         settings: the published students (s = k, softmax over the chosen, low-rank router) at a size for a laptop. Where it
             names no layer, Pythia-70M, Pythia-410M and Gemma-3-270M take the published one.
 
-    No verdict is ``reproduced``, whatever the model: here padding and first tokens are left out, which the source keeps.
+    The source's loader pads eight lines to one length and keeps every position, padding and first tokens too; so does this,
+    and sets beside it the same lines without them, where a linear map explains far less. No verdict is ``reproduced``: the
+    text is shorter than the source's.
 
     Returns:
         As :func:`distill`; the result has a further table ``published``.
@@ -49,20 +62,35 @@ def reproduce(
     result = distill(loaded, texts, settings, run=dataclasses.replace(run, out=None))
     if not source:
         context.note(f"Note: {loaded.name} stands in for the source's models; its figures test the method, not them.")
+    steps = int(result.tables["curves"]["step"].max())
+    whole = EPOCHS * TOKENS // int(published.RECORD["protocol"]["batch"])
     context.note(
-        f"Note: the source trains 100 epochs of some 4M tokens with 10,000 and 100,000 experts; this run had "
-        f"{int(result.tables['curves']['step'].max())} steps of {settings.batch} with {settings.experts}."
+        f"Note: the source trains {whole:,} steps of 1,024 vectors ({EPOCHS} epochs of some 4M) with 10,000 and 100,000 "
+        f"experts; this run made {steps:,} steps of {settings.batch:,} with {settings.experts:,}: "
+        f"{steps * settings.batch / (EPOCHS * TOKENS):.1%} of the source's vectors."
     )
     title = f"Published students beside {loaded.name}, layer {result.meta['layer']}"
     return context.beside(result, title=title, published=published_table(result))
 
 
 def published_table(result: StudyResult) -> pd.DataFrame:
-    """Each published figure by source model, with this result's own in the last column (NaN where not measured)."""
+    """Each published figure by source model, with this result's own in the last columns: as published, and without padding
+    (NaN where not measured)."""
     rows: list[dict[str, Any]] = []
-    summary, ratio = result.tables["summary"], result.tables["ratio"]
-    record = published.RECORD
+    tables, record = result.tables, published.RECORD
+    summary, ratio = tables["summary"], tables["ratio"]
+    sources = {"measured": {ACTIVATIONS: ACTIVATIONS, "gaussian": "gaussian"}}
+    sources["no padding"] = {ACTIVATIONS: NO_PADDING, "gaussian": f"{NO_PADDING}-gaussian"}
+
+    def add(figure: str, theirs: Mapping[str, float | None], data: str, ours: Callable[[str], float]) -> None:
+        here = {column: ours(names[data]) for column, names in sources.items()}
+        rows.append({"figure": figure, **{m: theirs.get(m) for m in published.MODELS}, **here})
+
     for data in (ACTIVATIONS, "gaussian"):
+        for fact, key in _FACTS.items():
+            theirs = record["inputs"].get(key, {}) if data == ACTIVATIONS else {}
+            add(f"{fact}, {data}", theirs, data, partial(_fact, result, key))
+        add(f"FVU, {data}, linear map", {}, data, partial(_value, tables["baselines"], "fvu", {"baseline": "linear"}))
         table = record[f"fvu_{data}"]
         here = summary[summary["data"] == data]
         for active in sorted(
@@ -70,19 +98,33 @@ def published_table(result: StudyResult) -> pd.DataFrame:
         ):
             for column, kind in (("dense_mlp", "dense"), ("lowrank_10k", "moe")):
                 place = record["columns"].index(column)
-                values = {
-                    m: table[m][str(active)][place] if str(active) in table[m] else float("nan") for m in published.MODELS
-                }
-                own = here[(here["active_neurons"] == active) & (here["kind"] == kind)]["fvu"]
-                rows.append({"figure": f"FVU, {data}, {active} active, {kind}", **values, "measured": _first(own)})
+                theirs = {m: table[m][str(active)][place] for m in published.MODELS if str(active) in table[m]}
+                own = {"active_neurons": active, "kind": kind}
+                add(
+                    f"FVU, {data}, {active} active, {kind}",
+                    theirs,
+                    data,
+                    partial(_value, summary, "fvu", own),
+                )
         for active in sorted(set(ratio[ratio["data"] == data]["active_neurons"])):
-            values = {m: published.table_ratio(data, m, active) for m in published.MODELS}
-            own = ratio[(ratio["data"] == data) & (ratio["active_neurons"] == active) & (ratio["kind"] == "moe")]["ratio"]
-            rows.append({"figure": f"dense / MoE, {data}, {active} active", **values, "measured": _first(own)})
+            theirs = {m: published.table_ratio(data, m, active) for m in published.MODELS}
+            own = {"active_neurons": active, "kind": "moe"}
+            add(f"dense / MoE, {data}, {active} active", theirs, data, partial(_value, ratio, "ratio", own))
     frame = pd.DataFrame(rows)
-    frame[[*published.MODELS, "measured"]] = frame[[*published.MODELS, "measured"]].astype(float)
+    columns = [*published.MODELS, *sources]
+    frame[columns] = frame[columns].astype(float)
     return frame
 
 
-def _first(values: pd.Series) -> float:
-    return float(values.iloc[0]) if len(values) else float("nan")
+_FACTS = {"vectors that train": "train", "input variance": "input_variance", "output variance": "output_variance"}
+
+
+def _value(frame: pd.DataFrame, column: str, fields: Mapping[str, Any], data: str) -> float:
+    """Of the first row that matches; NaN without one."""
+    for name, value in {**fields, "data": data}.items():
+        frame = frame[frame[name] == value]
+    return float(frame[column].iloc[0]) if len(frame) else float("nan")
+
+
+def _fact(result: StudyResult, key: str, data: str) -> float:
+    return float(result.meta["sources"].get(data, {}).get(key, float("nan")))

@@ -6,12 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from moescope.errors import InputError
 from moescope.studies.distill.spec import RouterKind, Start, StudentSpec
 from moescope.study.settings import Judged, NonEmpty, above, at_least, between
 from moescope.study.verdicts import check_draws
 
+NO_PADDING = "no-padding"
 EXPERT_CLAIMS = 2  # of a student's experts, judged together, beside one for each circuit
-Control = Literal["gaussian", "kurtosis", "mixture", "shuffled-teacher", "shuffled-outputs", "twin"]
+Control = Literal[
+    "gaussian",
+    "kurtosis",
+    "mixture",
+    "shuffled-teacher",
+    "shuffled-outputs",
+    "twin",
+    "no-padding",
+    "no-padding-gaussian",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +52,8 @@ class DistillSettings(Judged):
     equal_cost: bool = True
     """Also train dense students of the same multiply-adds, router included (at most as wide as the layer)."""
     control: tuple[Control, ...] = ("gaussian",)
-    """gaussian, kurtosis, mixture, shuffled-teacher, shuffled-outputs, twin (the layer of the random model); or none."""
+    """gaussian, kurtosis, mixture, shuffled-teacher, shuffled-outputs, twin (the layer of the random model), no-padding
+    (the same lines without padding and first tokens, where padding is kept), no-padding-gaussian; or none."""
     lr: Annotated[tuple[float, ...], NonEmpty(), above(0)] = (1e-3, 3e-3, 1e-2)
     """Learning rates, of which the first seed's validation chooses one for every seed."""
     seeds: Annotated[int, at_least(1)] = 3
@@ -58,10 +70,12 @@ class DistillSettings(Judged):
     """Passes over the training split (published: 100)."""
     batch: Annotated[int, at_least(1)] = 1024
     """Vectors in a step."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the students' dense products and router scores; weights and updates stay float32."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Of the students' dense products and router scores (tf32: on a GPU); weights and updates stay float32."""
     revive: bool = False
     """Give dead experts a new start (not in the published protocol)."""
+    padding: Literal["drop", "keep"] = "drop"
+    """keep: lines read eight at a time, padded to the longest, and every position kept, as the source's loader does."""
     tokens: Annotated[int | None, at_least(1)] = None
     """Vectors to read (default: all of the text)."""
     memory: Annotated[float, above(0)] = 2.0
@@ -73,6 +87,9 @@ class DistillSettings(Judged):
 
     def check(self) -> None:
         self.students()
+        unpadded = [name for name in self.control if name.startswith(NO_PADDING)]
+        if unpadded and self.padding == "drop":
+            raise InputError(f"{unpadded[0]} is a control of padding that is kept; set padding to keep", "control")
         check_draws(self.n_permutations, EXPERT_CLAIMS, "n_permutations", self.alpha)
 
     def students(self) -> dict[str, StudentSpec]:

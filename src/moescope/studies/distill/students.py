@@ -110,7 +110,8 @@ class Student(nn.Module):
         else:
             routed, scores = self.router.choose(x, self.spec.active, self.rough_routing)
             gates = torch.softmax(self.spec.beta * scores, dim=1)  # over the chosen only
-            part = self.experts.chosen(x, self._neurons(routed), gates.repeat_interleave(self.spec.width, dim=1))
+            wide = gates if self.spec.width == 1 else gates.repeat_interleave(self.spec.width, dim=1)
+            part = self.experts.chosen(x, self._neurons(routed), wide)
         return Output(y + part, routed, gates)
 
     def _transcode(self, x: Tensor) -> tuple[Tensor, Routed, Tensor]:
@@ -154,8 +155,13 @@ class Neurons(nn.Module):
 
     def chosen(self, x: Tensor, routed: Routed, gates: Tensor) -> Tensor:
         """(B, d_out) from the chosen neurons, each with its gate (B, chosen)."""
-        x = x.to(self.w_in.dtype)
-        hidden = self.activation(gathered_dot(x, self.w_in, routed) + self.bias[routed.index])
+        x, index = x.to(self.w_in.dtype), routed.index
+        hidden = self.activation(gathered_dot(x, self.w_in, routed) + _at(self.bias, index))
         if self.w_lin is not None and self.bias_lin is not None:
-            hidden = hidden * (gathered_dot(x, self.w_lin, routed) + self.bias_lin[routed.index])
+            hidden = hidden * (gathered_dot(x, self.w_lin, routed) + _at(self.bias_lin, index))
         return gathered_sum(gates.to(hidden.dtype) * hidden, self.w_out, routed)
+
+
+def _at(bias: Tensor, index: Tensor) -> Tensor:
+    """``bias[index]``, whose gradient sorts nothing."""
+    return bias.index_select(0, index.reshape(-1)).reshape(index.shape)

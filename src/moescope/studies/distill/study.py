@@ -19,14 +19,14 @@ from moescope.studies.distill.baselines import baseline_fvu
 from moescope.studies.distill.claims import distill_claims
 from moescope.studies.distill.comparisons import ratio_table, summary_table
 from moescope.studies.distill.controls import control_pairs, distances
-from moescope.studies.distill.data import SPLITS, Pairs, count
+from moescope.studies.distill.data import SPLITS, Pairs, count, scaling_of
 from moescope.studies.distill.evidence import ACTIVATIONS, Evidence
 from moescope.studies.distill.expert_study import expert_study
-from moescope.studies.distill.layer_data import model_pairs, pieces, read_texts, store_pairs
+from moescope.studies.distill.layer_data import model_pairs, read_texts, store_pairs, units_of
 from moescope.studies.distill.neighbours import load_dictionary
 from moescope.studies.distill.runs import Runs, run_students
 from moescope.studies.distill.save import DistilledStudent
-from moescope.studies.distill.settings import EXPERT_CLAIMS, DistillSettings
+from moescope.studies.distill.settings import EXPERT_CLAIMS, NO_PADDING, DistillSettings
 from moescope.studies.distill.spec import StudentSpec
 from moescope.studies.distill.splice import generation_table, splice_table
 from moescope.studies.distill.students import LayerShape
@@ -59,7 +59,8 @@ def distill(
 
     Args:
         model: loaded with its head where it is given by name; the model's loss with a student in the layer's place needs it.
-        texts: what to read activations on, or a file of texts parted by blank lines; None: the shipped WikiText-2 excerpt.
+        texts: what to read activations on, or a file of texts parted by blank lines, raw WikiText by articles; None: the
+            shipped WikiText-2 excerpt.
         store: an :class:`~moescope.capture.ActivationStore` of ``mlp_in`` and ``mlp_out`` of the layer, read instead of the
             texts that train.
         circuits: of this model: experts are compared with their neurons.
@@ -92,8 +93,7 @@ def distill(
     directions = None if dictionary is None else load_dictionary(dictionary, shape.d_out)
     check_draws(settings.n_permutations, EXPERT_CLAIMS + len(known), "n_permutations", settings.alpha)
     characters = 2 * (model_limit(loaded) or 1024)  # a token is seldom under two characters
-    cut = [(part, number) for number, text in enumerate(given) for part in pieces([text], characters)]
-    parts, of = [part for part, _ in cut], np.array([number for _, number in cut])
+    parts, of = units_of(given, characters, settings.padding)
     # for the spliced model's loss and for reading experts: texts that no student is trained on
     rows = context.rows(halves("pieces of text", of, (of % _HOLD != 0) | (of >= _HOLD * _HELD)))
     read, held = ([parts[i] for i in which] for which in (rows.fit, rows.judge))
@@ -108,11 +108,17 @@ def distill(
     body: Any = loaded.body
     embedding = body.get_input_embeddings().weight.detach().float().cpu()
     found: dict[str, Runs] = {}
+    sizes: dict[str, dict[str, float]] = {}
     baselines: list[pd.DataFrame] = []
+    unpadded: Pairs | None = None
+    if any(name.startswith(NO_PADDING) for name in settings.control):
+        plain, reading = dataclasses.replace(settings, padding="drop", control=()), context.counter("reading without padding")
+        unpadded = model_pairs(teacher, read, plain, run, documents=of[rows.fit], progress=reading, record=context.rows)
     for name in (ACTIVATIONS, *settings.control):
-        here, labeller = (
-            (pairs, teacher) if name == ACTIVATIONS else _control(context, name, pairs, teacher, read, of[rows.fit], settings)
-        )
+        here, labeller = pairs, teacher
+        if name != ACTIVATIONS:
+            here, labeller = _control(context, name, pairs, teacher, read, of[rows.fit], settings, unpadded)
+        sizes[name] = _sizes(here)
         found[name] = run_students(
             here,
             {n: _start(spec, name) for n, spec in specs.items()},
@@ -170,6 +176,7 @@ def distill(
         artifacts=students,
         layer=layer,
         data={"source": pairs.name, **{split: count(pairs, split) for split in SPLITS}},
+        sources=sizes,
         teacher={**dataclasses.asdict(shape), "width": width},
     )
 
@@ -182,6 +189,7 @@ def _control(
     texts: Sequence[str],
     documents: np.ndarray,
     settings: DistillSettings,
+    unpadded: Pairs | None,
 ) -> tuple[Pairs, Teacher]:
     """The control's data and the layer that they come from, its distance from the real ones put on record."""
     labeller, run, evidence = teacher, context.run, ""
@@ -190,6 +198,9 @@ def _control(
         labeller, evidence = Teacher(twin, teacher.layer), f"fingerprint {twin.fingerprint}, not {teacher.model.fingerprint}; "
         reading = context.counter(f"reading {twin.name}")
         here = model_pairs(labeller, texts, settings, run, documents=documents, progress=reading, record=context.rows)
+    elif unpadded is not None and name.startswith(NO_PADDING):
+        here = unpadded if name == NO_PADDING else control_pairs("gaussian", unpadded, teacher, seed=run.seed)
+        pairs = pairs if name == NO_PADDING else unpadded
     else:
         here = control_pairs(name, pairs, teacher, seed=run.seed)
     inputs, outputs = distances(here, pairs)
@@ -222,6 +233,13 @@ def _width(teacher: Teacher) -> int | None:
     """Neurons of the teacher; None for a block of experts."""
     inner = [site for site in teacher.model.sites("mlp_act") if site.layer == teacher.layer]
     return teacher.model.width(inner[0]) if inner else None
+
+
+def _sizes(pairs: Pairs) -> dict[str, float]:
+    """Vectors that train and test, and the mean variance of a coordinate of inputs and of outputs."""
+    scaling = scaling_of(pairs)
+    variances = {"input_variance": scaling.x_scale**2, "output_variance": scaling.y_scale**2}
+    return {"train": count(pairs, "train"), "test": count(pairs, "test"), **variances}
 
 
 def _loads(runs: Runs) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from moescope.errors import InputError
 from moescope.files.checkpoint import load_arrays, save_arrays
+from moescope.studies.distill.captured import Captured, on_gpu
 from moescope.studies.distill.data import Pairs, batches, batches_per_epoch, count, whole
 from moescope.studies.distill.evaluate import evaluate
 from moescope.studies.distill.optimizer import RowAdam
@@ -24,6 +26,7 @@ from moescope.studies.distill.students import Student
 from moescope.study.settings import Settings, at_least
 
 Progress = Callable[[int, int], None]
+Precision = Literal["fp32", "tf32", "bf16"]
 FORMAT = "moescope-distill-1"
 _EXPLODED = 1e3  # scaled losses are FVUs: a start is of order 1
 
@@ -37,8 +40,9 @@ class TrainSettings(Settings):
     epochs: Annotated[int, at_least(1)] = 1
     batch: Annotated[int, at_least(1)] = 1024
     """vectors in a step"""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """``"bf16"`` computes dense products and router scores in bfloat16; weights and updates stay float32"""
+    precision: Precision = "fp32"
+    """``"bf16"`` computes dense products and router scores in bfloat16, ``"tf32"`` on a GPU in TensorFloat-32; weights and
+    updates stay float32"""
     every: Annotated[int | None, at_least(1)] = None
     """steps between points of the curve, where a checkpoint is written; None: a twelfth of the run"""
     checkpoint: Path | None = None
@@ -101,36 +105,83 @@ def train(pairs: Pairs, jobs: Mapping[str, Job], settings: TrainSettings, progre
     total = settings.steps or first * settings.epochs  # epochs differ by what does not fill a batch
     every = settings.every or max(1, total // 12)
     identity = _identity(pairs, jobs, settings, total)
-    step = 0
+    done = 0
     if settings.checkpoint is not None and settings.checkpoint.exists():
-        step = _resume(settings.checkpoint, jobs, identity)
+        done = _resume(settings.checkpoint, jobs, identity)
     for job in jobs.values():
         job.student.rough_routing = settings.precision == "bf16"
         job.student.train()
-    epoch, into = 0, step
-    while into and into >= (n := batches_per_epoch(pairs, settings.batch, seed=settings.seed, epoch=epoch)):
-        epoch, into = epoch + 1, into - n
-    while step < total:
-        for block in batches(pairs, settings.batch, seed=settings.seed, epoch=epoch, skip=into):
-            factor = 0.5 * (1 + math.cos(math.pi * step / total))
-            for job in jobs.values():
-                if not job.diverged:
-                    _step(job, block.x, block.y, job.lr * factor, settings.precision, step)
-            step += 1
+    with _products(settings.precision):
+        for step in _steps(pairs, jobs, settings, done, total, every):
             if step % every == 0 or step == total:
                 _point(jobs, pairs, settings, step, total)
                 if settings.checkpoint is not None:
                     _save(settings.checkpoint, jobs, identity, step)
             if progress is not None:
                 progress(step, total)
-            if step == total:
-                break
-        epoch, into = epoch + 1, 0
     for job in jobs.values():
         job.student.eval()
         job.student.rough_routing = False
         if not job.diverged:
             job.status = "trained"
+
+
+def _steps(pairs: Pairs, jobs: Mapping[str, Job], settings: TrainSettings, done: int, total: int, every: int) -> Iterator[int]:
+    """Make the steps after ``done``, giving the number of each once it is made."""
+    epoch, into = 0, done
+    while into and into >= (n := batches_per_epoch(pairs, settings.batch, seed=settings.seed, epoch=epoch)):
+        epoch, into = epoch + 1, into - n
+    held = on_gpu(pairs, next(iter(jobs.values())).student.bias.device, settings.batch)
+    captured = (
+        {}
+        if held is None
+        else {name: Captured(job, held.x, held.y, rough=settings.precision == "bf16") for name, job in jobs.items()}
+    )
+    step = done
+    while step < total:
+        order = {"seed": settings.seed, "epoch": epoch, "skip": into}
+        for block in batches(pairs, settings.batch, **order) if held is None else held.batches(**order):
+            factor = 0.5 * (1 + math.cos(math.pi * step / total))
+            for name, job in jobs.items():
+                if job.diverged:
+                    continue
+                if captured:
+                    captured[name].step(job.lr * factor)
+                else:
+                    _step(job, block.x, block.y, job.lr * factor, settings.precision, step)
+            step += 1
+            if captured and (step % every == 0 or step == total):
+                for name, job in jobs.items():
+                    _look(job, captured[name], step)
+            yield step
+            if step == total:
+                return
+        epoch, into = epoch + 1, 0
+
+
+@contextlib.contextmanager
+def _products(precision: Precision) -> Iterator[None]:
+    """How a GPU forms products of float32 matrices in the body."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def _look(job: Job, captured: Captured, step: int) -> None:
+    """Take over what captured steps have gathered."""
+    total, worst, steps = captured.losses()
+    if job.diverged:
+        return
+    if not worst < _EXPLODED:  # also true of NaN
+        job.status = f"diverged by step {step}"
+        return
+    job._losses.append(total / steps)
+    if job.used is not None and captured.used is not None:
+        job.used |= captured.used.cpu()
+        captured.used.zero_()
 
 
 def _step(job: Job, x: Tensor, y: Tensor, lr: float, precision: str, step: int) -> None:

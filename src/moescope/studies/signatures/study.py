@@ -89,7 +89,9 @@ def signatures(
     subject = subject_of(trace, labelled, None if loaded is None else loaded.tokenizer)
     _note_lengths(context, subject, 0 if isinstance(model, RoutingTrace | Path) else settings.new_tokens)
     name = trace.meta.get("model") or "a recorded trace" if loaded is None else loaded.name
-    tables, found = _tables(context, subject, settings, twin, same=_published_protocol(str(name), subject, settings))
+    whole = loaded is None or loaded.quantisation is None
+    same = whole and _published_protocol(str(name), subject, settings)
+    tables, found = _tables(context, subject, settings, twin, same=same)
     return context.result(
         model=loaded or name,
         title=f"Routing signatures of {name}",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from moescope.study.paired import interval_p, joined
@@ -33,7 +32,9 @@ def steering_claims(steering: Steering, effects: pd.DataFrame, margin: float, al
     return [*judged, *(_shown(steering, row) for row in first[~first["target"]].to_dict("records"))]
 
 
-_MATCHED = {"overall": "usage over all text", "target": "usage in the category"}
+_MATCHED = {"overall": "over all text", "target": "in the category"}
+_ALIKE = 1.25
+"""By how much the use of random experts (or the norm of random neurons) may differ for them to count as matched."""
 
 
 def _target(steering: Steering, rows: list[dict[str, Any]], margin: float, alpha: float) -> Case:
@@ -43,7 +44,14 @@ def _target(steering: Steering, rows: list[dict[str, Any]], margin: float, alpha
     what = f"{verb} {steering.target} more than other text" if alone else f"{verb} {steering.target}"
     own = _effect(sign, rows[0], "", "the model as it is", margin, kind="none found")
     beside = [
-        _effect(sign, row, "excess_", f"random ones matched in layer and {_MATCHED[row['match']]}", margin) for row in rows
+        _effect(
+            sign,
+            row,
+            "excess_",
+            f"random ones {'' if _unmatched([row]) else 'matched in usage '}{_MATCHED[row['match']]}",
+            margin,
+        )
+        for row in rows
     ]
     # where random sets do the opposite, that alone makes an excess: what is claimed must be there in itself
     deciding = beside[0] if reading(own, own.p, alpha) == "shown" else own
@@ -55,6 +63,7 @@ def _target(steering: Steering, rows: list[dict[str, Any]], margin: float, alpha
         interval=(rows[0]["low"], rows[0]["high"]),
         control=Control("random ones, mean", rows[0]["random_mean"]),
         rivals=tuple(beside if deciding is own else beside[1:]),
+        not_run=_unmatched(rows),
         family=f"steering: {steering.name}",
         words=f"change of the loss, {UNIT}; {_random(rows)}; p is the larger of that over sets and that over documents",
         details={"target": True},
@@ -66,10 +75,11 @@ def _moved(steering: Steering, row: dict[str, Any], margin: float) -> Case:
     return Case(
         f"{steering.name}: changes the loss on {row['category']}, beyond matched random ones",
         row["effect"],
-        _effect(sign, row, "excess_", "matched random ones, in either direction", margin),
+        _effect(sign, row, "excess_", f"{'' if _unmatched([row]) else 'matched '}random ones, in either direction", margin),
         id="S8",
         interval=(row["low"], row["high"]),
         control=Control("random ones, mean", row["random_mean"]),
+        not_run=_unmatched([row]),
         family=f"steering: {steering.name}",
         words=f"from {row['baseline']:.3f} {UNIT}; {_random([row])}",
         details={"target": False},
@@ -91,12 +101,21 @@ def _effect(sign: int, row: dict[str, Any], what: str, against: str, margin: flo
     """``effect`` of a row, or its ``excess_`` over random sets, whose spread then widens the interval."""
     value = sign * row[what.rstrip("_") or "effect"]
     low, high = sorted((sign * row[f"{what}low"], sign * row[f"{what}high"]))
-    p = interval_p(value, low, high) if not np.isnan(low) else float("nan")
+    p = interval_p(value, low, high)
     if what:
         sets = sorted(sign * (row["effect"] - row[f"random_{end}"]) for end in ("low", "high"))
         low, high = joined(value, (low, high), (sets[0], sets[1]))
         p = max(p, min(1.0, 2 * min(row["p_harm"], row["p_help"])))
     return Effect(value, low, high, against, margin, p, share=False, unit=UNIT, **options)
+
+
+def _unmatched(rows: list[dict[str, Any]]) -> tuple[str, ...]:
+    """Controls that no random set is: one that is used as much, or is of like norm."""
+    return tuple(
+        f"random ones used as much {_MATCHED[row['match']]} (those that there are: {row['usage_ratio']:.2f} times as much)"
+        for row in rows
+        if not 1 / _ALIKE <= row["usage_ratio"] <= _ALIKE
+    )
 
 
 def _random(rows: list[dict[str, Any]]) -> str:

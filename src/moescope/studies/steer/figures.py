@@ -46,7 +46,7 @@ FIGURES: tuple[TableFigure, ...] = (
         "effects",
         "Effect of steering on the loss",
         "Change of loss by category of text with 95 % intervals over documents (orange: the category meant), and in grey the "
-        "range of the same steering of random experts of the same layers and like usage.",
+        "range of the same steering of random experts that are used as much.",
         _effects,
     ),
 )

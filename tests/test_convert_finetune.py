@@ -253,7 +253,7 @@ def test_interruption_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         (["--finetune-lr", "0.1"], "without --finetune STEPS"),
         (["--finetune-text", "short.txt"], "without --finetune STEPS"),
         (["--finetune", "5", "--finetune-text", "short.txt"], "at least 16 are needed"),
-        (["--finetune", "5", "--finetune-text", "absent.txt"], "absent.txt cannot be read"),
+        (["--finetune", "5", "--finetune-text", "absent.txt"], "absent.txt: no such file"),
     ],
 )
 def test_bad_options(

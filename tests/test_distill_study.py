@@ -346,7 +346,7 @@ def command(**options: object) -> list[str]:
         ({"control": "noise"}, "--control: 'noise' is none of gaussian"),
         ({"router": "best"}, "--router: 'best' is none of full"),
         ({"lr": "fast"}, "--lr: 'fast' is not a number"),
-        ({"text": "no-such-file.txt"}, "--text: no-such-file.txt cannot be read"),
+        ({"text": "no-such-file.txt"}, "--text: no-such-file.txt: no such file"),
         ({"tokens": "900000000"}, "--tokens: 900000000 vectors were asked for"),
         ({"store": "nowhere"}, "nowhere: no store of activations there"),
     ],

@@ -75,7 +75,7 @@ def test_robustness_of_a_dense_model(folders: dict[str, Path], tmp_path: Path) -
         (["steer", "olmoe", "--ban-top", "poem"], "category 'poem' is not among"),
         (["steer", "olmoe", "--like", "code=much"], "'much' is not a number"),
         (["steer", "olmoe", "--ban", "0:0", "--target", "poem"], "category 'poem' has no texts"),
-        (["steer", "olmoe", "--ablate", "nowhere.json"], "nowhere.json: cannot be read"),
+        (["steer", "olmoe", "--ablate", "nowhere.json"], "nowhere.json: no such file"),
         (["steer", "llama", "--ban", "0:0"], "dense"),
         (["prune", "llama"], "dense"),
         (["prune", "olmoe", "--ratio", "0.9"], "--ratio: 0.9 leaves"),

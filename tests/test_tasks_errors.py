@@ -115,9 +115,9 @@ def test_jsonl_mistakes(tmp_path: Path, rows: list[Any], options: str, parts: li
         (b'text,label\na,0\n"b,1\n', ["invalid CSV"]),
         (b"text,label,text\na,0,b\n", ["column 'text' appears twice"]),
         (b"text,label\na,0\n,1\n", ["line 3", "'text' is missing"]),
-        (b"text,label\na,0\nNaN,1\n", ["line 3", "'text' is missing (NaN)"]),
+        (b"text,label\na,0\nb,NaN\n", ["line 3", "label is missing"]),
         (b"text,label\na,0\nb,\n", ["line 3", "label is missing"]),
-        (b"text,label\na,0\nb\xff,1\n", ["line 3: byte 16 is not UTF-8", "save the file as UTF-8"]),
+        (b"text,label\na\xc3\xa9,0\nb\xff,1\n", ["line 3: byte 18 is not UTF-8", "save the file as UTF-8"]),
         (b"", ["is empty"]),
     ],
 )  # fmt: skip

@@ -15,3 +15,7 @@ class InputError(ValueError):
         self.parameter = parameter
         text = " ".join(message.split())
         super().__init__(text if parameter is None else f"{parameter}: {text}")
+
+
+class Note(UserWarning):
+    """What the user should know and can go on without: one line, as a warning. A study keeps it in its result's notes."""

@@ -15,10 +15,11 @@ from moescope.errors import InputError
 from moescope.files.memory import empty_array
 from moescope.models.inputs import padding_id
 from moescope.models.reading import SpecialTokens
+from moescope.models.sites import parse_sites
 from moescope.types import Site
 
 if TYPE_CHECKING:
-    from moescope.models import LoadedModel
+    from moescope.models import LoadedModel, SitesLike
 
 Progress = Callable[[int, int], None]
 """``progress(done_rows, total_rows)``, called after each batch."""
@@ -27,7 +28,7 @@ Progress = Callable[[int, int], None]
 def activations(
     model: LoadedModel,
     texts: Sequence[str] | Encoded,
-    sites: Sequence[Site],
+    sites: SitesLike,
     *,
     position: Position = "final",
     skip_special: bool | None = None,
@@ -53,6 +54,7 @@ def activations(
     """
     if check_position(position) == "all":
         raise InputError('position: "all" has no single vector per text; use moments() or ActivationStore')
+    sites = parse_sites(sites, model)
     width = common_width(model, sites)
     encoded = encode(model, texts, max_tokens=max_tokens, special_tokens=special_tokens)
     result = empty_array(len(encoded), len(sites) * width, "activations").reshape(len(encoded), len(sites), width)

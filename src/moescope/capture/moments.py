@@ -24,10 +24,11 @@ from moescope.capture.shards import parse_site
 from moescope.errors import InputError
 from moescope.files.checkpoint import load_arrays, run_id, save_arrays
 from moescope.models.reading import SpecialTokens
+from moescope.models.sites import parse_sites
 from moescope.types import Site
 
 if TYPE_CHECKING:
-    from moescope.models import LoadedModel
+    from moescope.models import LoadedModel, SitesLike
 
 _FORMAT = "moescope-moments-1"
 
@@ -155,7 +156,7 @@ class Moments:
 def moments(
     model: LoadedModel,
     texts: Sequence[str] | Encoded,
-    sites: Sequence[Site],
+    sites: SitesLike,
     labels: Sequence[int] | np.ndarray,
     folds: Sequence[int] | np.ndarray | None = None,
     *,
@@ -184,6 +185,7 @@ def moments(
             finite, an empty text, or a checkpoint of another model, text, label, site or setting.
     """
     check_position(position)
+    sites = parse_sites(sites, model)
     width = common_width(model, sites)
     encoded = encode(model, texts, max_tokens=max_tokens, special_tokens=special_tokens)
     label = _codes("labels", labels, len(encoded))

@@ -11,10 +11,11 @@ import torch
 
 from moescope.errors import InputError
 from moescope.models.inputs import BodyInputs
+from moescope.models.sites import parse_sites
 from moescope.types import Site
 
 if TYPE_CHECKING:
-    from moescope.models import LoadedModel
+    from moescope.models import LoadedModel, SitesLike
 
 Reduce = Callable[[Site, torch.Tensor], Any]
 """Called with a site and its tensor (B, T, D) while the model runs; what it returns is kept instead of the tensor."""
@@ -71,7 +72,7 @@ class CaptureSession:
 
 
 @contextmanager
-def capture(model: LoadedModel, sites: Sequence[Site], *, stop: bool = True) -> Iterator[CaptureSession]:
+def capture(model: LoadedModel, sites: SitesLike, *, stop: bool = True) -> Iterator[CaptureSession]:
     """Read sites of a model: ``with capture(model, sites) as session: session.run(ids, mask)[site]``.
 
     The language-model head never runs, and with ``stop`` nothing after the last site does either (weights offloaded by
@@ -82,6 +83,7 @@ def capture(model: LoadedModel, sites: Sequence[Site], *, stop: bool = True) -> 
     Raises:
         InputError: no site, a site twice, or a site that the model does not have.
     """
+    sites = parse_sites(sites, model)
     if not sites:
         raise InputError("sites: none were given")
     if len(set(sites)) != len(sites):

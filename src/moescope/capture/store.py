@@ -22,10 +22,11 @@ from moescope.capture.position import Position
 from moescope.capture.shards import Vectors, parse_site, read_shard, shard_tensors, write_shard
 from moescope.errors import InputError
 from moescope.models.reading import SpecialTokens
+from moescope.models.sites import parse_sites
 from moescope.types import Site
 
 if TYPE_CHECKING:
-    from moescope.models import LoadedModel
+    from moescope.models import LoadedModel, SitesLike
 
 
 class ActivationStore:
@@ -46,7 +47,7 @@ class ActivationStore:
         cls,
         path: str | Path,
         model: LoadedModel,
-        sites: Sequence[Site],
+        sites: SitesLike,
         *,
         position: Position = "all",
         dtype: str = "float16",
@@ -67,7 +68,7 @@ class ActivationStore:
         if (folder / FINISHED).exists() or (folder / UNFINISHED).exists():
             state = "a store" if (folder / FINISHED).exists() else "an unfinished store"
             raise InputError(f"{folder}: {state} is there already; resume it, delete it or choose another folder")
-        return cls._begin(folder, model, sites, position, dtype, skip_special, special_tokens, max_tokens)
+        return cls._begin(folder, model, parse_sites(sites, model), position, dtype, skip_special, special_tokens, max_tokens)
 
     @classmethod
     def resume(cls, path: str | Path, model: LoadedModel) -> ActivationStore:
@@ -120,7 +121,7 @@ class ActivationStore:
         path: str | Path,
         model: LoadedModel,
         texts: Sequence[str] | Encoded,
-        sites: Sequence[Site],
+        sites: SitesLike,
         *,
         position: Position = "all",
         dtype: str = "float16",
@@ -138,7 +139,7 @@ class ActivationStore:
             InputError: as :meth:`create`, :meth:`resume` and :meth:`append`, or the folder holds a store of other
                 texts, sites or settings.
         """
-        folder = Path(path)
+        folder, sites = Path(path), parse_sites(sites, model)
         settings = (position, dtype, skip_special, special_tokens, max_tokens)
         if (folder / FINISHED).exists() or (folder / UNFINISHED).exists():
             store = cls.resume(folder, model)

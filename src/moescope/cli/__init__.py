@@ -12,6 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from cyclopts import App, CoercionError, CycloptsError
 
+from moescope.cli.streams import any_terminal
 from moescope.errors import InputError
 
 app = App(
@@ -54,6 +55,11 @@ app.command(_reproduce)
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: exit code 0, 2 for a user's mistake, 130 when interrupted."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with any_terminal():
+        _run(arguments)
+
+
+def _run(arguments: list[str] | None) -> None:
     try:
         app(arguments, exit_on_error=False, print_error=False)
     except InputError as error:

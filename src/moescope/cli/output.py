@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
+from moescope.cli.streams import unicode_output
+
 if TYPE_CHECKING:
     from moescope.study.result import StudyResult
 
@@ -46,7 +48,7 @@ def print_claims(result: StudyResult) -> None:
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2))
+    print(json.dumps(value, ensure_ascii=not unicode_output(), allow_nan=False, indent=2))
 
 
 @contextmanager

@@ -21,17 +21,27 @@ class HasSites(Protocol):
     def sites(self, kind: SiteKind | None = None) -> tuple[Site, ...]: ...
 
 
-def parse_sites(text: str, model: HasSites) -> tuple[Site, ...]:
-    """Sites named in words: ``resid``, ``resid:3``, ``resid:-1``, ``mlp_act:0-5``, ``mlp_out:*``, ``resid:0,2``.
+SitesLike = str | Site | Iterable[str | Site]
+"""Sites in words (see :func:`parse_sites`), one site, or several of both."""
+
+
+def parse_sites(sites: SitesLike, model: HasSites) -> tuple[Site, ...]:
+    """Sites as they are, or in words: ``resid``, ``resid:3``, ``resid:-1``, ``mlp_act:0-5``, ``mlp_out:*``, ``resid:0,2``.
 
     Several can be joined with ``;`` or blanks. A kind alone, or with ``*``, means every layer that has it; a layer named
-    by number must have it. Order is kept, repeats are dropped.
+    by number must have it. Order is kept, repeats in words are dropped.
 
     Raises:
         InputError: an unknown kind, a layer that is not there, or a site that the model lacks; lists what it has.
     """
+    if not isinstance(sites, str):
+        members = [sites] if isinstance(sites, Site) or not isinstance(sites, Iterable) else list(sites)
+        odd = [m for m in members if not isinstance(m, str | Site)]
+        if odd:
+            raise InputError(f"{odd[0]!r} is no site; write it as 'resid:3' or Site('resid', 3)", "sites")
+        return tuple(site for m in members for site in ((m,) if isinstance(m, Site) else parse_sites(m, model)))
     found: dict[Site, None] = {}
-    for part in re.split(r"[;\s]+", text.strip()):
+    for part in re.split(r"[;\s]+", sites.strip()):
         kind, _, where = part.partition(":")
         if kind not in SITE_KINDS:
             raise InputError(f"site {part!r} is unknown: {model.name} has {describe_sites(model.sites())}")

@@ -50,6 +50,8 @@ def shorten(text: object, length: int) -> str:
 
 
 def full_names(names: Iterable[object], length: int) -> str:
-    """A caption's sentence with every name in order, where one is longer than ``length`` and so may be cut; else nothing."""
+    """A caption's sentence with every name in order, where one is longer than ``length`` and so may be cut, or has a character
+    that no font here can draw (a browser's may); else nothing."""
     texts = [" ".join(str(n).split()) for n in names]
-    return f" Names in full, in order: {'; '.join(texts)}." if any(len(t) > length for t in texts) else ""
+    unlike = any(len(t) > length or not (t.isascii() or drawable().issuperset(map(ord, t))) for t in texts)
+    return f" Names in full, in order: {'; '.join(texts)}." if unlike else ""

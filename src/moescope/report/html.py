@@ -8,6 +8,7 @@ server's page in ``base.css``.
 from __future__ import annotations
 
 import base64
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
+from moescope.errors import Note
 from moescope.report.format import DASH, beside, headline, number, numbers, page_source, tally, verdict_style
-from moescope.report.registry import Image, available, entries, render, rendered
-from moescope.report.style import look
+from moescope.report.registry import Image, available, entries, rendered
 from moescope.study.names import model_name
 
 if TYPE_CHECKING:
@@ -47,13 +48,15 @@ class _Table:
     total: int
 
 
-def html_report(result: StudyResult, images: Mapping[str, Image] | None = None) -> str:
+def html_report(result: StudyResult, images: Mapping[str, Image | None] | None = None) -> str:
     """``result`` as one self-contained HTML page that opens offline.
 
     Args:
         images: the figures by name where they are drawn already (see :func:`moescope.report.registry.rendered`); a figure
-            that is not among them is drawn.
+            that is not among them is drawn, and one that is None could not be.
     """
+    images = images or {}
+    drawn = {e.name: images[e.name] if e.name in images else _drawn(result, e.name) for e in entries(result)}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.globals["zip"] = zip
     environment.filters |= {"number": number, "numbers": numbers, "style": verdict_style, "beside": beside}
@@ -63,23 +66,30 @@ def html_report(result: StudyResult, images: Mapping[str, Image] | None = None) 
         kind=result.kind,
         model=model_name(result),
         headline=headline(result.claims),
-        notes=_texts(result.meta.get("notes")),
+        notes=_texts(result.meta.get("notes")) + [f"Figure {n} could not be drawn." for n, i in drawn.items() if i is None],
         verdicts=tally(result.claims),
         claims=result.claims,
         circuits=result.circuits,
-        figures=list(_figures(result, images or {})),
+        figures=list(_figures(result, drawn)),
         tables=[_table(name, table) for name, table in result.tables.items()],
         provenance=_provenance(result.meta),
     )
 
 
-def _figures(result: StudyResult, images: Mapping[str, Image]) -> Iterator[_Figure]:
+def _drawn(result: StudyResult, name: str) -> Image | None:
+    try:
+        return rendered(result, name)
+    except Exception as error:  # whatever it is: the result must not be lost to its display
+        why = " ".join(str(error).split())
+        warnings.warn(f"figure {name} could not be drawn ({type(error).__name__}: {why})", Note, stacklevel=2)
+        return None
+
+
+def _figures(result: StudyResult, images: Mapping[str, Image | None]) -> Iterator[_Figure]:
     for entry in entries(result):
-        image = images.get(entry.name)
+        image = images[entry.name]
         if image is None:
-            with look():
-                figure = entry.draw()
-            image = render(figure)
+            continue
         # As an image and not inline: the ids inside two figures cannot clash, and nothing in it can run.
         data = base64.b64encode(image.svg).decode("ascii")
         yield _Figure(entry.name, entry.title, entry.caption, f"data:image/svg+xml;base64,{data}")
@@ -128,10 +138,13 @@ def _lines(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def write_pages(result: StudyResult, folder: Path) -> None:
-    """Write ``figures/*.png``, ``figures/*.svg`` and ``report.html`` into ``folder``."""
+    """Write ``figures/*.png``, ``figures/*.svg`` and ``report.html`` into ``folder``. A figure that fails is left out with a
+    :class:`~moescope.errors.Note`, and named on the page."""
     (folder / "figures").mkdir()
-    images = {name: rendered(result, name) for name in available(result)}
+    images: dict[str, Image | None] = {name: _drawn(result, name) for name in available(result)}
     for name, image in images.items():
+        if image is None:
+            continue
         (folder / "figures" / f"{name}.png").write_bytes(image.png)
         (folder / "figures" / f"{name}.svg").write_bytes(image.svg)
     (folder / "report.html").write_text(html_report(result, images=images), encoding="utf-8")

@@ -10,8 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from moescope.errors import InputError
+from moescope.files.text import read_text
 from moescope.routing.check import check_ids
 from moescope.routing.trace import RoutingTrace, TracedSequence, id_dtype
+from moescope.tasks.sources import read_json
 
 SGLANG_CONVERSION = (
     "import sys, numpy as np, torch; d = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
@@ -71,7 +72,7 @@ def import_vllm(
 
     Args:
         path: a folder of ``.npy`` files, one per request; one ``.npy``, ``.npz`` or ``.safetensors`` file, whose arrays are
-            requests; or ``.jsonl``, each line a response of the server (``choices[].routed_experts``, with
+            requests; or ``.jsonl`` (packed or not), each line a response of the server (``choices[].routed_experts``, with
             ``usage.prompt_tokens``) or a plain object with ``id``, ``routed_experts`` (base64 or nested lists) and, where
             known, ``prompt_tokens`` (a number), ``category`` and ``group``.
         prompt_tokens: by request: tokens of its prompt, the rest being generated. Without it, and without usage in the
@@ -201,7 +202,7 @@ def _requests(path: Path) -> Iterator[tuple[str, np.ndarray, dict[str, Any]]]:
     if path.is_dir():
         for file in sorted(path.glob("*.npy")):
             yield file.stem, _arrays(file)[file.stem], {}
-    elif path.suffix == ".jsonl":
+    elif set(path.suffixes) & {".jsonl", ".ndjson", ".json"}:
         yield from _lines(path)
     else:
         for name, array in _arrays(path).items():
@@ -209,15 +210,9 @@ def _requests(path: Path) -> Iterator[tuple[str, np.ndarray, dict[str, Any]]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, np.ndarray, dict[str, Any]]]:
-    try:
-        lines: Sequence[str] = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    rows = read_json(str(path), read_text(path))
+    for row, (number, item) in enumerate(zip(rows.numbers, rows.records, strict=True)):
         try:
-            item = json.loads(line)
             choices = item.get("choices", [item])
             usage = item.get("usage") or {}
             facts = {"prompt_tokens": usage.get("prompt_tokens")} | {
@@ -231,7 +226,7 @@ def _lines(path: Path) -> Iterator[tuple[str, np.ndarray, dict[str, Any]]]:
                     raise ValueError(f"truncated: {len(ids)} tokens have experts, but {fed} were fed to the model")
                 yield name, ids, facts
         except (ValueError, TypeError, AttributeError, EOFError, binascii.Error) as error:
-            raise InputError(f"{path}: line {number}: {error}") from error
+            raise InputError(f"{rows.where(row)}: {error}") from error
 
 
 def _routed(value: Any) -> np.ndarray:

@@ -15,8 +15,10 @@ The context owns progress, seed, time, provenance, device and the record of rows
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +26,7 @@ from typing import Any, TypeVar
 import pandas as pd
 from torch import nn
 
-from moescope.errors import InputError
+from moescope.errors import InputError, Note
 from moescope.models import LoadedModel, load
 from moescope.study.provenance import machine, subject
 from moescope.study.result import Artifact, StudyResult
@@ -35,18 +37,20 @@ from moescope.study.schema import check_tables
 from moescope.study.settings import Settings
 from moescope.study.store import check_target
 from moescope.study.verdicts import ALPHA, Case, verdicts
-from moescope.tasks import Prompt, Regrouped, load_prompts, load_task, regroup
+from moescope.tasks import Prompt, Regrouped, load_prompts, load_tasks, regroup
 from moescope.tasks.passages import Passage, load_passages
 from moescope.types import Circuit, Claim, Task
 
 ModelLike = str | Path | LoadedModel | nn.Module | tuple[Any, Any]
 """A Hub id, a local folder, an embedded name, a loaded model, or (model, tokenizer) of transformers or peft in memory."""
-TasksLike = Sequence[Task | str] | Mapping[str, Task | str]
-"""Tasks or their specifications (``"certainty=halueval"``), or both by name."""
-TextsLike = Sequence[Passage] | str | Path | None
-"""Passages with category and group, a file of them, or None for the shipped ones."""
-PromptsLike = Sequence[Prompt] | str
-"""Labelled prompts, the name of a shipped set, or a file."""
+TaskLike = Task | str | Path | Any
+"""A task, its specification (``"certainty=halueval"``), or a table in memory: see :func:`moescope.load_task`."""
+TasksLike = TaskLike | Sequence[TaskLike] | Mapping[str, TaskLike]
+"""Tasks, one or several, or by name."""
+TextsLike = Sequence[Passage] | str | Path | Any | None
+"""Passages with category and group, a file or a table of them, or None for the shipped ones."""
+PromptsLike = Sequence[Prompt] | str | Path | Any
+"""Labelled prompts, the name of a shipped set, a file, or a table: see :func:`moescope.load_prompts`."""
 CircuitsLike = StudyResult | str | Path | Sequence[Circuit] | None
 """A result of :func:`moescope.circuits` or its folder, or circuits themselves."""
 
@@ -114,10 +118,8 @@ class Context:
         Raises:
             InputError: fewer than ``least``, two of one name, or a specification that cannot be read.
         """
-        given: Sequence[Task | str] = [_named(n, t) for n, t in tasks.items()] if isinstance(tasks, Mapping) else tasks
-        loaded = [
-            load_task(task, limit=self.run.limit, seed=self.run.seed) if isinstance(task, str) else task for task in given
-        ]
+        with self.noted():
+            loaded = load_tasks(tasks, limit=self.run.limit, seed=self.run.seed)
         if len(loaded) < least:
             raise InputError(f"at least {least} needed, e.g. certainty=halueval", "tasks")
         names = [task.name for task in loaded]
@@ -130,12 +132,26 @@ class Context:
         return [found.task for found in apart]
 
     def passages(self, texts: TextsLike) -> Sequence[Passage]:
-        """The passages, read where a file is named."""
-        return load_passages(texts) if texts is None or isinstance(texts, str | Path) else texts
+        """The passages, read where they are not :class:`Passage` already."""
+        with self.noted():
+            return load_passages(texts)
 
     def prompts(self, prompts: PromptsLike) -> Sequence[Prompt]:
-        """The prompts, read where a set or a file is named."""
-        return load_prompts(prompts, limit=self.run.limit, seed=self.run.seed) if isinstance(prompts, str) else prompts
+        """The prompts, read where they are not :class:`Prompt` already."""
+        with self.noted():
+            return load_prompts(prompts, limit=self.run.limit, seed=self.run.seed)
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[None]:
+        """What is said about the input while it is read becomes notes of the result."""
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always", Note)
+            yield
+        for warning in said:
+            if issubclass(warning.category, Note):
+                self.notes += [text for text in [str(warning.message)] if text not in self.notes]
+            else:
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
     def circuits(self, source: CircuitsLike, model: LoadedModel) -> dict[str, Circuit]:
         """The circuits by task; a result that they are taken from is of ``model``.
@@ -264,10 +280,6 @@ class Context:
         if self.run.out is not None:
             result.save(self.run.out, overwrite=self.run.overwrite)
         return result
-
-
-def _named(name: str, task: Task | str) -> Task | str:
-    return f"{name}={task}" if isinstance(task, str) else dataclasses.replace(task, name=name)
 
 
 def _plain(settings: Settings) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import warnings
 from dataclasses import dataclass, field
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pandas as pd
 
-from moescope.errors import InputError
+from moescope.errors import InputError, Note
 from moescope.study.claims import claims_frame
 from moescope.study.encode import circuit_json, claim_json, plain, tidy_claim
 from moescope.study.store import load_result, save_result
@@ -152,6 +152,16 @@ class StudyResult:
             "circuits": {name: circuit_json(c) for name, c in self.circuits.items()},
         }
 
+    def _show(self, folder: Path) -> None:
+        """Write figures and page into ``folder``. Where they cannot be made, what was measured is kept, with a note."""
+        try:
+            import_module(_PAGE).write_pages(self, folder)
+        except OSError:  # of the disk: the folder appears whole or not at all
+            raise
+        except Exception as error:
+            why = " ".join(str(error).split())
+            warnings.warn(f"figures and report could not be made ({type(error).__name__}: {why})", Note, stacklevel=2)
+
     def save(self, folder: str | Path, *, overwrite: bool = False, figures: bool = True) -> Path:
         """Write the result as a folder: results.json, tables/, figures/, report.html and the artifacts.
 
@@ -166,7 +176,7 @@ class StudyResult:
             InputError: ``folder`` is a file, holds something else or a result that may not be replaced, or the disk
                 is full or not writable.
         """
-        show = partial(import_module(_PAGE).write_pages, self) if figures else None
+        show = self._show if figures else None
         return save_result(self.json(), self.tables, self.artifacts, Path(folder), overwrite=overwrite, show=show)
 
 

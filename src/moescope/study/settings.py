@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from moescope.errors import InputError
+from moescope.types import Site
 
 NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", Path: "a path"}
 
@@ -56,6 +57,11 @@ class Bounds:
 @dataclass(frozen=True)
 class NonEmpty:
     """A tuple must have a member."""
+
+
+@dataclass(frozen=True)
+class Sites:
+    """A text that names sites; also a :class:`~moescope.types.Site`, or several of both, which are written as a text."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +162,11 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
         return _bounded(name, float(value) if not isinstance(value, int) else value, bounds)
     if hint is Path and isinstance(value, str | Path):
         return Path(value)
+    if any(isinstance(b, Sites) for b in bounds) and not isinstance(value, str):
+        members = [value] if isinstance(value, Site) or not hasattr(value, "__iter__") else list(value)
+        if not members or not all(isinstance(m, str | Site) for m in members):
+            raise InputError(f"{value!r} names no site; write 'resid:3', Site('resid', 3) or a list of these", name)
+        return ";".join(map(str, members))
     if isinstance(hint, type) and hint not in (int, float) and isinstance(value, hint):
         return value
     if not isinstance(hint, type):  # a callable, Any

@@ -108,7 +108,7 @@ def _write(values: dict[str, Any], tables: dict[str, pd.DataFrame], artifacts: M
         entries[name] = {"file": f"tables/{name}.parquet", "sha256": _sha256(path), "rows": len(table)}
     manifest = {"format": FORMAT, "schema_version": SCHEMA_VERSION, **values, "tables": entries, "artifacts": made}
     text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False)
-    with (draft / MANIFEST).open("w", encoding="utf-8") as out:
+    with (draft / MANIFEST).open("w", encoding="utf-8", errors="backslashreplace") as out:  # half a character: JSON's escape
         out.write(text + "\n")
         out.flush()
         os.fsync(out.fileno())

@@ -3,7 +3,7 @@
 from moescope.tasks.build import RenderedTask, slots, subset
 from moescope.tasks.duplicates import Regrouped, near_duplicates, regroup
 from moescope.tasks.folds import dealt_folds, group_folds, split_half
-from moescope.tasks.load import load_task
+from moescope.tasks.load import load_task, load_tasks
 from moescope.tasks.presets import PRESETS, Preset, list_tasks
 from moescope.tasks.prompts import PROMPT_SETS, Prompt, load_prompts
 from moescope.tasks.spec import TaskSpec, parse_spec
@@ -34,6 +34,7 @@ __all__ = [
     "list_tasks",
     "load_prompts",
     "load_task",
+    "load_tasks",
     "matched_subset",
     "near_duplicates",
     "parse_spec",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from moescope.errors import InputError
+from moescope.files.text import check_pointers
 from moescope.tasks.sources import Rows, first_line
 
 
@@ -41,7 +42,9 @@ def hub_rows(
 
     folder = Path(source).expanduser()
     local = folder.is_dir()
-    if not local and (source.startswith(("/", ".", "~")) or source.count("/") > 1):
+    if local:
+        check_pointers(folder)
+    elif source.startswith(("/", ".", "~")) or source.count("/") > 1 or "\\" in source:
         raise InputError(f"{context}: no folder {source}; write hf:org/name for the Hub or the path of a dataset folder")
     path = str(folder) if local else source
     # `datasets` raises from many packages (HTTP clients, pyarrow, fsspec); the user's line is the same for all.

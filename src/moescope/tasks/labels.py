@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from moescope.errors import InputError
@@ -10,11 +11,19 @@ from moescope.tasks.sources import Rows
 from moescope.tasks.spec import suggest
 
 MAX_CLASSES = 50
+_WHOLE = re.compile(r"-?\d+(\.0+)?")
+
+
+def missing(value: Any) -> bool:
+    """Whether a label or a key is not there; tables of text hold "nan" where pandas wrote one that was missing."""
+    if isinstance(value, str):
+        return value.strip() in ("", "nan", "NaN")
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _label(value: Any, column: str, where: str) -> int | str | bool:
     """A label as int, bool or stripped string. A whole float is an int: pandas writes ints so beside a gap."""
-    if value is None or (isinstance(value, float) and math.isnan(value)) or (isinstance(value, str) and not value.strip()):
+    if missing(value):
         raise InputError(f"{where}: column {column!r}: the label is missing; fill it in or drop the row")
     if isinstance(value, str):
         return value.strip()
@@ -52,6 +61,8 @@ def encode_labels(rows: Rows, column: str, positive: str | None) -> tuple[list[i
         unknown ``positive``.
     """
     values = [_label(record.get(column), column, rows.where(i)) for i, record in enumerate(rows.records)]
+    if all(isinstance(v, str) and _WHOLE.fullmatch(v) for v in values):
+        values = [str(v).partition(".")[0] for v in values]  # 1.0 is how pandas writes 1 beside a gap
     kinds = {type(v) for v in values}
     if len(kinds) > 1:
         odd = next(i for i, v in enumerate(values) if type(v) is not type(values[0]))

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from moescope.errors import InputError
+from moescope.errors import InputError, Note
+from moescope.files.text import PACKED
 from moescope.tasks.build import RenderedTask, normalise, require_classes, take_groups, task_sha256
+from moescope.tasks.given import KINDS, given_rows, is_table
 from moescope.tasks.hub import hub_rows
-from moescope.tasks.labels import encode_labels
+from moescope.tasks.labels import encode_labels, missing
 from moescope.tasks.presets import PRESETS, SHIPPED, Preset
-from moescope.tasks.sources import SUFFIXES, Rows, read_file
+from moescope.tasks.sources import SUFFIXES, Rows, names_file, read_file
 from moescope.tasks.spec import TaskSpec, check_options, parse_limit, parse_spec, suggest
 from moescope.tasks.templates import Template, check_fields, field_text, parse_template, with_answers
-from moescope.types import Example
+from moescope.types import Example, Task
 
 _COMMON = ("template", "answers", "limit")
 _COLUMNS = ("text", "label", "group", "language", "positive")
@@ -38,17 +43,19 @@ class _Draft:
     licence: str | None = None
 
 
-def load_task(spec: str, *, limit: int | None = None, seed: int = 0) -> RenderedTask:
-    r"""Load a task from ``[NAME=]SOURCE[?key=value&…]``.
+def load_task(
+    spec: str | Path | Any, *, limit: int | None = None, seed: int = 0, name: str | None = None, **options: str
+) -> RenderedTask:
+    r"""Load a task from ``[NAME=]SOURCE[?key=value&…]``, a path, or a table in memory.
 
-    SOURCE is a preset (see :data:`PRESETS`), a ``.jsonl``, ``.csv``, ``.tsv`` or ``.parquet`` file, or ``hf:`` with a
-    Hub dataset id or a local folder in the Hub's layout. Options:
+    SOURCE is a preset (see :data:`PRESETS`), a ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet`` file (packed with
+    gzip, bz2 or xz too), or ``hf:`` with a Hub dataset id or a local folder in the Hub's layout. Options:
 
     * everywhere ``template=`` (a named template or a format string over the row's fields), ``answers=``
       (comma-separated, in class order) and ``limit=``;
-    * files and ``hf:`` also ``text=``, ``label=`` (columns, default ``text`` and ``label``), ``group=``, ``language=``
-      (columns) and ``positive=`` (the label that is class 1 of a binary task); ``hf:`` also ``config=``, ``split=``,
-      ``revision=``;
+    * files, tables and ``hf:`` also ``text=``, ``label=`` (columns, default ``text`` and ``label``), ``group=``,
+      ``language=`` (columns, used when named) and ``positive=`` (the label that is class 1 of a binary task); files also
+      ``encoding=`` (default: found out); ``hf:`` also ``config=``, ``split=``, ``revision=``;
     * ``halueval``: ``turn=one-turn|multi-turn|both``; ``uci-sentiment``: ``split=test|train|all``; presets on the Hub:
       ``split=``, ``config=``, ``revision=``, and ``path=`` for a local copy of the dataset.
 
@@ -56,20 +63,34 @@ def load_task(spec: str, *, limit: int | None = None, seed: int = 0) -> Rendered
     is given. ``limit`` takes whole groups, class-balanced as far as possible, drawn with ``seed``; a limit in the
     specification wins over the argument.
 
+    Args:
+        spec: a table is a DataFrame, a ``datasets.Dataset``, a list of rows or of (text, label), two lists (texts, labels), a
+            dict of columns, or a dict from a label to its texts.
+        name: of the task; wins over the specification's.
+        options: the options above by keyword, such as ``text="sentence"``.
+
     Raises
     ------
     InputError
         One line naming the file, row, column or option, and the mend.
+
+    >>> load_task({"good": ["fine", "nice"], "bad": ["poor", "dull"]}, name="mood").classes
+    ('bad', 'good')
     """
-    parsed = parse_spec(spec)
-    if parsed.source in PRESETS:
+    parsed = _asked(spec, name, options)
+    if not isinstance(spec, str | Path):
+        check_options(parsed, (*_COMMON, *_COLUMNS))
+        rows = given_rows(spec, text=parsed.options.get("text", "text"), label=parsed.options.get("label", "label"))
+        draft = _table_draft(rows, parsed, parsed.name or "task", rows.origin)
+    elif parsed.source in PRESETS:
         draft = _preset_draft(PRESETS[parsed.source], parsed)
     elif parsed.source.startswith("hf:"):
         draft = _hub_draft(parsed)
-    elif Path(parsed.source).suffix.lower() in SUFFIXES or "/" in parsed.source or Path(parsed.source).exists():
-        check_options(parsed, (*_COMMON, *_COLUMNS))
+    elif isinstance(spec, Path) or names_file(parsed.source):
+        check_options(parsed, (*_COMMON, *_COLUMNS, "encoding"))
         path = Path(parsed.source).expanduser()
-        draft = _table_draft(read_file(path), parsed, parsed.name or path.stem, f"file {path}")
+        name = parsed.name or path.name.removesuffix("".join(s for s in path.suffixes if s in (*SUFFIXES, *PACKED)))
+        draft = _table_draft(read_file(path, parsed.options.get("encoding")), parsed, name, f"file {path}")
     else:
         near = suggest(parsed.source, PRESETS)
         raise InputError(
@@ -77,6 +98,52 @@ def load_task(spec: str, *, limit: int | None = None, seed: int = 0) -> Rendered
             f"or give a file ({', '.join(SUFFIXES)}) or hf:org/name"
         )
     return _render(draft, parsed, parse_limit(parsed, limit), seed)
+
+
+def _asked(spec: Any, name: str | None, options: dict[str, str]) -> TaskSpec:
+    if isinstance(spec, Task):
+        raise InputError(f"task {spec.name!r} is loaded already; use it as it is")
+    if name is not None and not isinstance(name, str):
+        raise InputError(f"a task's name is a text, not {name!r}", "name")
+    odd = next((key for key, value in options.items() if not isinstance(value, str)), None)
+    if odd is not None:
+        raise InputError(f"{options[odd]!r} is not a text; write it as in a specification, {odd}=VALUE", odd)
+    if isinstance(spec, str):
+        parsed = parse_spec(spec)
+    else:
+        parsed = TaskSpec(
+            str(spec) if isinstance(spec, Path) else name or type(spec).__name__, str(spec) if isinstance(spec, Path) else ""
+        )
+    double = next((key for key in options if key in parsed.options), None)
+    if double is not None:
+        raise InputError(f"task {spec!r}: option {double!r} is given twice; keep one")
+    return replace(parsed, name=name or parsed.name, options=parsed.options | options)
+
+
+def load_tasks(given: Any, *, limit: int | None = None, seed: int = 0) -> list[Task]:
+    """Tasks as a study takes them: one or several, each a :class:`Task` or what :func:`load_task` reads, or by name.
+
+    Raises
+    ------
+    InputError
+        What is given is no task, or cannot be read.
+    """
+
+    def one(task: Any, name: str | None = None) -> Task:
+        if isinstance(task, Task):
+            return task if name is None else replace(task, name=name)
+        return load_task(task, limit=limit, seed=seed, name=name)
+
+    if isinstance(given, str | Path | Task) or is_table(given):
+        return [one(given)]
+    if isinstance(given, Mapping):
+        return [one(task, name) for name, task in given.items()]
+    if isinstance(given, Iterable) and not isinstance(given, bytes):
+        return [one(task) for task in given]
+    raise InputError(
+        f"{type(given).__name__} is no task; give NAME=SOURCE, a path, {KINDS.format(label='label')}, or several by name",
+        "tasks",
+    )
 
 
 def _preset_draft(preset: Preset, spec: TaskSpec) -> _Draft:
@@ -149,7 +216,19 @@ def _table_draft(rows: Rows, spec: TaskSpec, name: str, source: str) -> _Draft:
     languages: list[str] | None = None
     if "language" in options:
         languages = [_key(r.get(options["language"]), options["language"], rows.where(i)) for i, r in enumerate(rows.records)]
+    _tell(rows, slot_texts, options)
     return _Draft(name, source, rows, template, slot, labels, classes, groups, languages)
+
+
+def _tell(rows: Rows, texts: list[str], options: dict[str, str]) -> None:
+    """Notes on what may not be meant so."""
+    odd = [i for i, text in enumerate(texts) if text.strip() in ("nan", "NaN", "None", "NULL", "<NA>")]
+    if odd:
+        told = f"the text is {texts[odd[0]]!r}, as a missing one is often written; it is kept as text"
+        warnings.warn(f"{rows.where(odd[0])}: {told} (rows: {len(odd)})", Note, stacklevel=4)
+    if "language" in rows.columns and "language" not in options and "{language}" not in options.get("template", ""):
+        told = "column 'language' is not used; add language=language for the transfer between languages"
+        warnings.warn(f"{rows.origin}: {told}", Note, stacklevel=4)
 
 
 def _require_column(rows: Rows, key: str, column: str) -> None:
@@ -161,7 +240,7 @@ def _require_column(rows: Rows, key: str, column: str) -> None:
 
 def _key(value: object, column: str, where: str) -> str:
     """A group or language value as text."""
-    if value is None or value != value or (isinstance(value, str) and not value.strip()):
+    if missing(value):
         raise InputError(f"{where}: column {column!r} is missing; fill it in or drop the row")
     return str(value)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moescope.errors import InputError
+from moescope.tasks.given import given_rows
 from moescope.tasks.sources import read_file, shipped_rows
 
 
@@ -20,17 +21,25 @@ class Passage:
     group: str
 
 
-def load_passages(source: str | Path | None = None, *, categories: Sequence[str] | None = None) -> list[Passage]:
-    """The shipped passages (code, math, story, factual; no embedded model was trained on them), or those of a file.
+def load_passages(source: str | Path | Any = None, *, categories: Sequence[str] | None = None) -> list[Passage]:
+    """The shipped passages (code, math, story, factual; no embedded model was trained on them), or those of a file or a
+    table in memory (see :func:`moescope.tasks.load_task`).
 
-    A JSONL, CSV or Parquet file needs the columns ``text`` and ``category``; ``group`` is read where it stands, and is
+    It needs the columns ``text`` and ``category``; ``group`` is read where it stands, and is
     otherwise the row.
 
     Raises:
         InputError: the file cannot be read, lacks a column or a value, or a category has no passage; the message names
             the row.
     """
-    rows = shipped_rows("category_passages") if source is None else read_file(Path(source).expanduser())
+    if source is None:
+        rows = shipped_rows("category_passages")
+    elif isinstance(source, str | Path):
+        rows = read_file(Path(source).expanduser())
+    elif isinstance(source, Sequence) and source and all(isinstance(p, Passage) for p in source):
+        return list(source)
+    else:
+        rows = given_rows(source, label="category", parameter="texts")
     passages = []
     for number, record in enumerate(rows.records):
         for column in ("text", "category"):

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from moescope.errors import InputError
-from moescope.tasks.sources import SUFFIXES, Rows, read_file, read_jsonl
+from moescope.tasks.given import given_rows
+from moescope.tasks.sources import SUFFIXES, Rows, names_file, read_file, read_json
 from moescope.tasks.spec import suggest
 
 PROMPT_SETS = {
@@ -49,13 +51,15 @@ def split_group(group: str | None) -> tuple[str | None, str | None]:
     return topic or None, template or None
 
 
-def load_prompts(source: str | Path, *, limit: int | None = None, seed: int = 0) -> list[Prompt]:
-    """Read a shipped prompt set by name, or a JSONL, CSV or Parquet file.
+def load_prompts(source: str | Path | Any, *, limit: int | None = None, seed: int = 0) -> list[Prompt]:
+    """Read a shipped prompt set by name, a JSONL, CSV or Parquet file, or a table in memory.
 
-    A file needs the column ``text``; ``id``, ``category``, ``topic`` and ``template`` are read where they stand. Missing
+    A table needs the column ``text``; ``id``, ``category``, ``topic`` and ``template`` are read where they stand. Missing
     ids are the row's number.
 
     Args:
+        source: a table in memory is what :func:`load_task` takes for one, with ``category`` for the label: texts by category, a
+            DataFrame, a list of texts, of (text, category) or of prompts ….
         limit: draw at most this many prompts, the same number of each category as far as they go.
         seed: of that draw; the order of the source is kept.
 
@@ -63,12 +67,16 @@ def load_prompts(source: str | Path, *, limit: int | None = None, seed: int = 0)
         InputError: the set or file does not exist or cannot be read, a text is missing or empty, or an id stands twice;
             the message names file and row.
     """
-    name = str(source)
-    if name in PROMPT_SETS:
+    name = str(source) if isinstance(source, str | Path) else ""
+    if isinstance(source, Sequence) and source and all(isinstance(p, Prompt) for p in source):
+        prompts = list(source)
+    elif not isinstance(source, str | Path):
+        prompts = _prompts(given_rows(source, label="category", parameter="prompts"))
+    elif name in PROMPT_SETS:
         prompts = _prompts(_shipped())
         if name == "routing-80":
             prompts = _published_size(prompts)
-    elif Path(name).suffix.lower() in SUFFIXES or "/" in name or Path(name).exists():
+    elif isinstance(source, Path) or names_file(name):
         prompts = _prompts(read_file(Path(name).expanduser()))
     else:
         raise InputError(
@@ -81,7 +89,7 @@ def load_prompts(source: str | Path, *, limit: int | None = None, seed: int = 0)
 
 def _shipped() -> Rows:
     data = resources.files("moescope.tasks").joinpath("data", _FILE)
-    return read_jsonl(f"shipped {_FILE}", data.read_text(encoding="utf-8"))
+    return read_json(f"shipped {_FILE}", data.read_text(encoding="utf-8"))
 
 
 def _published_size(prompts: list[Prompt]) -> list[Prompt]:

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 from moescope.errors import InputError
 
+_SPOKEN = ("template", "answers")  # options that are texts a model reads
 _NAME = re.compile(r"([A-Za-z0-9_.\-]+)=(.+)", re.S)
 
 
@@ -27,14 +28,18 @@ class TaskSpec:
 def parse_spec(text: str) -> TaskSpec:
     r"""Parse ``[NAME=]SOURCE[?key=value&…]``.
 
-    Values are percent-decoded (``%26`` for ``&``) and ``\n`` and ``\t`` in them become a newline and a tab, so that a
-    template can be written on a command line. A ``+`` stays a plus.
+    Values are percent-decoded (``%26`` for ``&``). ``\n`` and ``\t`` become a newline and a tab in ``template`` and
+    ``answers``, so that they can be written on a command line, and in no other: ``path=C:\new`` is a path. A ``+`` stays one.
 
     Raises
     ------
     InputError
         On an empty source or name, an option without ``=``, or an option given twice.
     """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"task {text!r}: is not text in UTF-8; rename the file or set a UTF-8 locale") from error
     head, _, query = text.partition("?")
     head = head.strip()
     name: str | None = None
@@ -54,7 +59,9 @@ def parse_spec(text: str) -> TaskSpec:
             raise InputError(f"task {text!r}: option {part!r} is not key=value; join options with '&', write %26 for '&'")
         if key in options:
             raise InputError(f"task {text!r}: option {key!r} is given twice; keep one")
-        options[key] = unquote(value).replace("\\n", "\n").replace("\\t", "\t")
+        options[key] = unquote(value)
+        if key in _SPOKEN:
+            options[key] = options[key].replace("\\n", "\n").replace("\\t", "\t")
     return TaskSpec(text, head, name, options)
 
 

@@ -12,7 +12,7 @@ from moescope.capture import Encoded, Position, encode
 from moescope.capture.activations import Progress, read_into
 from moescope.errors import InputError
 from moescope.files.memory import empty_array
-from moescope.models import LoadedModel, parse_sites
+from moescope.models import LoadedModel, SitesLike, parse_sites
 from moescope.select.nested import CVResult, nested_cv
 from moescope.studies.circuits.settings import SearchSettings
 from moescope.tasks import group_folds, subset
@@ -99,9 +99,9 @@ class Features:
         return Features(subset(self.task, rows), self.columns, self.x[rows], self.embed[rows], y, groups, folds, self.seed)
 
 
-def columns_of(model: LoadedModel, sites: str | Sequence[Site]) -> Columns:
+def columns_of(model: LoadedModel, sites: SitesLike) -> Columns:
     """Resolve a site expression (``"resid"``, ``"mlp_act:0-5"``) on a model."""
-    resolved = parse_sites(sites, model) if isinstance(sites, str) else tuple(sites)
+    resolved = parse_sites(sites, model)
     if not resolved:
         raise InputError(f"site: {sites!r} names no site of {model.name}")
     return Columns(resolved, tuple(model.width(site) for site in resolved))

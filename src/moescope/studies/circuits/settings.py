@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from moescope.study.settings import Judged, NonEmpty, above, at_least, between
+from moescope.study.settings import Judged, NonEmpty, Sites, above, at_least, between
 from moescope.study.verdicts import check_draws
 
 Sigma = Literal["pooled", "total", "negative"]
@@ -19,7 +19,7 @@ INTERVENTIONS = ("harm", "specificity", "one direction")
 class SearchSettings(Judged):
     """How a circuit is sought and read."""
 
-    site: str = "resid"
+    site: Annotated[str, Sites()] = "resid"
     """resid (the residual stream after every layer, as published), mlp_act, mlp_out, attn_out or mlp_in; with layers as
     resid:3 or resid:0-5."""
     position: Literal["final", "mean"] | int = "final"

@@ -79,7 +79,8 @@ def convert(
     seats = context.circuits(circuits, loaded)
     if settings.method == "circuits":
         circuit_neurons(tuple(seats.values()), loaded)
-    calibrating, testing = read_windows(loaded, texts, heldout, settings, target.max_positions)
+    with context.noted():
+        calibrating, testing = read_windows(loaded, texts, heldout, settings, target.max_positions)
     calibrating, testing = put_on_record(context, "calibration", fit=calibrating, judge=testing)
     text = {"calibration": calibrating, "held-out": testing}
     tuning = None

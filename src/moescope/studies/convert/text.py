@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +13,15 @@ import torch
 
 from moescope.capture.windows import text_ids, windows
 from moescope.errors import InputError
+from moescope.files.text import lines, read_text
 from moescope.models import LoadedModel
 from moescope.studies.convert.settings import ConvertSettings
 from moescope.study.protocol import Context
 from moescope.study.rows import Rows
 from moescope.tasks import plain_text
+from moescope.tasks.given import given_texts
 
-Source = str | Path | None
+Source = Sequence[str] | str | Path | None
 """A file of UTF-8 text; None where there is a default."""
 _SHARE = 0.75  # of one text's paragraphs that go to calibration where no held-out text is given
 _LONG = 80  # characters of a paragraph that two texts do not share by chance
@@ -144,14 +146,11 @@ def _sides(calibration: Source, heldout: Source) -> tuple[tuple[list[str], str],
 def _paragraphs(source: Source) -> tuple[list[str], str]:
     if source is None:
         return plain_text(), "WikiText-2 test excerpt"
-    path = Path(source)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text (byte {error.start}); convert it") from error
-    return [line for line in text.split("\n") if line.strip()], path.name
+    if not isinstance(source, str | Path):
+        texts = given_texts(source)
+        return texts, f"{len(texts)} texts"
+    path = Path(source).expanduser()
+    return [line for line in lines(read_text(path)) if line.strip()], path.name
 
 
 def _cut(model: LoadedModel, paragraphs: list[str], length: int, most: int, name: str) -> Windows:

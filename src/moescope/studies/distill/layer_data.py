@@ -15,6 +15,7 @@ from moescope.capture import ActivationStore, Encoded, capture, encode
 from moescope.capture.activations import check_finite, padded_batches
 from moescope.capture.encode import pad
 from moescope.errors import InputError
+from moescope.files.text import lines, read_text
 from moescope.models.inputs import padding_id
 from moescope.studies.distill.data import SPLITS, ArrayPairs, Block, Pairs, Split, count, split_units, whole
 from moescope.studies.distill.settings import DistillSettings
@@ -22,6 +23,7 @@ from moescope.studies.distill.teacher import Teacher
 from moescope.study.rows import Rows
 from moescope.study.run import Run
 from moescope.tasks import articles, plain_text
+from moescope.tasks.given import given_texts
 from moescope.types import Site
 
 Progress = Callable[[int, int], None]
@@ -43,12 +45,12 @@ def read_texts(source: Sequence[str] | str | Path | None) -> list[str]:
     if source is None:
         return plain_text()
     if not isinstance(source, str | Path):
-        return list(source)
+        return given_texts(source)
     try:
-        whole = Path(source).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{source} cannot be read ({error}); give a UTF-8 text file", "texts") from error
-    texts = articles(whole) or [part for part in (part.strip() for part in whole.split("\n\n")) if part]
+        text = "\n".join(lines(read_text(Path(source).expanduser())))
+    except InputError as error:
+        raise InputError(str(error), "texts") from error
+    texts = articles(text) or [part for part in (part.strip() for part in text.split("\n\n")) if part]
     if not texts:
         raise InputError(f"{source} holds no text", "texts")
     return texts

@@ -83,7 +83,8 @@ def distill(
     >>> result.to_frame("ratio")  # doctest: +SKIP
     """
     context = Context("distill", settings, run)
-    given = read_texts(texts)
+    with context.noted():
+        given = read_texts(texts)
     loaded = context.load(model, head=True, required=False)
     layer = loaded.n_layers // 2 if settings.layer is None else settings.layer
     teacher = Teacher(loaded, layer)

@@ -12,6 +12,7 @@ import torch
 
 from moescope.capture import moments
 from moescope.errors import InputError
+from moescope.files.text import read_text
 from moescope.intervene.intervene import group_by_site, intervene
 from moescope.intervene.matched import matched_sets, norm_ratio
 from moescope.intervene.neuron_sets import NeuronSets
@@ -66,10 +67,8 @@ def load_circuit(path: str | Path) -> Circuit:
     source = Path(path)
     file = source / "results.json" if source.is_dir() else source
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror or error})", "ablate") from error
-    except ValueError as error:
+        data = json.loads(read_text(file))
+    except json.JSONDecodeError as error:
         raise InputError(f"{file}: this is not JSON ({error})", "ablate") from error
     try:
         stored = [data] if "neurons" in data else list(data["circuits"].values())

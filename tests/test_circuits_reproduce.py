@@ -28,7 +28,8 @@ def result() -> Iterator[StudyResult]:
 
 def test_it_says_what_stands_in(result: StudyResult) -> None:
     assert result.meta["title"] == "Published circuits beside dense-tiny"
-    model, task = result.meta["notes"]
+    model, task, dtype = result.meta["notes"]
+    assert dtype == "Note: dense-tiny: weights stored in bf16 were computed in float32 (dtype)"
     assert "no model was named, so the embedded dense-tiny stands in for Llama-2-7B, Mistral-7B and Qwen2.5-7B" in model
     assert "uci-sentiment stands in for the task sentiment" in task
     settings = result.meta["settings"]

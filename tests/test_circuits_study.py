@@ -309,7 +309,8 @@ def test_a_study_with_all_controls_costs_one_and_a_half_passes(short: bool) -> N
     assert tokens["main"] == tokens["bare"]
     read = sum(count for what, count in tokens.items() if what != "bare")
     assert read == positions
-    assert read <= 1.5 * tokens["bare"]
+    assert tokens["batching"] <= 110  # once a model, whatever is read
+    assert read - tokens["batching"] <= 1.5 * tokens["bare"]
     assert tokens["template"] > 0.1 * tokens["bare"]
     assert tokens["twin"] > 0.1 * tokens["bare"]
 

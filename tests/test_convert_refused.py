@@ -60,7 +60,7 @@ def test_text_that_is_too_short(tmp_path: Path) -> None:
     message = refused(source("llama"), tmp_path / "out", texts=long, heldout=short, window=256)
     assert "held-out" in message
     assert "is the calibration text" in refused(source("llama"), tmp_path / "out", texts=long, heldout=long)
-    assert "No such file" in refused(source("llama"), tmp_path / "out", texts=tmp_path / "absent.txt")
+    assert "no such file" in refused(source("llama"), tmp_path / "out", texts=tmp_path / "absent.txt")
 
 
 def test_a_folder_that_is_taken(tmp_path: Path) -> None:

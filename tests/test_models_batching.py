@@ -127,7 +127,7 @@ def test_a_result_says_that_texts_were_run_one_by_one() -> None:
     context = Context("exit", Settings(), Run())
     model = planted()
     for _ in range(2):
-        assert context.load(model) is model
+        assert context.load(model).module is model.module
     (note,) = context.notes
     assert note.startswith("texts were run one by one: in a batch this model's activations change by ")
     context = Context("exit", Settings(), Run())

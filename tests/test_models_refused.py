@@ -140,7 +140,7 @@ def test_folder_without_permission(folder: Path) -> None:
 
 
 def test_paths_that_are_no_model(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is a file: give the folder"):
+    with pytest.raises(InputError, match="is a file that is no GGUF: give the folder"):
         load(folder / "model.safetensors")
     with pytest.raises(InputError, match="does not exist: give a local folder or an embedded model"):
         load(tmp_path / "nowhere")

@@ -8,7 +8,7 @@ from moescope.routing import coverage
 from moescope.routing.coverage import TOLERANCE, check_type, moe_types
 
 REFUSED = {
-    "diffusion_gemma": "two stacks of layers with experts",
+    "diffusion_gemma": "encoder-decoder",
     "nllb-moe": "encoder-decoder",
     "switch_transformers": "encoder-decoder",
     "vitpose_backbone": "no language model",

@@ -11,7 +11,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,10 @@ SOURCES = {
 }
 HEAD = ("| claim | published | measured | 95 % | control | p (Holm) | verdict |", "|---|---|---|---|---|---|---|")
 _KEPT = ("title", "model", "command", "date", "seconds", "forward_tokens", "tasks", "seed", "settings")
+_KEPT += ("quantisation", "encoding", "device", "notes", "sources")
+MODELS = ROOT / "docs" / "models"
+REAL = {"smollm2": "SmolLM2-135M-Instruct", "gemma3-270m": "Gemma-3-270M"}
+_TABLES = ("published", "baselines")  # of a model's page, where a result has them
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Saved:
     name: str
     meta: dict[str, Any]
     claims: tuple[Claim, ...]
+    tables: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """by name, columns and data"""
 
 
 def keep(folder: Path) -> Path:
@@ -50,7 +56,10 @@ def keep(folder: Path) -> Path:
     meta = {key: result.meta[key] for key in _KEPT if key in result.meta}
     if meta.get("command"):
         meta["command"] = re.sub(r" (?:-o|--out)[ =]\S+| --overwrite| --quiet", "", meta["command"])
-    data = {"kind": result.kind, "meta": meta, "claims": [claim_json(c) for c in result.claims]}
+    data: dict[str, Any] = {"kind": result.kind, "meta": meta, "claims": [claim_json(c) for c in result.claims]}
+    if model_name(result) in REAL:
+        shown = {name: result.tables[name] for name in _TABLES if name in result.tables}
+        data["tables"] = {name: json.loads(frame.to_json(orient="split", index=False)) for name, frame in shown.items()}
     target.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return target
 
@@ -60,7 +69,7 @@ def saved() -> list[Saved]:
     found = []
     for path in sorted(EVIDENCE.glob("*.json")):
         data = json.loads(path.read_text(encoding="utf-8"))
-        found.append(Saved(path.stem, data["meta"], tuple(claim_from_json(c) for c in data["claims"])))
+        found.append(Saved(path.stem, data["meta"], tuple(claim_from_json(c) for c in data["claims"]), data.get("tables", {})))
     return found
 
 
@@ -95,6 +104,42 @@ def _answers(name: str, entry: dict[str, str], results: list[Saved]) -> Iterator
             yield from (f"- {claim.statement}: {claim.words}" for claim in claims)
     if not answered:
         yield from ("", f"*Not tested here:* {entry['absent']}.")
+
+
+def model_page(name: str, results: list[Saved]) -> str:
+    """`docs/models/NAME.md`: every result that is kept of a real model, whole."""
+    lines = [
+        f"# {REAL[name]}",
+        "",
+        "Written by `python tools/claims.py` from `docs/evidence`. The weights are a quantised copy, so no figure counts as",
+        "reproduced.",
+    ]
+    for result in results:
+        meta = result.meta
+        lines += ["", f"## {meta['title']}", "", f"`{meta['command']}`", ""]
+        facts = {"weights": meta.get("quantisation"), "ran on": meta.get("device"), "seconds": meta.get("seconds")}
+        lines.append("; ".join(f"{key}: {value}" for key, value in facts.items() if value is not None) + ".")
+        lines += ["", *(f"- {note}" for note in meta.get("notes", []))]
+        for title, table in result.tables.items():
+            lines += ["", f"**{title}**", "", f"| {' | '.join(table['columns'])} |", f"|{'---|' * len(table['columns'])}"]
+            lines += [f"| {' | '.join(_cell(value) for value in row)} |" for row in table["data"]]
+        figures = sorted((MODELS / "figures").glob(f"{result.name}-*.png"))
+        lines += [line for f in figures for line in ("", f"![{f.stem.removeprefix(result.name + '-')}](figures/{f.name})")]
+        lines += ["", *HEAD, *(_row(claim) for claim in result.claims), ""]
+        lines += [f"- {claim.statement}: {claim.words}" for claim in result.claims]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    return (
+        f"{value:,.0f}"
+        if isinstance(value, float | int) and abs(value) >= 1000
+        else f"{value:.3g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def _row(claim: Claim) -> str:
@@ -133,7 +178,9 @@ def filled(path: Path, table: str) -> str:
 def pages() -> dict[Path, str]:
     """Every page that is written from results or declarations."""
     results = saved()
-    return {PAGE: page(results), README: filled(README, summary(results)), WORDS: filled(WORDS, words())}
+    real = {name: [r for r in results if r.name.endswith(name)] for name in REAL}
+    models = {MODELS / f"{name}.md": model_page(name, found) for name, found in real.items() if found}
+    return {PAGE: page(results), README: filled(README, summary(results)), WORDS: filled(WORDS, words()), **models}
 
 
 if __name__ == "__main__":

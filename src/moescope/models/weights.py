@@ -128,6 +128,7 @@ def _matters(key: str, module: nn.Module, config: Any, prefix: str, head: bool) 
     inner = key.removeprefix(prefix)
     if (
         _SPARED.search(key)
+        or (not head and re.search(r"(^|\.)lm_head\.", key))  # also where it hangs in a language model beside a tower
         or inner.startswith(OPTIONAL)
         or any(re.search(pattern, key) for pattern in _declared(module, config))
     ):

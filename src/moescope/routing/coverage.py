@@ -108,6 +108,10 @@ def check_type(model_type: str) -> Coverage:
     refused = partial(Coverage, model_type, False)
     try:
         model = from_model(tiny_module(model_type), None, name=model_type)
+        try:
+            _ = model.batching  # runs it
+        except InputError as error:
+            return refused(f"no tiny model of it runs: {error}")
         return check_model(model)
     except (InputError, NotBuilt) as error:
         return refused(str(error))

@@ -100,13 +100,13 @@ class Context:
             raise InputError(f"{loaded.name} has no tokenizer, and its texts are to be read; give (model, tokenizer)", "model")
         computed = str(loaded.dtype).removeprefix("torch.")
         if loaded.stored is not None:
-            self.note(f"{loaded.name}: weights stored in {loaded.stored} were computed in {computed} (dtype)")
+            self.note(f"Note: {loaded.name}: weights stored in {loaded.stored} were computed in {computed} (dtype)")
         if loaded.quantisation is not None:
             self.note(
                 f"Note: the weights of {loaded.name} are a quantised copy ({loaded.quantisation}); figures of the model that "
                 "it was made from may differ, and none counts as reproduced."
             )
-        if (note := loaded.batching.note()) is not None and note not in self.notes:
+        if (note := loaded.batching.note()) is not None:
             self.note(note)
         loaded = loaded.read_as(self.run.special_tokens, self.run.chat)
         self._loaded.append(loaded)
@@ -215,8 +215,9 @@ class Context:
         self._controls.append({"control": name, "evidence": evidence})
 
     def note(self, text: str) -> None:
-        """A sentence that a reader must have before the figures."""
-        self.notes.append(text)
+        """A sentence that a reader must have before the figures; said once."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     # The end
 
@@ -270,7 +271,7 @@ class Context:
     def beside(self, result: StudyResult, *, title: str, published: pd.DataFrame) -> StudyResult:
         """``result`` of an inner run with the published figures as a further table and this context's notes first."""
         check_tables(self.study, {"published": published})
-        meta = {**result.meta, "title": title, "notes": [*self.notes, *result.meta["notes"]]}
+        meta = {**result.meta, "title": title, "notes": list(dict.fromkeys([*self.notes, *result.meta["notes"]]))}
         return self._saved(dataclasses.replace(result, meta=meta, tables={**result.tables, "published": published}))
 
     def _notes_of_reading(self) -> list[str]:

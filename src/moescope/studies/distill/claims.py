@@ -62,7 +62,7 @@ def _pair_claims(evidence: Evidence, experts: str, dense: str, active: int, base
     here, own = _BASES[base]
     margin, family, pair = evidence.margin, f"{experts} / {dense}, {here}", (dense, experts)
     headline = active == published.RATIO_ACTIVE
-    dead = float(evidence.here["dead"].get(experts, float("nan")))
+    dead = float(evidence.of(base)["dead"].get(experts, float("nan")))
     many = f"{dead:.0%} of the experts are dead, which a lower learning rate or revive may mend" if dead > _MANY_DEAD else ""
     left_out = {"shuffled-outputs", NO_PADDING, *(gauss for name, (_, gauss) in _BASES.items() if name != base)}
     names: list[str] = [own] if base != ACTIVATIONS else [name for name in evidence.settings.control if name not in left_out]

@@ -35,8 +35,12 @@ class Evidence:
     @cached_property
     def here(self) -> pd.DataFrame:
         """The summary of the students of activations, by name."""
+        return self.of(ACTIVATIONS)
+
+    def of(self, data: str) -> pd.DataFrame:
+        """The same of the students of ``data``."""
         summary = self.tables["summary"]
-        return summary[summary["data"] == ACTIVATIONS].set_index("student")
+        return summary[summary["data"] == data].set_index("student")
 
     def compared(self, data: str, worse: str, better: str) -> LogRatio | None:
         """log(error of ``worse`` / error of ``better``) on ``data``; those that are of the same documents are drawn alike."""

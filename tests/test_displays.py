@@ -89,6 +89,7 @@ def test_terminals_of_any_encoding(folder: Path, encoding: str) -> None:
     assert b"Traceback" not in wrong.stderr
 
 
+@pytest.mark.slow
 def test_names_with_an_underscore_stand_in_every_legend() -> None:
     def legends(name: str) -> dict[tuple[str, str], list[str]]:
         found = {}

@@ -190,4 +190,5 @@ if __name__ == "__main__":
     elif sys.argv[1:]:
         sys.exit(f"{sys.argv[1]!r} is none of: add RESULT …, or nothing")
     for target, text in pages().items():
+        target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")

@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from benchmarks.truths.harness import RIGHT, truths
+from tools.truths import PAGE, page
 
 REPEATS = 12
 
@@ -23,3 +24,7 @@ def test_the_right_word_is_found(name: str) -> None:
     truth = truths()[name]
     words = [(c.outcome, c.explanation) for c in (truth.draw(max(truth.sizes), 10_000 + seed) for seed in range(REPEATS))]
     assert sum(word in truth.right for word in words) >= (RIGHT - 0.2) * REPEATS, Counter(words)
+
+
+def test_the_page_is_what_was_measured() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "run python tools/truths.py"

@@ -11,7 +11,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,11 @@ def _row(claim: Claim) -> str:
 
 def summary(results: list[Saved]) -> str:
     """The README's table: the claims that `docs/evidence/readme.txt` names, a line ``RESULT: statement`` each."""
-    claims = {f"{r.name}: {c.statement}": c for r in results for c in r.claims}
+    claims = {
+        f"{r.name}: {c.statement}": replace(c, statement=f"*{r.meta['model']}*: {c.statement}")
+        for r in results
+        for c in r.claims
+    }
     chosen = (EVIDENCE / "readme.txt").read_text(encoding="utf-8").splitlines()
     commands = {r.name: r.meta["command"] for r in results}
     used = dict.fromkeys(commands[line.split(": ", 1)[0]] for line in chosen)

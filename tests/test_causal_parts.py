@@ -9,7 +9,9 @@ import torch
 from moescope.errors import InputError
 from moescope.intervene.leace import Whitening
 from moescope.intervene.matched import matched_sets, norm_ratio
+from moescope.stats import class_weights
 from moescope.studies.circuits.causal import ablation_row
+from moescope.studies.circuits.causal_run import interference_row
 from moescope.studies.circuits.causal_targets import Probe
 from moescope.studies.circuits.causal_values import Split, change_sizes
 from moescope.types import Neuron, Site
@@ -129,3 +131,13 @@ def test_erasure_changes_least() -> None:
     gap = white[y == 1].mean(0) - white[y == 0].mean(0)
     unit = gap / np.linalg.norm(gap)
     assert np.allclose(Whitening(white, shrinkage=0.0).eraser(y)(white), white - np.outer(white @ unit, unit), atol=1e-8)
+
+
+def test_a_probe_that_is_always_right_is_a_share() -> None:
+    """Weighed hits in float32 add up to a little more than 1, and a resample to much more."""
+    labels = np.arange(24) % 3 == 0
+    hits = class_weights(labels).astype(np.float32)
+    row = interference_row("one", "other", hits, 0.5 * hits, np.arange(24), 0.5)
+    assert row["baseline"] == pytest.approx(1)
+    assert max(row["baseline"], row["baseline_high"]) <= 1
+    assert row["effect"] == pytest.approx(-0.5)

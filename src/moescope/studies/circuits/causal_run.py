@@ -189,13 +189,15 @@ def interference_row(
     """A row of the table ``interference``, from a probe's weighed hits (N,) without and with the intervention."""
     found = between(ablated, clean, groups)
     known = between(clean, np.full(len(clean), chance), groups)
+    # weights of the classes are not drawn anew with the groups, so that an end may lie beyond the scale
+    value, low, high = np.clip(np.array([known.value, known.low, known.high]) + chance, 0.0, 1.0).tolist()
     return {
         "task": task,
         "texts": texts,
         "chance": chance,
-        "baseline": known.value + chance,
-        "baseline_low": known.low + chance,
-        "baseline_high": known.high + chance,
+        "baseline": value,
+        "baseline_low": low,
+        "baseline_high": high,
         "effect": found.value,
         "low": found.low,
         "high": found.high,

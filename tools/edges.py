@@ -114,7 +114,7 @@ def walk() -> tuple[list[str], int]:
             if any(isinstance(frame.f_locals.get(n), LoadedModel) for n in given):
                 seen.append(name)
 
-    settings = moescope.CircuitSettings(n_permutations=19, n_label_permutations=19, n_random=20, ks=(1, 10))
+    settings = moescope.CircuitSettings(n_permutations=19, n_label_permutations=99, n_random=20, ks=(1, 10))
     sys.setprofile(note)
     try:
         moescope.circuits(model, ["certainty=halueval"], settings, run=moescope.Run(limit=200))

@@ -12,7 +12,6 @@ from cyclopts import Parameter
 
 from moescope.cli.generate import translated
 from moescope.errors import InputError
-from moescope.types import Precision
 
 _OPTIONS = {"exits": "--exit", "route": "--route", "circuits": "--circuits", "host": "--host", "port": "--port"}
 _OPTIONS |= {"chat": "--chat", "texts": "--max-texts", "characters": "--max-characters", "new_tokens": "--max-new-tokens"}
@@ -35,7 +34,7 @@ def serve(
     max_texts: Annotated[int, Parameter(help="Texts of one request, and of one batch.")] = 64,
     max_characters: Annotated[int, Parameter(help="Characters of one text.")] = 20_000,
     max_new_tokens: Annotated[int, Parameter(help="Tokens of one generation.")] = 256,
-    dtype: Annotated[Precision, Parameter(help="Precision of the model's weights.")] = "auto",
+    dtype: Annotated[str, Parameter(help="Precision of the model's weights: auto, fp32, bf16, fp16, int8 or int4.")] = "auto",
     chat: Annotated[bool | None, Parameter(help="Continue texts in the chat template (default: where there is one).")] = None,
     device: Annotated[str | None, Parameter(help="cpu, cuda, cuda:1 … (default: cuda where there is one).")] = None,
     device_map: Annotated[str | None, Parameter(help="Passed to transformers, e.g. auto.")] = None,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -26,15 +26,27 @@ from moescope.errors import InputError
 
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
-    from moescope.tasks.passages import Passage
 
 Applied = Callable[[], AbstractContextManager[Any]]
 """Opens an intervention on a model."""
 
+
+class Sorted(Protocol):
+    """A text of a category and a document, as :class:`~moescope.tasks.passages.Passage` is."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def category(self) -> str: ...
+    @property
+    def group(self) -> str: ...
+
+
+_S = TypeVar("_S", bound=Sorted)
 _LOGITS = 1 << 27  # logits held at once: half a gigabyte in fp32
 
 
-def encode_texts(model: LoadedModel, texts: Sequence[Passage], *, tokens: int, length: int) -> tuple[Encoded, list[Passage]]:
+def encode_texts(model: LoadedModel, texts: Sequence[_S], *, tokens: int, length: int) -> tuple[Encoded, list[_S]]:
     """The first ``length`` tokens of each text, as many texts of each category as fit ``tokens``, at least two.
 
     Documents take turns, so that few tokens still come from many documents.
@@ -47,7 +59,7 @@ def encode_texts(model: LoadedModel, texts: Sequence[Passage], *, tokens: int, l
         warnings.simplefilter("ignore")  # that long texts were shortened: a piece of each is all that is wanted
         encoded = encode(model, [t.text for t in texts], chat=False)
     kept: list[np.ndarray] = []
-    used: list[Passage] = []
+    used: list[_S] = []
     spent: dict[str, int] = {t.category: 0 for t in texts}
     counts = dict.fromkeys(spent, 0)
     for row, text in enumerate(texts):
@@ -63,7 +75,7 @@ def encode_texts(model: LoadedModel, texts: Sequence[Passage], *, tokens: int, l
     return Encoded.from_ids(kept), used
 
 
-def _by_turns(texts: Sequence[Passage]) -> list[Passage]:
+def _by_turns(texts: Sequence[_S]) -> list[_S]:
     """The first text of every document, then the second of every document, and so on."""
     seen: dict[tuple[str, str], int] = {}
     turns = []

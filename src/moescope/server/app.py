@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from importlib import metadata
 from typing import Any
 from weakref import WeakSet
 
@@ -19,7 +20,6 @@ from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-import moescope
 from moescope.capture.encode import Encoded, encode
 from moescope.errors import InputError
 from moescope.report.format import page_source
@@ -31,6 +31,7 @@ from moescope.server.limits import Limits, Refused
 from moescope.server.served import Served
 from moescope.server.writer import Sampling, Writer
 
+_VERSION = metadata.version("moescope")
 _OURS = "an error inside moescope; the server's own output says which"
 
 
@@ -71,7 +72,7 @@ def create_app(
         yield
         service.close()
 
-    app = FastAPI(title="moescope", version=moescope.__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(title="moescope", version=_VERSION, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.service = service
     app.add_middleware(Guard, body=service.limits.body, hosts=None if anywhere else LOOPBACK)
     page = page_source("moescope.server")
@@ -86,7 +87,7 @@ def create_app(
 
     @app.get("/v1/info")
     async def info() -> dict[str, Any]:
-        return {"moescope": moescope.__version__, **served.json(), "limits": dataclasses.asdict(service.limits)}
+        return {"moescope": _VERSION, **served.json(), "limits": dataclasses.asdict(service.limits)}
 
     @app.post("/v1/classify")
     async def classify(body: ClassifyBody) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_ROWS = 4096  # rows in all for each that a token chooses, up to which a product over all is cheaper
+_ROWS = 4096  # rows in all for each that a token chooses, up to which all are multiplied (run on a GPU with 313)
 
 
 def capturing(tensor: Tensor) -> bool:

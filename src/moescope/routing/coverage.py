@@ -24,6 +24,7 @@ from moescope.capture.activations import Progress
 from moescope.capture.encode import Encoded
 from moescope.errors import InputError
 from moescope.models import LoadedModel, from_model
+from moescope.models.architectures import swept
 from moescope.models.experts import DispatchRecorder, recording, routed_output
 from moescope.models.tiny import FOREIGN, NotBuilt, tiny_module
 from moescope.routing.capture import trace_prompts
@@ -92,15 +93,7 @@ def coverage(types: Sequence[str] | None = None, *, progress: Progress | None = 
         InputError: a type is not among those.
     """
     known = moe_types()
-    for name in types or ():
-        if name not in known:
-            raise InputError(f"model type {name!r} is not among the {len(known)} with experts: {', '.join(known)}")
-    found = []
-    for name in types or known:
-        found.append(check_type(name))
-        if progress is not None:
-            progress(len(found), len(types or known))
-    return found
+    return swept(types, known, f"with experts: {', '.join(known)}", check_type, progress)
 
 
 def check_type(model_type: str) -> Coverage:

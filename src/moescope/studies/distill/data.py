@@ -116,29 +116,29 @@ def batches(pairs: Pairs, size: int, *, seed: int, epoch: int, skip: int = 0) ->
     Args:
         skip: leave out this many batches, without loading what lies wholly among them.
     """
-    lengths = pairs.lengths("train")
-    order = np.random.default_rng([seed, epoch]).permutation(len(lengths))
-    for number, units in enumerate(_cut(pairs, "train", order)):
-        n = int(lengths[units].sum()) // size
-        if skip >= n:
-            skip -= n
+    for units, mixed in _mixed(pairs, size, seed, epoch):
+        if skip >= len(mixed):
+            skip -= len(mixed)
             continue
         block = pairs.load("train", units)
-        mixed = torch.from_numpy(np.random.default_rng([seed, epoch, number]).permutation(len(block.x)))
-        for i in range(skip, n):
-            rows = mixed[i * size : (i + 1) * size]
+        for rows in torch.from_numpy(mixed[skip:]):
             yield Block(block.x[rows], block.y[rows], None if block.tokens is None else block.tokens[rows])
         skip = 0
 
 
 def batch_rows(pairs: ArrayPairs, size: int, *, seed: int, epoch: int) -> np.ndarray:
     """int64 (batches, size): the rows of the training block that :func:`batches` takes, in its order."""
-    order = np.random.default_rng([seed, epoch]).permutation(len(pairs.lengths("train")))
-    parts = [np.zeros((0, size), np.int64)]
+    parts = [units[mixed] for units, mixed in _mixed(pairs, size, seed, epoch)]
+    return np.concatenate([np.zeros((0, size), np.int64), *parts])
+
+
+def _mixed(pairs: Pairs, size: int, seed: int, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The units of each buffer, and the places in it of its batches, int64 (batches, size)."""
+    lengths = pairs.lengths("train")
+    order = np.random.default_rng([seed, epoch]).permutation(len(lengths))
     for number, units in enumerate(_cut(pairs, "train", order)):
-        mixed = units[np.random.default_rng([seed, epoch, number]).permutation(len(units))]
-        parts.append(mixed[: len(mixed) // size * size].reshape(-1, size))
-    return np.concatenate(parts)
+        mixed = np.random.default_rng([seed, epoch, number]).permutation(int(lengths[units].sum()))
+        yield units, mixed[: len(mixed) // size * size].reshape(-1, size)
 
 
 def batches_per_epoch(pairs: Pairs, size: int, *, seed: int, epoch: int) -> int:

@@ -15,7 +15,7 @@ from moescope.studies.distill.evaluate import Evaluation, evaluate
 from moescope.studies.distill.settings import DistillSettings
 from moescope.studies.distill.spec import StudentSpec
 from moescope.studies.distill.start import start_from_teacher
-from moescope.studies.distill.students import LayerShape, Student
+from moescope.studies.distill.students import LayerShape, Scaling, Student
 from moescope.studies.distill.teacher import Teacher
 from moescope.studies.distill.training import Job, TrainSettings, train
 
@@ -38,6 +38,8 @@ class Runs:
     """one row per chosen run and document of the test split: student, seed, document, vectors, error"""
     untrained: dict[str, Student]
     """the first expert student of ``best`` as it began"""
+    scaling: Scaling
+    """of the training split"""
 
 
 def run_students(
@@ -94,7 +96,7 @@ def run_students(
         jobs = {**jobs, **later}
     begun = next((name for name in chosen if specs[name].kind != "dense"), None)
     untrained = {} if begun is None else {begun: job(specs[begun], chosen[begun], 0).student.cpu()}
-    return _collect(jobs, specs, chosen, pairs, untrained)
+    return _collect(jobs, specs, chosen, pairs, untrained, scaling)
 
 
 def _file(checkpoint: Path | None, seed: int) -> Path | None:
@@ -111,6 +113,7 @@ def _collect(
     chosen: Mapping[str, float],
     pairs: Pairs,
     untrained: dict[str, Student],
+    scaling: Scaling,
 ) -> Runs:
     rows: list[dict[str, Any]] = []
     curves: list[dict[str, Any]] = []
@@ -149,4 +152,4 @@ def _collect(
         if column in frame:
             frame[column] = frame[column].astype(float)
     by_document = pd.DataFrame(documents, columns=["student", "seed", "document", "vectors", "error"])
-    return Runs(frame, pd.DataFrame(curves), best, loads, by_document, untrained)
+    return Runs(frame, pd.DataFrame(curves), best, loads, by_document, untrained, scaling)

@@ -19,7 +19,7 @@ from moescope.studies.distill.baselines import baseline_fvu
 from moescope.studies.distill.claims import distill_claims
 from moescope.studies.distill.comparisons import ratio_table, summary_table
 from moescope.studies.distill.controls import control_pairs, distances
-from moescope.studies.distill.data import SPLITS, Pairs, count, scaling_of
+from moescope.studies.distill.data import SPLITS, Pairs, count
 from moescope.studies.distill.evidence import ACTIVATIONS, Evidence
 from moescope.studies.distill.expert_study import expert_study
 from moescope.studies.distill.layer_data import model_pairs, read_texts, store_pairs, units_of
@@ -29,7 +29,7 @@ from moescope.studies.distill.save import DistilledStudent
 from moescope.studies.distill.settings import EXPERT_CLAIMS, NO_PADDING, DistillSettings
 from moescope.studies.distill.spec import StudentSpec
 from moescope.studies.distill.splice import generation_table, splice_table
-from moescope.studies.distill.students import LayerShape
+from moescope.studies.distill.students import LayerShape, Scaling
 from moescope.studies.distill.teacher import Teacher
 from moescope.study.names import slug
 from moescope.study.protocol import CircuitsLike, Context, ModelLike
@@ -118,7 +118,6 @@ def distill(
         here, labeller = pairs, teacher
         if name != ACTIVATIONS:
             here, labeller = _control(context, name, pairs, teacher, read, of[rows.fit], settings, unpadded)
-        sizes[name] = _sizes(here)
         found[name] = run_students(
             here,
             {n: _start(spec, name) for n, spec in specs.items()},
@@ -131,6 +130,7 @@ def distill(
             else settings.checkpoint.with_name(f"{settings.checkpoint.stem}-{name}"),
             progress=context.counter(f"training on {name}"),
         )
+        sizes[name] = _sizes(here, found[name].scaling)
         if not found[ACTIVATIONS].best:
             raise InputError("every student diverged; give lower ones", "lr")
         explained = baseline_fvu(here, embedding)
@@ -235,9 +235,8 @@ def _width(teacher: Teacher) -> int | None:
     return teacher.model.width(inner[0]) if inner else None
 
 
-def _sizes(pairs: Pairs) -> dict[str, float]:
+def _sizes(pairs: Pairs, scaling: Scaling) -> dict[str, float]:
     """Vectors that train and test, and the mean variance of a coordinate of inputs and of outputs."""
-    scaling = scaling_of(pairs)
     variances = {"input_variance": scaling.x_scale**2, "output_variance": scaling.y_scale**2}
     return {"train": count(pairs, "train"), "test": count(pairs, "test"), **variances}
 

@@ -27,7 +27,7 @@ def cannot_write(path: Path, error: OSError) -> InputError:
     return InputError(f"cannot write {path}: {reason}")
 
 
-def write_atomic(path: Path, parts: Iterable[bytes]) -> int:
+def write_atomic(path: Path, parts: Iterable[bytes | memoryview]) -> int:
     """Write the concatenated ``parts`` to ``path`` through a temporary file beside it; returns the bytes written.
 
     The data are flushed to the disk before the name appears, so a kill or a full disk leaves the old file or none.

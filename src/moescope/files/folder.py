@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path, PurePath
 
 from moescope.errors import InputError
+from moescope.files.atomic import sync
 from moescope.files.lock import hidden, locked, standing
 
 
@@ -87,7 +88,7 @@ def put_in_place(draft: Path, folder: Path, *, own: Collection[str | PurePath]) 
     _flush(draft)
     if not folder.exists():
         os.rename(draft, folder)
-        _sync(folder.parent)
+        sync(folder.parent)
         return
     for path in _foreign(folder, {PurePath(path) for path in own}, PurePath()):
         place = draft / path
@@ -98,7 +99,7 @@ def put_in_place(draft: Path, folder: Path, *, own: Collection[str | PurePath]) 
             shutil.copytree(folder / path, place, symlinks=True, copy_function=_double)
         else:
             _double(folder / path, place)
-        _sync(place.parent)
+        sync(place.parent)
     if not exchange(draft, folder):
         old = _old(folder)
         os.rename(folder, old)
@@ -108,7 +109,7 @@ def put_in_place(draft: Path, folder: Path, *, own: Collection[str | PurePath]) 
             os.rename(old, folder)
             raise
         os.rename(old, draft)
-    _sync(folder.parent)
+    sync(folder.parent)
     shutil.rmtree(draft, ignore_errors=True)
 
 
@@ -169,20 +170,7 @@ def _flush(folder: Path) -> None:
         if path.is_symlink():
             continue
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that has no need of it
-            raise
-    finally:
-        os.close(file)
+        sync(path)
 
 
 def _foreign(folder: Path, own: Collection[PurePath], at: PurePath) -> Iterator[PurePath]:

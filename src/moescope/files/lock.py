@@ -94,3 +94,27 @@ def _take(path: Path, output: Path, wait: bool) -> int | None:
             who = f"another process ({holder})" if holder.isdigit() else "another process"
             raise InputError(f"{output} is being written by {who}; wait for it, or name another output") from error
     return None
+
+
+def hold(file: int) -> None:
+    """Mark an open file, or folder, as being written by this process, until it is closed or the process dies."""
+    if fcntl is not None:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def abandoned(path: Path) -> bool:
+    """Whether what :func:`hold` marked is of a process that has died; False where that cannot be told."""
+    if fcntl is None:
+        return False
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(file)
+    return True

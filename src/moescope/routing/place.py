@@ -7,7 +7,7 @@ from pathlib import Path
 from moescope.capture.manifest import FINISHED, UNFINISHED
 from moescope.errors import InputError
 from moescope.files.atomic import cannot_write
-from moescope.files.folder import check_place, put_in_place, settled
+from moescope.files.folder import check_place, healed, put_in_place, settled
 from moescope.routing.manifest import TraceManifest
 
 
@@ -18,7 +18,7 @@ def check_trace_target(path: str | Path, *, overwrite: bool) -> Path:
         InputError: it is a file or cannot be made, holds a store of another kind, a damaged one, or a trace while ``overwrite``
             is off.
     """
-    folder = settled(path)
+    folder = healed(settled(path))
     check_place(folder)
     files_of(folder)
     if (folder / FINISHED).exists() and not overwrite:
@@ -48,7 +48,7 @@ def files_of(folder: Path) -> list[str]:
 
 def beside(folder: Path) -> Path:
     """Where a trace is written that will replace the one in ``folder``."""
-    return folder.with_name(f".{folder.name}.partial")
+    return folder.with_name(f".{folder.name}.begun")
 
 
 def put_trace(folder: Path, place: Path) -> None:

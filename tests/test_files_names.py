@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,6 @@ from moescope.capture.manifest import FORMAT, Manifest
 from moescope.cli import main
 from moescope.errors import InputError
 from moescope.files.names import plain_name
-from moescope.routing.place import remove_trace
 from moescope.routing.store import TraceStore, load_trace, save_trace
 from tests.seals import write_sealed
 from tests.test_routing_trace_store import make
@@ -46,7 +46,7 @@ def test_a_trace_cannot_name_another_file(tmp_path: Path, manifest: str, name: o
     victim.write_text("mine")
     folder = tmp_path / "a" / "trace"
     hostile(folder, manifest, name)
-    for attempt in (load_trace, remove_trace, TraceStore.resume):
+    for attempt in (load_trace, TraceStore.resume, partial(save_trace, make(), overwrite=True)):
         with pytest.raises(InputError):
             attempt(folder)
     assert victim.read_text() == "mine"

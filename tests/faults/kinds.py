@@ -55,6 +55,8 @@ class Kind:
     """files that reading does not look at, as a pattern each"""
     apart: bool = True
     """a folder, in which a user's own file may stand"""
+    replaced: bool = True
+    """an older one gives way to it"""
     whole: bool = True
     """its name is there only once all of it is; a store is resumed instead"""
 
@@ -69,7 +71,9 @@ def kinds(work: Path) -> dict[str, Kind]:
     routers = [ModelRouter(on(router_model, "residual", layer), router_model) for layer in (0, 1)]
     copies = [_copy(model, work / f"model{n}", n) for n in (0, 1)]
     traces = [make(seed=n) for n in (0, 1)]
-    moments = [Moments(*(np.full((1, 2, *size), n + 1.0) for size in ((), (1, 4), (1, 4))), (Site("resid", 0),)) for n in (0, 1)]
+    moments = [
+        Moments(*(np.full((1, 2, *size), n + 1.0) for size in ((), (1, 4), (1, 4))), (Site("resid", 0),)) for n in (0, 1)
+    ]
 
     def result(name: str, parts: list[Artifact], key: str, read: Read, **more: Any) -> Kind:
         both = [dataclasses.replace(_result(n), artifacts={key: part}) for n, part in enumerate(parts)]
@@ -86,7 +90,7 @@ def kinds(work: Path) -> dict[str, Kind]:
         ),
         result("result with a classifier", list(exits), "exit/a", lambda at: _heads(load_exit(at / "exit" / "a", model))),
         result("result with a router", list(routers), "route", lambda at: _router(load_router(at / "route", router_model))),
-        result("result with a mask", list(masks), "mask", lambda at: str(PruneMask.load(at / "mask" / "mask.safetensors").keep)),
+        result("result with a mask", list(masks), "mask", lambda at: _mask(at / "mask" / "mask.safetensors")),
         result(
             "result with a student",
             [DistilledStudent(s, "f", 1) for s in students],
@@ -105,7 +109,7 @@ def kinds(work: Path) -> dict[str, Kind]:
         *[
             Kind(
                 f"mask alone ({end})", f"mask.{end}", *[lambda at, m=m: m.save(at) for m in masks],
-                lambda at: str(PruneMask.load(at).keep), apart=False,
+                _mask, apart=False,
             )
             for end in ("safetensors", "json")
         ],
@@ -127,7 +131,7 @@ def kinds(work: Path) -> dict[str, Kind]:
         ),
         Kind(
             "store of activations", "store", *[lambda at: _collect(at, model)] * 2,
-            lambda at: _sum(ActivationStore.open(at).read().values), whole=False,
+            lambda at: _sum(ActivationStore.open(at).read().values), replaced=False, whole=False,
         ),
     ]  # fmt: skip
     return {kind.name: kind for kind in found}
@@ -156,6 +160,10 @@ def _classifier(model: LoadedModel, sign: int) -> ExitClassifier:
     weight = tuple((sign * rng.standard_normal((2, size))).astype(np.float32) for _ in range(n))
     heads = Heads("linear", weight, tuple(np.zeros(2, np.float32) for _ in range(n)), None)
     return ExitClassifier(model, heads, ("no", "yes"), 0.6, tuple(range(n)), task="a")
+
+
+def _mask(at: Path) -> str:
+    return str(PruneMask.load(at).keep)
 
 
 def _heads(classifier: ExitClassifier) -> str:

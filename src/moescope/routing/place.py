@@ -26,16 +26,6 @@ def check_trace_target(path: str | Path, *, overwrite: bool) -> Path:
     return folder
 
 
-def remove_trace(path: str | Path) -> None:
-    """Delete a store's files, finished or not, the manifest first, and nothing else in its folder.
-
-    Raises:
-        InputError: what is there is not a routing trace.
-    """
-    for name in files_of(Path(path)):
-        (Path(path) / name).unlink(missing_ok=True)
-
-
 def files_of(folder: Path) -> list[str]:
     """Names of the files of the store in ``folder``, the manifests first; none where there is no store.
 

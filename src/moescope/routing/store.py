@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import reduce
@@ -25,10 +26,10 @@ from moescope.capture.encode import encode
 from moescope.capture.manifest import FINISHED, UNFINISHED, Shard, chain, check_contents, check_shard
 from moescope.errors import InputError
 from moescope.files.atomic import write_atomic
-from moescope.files.folder import healed, output, settled
+from moescope.files.folder import healed, output, settled, whole_folder
 from moescope.routing.capture import PromptLike, trace_prompts
 from moescope.routing.manifest import COLUMNS, FORMAT, TraceManifest
-from moescope.routing.place import beside, check_trace_target, files_of, put_trace, remove_trace
+from moescope.routing.place import beside, check_trace_target, files_of, put_trace
 from moescope.routing.trace import RoutingTrace, TracedSequence, check_same_model
 
 if TYPE_CHECKING:
@@ -141,14 +142,12 @@ def save_trace(trace: RoutingTrace, path: str | Path, *, overwrite: bool = False
     """
     trace.validate()
     with output(settled(path)):
-        folder = place = check_trace_target(path, overwrite=overwrite)
-        if overwrite and files_of(folder):
-            place = beside(folder)
-            remove_trace(place)
-        with TraceStore.create(place) as store:
+        folder = check_trace_target(path, overwrite=overwrite)
+        if not overwrite:
+            _refuse_existing(folder)
+        with whole_folder(folder, own=files_of(folder)) as draft, TraceStore.create(draft) as store:
             for first, stop in _runs(trace.lengths, shard_tokens):
                 store.append(trace.select(range(first, stop)))
-        put_trace(folder, place)
 
 
 def _runs(lengths: np.ndarray, budget: int) -> list[tuple[int, int]]:
@@ -233,7 +232,7 @@ def trace_to_store(
             if store is not None:
                 break
         else:
-            remove_trace(place)
+            shutil.rmtree(place, ignore_errors=True)  # of other settings, and hidden under a name that is ours
     else:
         store = _begun(folder, model, parts, settings)
     if store is None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from moescope.capture import activations
-from moescope.capture.encode import encode, pad
+from moescope.capture.encode import Encoded, encode, pad
 from moescope.errors import InputError
 from moescope.files import atomic
 from moescope.files.checkpoint import load_arrays, save_arrays
@@ -84,6 +84,40 @@ def test_layers_after_the_last_exit_do_not_run(monkeypatch: pytest.MonkeyPatch) 
     assert rows[1] < rows[0]
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bloom", "bert"])
+def test_padding_leaves_with_the_longest_row(name: str) -> None:
+    """A batch is as wide as the longest row still in it, also where it was as wide as a head (8 in these models)."""
+    model = tiny_model(name)
+    encoded = Encoded.from_ids([np.arange(n) % 7 + 1 for n in (8, 3, 5, 4)])
+    made = classifier(model, "linear")
+    heads = made.heads
+    toward = read_features(model, encoded, max_tokens=None, batch_tokens=64, progress=None).final[:, 0]
+    # after layer 0 only the longest row is sure
+    weight = np.stack([toward[0] - toward[1:].mean(0), *np.zeros((2, model.d_model))]).astype(np.float32)
+    bias = np.array([-(weight[0] @ toward.T)[:2].mean(), 0, 0], np.float32)
+    first = dataclasses.replace(heads, weight=(weight, *heads.weight[1:]), bias=(bias, *heads.bias[1:]))
+    leaving = dataclasses.replace(made, heads=first, checks=(0,))
+    said = leaving.fixed(0).run(encoded).probability.max(1)
+    assert said.argmax() == 0
+    leaving = dataclasses.replace(leaving, threshold=float(np.sort(said)[-2:].mean()))
+    shapes: list[tuple[int, ...]] = []
+    handles = [
+        layer.register_forward_hook(lambda *a: shapes.append(_hidden(a[-1]).shape[:2])) for layer in model.structure.layers
+    ]
+    with leaving.running() as run:
+        out = run(pad(encoded, np.arange(4)))
+    for handle in handles:
+        handle.remove()
+    assert out.depth.tolist() == [1, *[model.n_layers] * 3]
+    assert shapes == [(4, 8), *[(3, 5)] * (model.n_layers - 1)]
+    full = made.full.run(encoded).probability
+    np.testing.assert_allclose(out.probability[1:], full[1:], atol=1e-5)
+
+
+def _hidden(output: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
+    return output if isinstance(output, torch.Tensor) else output[0]
+
+
 def test_heads_read_what_capture_reads() -> None:
     """The running classifier against heads on captured activations, for every kind."""
     model = tiny_model("mistral")
@@ -127,8 +161,8 @@ def test_a_check_that_other_rows_change_the_answer(monkeypatch: pytest.MonkeyPat
     """Masks of the wrong rows run without an error: only the values tell."""
     whole = Stepper._rest
 
-    def reversed_rows(self: Stepper, value: object) -> object:
-        cut = whole(self, value)
+    def reversed_rows(self: Stepper, value: object, path: tuple[str | int, ...]) -> object:
+        cut = whole(self, value, path)
         return cut.flip(0) if isinstance(cut, torch.Tensor) and cut.dim() > 1 else cut
 
     monkeypatch.setattr(Stepper, "_rest", reversed_rows)

@@ -199,7 +199,7 @@ class _Run:
             if self._kind == "circuit":
                 x = read[:, self._place[layer]]
             elif pooling is not None:
-                x = torch.bmm(pooling[:, None, :], hidden.float())[:, 0]
+                x = torch.bmm(pooling[:, None, : hidden.shape[1]], hidden.float())[:, 0]
             else:
                 x = hidden[everyone[: len(rows)], at].float()
             said = torch.addmm(self._bias[layer], x, self._weight[layer]).softmax(-1).cpu()

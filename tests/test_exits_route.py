@@ -244,3 +244,10 @@ def test_bad_input(given: list[str], words: list[str], tmp_path: Path, capsys: p
     assert len(lines) == 1
     assert [w for w in words if w not in lines[0]] == [], lines[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_too_few_prompts_for_the_rate_are_said_before_a_model_is_read() -> None:
+    """By a study whose model is not even there."""
+    task = {"text": [f"text {i}" for i in range(40)], "label": ["a", "b"] * 20}
+    with pytest.raises(InputError, match=r"task one has 16: give more prompts, or 0\.059"):
+        moescope.route("no-such-model", {"one": task, "two": task | {"text": [f"line {i}" for i in range(40)]}})

@@ -17,7 +17,7 @@ from moescope.capture.encode import encode
 from moescope.errors import InputError
 from moescope.models import LoadedModel
 from moescope.runtime.choices import Source
-from moescope.runtime.route.router import KnownPrompts, Named, TaskRouter, fit_router
+from moescope.runtime.route.router import KnownPrompts, Named, TaskRouter, check_calibration, fit_router
 from moescope.runtime.route.store import ModelRouter
 from moescope.runtime.route.watch import prompt_features, watching
 from moescope.studies.route.claims import route_claims
@@ -69,6 +69,9 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
     inner = context.rows(
         FoldRows("prompts, within fit", fitting, group_folds(y[rows.fit], fitting, n_folds=_FOLDS, seed=run.seed))
     )
+    for label, name in enumerate(names):  # before the model runs for minutes
+        held = rows.groups[rows.calibrate[y[rows.calibrate] == label]]
+        check_calibration(name, len(np.unique(held)), settings.unknown)
     loaded = context.load(model)
     source, layer = _where(loaded, settings)
     texts = [e.text for e in together.examples]

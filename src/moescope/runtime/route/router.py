@@ -129,13 +129,15 @@ def fit_router(
 ) -> TaskRouter:
     """Fit on ``train``, and record how strange ``calibration`` is, which shares no group with it.
 
-    Where several calibration rows share a group the first of them counts, so that the units are exchangeable.
+    Where several calibration rows share a group one of them counts, so that the units are exchangeable: drawn at random, for
+    the first may be of another kind than the rest (the right answer to a question, say).
 
     Raises:
         InputError: a task has too few calibration groups for ``rate``.
     """
-    first = np.unique(calibration.groups, return_index=True)[1]
-    held, tokens, owner = calibration.x[first], calibration.tokens[first], calibration.task[first]
+    order = np.random.default_rng(0).permutation(len(calibration.groups))
+    one = order[np.unique(calibration.groups[order], return_index=True)[1]]
+    held, tokens, owner = calibration.x[one], calibration.tokens[one], calibration.task[one]
     for t, name in enumerate(names):
         check_calibration(name, int((owner == t).sum()), rate)
     x = np.asarray(train.x, dtype=np.float64)

@@ -43,8 +43,8 @@ _RUNNERS = (("moescope", BLUE), ("grouped_mm", SKY))
 CAPTION = (
     "What the conversion costs and gains. Left: perplexity on held-out text over the share of the MLPs' weights that work on a "
     "token, router included, and of the bytes that 8-bit weights read; the dense model as a line; hollow and dashed, what was "
-    "fine-tuned for one share, at this share and others. Middle: KL divergence from the original. Right: speed-up over the dense model end to end for each kind of "
-    "work, a tick where the weights alone set the ceiling."
+    "fine-tuned for one share, at this share and others. Middle: KL divergence from the original. Right: speed-up over the "
+    "dense model end to end for each kind of work, a tick where the weights alone set the ceiling."
 )
 
 

@@ -12,6 +12,7 @@ from statistics import median
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import quantile_test
 
 from moescope.capture.encode import encode
 from moescope.errors import InputError
@@ -185,11 +186,17 @@ def _speed(router: TaskRouter, model: LoadedModel, texts: list[str], context: Co
         began = time.perf_counter()
         router.name(x, np.array([20]))
         alone.append(time.perf_counter() - began)
-    extra = median(b - a for a, b in zip(bare, watched, strict=True))
+    more = np.subtract(watched, bare)
+    between = quantile_test(more, p=0.5).confidence_interval()  # of the median over prompts, by ranks
     return pd.DataFrame(
         [
             {"what": "forward pass of a prompt", "microseconds": 1e6 * median(bare)},
-            {"what": "more with the router listening", "microseconds": 1e6 * extra},
+            {
+                "what": "more with the router listening",
+                "microseconds": 1e6 * float(np.median(more)),
+                "low": 1e6 * between.low,
+                "high": 1e6 * between.high,
+            },
             {"what": "naming alone", "microseconds": 1e6 * median(alone)},
         ]
     )

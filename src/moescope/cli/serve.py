@@ -58,7 +58,7 @@ def serve(
     from moescope.server.app import create_app
     from moescope.server.guard import LOOPBACK
     from moescope.server.lane import ModelThread
-    from moescope.server.run import address, bind, connections, run
+    from moescope.server.run import Server, address, bind, connections
 
     with ExitStack() as stack:
         try:
@@ -77,10 +77,12 @@ def serve(
             print(
                 "warning: anyone who can reach this address can use the model; --token-file asks for a token", file=sys.stderr
             )
-        ended = run(create_app(served, limits, thread=thread, anywhere=not loopback, token=token), opened, most)
+        server = Server(create_app(served, limits, thread=thread, anywhere=not loopback, token=token), opened, most)
+        server.run()
+        thread.close()
         print("stopped", file=sys.stderr)
-        if ended == signal.SIGTERM:
-            sys.exit(128 + ended)
+        if server.signal == signal.SIGTERM:
+            sys.exit(128 + signal.SIGTERM)
 
 
 def _token(file: Path | None) -> str | None:

@@ -155,16 +155,26 @@ class _Connection(H11Protocol):
             self._stuck = None
 
 
-class _Server(uvicorn.Server):
-    """Takes connections itself: asyncio's own way of it takes any number, and logs a thousand lines a second where the process
-    may open no more files.
+class Server(uvicorn.Server):
+    """Serves an app of ``create_app``; requests are not logged.
+
+    It takes connections itself: asyncio's own way of it takes any number, and logs thousands of lines a second where the
+    process may open no more files.
+
+    Args:
+        most: connections at the same time, as :func:`connections` says; None: as many as the app's limits allow.
     """
 
-    def __init__(self, config: uvicorn.Config, service: Service, opened: socket.socket, most: int) -> None:
-        super().__init__(config)
+    def __init__(self, app: FastAPI, opened: socket.socket, most: int | None = None) -> None:
+        service: Service = app.state.service
+        seconds = service.limits.grace_seconds
+        options: dict[str, Any] = {"log_level": "error", "access_log": False, "server_header": False, "ws": "none"}
+        super().__init__(uvicorn.Config(app, **options, timeout_graceful_shutdown=ceil(seconds) + 5))
         self._service, self._opened = service, opened
-        self._room = asyncio.Semaphore(most)
+        self._room = asyncio.Semaphore(most or service.limits.connections)
         self.signal: int | None = None
+        """what has told it to stop"""
+        service.metrics.gauge("moescope_connections", "Open.", lambda: len(self.server_state.connections))
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=[])
@@ -194,7 +204,9 @@ class _Server(uvicorn.Server):
                 await asyncio.sleep(0.2)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """At a second signal nothing is waited for."""
+        """SIGINT: generations end at their next token. SIGTERM: they have ``grace_seconds`` to end by themselves. At a second
+        signal nothing is waited for.
+        """
         if self.should_exit:
             self.force_exit = True
         if self.should_exit or sig == signal.SIGINT:
@@ -209,24 +221,3 @@ class _Server(uvicorn.Server):
         self._opened.close()
         asyncio.get_running_loop().call_later(self._service.limits.grace_seconds, self._service.stop)
         await super().shutdown()
-
-
-def run(app: FastAPI, opened: socket.socket, most: int | None = None) -> int | None:
-    """Serve until SIGINT, at which generations end at their next token, or SIGTERM, at which they have
-    ``Limits.grace_seconds`` to end by themselves. Requests are not logged.
-
-    Args:
-        most: connections at the same time, as :func:`connections` says.
-
-    Returns:
-        The signal.
-    """
-    service: Service = app.state.service
-    limits = service.limits
-    options: dict[str, Any] = {"log_level": "error", "access_log": False, "server_header": False, "ws": "none"}
-    config = uvicorn.Config(app, **options, timeout_graceful_shutdown=ceil(limits.grace_seconds) + 5)
-    server = _Server(config, service, opened, most or limits.connections)
-    service.metrics.gauge("moescope_connections", "Open.", lambda: len(server.server_state.connections))
-    server.run()
-    service.close()
-    return server.signal

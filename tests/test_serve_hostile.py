@@ -224,15 +224,17 @@ def test_a_large_request_lets_small_ones_pass(served: Served, monkeypatch: pytes
     """It goes in parts, and who comes later and is small goes between two of them."""
     monkeypatch.setattr("moescope.server.lane._LARGEST", 8192)
     order: list[str] = []
+    begun: list[int] = []
     gate = threading.Semaphore(0)
 
     def run(encoded: Encoded) -> list[dict[str, Any]]:
+        begun.append(len(encoded))
         gate.acquire()
         order.append("small" if int(encoded.lengths.max()) < 10 else f"part of {len(encoded)}")
         return [{"tokens": int(n)} for n in encoded.lengths]
 
     async def passed(n: int) -> None:
-        while len(order) < n:
+        while len(order) < n or len(begun) == n:  # and the next part is on its way
             await asyncio.sleep(0.01)
 
     async def scenario() -> Answered:
@@ -318,7 +320,8 @@ def test_a_long_prompt_is_read_in_parts_with_the_same_result() -> None:
 
 
 def test_parameters_out_of_range_are_refused_in_one_line(served: Served) -> None:
-    with serving(served, Limits()) as port:
+    with serving(served, Limits(new_tokens=20)) as port:
+        assert '"new_tokens":20,' in ask(port, "/v1/stream", {"prompt": "w1"})[2]  # what the server allows
         greedy = ask(port, "/v1/stream", {"prompt": "w1", "max_new_tokens": 4})[2].partition('"seconds"')[0]
         for temperature in (5e-324, 1e-300, 1e-9):
             said = ask(port, "/v1/stream", {"prompt": "w1", "max_new_tokens": 4, "temperature": temperature})[2]
@@ -351,6 +354,9 @@ def test_a_token_opens_the_server(served: Served) -> None:
         assert ask(port, "/v1/info", token="Bearer correct-horse-battery")[0] == 200
         assert ask(port, "/v1/classify", {"texts": ["w1 w2"]}, "bearer correct-horse-battery")[0] == 200
         assert [ask(port, path)[0] for path in ("/", "/v1/health")] == [200, 200]
+        schema = ask(port, "/openapi.json", token="Bearer correct-horse-battery")[2]
+        assert schema["security"] == [{"token": []}]
+        assert schema["components"]["securitySchemes"] == {"token": {"type": "http", "scheme": "bearer"}}
 
 
 def test_every_answer_forbids_frames_and_guessing(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,7 +395,9 @@ def test_the_schema_states_its_errors_and_limits(served: Served) -> None:
     parts = schema["components"]["schemas"]
     texts = parts["ClassifyBody"]["properties"]["texts"]
     assert (texts["minItems"], texts["maxItems"], texts["items"]["maxLength"]) == (1, 7, 50)
-    assert parts["StreamBody"]["properties"]["max_new_tokens"]["maximum"] == 9
+    new = parts["StreamBody"]["properties"]["max_new_tokens"]
+    assert (new["maximum"], new["default"]) == (9, 9)
+    assert "security" not in schema
 
 
 def test_what_was_done_can_be_read_as_metrics(served: Served) -> None:

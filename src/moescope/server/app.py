@@ -22,7 +22,7 @@ from moescope.server.limits import Limits, Refused
 from moescope.server.metrics import CONTENT_TYPE, Measured
 from moescope.server.served import Served
 from moescope.server.service import OURS, Service
-from moescope.server.wire import ClassifyBody, RouteBody, StreamBody, bounded, failures
+from moescope.server.wire import ClassifyBody, RouteBody, StreamBody, bounded, events, failures
 from moescope.server.writer import Writer
 
 _VERSION = metadata.version("moescope")
@@ -78,14 +78,12 @@ def create_app(
     async def route(body: RouteBody) -> dict[str, Any]:
         return await service.route(body.texts)
 
-    events = {"description": "Server-sent events.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
-
-    @app.post("/v1/stream", response_class=StreamingResponse, responses={200: events, **failures(400, 409, 422, 500, 503)})
+    @app.post("/v1/stream", response_class=StreamingResponse, responses=events() | failures(400, 409, 422, 500, 503))
     async def stream(body: StreamBody) -> StreamingResponse:
         return _Events(service, await service.writer(body))
 
     described = app.openapi
-    app.openapi = lambda: bounded(described(), service.limits)  # type: ignore[method-assign]
+    app.openapi = lambda: bounded(described(), service.limits, token is not None)  # type: ignore[method-assign]
     paths = frozenset(route.path for route in app.routes if hasattr(route, "path"))
     room = Room()
     service.metrics.gauge("moescope_large_bodies_bytes", "Held of large requests.", lambda: room.held)

@@ -98,13 +98,14 @@ class Service:
         if self.served.silent:
             raise Refused(f"{self.served.silent}; /v1/classify and /v1/route are for it", 409)
         self.limits.check([body.prompt], "prompt")
-        if body.max_new_tokens > self.limits.new_tokens:
-            raise Refused(
-                f"max_new_tokens: {body.max_new_tokens}, but the limit is {self.limits.new_tokens}; ask for fewer", 413
-            )
+        new, most = body.max_new_tokens, self.limits.new_tokens
+        if "max_new_tokens" not in body.model_fields_set:
+            new = min(new, most)
+        if new > most:
+            raise Refused(f"max_new_tokens: {new}, but the limit is {most}; ask for fewer", 413)
         if self.generating >= self.limits.streams:
             raise Refused(f"{self.generating} texts are being generated already; try again in a moment", 503)
-        sampling = Sampling(new_tokens=body.max_new_tokens, temperature=body.temperature, seed=body.seed)
+        sampling = Sampling(new_tokens=new, temperature=body.temperature, seed=body.seed)
         self._starting += 1  # before anything is awaited, so that no other takes the same place
         try:
             writer = await self._thread.do(lambda: Writer(self.served, body.prompt, sampling))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from moescope.server.limits import Limits
+
+# JSON knows one kind of number: 3.0 is a whole one
+Whole = Annotated[int, BeforeValidator(lambda v: int(v) if isinstance(v, float) and v.is_integer() else v)]
 
 
 class _Body(BaseModel):
@@ -25,9 +28,11 @@ class RouteBody(_Body):
 
 class StreamBody(_Body):
     prompt: str
-    max_new_tokens: int = Field(64, ge=1)
+    max_new_tokens: Whole = Field(64, ge=1)
+    """by default fewer where the server allows no more"""
     temperature: float = Field(0.0, ge=0, le=100)
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: Whole = Field(0, ge=0, lt=2**53)
+    """what every reader of JSON takes for the same number"""
 
 
 class Failure(BaseModel):
@@ -66,12 +71,28 @@ def failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return told
 
 
-def bounded(schema: dict[str, Any], limits: Limits) -> dict[str, Any]:
-    """The OpenAPI schema with what these limits allow."""
+def events() -> dict[int | str, dict[str, Any]]:
+    """For a route of FastAPI whose answer is server-sent events."""
+    event = {"enum": ["prompt", "token", "done", "error"]}
+    data = {"type": "string", "contentMediaType": "application/json"}
+    one = {"type": "object", "properties": {"event": event, "data": data}, "required": ["event", "data"]}
+    return {200: {"description": "Server-sent events.", "content": {"text/event-stream": {"schema": one}}}}
+
+
+def bounded(schema: dict[str, Any], limits: Limits, token: bool) -> dict[str, Any]:
+    """The OpenAPI schema with what these limits allow, and that a token is asked for."""
     parts = schema["components"]["schemas"]
     for body in ("ClassifyBody", "RouteBody"):
-        text = {"type": "string", "minLength": 1, "maxLength": limits.characters}
+        text = {"type": "string", "pattern": r"\S", "maxLength": limits.characters}
         parts[body]["properties"]["texts"] |= {"minItems": 1, "maxItems": limits.texts, "items": text}
-    parts["StreamBody"]["properties"]["prompt"] |= {"minLength": 1, "maxLength": limits.characters}
-    parts["StreamBody"]["properties"]["max_new_tokens"]["maximum"] = limits.new_tokens
+    asked = parts["StreamBody"]["properties"]
+    asked["prompt"] |= {"pattern": r"\S", "maxLength": limits.characters}
+    asked["max_new_tokens"] |= {
+        "maximum": limits.new_tokens,
+        "default": min(asked["max_new_tokens"]["default"], limits.new_tokens),
+    }
+    if token:
+        schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        schema["security"] = [{"token": []}]
+        schema["paths"]["/v1/health"]["get"]["security"] = []
     return schema

@@ -198,10 +198,10 @@ def test_a_client_that_goes_away_stops_its_generation() -> None:
     steps = 0
     do = service._thread.do
 
-    async def counting(work: Any, turn: Any = None) -> Any:
+    async def counting(work: Any, due: float | None = None) -> Any:
         nonlocal steps
         steps += 1
-        return await do(work, turn)
+        return await do(work, due)
 
     service._thread.do = counting  # type: ignore[method-assign]
     came = asyncio.run(_ask(app, {"prompt": "w1 w2", "max_new_tokens": 100}, until=5))

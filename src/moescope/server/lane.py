@@ -20,34 +20,32 @@ from moescope.server.limits import Refused
 
 T = TypeVar("T")
 
-PATIENCE = 8.0
-"""seconds that requests which come later may go before one, for each second of the model that it has had already"""
+LARGE = 0.25
+"""share of a busy model that requests which go in parts get at least, all together"""
 SLICE = 0.25
 """seconds of the model after which a large request lets others go first"""
-_SMALLEST, _FIRST, _LARGEST = 1024, 8192, 2**20  # characters of a batch
+_SMALLEST, _FIRST, _LARGEST = 4096, 8192, 2**20  # characters of a batch
 
 
 @dataclass(eq=False)
 class Turn:
-    """When a request came and what it has had of the model. The next piece of work is that of the request which is due first:
-    a short one that comes late goes before the rest of a long one, which still gets its share of a busy model.
+    """When a request is due: when it came, and later the more of the model it has had. The next piece of work is that of the
+    request which is due first, so a short one that comes late goes before the rest of a long one, which still gets its share.
     """
 
-    began: float = field(default_factory=time.monotonic)
-    used: float = 0.0
-    """seconds"""
+    due: float = field(default_factory=time.monotonic)
 
-    @property
-    def due(self) -> float:
-        return self.began + PATIENCE * self.used
+    def charge(self, seconds: float, share: float) -> None:
+        """``seconds`` of the model were used by a request that gets ``share`` of it at least."""
+        self.due += seconds / share
 
-    def timed(self, work: Callable[[], T]) -> T:
-        """``work()``, which is put on this request's account."""
+    def timed(self, work: Callable[[], T], share: float) -> T:
+        """``work()``, charged."""
         start = time.monotonic()
         try:
             return work()
         finally:
-            self.used += time.monotonic() - start
+            self.charge(time.monotonic() - start, share)
 
 
 class ModelThread:
@@ -66,10 +64,9 @@ class ModelThread:
         """What ``work()`` returns or raises; for callers outside an event loop."""
         return self.submit(work).result()
 
-    async def do(self, work: Callable[[], T], turn: Turn | None = None) -> T:
-        """The same, inside one, for the account of a request; None: a new one's."""
-        turn = turn or Turn()
-        return await asyncio.wrap_future(self.submit(lambda: turn.timed(work), turn.due))
+    async def do(self, work: Callable[[], T], due: float | None = None) -> T:
+        """The same, inside one."""
+        return await asyncio.wrap_future(self.submit(work, due))
 
     def submit(self, work: Callable[[], T], due: float | None = None) -> Future[T]:
         """``due`` is of :class:`Turn`; None: now."""
@@ -139,6 +136,7 @@ class Lane:
             only.
         run: token ids of N texts to N results.
         waiting: requests that may wait or be on their way.
+        share: of a busy model, that requests in parts get at least, all together.
     """
 
     def __init__(
@@ -149,9 +147,10 @@ class Lane:
         *,
         texts: int = 64,
         waiting: int = 256,
+        share: float = LARGE,
     ) -> None:
         self._thread, self._read, self._run = thread, read, run
-        self._most, self._room, self._characters = texts, waiting, _FIRST
+        self._most, self._room, self._share, self._characters = texts, waiting, share, _FIRST
         self._waiting: list[_Asked] = []
 
     def __len__(self) -> int:
@@ -179,9 +178,10 @@ class Lane:
             self._answer(ready)
         seconds = time.monotonic() - start
         self._measure(sum(len(text) for _, texts in taken for text in texts), seconds)
+        begun = sum(bool(asked.results) for asked in self._waiting)
         for asked, _ in ready:
-            asked.turn.used += seconds
-            if asked in self._waiting:
+            if asked in self._waiting:  # it goes in parts
+                asked.turn.charge(seconds, self._share / max(1, begun))
                 self._thread.submit(self._turn, asked.turn.due)
 
     def _take(self) -> list[tuple[_Asked, list[str]]]:

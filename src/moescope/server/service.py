@@ -16,13 +16,15 @@ from moescope.capture.encode import Encoded, encode
 from moescope.errors import InputError
 from moescope.runtime.exit.classifier import ExitClassifier
 from moescope.runtime.route.watch import name_tasks
-from moescope.server.lane import Lane, ModelThread, Turn
+from moescope.server.lane import LARGE, Lane, ModelThread, Turn
 from moescope.server.limits import Limits, Refused
 from moescope.server.metrics import Metrics
 from moescope.server.served import Served
 from moescope.server.wire import StreamBody
 from moescope.server.writer import Sampling, Writer
 
+WRITING = 0.5
+"""share of a busy model that generations get at least, all together"""
 OURS = "an error inside moescope; the server's own output says which"
 
 
@@ -35,14 +37,15 @@ class Service:
         self._thread = thread
         self._starting = 0
         self._writers: weakref.WeakSet[Writer] = weakref.WeakSet()  # a stream that is never begun is never ended either
-        room = {"texts": limits.texts, "waiting": limits.waiting}
+        lanes = len(served.classifiers) + (served.router is not None)
+        room: dict[str, Any] = {"texts": limits.texts, "waiting": limits.waiting, "share": LARGE / max(1, lanes)}
         self._classify = {
             task: Lane(self._thread, partial(self._read, one.exit), partial(self._classified, task, one.exit), **room)
             for task, one in served.classifiers.items()
         }
         self._route = Lane(self._thread, self._read_to_name, self._named, **room) if served.router else None
-        lanes = [*self._classify.values(), *([self._route] if self._route else [])]
-        self.metrics.gauge("moescope_waiting", "Requests for a classifier or the router.", lambda: sum(map(len, lanes)))
+        queues = [*self._classify.values(), *([self._route] if self._route else [])]
+        self.metrics.gauge("moescope_waiting", "Requests for a classifier or the router.", lambda: sum(map(len, queues)))
         self.metrics.gauge("moescope_generating", "Texts that are being written.", lambda: self.generating)
 
     def stop(self) -> None:
@@ -128,7 +131,8 @@ class Service:
         began, kind, turn = time.perf_counter(), "prompt", Turn()
         try:
             while writer.over is None and not self.stopping:
-                said = await self._thread.do(writer.step, turn)
+                step = partial(turn.timed, writer.step, WRITING / max(1, self.generating))
+                said = await self._thread.do(step, turn.due)
                 if said is None:  # a long prompt is read in parts
                     continue
                 if kind == "prompt":
@@ -136,7 +140,7 @@ class Service:
                 else:
                     self.metrics.tokens.labels("written").inc()
                 yield _event(kind, said)
-                kind, turn = "token", Turn()
+                kind = "token"
             seconds = round(time.perf_counter() - began, 4)
             yield _event("done", {"reason": writer.over or "stopped", "new_tokens": writer.written, "seconds": seconds})
         except InputError as error:

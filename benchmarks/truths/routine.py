@@ -18,8 +18,8 @@ class Routine:
 
     Attributes:
         kind: ``interval``: 95 %, to cover in 93-97 % of draws; at N up to ``wide``, in 93 % at least. p under its null:
-            ``exact p`` is uniform, ``p`` is at most .05 in 3-7 % of draws, ``safe p`` in at most 7 %. ``risk``: 1 where what was promised not to happen did, in at most a
-            share ``bound``; ``mean``: at most ``bound`` on average.
+            ``exact p`` is uniform, ``p`` is at most .05 in 3-7 % of draws, ``safe p`` in at most 7 %. ``risk``: 1 where
+            what was promised not to happen did, in at most a share ``bound``; ``mean``: at most ``bound`` on average.
         sizes: small, middle and large N, of what is independent.
         draw: (N, seed) -> numbers, from planted arrays by the product's own function.
     """

@@ -30,7 +30,7 @@ from torch import nn
 from moescope.errors import InputError, Note
 from moescope.files.folder import output, settled
 from moescope.models import LoadedModel, load
-from moescope.study.provenance import machine, subject
+from moescope.study.provenance import machine, spent, subject
 from moescope.study.result import Artifact, StudyResult
 from moescope.study.result import load as load_result
 from moescope.study.rows import FOLDS, FoldRows, Rows
@@ -75,7 +75,7 @@ class Context:
         self.notes: list[str] = []
         self.leaks: dict[str, Regrouped] = {}
         """tasks that hold near-duplicates, by name"""
-        self._began = time.time()
+        self._began, self._before = time.time(), spent()["cpu_seconds"]
         self._rows: list[dict[str, Any]] = []
         self._controls: list[dict[str, Any]] = []
         self._loaded: list[LoadedModel] = []
@@ -249,6 +249,7 @@ class Context:
         """
         tables = {name: table for name, table in tables.items() if len(table.columns)}
         check_tables(self.study, tables)
+        used = spent()
         facts = {
             **(subject(model, tasks) if isinstance(model, LoadedModel) else {"model": model} if model else {}),
             "title": title,
@@ -260,6 +261,8 @@ class Context:
             "notes": list(dict.fromkeys([*self.notes, *self._notes_of_reading()])),
             **machine(),
             "seconds": round(time.time() - self._began, 1),
+            "cpu_seconds": round(used["cpu_seconds"] - self._before, 1),
+            "peak_gib": used["peak_gib"],
             **meta,
         }
         result = StudyResult(

@@ -12,8 +12,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from moescope.models import LoadedModel
 from moescope.types import Task
+
+if sys.platform != "win32":
+    import resource
 
 _PACKAGES = ("moescope", "torch", "transformers", "numpy", "scikit-learn", "pandas")
 
@@ -46,6 +51,17 @@ def machine() -> dict[str, Any]:
         "git_revision": git_revision(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def spent() -> dict[str, float]:
+    """What the process has used: ``cpu_seconds``, ended children's too, and ``peak_gib``, its largest resident memory."""
+    times, memory = psutil.Process().cpu_times(), psutil.Process().memory_info()
+    cpu = times.user + times.system + getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
+    if sys.platform == "win32":
+        peak = int(memory.peak_wset)
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {"cpu_seconds": round(cpu, 1), "peak_gib": round(peak / 2**30, 2)}
 
 
 def subject(model: LoadedModel, tasks: Sequence[Task]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def main(only: list[str]) -> int:
             here = work / "here"
             here.mkdir()
             # a figure is drawn anew for each point
-            step = 8 if "figures" in name else 1
+            step = 12 if "figures" in name else 1
             tallies = [strike_everywhere(kind, here, "kill", replacing=False, step=step)]
             if not kind.replaced:
                 tallies.append(Tally())

@@ -321,10 +321,10 @@ def test_a_circuit_of_another_model_is_refused(tmp_path: Path) -> None:
     """Its neurons exist in this one too, and do something else."""
     model = tiny_model("llama", head=True)
     found = {"sentiment": {"neurons": [{"site": "resid", "layer": 1, "neuron": 3}]}}
-    stored = tmp_path / "results.json"
+    stored = tmp_path / "circuits.json"
     stored.write_text(json.dumps({"meta": {"model": "another", "fingerprint": "0"}, "circuits": found}))
     with pytest.raises(InputError, match=rf"is a circuit of another, not of {model.name}"):
-        steer(model, passages(), SteerSettings(ablate=str(tmp_path)))
+        steer(model, passages(), SteerSettings(ablate=str(stored)))
 
 
 def test_neurons_are_ablated_beside_random_neurons(tmp_path: Path) -> None:

@@ -317,6 +317,16 @@ class Text:
         self.text, self.category, self.id, self.group = text, category, id, None
 
 
+def test_a_circuit_of_another_model_is_refused(tmp_path: Path) -> None:
+    """Its neurons exist in this one too, and do something else."""
+    model = tiny_model("llama", head=True)
+    found = {"sentiment": {"neurons": [{"site": "resid", "layer": 1, "neuron": 3}]}}
+    stored = tmp_path / "circuits.json"
+    stored.write_text(json.dumps({"meta": {"model": "another", "fingerprint": "0"}, "circuits": found}))
+    with pytest.raises(InputError, match=rf"is a circuit of another, not of {model.name}"):
+        steer(model, passages(), SteerSettings(ablate=str(stored)))
+
+
 def test_neurons_are_ablated_beside_random_neurons(tmp_path: Path) -> None:
     circuit = tmp_path / "circuit.json"
     circuit.write_text(json.dumps({"neurons": [{"site": "mlp_act", "layer": 2, "neuron": i} for i in range(3)]}))

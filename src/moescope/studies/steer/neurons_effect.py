@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -65,12 +65,7 @@ def load_circuit(path: str | Path) -> Circuit:
     Raises:
         InputError: the file is not there, or holds no circuit.
     """
-    source = Path(path)
-    file = source / MANIFEST if source.is_dir() else source
-    try:
-        data = read_manifest(file) if file.name == MANIFEST else json.loads(read_text(file))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{file}: this is not JSON ({error})", "ablate") from error
+    file, data = _stored(path)
     try:
         stored = [data] if "neurons" in data else list(data["circuits"].values())
         circuits = [circuit_from_json({"task": file.stem, "divergence": [], **one}) for one in stored]
@@ -82,6 +77,27 @@ def load_circuit(path: str | Path) -> Circuit:
     if not neurons:
         raise InputError(f"{file}: its circuit has no neurons", "ablate")
     return Circuit("+".join(c.task for c in circuits), tuple(neurons), ())
+
+
+def check_circuit_of(path: str | Path, model: LoadedModel) -> None:
+    """Whether the circuits result at ``path`` is of ``model``; a list of neurons says nothing of where it is from.
+
+    Raises:
+        InputError: it is of another model, whose neurons of these numbers do something else.
+    """
+    file, data = _stored(path)
+    meta = data.get("meta", {})
+    if meta.get("fingerprint", model.fingerprint) != model.fingerprint:
+        raise InputError(f"{file} is a circuit of {meta.get('model')}, not of {model.name} (other weights)", "ablate")
+
+
+def _stored(path: str | Path) -> tuple[Path, Any]:
+    source = Path(path)
+    file = source / MANIFEST if source.is_dir() else source
+    try:
+        return file, read_manifest(file) if file.name == MANIFEST else json.loads(read_text(file))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{file}: this is not JSON ({error})", "ablate") from error
 
 
 def neuron_moments(

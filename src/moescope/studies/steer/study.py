@@ -16,7 +16,7 @@ from moescope.models import LoadedModel
 from moescope.studies.steer.claims import FAMILY, steering_claims
 from moescope.studies.steer.effects import Plan, Texts, compare_effects, prepare_texts
 from moescope.studies.steer.experts_effect import Usage, experts_plan, text_usage
-from moescope.studies.steer.neurons_effect import neurons_plan
+from moescope.studies.steer.neurons_effect import check_circuit_of, neurons_plan
 from moescope.studies.steer.settings import SteerSettings
 from moescope.studies.steer.steering import Steering, by_category, by_hand, categories
 from moescope.study.protocol import Context, ModelLike, PromptsLike, TextsLike
@@ -55,8 +55,8 @@ def steer(
         A result of kind ``"steer"``: tables ``effects``, ``experts`` or ``neurons`` (what was edited), and ``samples``.
 
     Raises:
-        InputError: nothing to do, a model without its head, an expert or neuron that is not there, a category without
-            texts, too few random sets for a verdict.
+        InputError: nothing to do, a model without its head, an expert or neuron that is not there, a circuit of another model,
+            a category without texts, too few random sets for a verdict.
 
     >>> import moescope
     >>> settings = moescope.SteerSettings(ban=("1:2",), target="code")
@@ -77,6 +77,8 @@ def steer(
     selecting = asked if chosen or settings.like_text else []
     _check_apart(selecting, passages)
     loaded = context.load(model, head=True)
+    if settings.ablate is not None:
+        check_circuit_of(settings.ablate, loaded)
     if selecting:
         steerings += by_category(loaded, selecting, settings, run)
     for steering in steerings:  # before the model runs for minutes

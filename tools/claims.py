@@ -31,8 +31,8 @@ SOURCES = {
     "M": "Secret mixtures of experts (arXiv 2512.18452)",
 }
 HEAD = ("| claim | published | measured | 95 % | control | p (Holm) | verdict |", "|---|---|---|---|---|---|---|")
-_KEPT = ("title", "model", "command", "date", "seconds", "forward_tokens", "tasks", "seed", "settings")
-_KEPT += ("quantisation", "encoding", "device", "notes", "sources")
+_KEPT = ("title", "model", "command", "date", "seconds", "cpu_seconds", "peak_memory_gib", "forward_tokens", "tasks", "seed")
+_KEPT += ("settings", "quantisation", "encoding", "device", "notes", "sources")
 MODELS = ROOT / "docs" / "models"
 REAL = {"smollm2": "SmolLM2-135M-Instruct", "gemma3-270m": "Gemma-3-270M"}
 _TABLES = ("published", "baselines")  # of a model's page, where a result has them
@@ -118,6 +118,7 @@ def model_page(name: str, results: list[Saved]) -> str:
         meta = result.meta
         lines += ["", f"## {meta['title']}", "", f"`{meta['command']}`", ""]
         facts = {"weights": meta.get("quantisation"), "ran on": meta.get("device"), "seconds": meta.get("seconds")}
+        facts |= {"of the processors": meta.get("cpu_seconds"), "peak memory, GiB": meta.get("peak_memory_gib")}
         lines.append("; ".join(f"{key}: {value}" for key, value in facts.items() if value is not None) + ".")
         lines += ["", *(f"- {note}" for note in meta.get("notes", []))]
         for title, table in result.tables.items():

@@ -28,7 +28,7 @@ from torch import nn
 
 from moescope.errors import InputError, Note
 from moescope.models import LoadedModel, load
-from moescope.study.provenance import machine, subject
+from moescope.study.provenance import machine, spent, subject
 from moescope.study.result import Artifact, StudyResult
 from moescope.study.result import load as load_result
 from moescope.study.rows import FOLDS, FoldRows, Rows
@@ -255,6 +255,7 @@ class Context:
             "notes": list(dict.fromkeys([*self.notes, *self._notes_of_reading()])),
             **machine(),
             "seconds": round(time.time() - self._began, 1),
+            **spent(),
             **meta,
         }
         result = StudyResult(

@@ -7,6 +7,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +15,11 @@ from typing import Any
 
 from moescope.models import LoadedModel
 from moescope.types import Task
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 _PACKAGES = ("moescope", "torch", "transformers", "numpy", "scikit-learn", "pandas")
 
@@ -46,6 +52,15 @@ def machine() -> dict[str, Any]:
         "git_revision": git_revision(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def spent() -> dict[str, Any]:
+    """Of the process so far: processor time over all threads, and the most memory it held, where the system tells."""
+    facts: dict[str, Any] = {"cpu_seconds": round(time.process_time(), 1)}
+    if resource is not None:
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, KiB elsewhere
+        facts["peak_memory_gib"] = round(most / 2 ** (30 if sys.platform == "darwin" else 20), 2)
+    return facts
 
 
 def subject(model: LoadedModel, tasks: Sequence[Task]) -> dict[str, Any]:

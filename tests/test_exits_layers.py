@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,8 @@ import torch
 from moescope.capture import activations
 from moescope.capture.encode import Encoded, encode, pad
 from moescope.errors import InputError
+from moescope.files import atomic
+from moescope.files.checkpoint import load_arrays, save_arrays
 from moescope.models import LoadedModel
 from moescope.runtime.exit.classifier import ExitClassifier
 from moescope.runtime.exit.features import read_features
@@ -20,7 +21,6 @@ from moescope.runtime.exit.heads import Heads
 from moescope.runtime.exit.layers import Stepper, check_leaving
 from moescope.runtime.exit.rule import Guarantee
 from moescope.runtime.exit.store import load_exit
-from moescope.study import artifacts
 from moescope.types import Site
 from tests.architectures import SETTINGS, tiny_model
 
@@ -191,7 +191,7 @@ def test_saved_and_loaded(kind: str, tmp_path: Path) -> None:
     promise = Guarantee(float("inf"), 0.02, 0.1, "accuracy", "ltt", 200, 0.0)
     made = dataclasses.replace(classifier(model, kind, threshold=float("inf")), guarantee=promise, max_tokens=9)
     back = load_exit(made.write(tmp_path / "x"), model)
-    assert sorted(p.name for p in (tmp_path / "x").iterdir()) == ["exit.json", "exit.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "x").iterdir()) == ["exit.safetensors"]
     assert (back.guarantee, back.threshold, back.checks, back.max_tokens) == (promise, made.threshold, made.checks, 9)
     np.testing.assert_array_equal(back.run(TEXTS[:3]).probability, made.run(TEXTS[:3]).probability)
 
@@ -201,15 +201,19 @@ def test_what_cannot_be_loaded(tmp_path: Path) -> None:
     folder = classifier(model, "linear").write(tmp_path / "x")
     with pytest.raises(InputError, match="was made for"):
         load_exit(folder, tiny_model("llama", seed=1))
-    with pytest.raises(InputError, match=r"exit\.json is missing"):
+    with pytest.raises(InputError, match=r"exit\.safetensors is missing"):
         load_exit(tmp_path, model)
-    text = (folder / "exit.json").read_text()
-    for damaged, word in ((text.replace('"kind": "linear"', '"kind": "oracle"'), "oracle"), (text[:50], "damaged")):
-        (folder / "exit.json").write_text(damaged)
-        with pytest.raises(InputError, match=word):
+    file = folder / "exit.safetensors"
+    data = file.read_bytes()
+    arrays, note = load_arrays(file, "moescope-exit-3")
+    save_arrays(file, arrays, {**note, "kind": "oracle"})
+    with pytest.raises(InputError, match="oracle"):
+        load_exit(folder, model)
+    for at in (20, len(data) // 2, len(data) - 1):
+        file.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        with pytest.raises(InputError, match=r"exit\.safetensors: .*damaged"):
             load_exit(folder, model)
-    (folder / "exit.json").write_text(text)
-    (folder / "exit.safetensors").write_bytes((folder / "exit.safetensors").read_bytes()[:40])
+    file.write_bytes(data[:40])
     with pytest.raises(InputError, match="damaged"):
         load_exit(folder, model)
 
@@ -218,26 +222,21 @@ class Killed(BaseException):
     """What a kill is to the code that it ends: nothing after it runs."""
 
 
-def test_a_write_killed_between_its_files_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """New heads beside the old JSON would answer otherwise than either classifier; the folder is refused until it is whole."""
+def test_a_write_that_is_killed_leaves_the_old_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
     old = classifier(model, "linear")
     heads = dataclasses.replace(old.heads, weight=tuple(-w for w in old.heads.weight))
     new = dataclasses.replace(old, heads=heads)
     folder = old.write(tmp_path / "x")
-    whole = artifacts.write_atomic
 
-    def killed(path: Path, parts: Iterable[bytes]) -> int:
-        if path.suffix == ".json":
-            raise Killed
-        return whole(path, parts)
+    def killed(*_: object) -> None:
+        raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(artifacts, "write_atomic", killed)
+        patch.setattr(atomic.os, "replace", killed)
         with pytest.raises(Killed):
             new.write(folder)
-    with pytest.raises(InputError, match=r"exit\.safetensors and exit\.json do not belong together.*run moescope exit again"):
-        load_exit(folder, model)
+    np.testing.assert_array_equal(load_exit(folder, model).predict(TEXTS), old.predict(TEXTS))
     back = load_exit(new.write(folder), model)
     np.testing.assert_array_equal(back.predict(TEXTS), new.predict(TEXTS))
     assert (back.predict(TEXTS) != old.predict(TEXTS)).any()

@@ -116,7 +116,7 @@ class ExitClassifier:
         return self.fixed(self.model.n_layers - 1)
 
     def write(self, folder: Path, /) -> Path:
-        """Write ``exit.safetensors`` and ``exit.json`` into ``folder``, which is made where it is absent; for
+        """Write ``exit.safetensors`` into ``folder``, which is made where it is absent; for
         :func:`~moescope.runtime.exit.store.load_exit`.
 
         Raises:

@@ -4,8 +4,8 @@
 
 Writes benchmarks/results/exit.json. Heads are random and only decide who leaves: confidences asked for are set so that rows
 leave at many depths and a given share of the layers is run on average. Every run is compared with the same classifier at full
-depth, interleaved; the speed-up is then set against that which the share of layers would give. Texts are random tokens of
-mixed length in length-sorted batches.
+depth, batch by batch in turn; the speed-up is then set against that which the layers left out would give, by the time that they
+take. Texts are random tokens of mixed length, batched as the product does.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=90)
     parser.add_argument("--kind", choices=KINDS, default="circuit")
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
@@ -87,7 +87,7 @@ def main() -> None:
         made = classifier(model, arguments.kind, encoded)
         contenders = {"full depth": made.full, "never sure": dataclasses.replace(made, threshold=np.inf)}
         contenders |= {f"{share:.0%} of the layers": asking(made, encoded, share) for share in SHARES}
-        for row in measure(contenders, encoded, batch, repeats=arguments.repeats):
+        for row in measure(contenders, encoded, batch, seconds=arguments.seconds).rows:
             rows.append(row)
             print({key: round(v, 3) if isinstance(v, float) else v for key, v in row.items()}, flush=True)
     shape = {"layers": arguments.layers, "width": arguments.width, "kind": arguments.kind}

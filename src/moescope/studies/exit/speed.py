@@ -66,7 +66,7 @@ def measure(
         progress(1, _TURNS + 1)
     spent = np.zeros((len(names), _TURNS))
     layers = np.diff(ends, axis=1)
-    ran = np.zeros(len(names))
+    left_out = np.zeros(len(names))
     for turn in range(_TURNS):
         for number, one in enumerate(kept):
             for place in range(len(names)):
@@ -74,10 +74,10 @@ def measure(
                 took, depth = _run(contenders[names[which]], one)
                 spent[which, turn] += took
                 if turn == 0:
-                    ran[which] += sum(layers[number, :d].sum() for d in depth) / len(depth)
+                    left_out[which] += sum(layers[number, d:].sum() for d in depth) / len(depth)
         if progress is not None:
             progress(turn + 2, _TURNS + 1)
-    share = ran / layers.sum()
+    share = 1 - left_out / layers.sum()
     texts = np.concatenate([one.numbers for one in kept]).astype(np.int64)
     outside = float(ends[:, 0].sum() / ends[:, -1].sum())
     half = float(student.ppf(0.975, _TURNS - 1)) / np.sqrt(_TURNS)

@@ -263,7 +263,7 @@ def test_a_large_request_lets_small_ones_pass(served: Served, monkeypatch: pytes
 
 
 def test_what_small_requests_leave_of_their_turns_is_not_the_large_ones(served: Served) -> None:
-    """Ten small ones go together while a large one waits; then a token is written, and only then goes a part of the large one."""
+    """Ten small ones go together, then a token is written, and only then goes the next part of a large one."""
     order: list[str] = []
     begun, gate = threading.Event(), threading.Event()
 
@@ -276,7 +276,7 @@ def test_what_small_requests_leave_of_their_turns_is_not_the_large_ones(served: 
     async def scenario() -> None:
         thread = ModelThread()
         lane = Lane(thread, lambda texts, first: encode(served.model, texts, first_row=first, max_tokens=100), run)
-        large = asyncio.ensure_future(lane.ask(["w1 w2 " * 800] * 3))
+        large = asyncio.ensure_future(lane.ask(["w1 w2 " * 800] * 12))
         await asyncio.sleep(0)
         begun.wait()
         small = [asyncio.ensure_future(lane.ask(["w1"])) for _ in range(10)]

@@ -16,12 +16,15 @@ from moescope.capture.position import Position, check_position, skips_special
 from moescope.errors import InputError
 from moescope.files.atomic import write_atomic
 from moescope.files.names import plain_name
+from moescope.files.seal import BLANK, seal_holds, sealed
 from moescope.types import Site
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from moescope.models import LoadedModel
 
-FORMAT = "moescope-activations-1"
+FORMAT = "moescope-activations-2"
 FINISHED = "manifest.json"
 UNFINISHED = "unfinished.json"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -135,7 +138,7 @@ class Manifest:
                 )
 
     def write(self, path: Path) -> None:
-        write_atomic(path, [json.dumps(asdict(self), indent=1).encode()])
+        write_manifest(self, path)
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
@@ -150,8 +153,13 @@ class Manifest:
 M = TypeVar("M")
 
 
+def write_manifest(manifest: DataclassInstance, path: Path) -> None:
+    """Write a dataclass as JSON with its checksum, whole or not at all."""
+    write_atomic(path, sealed(json.dumps({"seal": BLANK, **asdict(manifest)}, indent=1).encode()))
+
+
 def read_manifest(kind: type[M], path: Path, refusal: str, again: str, **parts: type) -> M:
-    """The dataclass ``kind``, with a default ``format``, that was written as JSON.
+    """The dataclass ``kind``, with a default ``format``, that :func:`write_manifest` wrote.
 
     Args:
         refusal: what is said of a file of another format.
@@ -165,6 +173,9 @@ def read_manifest(kind: type[M], path: Path, refusal: str, again: str, **parts: 
         data = json.loads(path.read_text(encoding="utf-8"))
         if data.get("format") != kind.format:  # type: ignore[attr-defined]
             raise InputError(f"{path}: format {data.get('format')!r} is not {kind.format}: {refusal}")  # type: ignore[attr-defined]
+        if not seal_holds(path):
+            raise ValueError("its sha256 is not the one in it")
+        del data["seal"]
         if unknown := set(data) - {f.name for f in fields(kind)}:  # type: ignore[arg-type]
             raise ValueError(f"unknown entry {sorted(unknown)[0]}")
         data |= {name: tuple(part(**one) for one in data[name]) for name, part in parts.items()}
@@ -173,7 +184,7 @@ def read_manifest(kind: type[M], path: Path, refusal: str, again: str, **parts: 
         raise
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: damaged manifest ({error}); delete the store and {again} again") from error
 
 

@@ -16,7 +16,7 @@ from moescope.study.artifacts import artifact_model, read_artifact, write_artifa
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
 
-ROUTER_MANIFEST = "route.json"
+ROUTER_FILE = "route.safetensors"
 _FIELDS = ("tasks", "source", "layer", "rate")
 _ARRAYS = tuple(f.name for f in fields(TaskRouter) if f.name not in (*_FIELDS, "reading"))
 
@@ -29,8 +29,7 @@ class ModelRouter:
     model: LoadedModel
 
     def write(self, folder: Path, /) -> Path:
-        """Write ``route.safetensors`` and ``route.json`` into ``folder``, which is made where it is absent; for
-        :func:`load_router`.
+        """Write ``route.safetensors`` into ``folder``, which is made where it is absent; for :func:`load_router`.
 
         Raises:
             InputError: the folder cannot be written to.
@@ -43,8 +42,7 @@ def load_router(folder: str | Path, model: LoadedModel) -> TaskRouter:
     """Read a saved router, for use with ``model``.
 
     Raises:
-        InputError: the folder is not a saved router, is damaged, holds files of two writings (it was killed between them),
-            or belongs to another model.
+        InputError: the folder is not a saved router, is damaged, or belongs to another model.
     """
     folder = Path(folder)
     data, tensors = read_artifact(folder, "route")
@@ -54,6 +52,6 @@ def load_router(folder: str | Path, model: LoadedModel) -> TaskRouter:
         found: dict[str, Any] = {name: data[name] for name in _FIELDS} | {name: tensors[name] for name in _ARRAYS}
         found["tasks"] = tuple(data["tasks"])
     except (KeyError, TypeError, ValueError) as error:
-        problem = f"{folder / ROUTER_MANIFEST} is damaged ({type(error).__name__}: {error})"
+        problem = f"{folder / ROUTER_FILE} is damaged ({type(error).__name__}: {error})"
         raise InputError(f"{problem}; run moescope route again") from error
     return TaskRouter(**found, reading=artifact_model(folder, data, model, {}).reading)

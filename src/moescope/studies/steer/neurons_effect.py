@@ -12,6 +12,7 @@ import torch
 
 from moescope.capture import moments
 from moescope.errors import InputError
+from moescope.files.bundle import MANIFEST, read_manifest
 from moescope.files.text import read_text
 from moescope.intervene.intervene import group_by_site, intervene
 from moescope.intervene.matched import matched_sets, norm_ratio
@@ -65,10 +66,10 @@ def load_circuit(path: str | Path) -> Circuit:
         InputError: the file is not there, or holds no circuit.
     """
     source = Path(path)
-    file = source / "results.json" if source.is_dir() else source
+    file = source / MANIFEST if source.is_dir() else source
     try:
-        data = json.loads(read_text(file))
-    except json.JSONDecodeError as error:
+        data = read_manifest(file) if file.name == MANIFEST else json.loads(read_text(file))
+    except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{file}: this is not JSON ({error})", "ablate") from error
     try:
         stored = [data] if "neurons" in data else list(data["circuits"].values())

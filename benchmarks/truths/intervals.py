@@ -359,7 +359,7 @@ ROUTINES = [
     Routine("ablation beside random sets", "interval", _ablation),
     Routine("AUROC above one half", "interval", _auroc(1)),
     Routine("AUROC, sign-free", "interval", _auroc(0)),
-    Routine("overlap of halves less that across", "interval", _overlap_gap, (60, 160, 400)),
+    Routine("overlap of halves less that across", "interval", _overlap_gap, (60, 160, 400), wide=400),
     Routine("routing separation, d", "interval", _separation, TEMPLATES, wide=4),
     Routine("routing separation beyond a null, d", "interval", _separation_beyond, TEMPLATES),
     Routine("silhouette", "interval", _silhouette, TEMPLATES, wide=4),

@@ -30,7 +30,7 @@ class Routine:
     sizes: tuple[int, ...] = (20, 80, 400)
     bound: float = 0.05
     wide: int = 0
-    """N up to which a jackknife's variance is known to be too large: never too small on average (Efron and Stein 1981), and by
-    more the more of the statistic comes from pairs of units, or from the square of an error. Taking the part of pairs off again
-    needs units that are left out two by two; of four templates that leaves a variance below 0 in 4 samples of 10, and an
-    interval that covers 90 %."""
+    """N up to which an interval is known to be on the wide side. One from the spread over five halvings takes Student's t. A
+    jackknife's variance is never too small on average (Efron and Stein 1981), and the larger the more of the statistic comes
+    from pairs of units, or from the square of an error. Taking the part of pairs off again needs units that are left out two
+    by two; of four templates that leaves a variance below 0 in 4 samples of 10, and an interval that covers 90 %."""

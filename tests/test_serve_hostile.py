@@ -262,6 +262,35 @@ def test_a_large_request_lets_small_ones_pass(served: Served, monkeypatch: pytes
     assert answered.notes[0] == "texts 0 to 2: 3 of 3 texts were longer than 100 tokens; the start of each was dropped"
 
 
+def test_what_small_requests_leave_of_their_turns_is_not_the_large_ones(served: Served) -> None:
+    """Ten small ones go together, then a token is written, and only then goes the next part of a large one."""
+    order: list[str] = []
+    begun, gate = threading.Event(), threading.Event()
+
+    def run(encoded: Encoded) -> list[dict[str, Any]]:
+        begun.set()
+        gate.wait()
+        order.append(f"{len(encoded)}")
+        return [{}] * len(encoded)
+
+    async def scenario() -> None:
+        thread = ModelThread()
+        lane = Lane(thread, lambda texts, first: encode(served.model, texts, first_row=first, max_tokens=100), run)
+        large = asyncio.ensure_future(lane.ask(["w1 w2 " * 800] * 12))
+        await asyncio.sleep(0)
+        begun.wait()
+        small = [asyncio.ensure_future(lane.ask(["w1"])) for _ in range(10)]
+        await asyncio.sleep(0)
+        step = asyncio.ensure_future(thread.do(lambda: order.append("step")))
+        await asyncio.sleep(0.05)
+        gate.set()
+        await asyncio.gather(large, step, *small)
+        thread.close()
+
+    asyncio.run(scenario())
+    assert order[:3] == ["1", "10", "step"]
+
+
 def test_a_large_request_ends_although_small_ones_keep_coming(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moescope.server.lane._FIRST", 1024)
     monkeypatch.setattr("moescope.server.lane._LARGEST", 1024)

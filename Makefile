@@ -49,7 +49,7 @@ mutants: $(READY)
 	$(BIN)/python tests/mutants
 
 fuzz: $(READY)
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.fuzz --total $(or $(INPUTS),1000000) --seed $(or $(SEED),0) $(FUZZ)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.fuzz --total $(or $(INPUTS),1000000) --seed $(or $(SEED),0) $(if $(FUZZ),'$(FUZZ)')
 
 truths: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.truths

@@ -1,4 +1,4 @@
-"""Hostile input: every reader refuses it in one line or reads it right, within time and memory; 2,000 inputs with the slow tests."""
+"""Hostile input: every reader refuses it in one line or reads it right, within time and memory."""
 
 from __future__ import annotations
 

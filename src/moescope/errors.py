@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 _LONGEST = 1500  # characters of a message
 
 

@@ -12,7 +12,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 from moescope.errors import InputError, Note
 from moescope.files.memory import gib
@@ -20,10 +20,10 @@ from moescope.files.parse import packed_most
 
 PACKED = (".gz", ".bz2", ".xz")
 """Suffixes of files that are unpacked when read; what they are is told by their first bytes, not by these."""
-_UNPACK: dict[bytes, Callable[[io.BytesIO], BinaryIO]] = {
-    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),  # type: ignore[dict-item,return-value]
-    b"\xfd7zXZ\x00": lzma.LZMAFile,  # type: ignore[dict-item]
-    **{b"BZh%d1AY&SY" % level: bz2.BZ2File for level in range(1, 10)},  # type: ignore[dict-item]
+_UNPACK: dict[bytes, Callable[[io.BytesIO], Any]] = {
+    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
+    b"\xfd7zXZ\x00": lzma.LZMAFile,
+    **{b"BZh%d1AY&SY" % level: bz2.BZ2File for level in range(1, 10)},
 }
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _MARKS = {

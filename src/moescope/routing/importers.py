@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from moescope.errors import InputError
 from moescope.files.parse import parse_npy, parse_npz, parse_safetensors
 from moescope.files.text import read_bytes, read_text

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_bytes
 from safetensors.numpy import save as save_bytes
 
 from moescope.errors import InputError
 from moescope.files.atomic import write_atomic
+from moescope.files.parse import parse_object, parse_safetensors
 
 FORMAT = "moescope-prune-mask-1"
 
@@ -86,17 +85,17 @@ class PruneMask:
         wrong = InputError(f"{source}: this is not a prune mask, or it is damaged; write it again with moescope prune")
         try:
             if source.suffix == ".json":
-                content = json.loads(data)
+                content = parse_object(data)
                 keep = {int(layer): _mask(kept, content["prune"][layer]) for layer, kept in content["keep"].items()}
-                return cls(keep, content["meta"]) if content["format"] == FORMAT else _refuse(wrong)
+                known = content["format"] == FORMAT and isinstance(content["meta"], dict)
+                return cls(keep, content["meta"]) if known else _refuse(wrong)
             size = int.from_bytes(data[:8], "little")
-            header = json.loads(data[8 : 8 + size])["__metadata__"]
+            header = parse_object(data[8 : 8 + size])["__metadata__"]
             if header["format"] != FORMAT:
                 raise wrong
-            tensors = load_bytes(data)
-            keep = {int(name.split(".")[1]): tensor.astype(bool) for name, tensor in tensors.items()}
-            return cls(dict(sorted(keep.items())), json.loads(header["meta"]))
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError, SafetensorError) as error:
+            keep = {int(name.split(".")[1]): _flags(tensor) for name, tensor in parse_safetensors(data).items()}
+            return cls(dict(sorted(keep.items())), parse_object(header["meta"]))
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, MemoryError) as error:
             raise wrong from error
 
 
@@ -112,6 +111,12 @@ def check_target(path: Path) -> None:
 
 def _refuse(error: InputError) -> PruneMask:
     raise error
+
+
+def _flags(stored: np.ndarray) -> np.ndarray:
+    if stored.dtype != np.uint8 or stored.ndim != 1 or not len(stored) or stored.max() > 1:
+        raise ValueError("not flags, one an expert")
+    return stored.astype(bool)
 
 
 def _mask(kept: list[int], pruned: list[int]) -> np.ndarray:

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_bytes
 from safetensors.numpy import save as save_bytes
 
 from moescope.errors import InputError
 from moescope.files.atomic import write_atomic
+from moescope.files.parse import parse_json, parse_safetensors
 from moescope.models import load
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def read_artifact(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, np
         if not part.is_file():
             raise InputError(f"{part} is missing: {folder} is not what moescope {name} saves")
     try:
-        fields, data = json.loads(path.read_text(encoding="utf-8")), weights.read_bytes()
+        fields, data = parse_json(path.read_bytes()), weights.read_bytes()
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} is damaged ({str(error).splitlines()[0]}); run moescope {name} again") from error
     if not isinstance(fields, dict) or fields.get("format") != f"moescope {name}" or fields.get("version") != _VERSION:
@@ -71,9 +70,9 @@ def read_artifact(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, np
             f"the other); run moescope {name} again"
         )
     try:
-        return fields, load_bytes(data)
-    except SafetensorError as error:
-        raise InputError(f"{folder} is damaged ({str(error).splitlines()[0]}); run moescope {name} again") from error
+        return fields, parse_safetensors(data)
+    except ValueError as error:
+        raise InputError(f"{folder} is damaged ({error}); run moescope {name} again") from error
 
 
 def artifact_model(folder: Path, fields: dict[str, Any], model: LoadedModel | None, options: dict[str, Any]) -> LoadedModel:
@@ -82,10 +81,17 @@ def artifact_model(folder: Path, fields: dict[str, Any], model: LoadedModel | No
     Raises:
         InputError: it is not the one that the artifact was made for.
     """
-    loaded = load(fields["model"], revision=fields["revision"], **options) if model is None else model
+    given = (fields.get(key) for key in ("model", "revision", "fingerprint", "special_tokens", "chat"))
+    kinds = (str, str | None, str, str | None, bool | None)
+    if not all(isinstance(value, kind) for value, kind in zip(given, kinds, strict=True)):
+        raise InputError(f"{folder} is damaged (it does not say which model it is of, or how that reads); make it again")
+    loaded = load(fields["model"], revision=fields.get("revision"), **options) if model is None else model
     if loaded.fingerprint != fields["fingerprint"]:
         made = f"{fields['model']} ({fields['fingerprint']})"
         raise InputError(
             f"{folder} was made for {made}, not for {loaded.name} ({loaded.fingerprint}): another model, checkpoint or dtype"
         )
-    return loaded.read_as(fields.get("special_tokens", "default"), fields.get("chat", False))
+    try:
+        return loaded.read_as(fields.get("special_tokens", "default"), fields.get("chat", False))
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from error

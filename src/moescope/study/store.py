@@ -15,6 +15,7 @@ import pandas as pd
 from moescope.errors import InputError
 from moescope.files.folder import check_place, settled, system_errors, whole_folder
 from moescope.files.names import plain_name
+from moescope.files.parse import parse_json
 from moescope.study.encode import circuit_from_json, claim_from_json
 from moescope.types import Circuit, Claim
 
@@ -83,7 +84,7 @@ def check_target(folder: str | Path, *, overwrite: bool) -> None:
 
 def _is_result(folder: Path) -> bool:
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = parse_json((folder / MANIFEST).read_bytes())
     except (OSError, ValueError):
         return False
     return isinstance(manifest, dict) and manifest.get("format") == FORMAT
@@ -118,7 +119,7 @@ def _own(folder: Path) -> set[PurePath]:
     """What the result in ``folder`` has written there, by its manifest."""
     own = {PurePath(name) for name in OWN}
     try:
-        made = json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("artifacts", {})
+        made = parse_json((folder / MANIFEST).read_bytes()).get("artifacts", {})
         return own | {place(name) / _inside(file) for name, files in made.items() for file in files}
     except (OSError, ValueError, AttributeError):
         return own
@@ -132,7 +133,7 @@ def load_result(folder: Path) -> Parts:
     if not path.is_file():
         raise InputError(f"{path} is missing: {folder} is not a moescope result, or its writing was cut short")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ import torch
 
 from moescope.capture import moments
 from moescope.errors import InputError
+from moescope.files.parse import parse_object
 from moescope.files.text import read_text
 from moescope.intervene.intervene import group_by_site, intervene
 from moescope.intervene.matched import matched_sets, norm_ratio
@@ -67,8 +67,10 @@ def load_circuit(path: str | Path) -> Circuit:
     source = Path(path)
     file = source / "results.json" if source.is_dir() else source
     try:
-        data = json.loads(read_text(file))
-    except json.JSONDecodeError as error:
+        data = parse_object(read_text(file))
+    except InputError:
+        raise
+    except ValueError as error:
         raise InputError(f"{file}: this is not JSON ({error})", "ablate") from error
     try:
         stored = [data] if "neurons" in data else list(data["circuits"].values())

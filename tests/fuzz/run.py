@@ -109,7 +109,7 @@ def _wording(message: str, folder: Path, files: Files) -> str:
         return "message with control characters"
     if len(message) > 3000:
         return "message of more than 3,000 characters"
-    named = any(str(folder) in message or Path(name).name in message for name in files)
+    named = any(str(folder) in message or any(part in message for part in Path(name).parts) for name in files)
     return "" if named or not files else "message that names no file"
 
 

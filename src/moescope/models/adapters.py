@@ -157,6 +157,6 @@ def _attach(module: Any, folder: Path, name: str, peft: Any) -> Any:
         return merge(model)
     except InputError:
         raise
-    except _ERRORS as error:
+    except Exception as error:  # of peft, torch or safetensors: of a garbled file anything
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"the adapter {name!r} cannot be merged into its model ({line[:200]}): give a merged model") from error

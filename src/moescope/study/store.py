@@ -180,7 +180,7 @@ def _read_table(folder: Path, manifest: Path, name: str, entry: Any) -> pd.DataF
         return pd.read_parquet(path)
     except InputError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, KeyError, NotImplementedError, MemoryError) as error:  # Arrow's are some of each
         raise InputError(f"{path} cannot be read: {error}") from error
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
@@ -63,7 +63,8 @@ def load_router(folder: str | Path, model: LoadedModel) -> TaskRouter:
         raise InputError(f"{folder}: {error}; run moescope route again") from error
     if width != len(arrays["mean"]):
         raise InputError(f"{folder} reads {len(arrays['mean'])} features, the model has {width}; run moescope route again")
-    return TaskRouter(**{name: getattr(known, name) for name in _FIELDS}, **arrays, reading=loaded.reading)
+    found: dict[str, Any] = {name: getattr(known, name) for name in _FIELDS} | arrays
+    return TaskRouter(**found, reading=loaded.reading)
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def _check(known: _Stored, arrays: dict[str, np.ndarray]) -> None:
     rank = arrays["basis"].shape[-1] if arrays["basis"].ndim else 0
     n = len(arrays["owner"]) if arrays["owner"].ndim else 0
     shapes: dict[str, tuple[int, ...]] = {
-        "mean": (n_features,), "scale": (n_features,), "basis": (n_features, rank), "weight": (rank, n_tasks), "bias": (n_tasks,),
+        "mean": (n_features,), "scale": (n_features,), "basis": (n_features, rank), "weight": (rank, n_tasks),
+        "bias": (n_tasks,),
         "centres": (n_tasks, rank), "axes": (n_tasks, rank, rank), "base": (n_tasks, rank + 1),
         "per_token": (n_tasks, rank + 1), "outside": (n_tasks, 2), "strangeness": (n,), "owner": (n,),
     }  # fmt: skip
@@ -90,11 +92,7 @@ def _check(known: _Stored, arrays: dict[str, np.ndarray]) -> None:
         array = arrays[name]
         if array.shape != shape or array.dtype.kind != ("i" if name == "owner" else "f") or not np.isfinite(array).all():
             raise ValueError(f"{name} is {array.dtype} {array.shape}, or not finite")
-    spreads = arrays["base"].min(initial=1) >= 0 and arrays["per_token"].min(initial=1) >= 0 and (arrays["scale"] > 0).all()
-    if (
-        not n_tasks
-        or set(arrays["owner"].tolist()) != set(range(n_tasks))
-        or not spreads
-        or (arrays["outside"][:, 1] <= 0).any()
-    ):
+    spread = min(arrays[name].min(initial=1) for name in ("base", "per_token"))
+    scale = min(arrays["scale"].min(initial=1), arrays["outside"][:, 1].min(initial=1))
+    if not n_tasks or set(arrays["owner"].tolist()) != set(range(n_tasks)) or spread < 0 or scale <= 0:
         raise ValueError("a spread is negative, or a task has no calibration prompts")

@@ -1,4 +1,4 @@
-"""``python -m tests.fuzz [READER ...] [--inputs N] [--seed S] [--save FILE.json]``: hostile input for every reader."""
+"""``python -m tests.fuzz [READER ...] [--inputs N] [--seed S] [--save FILE.json]``: hostile input for all readers."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first input")
     parser.add_argument("--save", type=Path, help="write the counts here; readers that are not run keep theirs")
+    parser.add_argument("--sources", default="now", help="what to call the sources that were run, in that file")
     given = parser.parse_args()
     readers = chosen(given.names)
     each = given.inputs if given.total is None else given.total // sum(0.1 if r.slow else 1 for r in readers)
@@ -39,8 +40,9 @@ def main() -> int:
             "inputs": tally.inputs, "read": tally.read, "refused": tally.refused, "faults": dict(tally.faults.most_common()),
         }  # fmt: skip
         if given.save is not None:
-            old = json.loads(given.save.read_text(encoding="utf-8")) if given.save.exists() else {}
-            given.save.write_text(json.dumps({**old, reader.name: found[reader.name]}, indent=1) + "\n", encoding="utf-8")
+            kept = json.loads(given.save.read_text(encoding="utf-8")) if given.save.exists() else {}
+            kept.setdefault(given.sources, {})[reader.name] = found[reader.name]
+            given.save.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     print(f"{sum(f['inputs'] for f in found.values())} inputs, {failed} faults")
     return int(failed > 0)
 

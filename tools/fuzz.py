@@ -17,6 +17,7 @@ def page() -> str:
     """The whole page."""
     found = json.loads(RESULTS.read_text(encoding="utf-8"))
     before, now = found["before"], found["now"]
+    pending = sorted(before.keys() - now.keys())
     lines = [
         "# Hostile input",
         "",
@@ -38,6 +39,7 @@ def page() -> str:
         "",
         f"Together: {_faults(before.values())} faults of {sum(r['inputs'] for r in before.values()):,} inputs before,",
         f"{_faults(now.values())} of {sum(r['inputs'] for r in now.values()):,} now.",
+        *(["", f"Not measured again yet: {', '.join(pending)}."] if pending else []),
     ]
     return "\n".join(lines) + "\n"
 

@@ -17,7 +17,6 @@ def page() -> str:
     """The whole page."""
     found = json.loads(RESULTS.read_text(encoding="utf-8"))
     before, now = found["before"], found["now"]
-    pending = sorted(before.keys() - now.keys())
     lines = [
         "# Hostile input",
         "",
@@ -39,9 +38,19 @@ def page() -> str:
         "",
         f"Together: {_faults(before.values())} faults of {sum(r['inputs'] for r in before.values()):,} inputs before,",
         f"{_faults(now.values())} of {sum(r['inputs'] for r in now.values()):,} now.",
-        *(["", f"Not measured again yet: {', '.join(pending)}."] if pending else []),
+        *_later(found),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _later(found: dict[str, Any]) -> list[str]:
+    """Readers of which the last count is not of these sources."""
+    left = {name: row for name, row in found.get("mended since", {}).items() if name not in found["now"]}
+    said = [f"{name} ({_faults([row])} of {row['inputs']})" for name, row in sorted(left.items())]
+    never = sorted(found["before"].keys() - found["now"].keys() - left.keys())
+    lines = ["", "The counts of now were taken while the readers were being mended, some commits before the last."]
+    lines += ["", f"Faults in the last count, mended since and not counted again: {', '.join(said)}."] if said else []
+    return lines + (["", f"Not counted since the mends: {', '.join(never)}."] if never else [])
 
 
 def _faults(rows: Any) -> int:

@@ -22,6 +22,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 from threading import local
+from typing import IO
 from urllib.parse import urlsplit
 
 import moescope
@@ -37,13 +38,13 @@ TASKS, LIMIT = ("certainty=halueval", "sentiment=uci-sentiment"), 600
 
 
 @contextmanager
-def server(folder: Path, *options: str) -> Iterator[str]:
-    """Its address; it is stopped on the way out."""
+def server(folder: Path, *options: str, log: IO[str] | None = None) -> Iterator[tuple[str, int]]:
+    """Its address and its process; it is stopped on the way out."""
     command = [sys.executable, "-m", "moescope", "serve", "dense-tiny", "--exit", str(folder), "--port", "0", *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
     try:
         assert process.stdout is not None
-        yield process.stdout.readline().split()[1]
+        yield process.stdout.readline().split()[1], process.pid
     finally:
         process.terminate()
         process.wait()
@@ -118,7 +119,7 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         result.save(folder, figures=False)
         found = {task.name: load_exit(folder / "exit" / task.name) for task in tasks}
-        together, singly = stack.enter_context(server(folder)), stack.enter_context(server(folder, "--max-texts", "1"))
+        together, singly = (stack.enter_context(server(folder, *o))[0] for o in ((), ("--max-texts", "1")))
         for task in tasks:
             held_out = [task.examples[i].text for i in calibrated(task.name, task, 0).judge]
             texts = [held_out[i % len(held_out)] for i in range(arguments.requests)]

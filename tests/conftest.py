@@ -14,5 +14,5 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-if find_spec("fastapi") is None:
+if find_spec("fastapi") is None or find_spec("prometheus_client") is None:
     collect_ignore = ["test_serve_api.py", "test_serve_live.py"]

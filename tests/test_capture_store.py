@@ -17,10 +17,12 @@ import pytest
 import torch
 
 from moescope.capture import ActivationStore, Encoded, activations, capture
+from moescope.capture.manifest import FORMAT
 from moescope.errors import InputError
 from moescope.models import LoadedModel
 from moescope.types import Site
 from tests.architectures import tiny_model
+from tests.seals import write_sealed
 
 SITES = [Site("resid", 1), Site("mlp_act", 2)]
 TEXTS = [f"text number {n} " + "and so on " * (n % 4) for n in range(11)]
@@ -220,13 +222,15 @@ def test_a_shard_of_another_store(model: LoadedModel, tmp_path: Path) -> None:
         (b"{", "damaged manifest"),
         (b"[]", "damaged manifest"),
         (b'{"format": "other"}', "not a store of format"),
-        (b'{"format": "moescope-activations-1"}', "damaged manifest"),
-        (b'{"format": "moescope-activations-1", "shards": [], "more": 1}', r"damaged manifest \(unknown entry more\)"),
+        ({"format": FORMAT}, "damaged manifest"),
+        ({"format": FORMAT, "shards": [], "more": 1}, r"damaged manifest \(unknown entry more\)"),
+        (b'{"format": "moescope-activations-2", "shards": [], "more": 1}', r"damaged manifest \(its sha256"),
     ],
 )
-def test_a_damaged_manifest(model: LoadedModel, tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_damaged_manifest(model: LoadedModel, tmp_path: Path, content: bytes | dict[str, Any], message: str) -> None:
     collect(tmp_path / "s", model)
-    (tmp_path / "s" / "manifest.json").write_bytes(content)
+    path = tmp_path / "s" / "manifest.json"
+    path.write_bytes(content) if isinstance(content, bytes) else write_sealed(path, content)
     with pytest.raises(InputError, match=rf"manifest\.json: (format 'other' is not [^:]*: )?{message}") as error:
         ActivationStore.open(tmp_path / "s")
     one_line(error)

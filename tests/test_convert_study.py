@@ -18,7 +18,7 @@ from moescope.errors import InputError
 from moescope.stats import group_bootstrap
 from moescope.studies.convert.build import build_model
 from moescope.studies.convert.claims import quality_cases, recommend
-from moescope.studies.convert.quality import Quality
+from moescope.studies.convert.quality import Quality, eight_bits
 from moescope.studies.convert.speed import Runner, Workload, active_share, ceilings, measure
 from moescope.studies.convert.study import checked_equality, relative_difference
 from moescope.study.result import StudyResult
@@ -71,6 +71,29 @@ def test_claims(result: StudyResult) -> None:
     assert (rise.outcome, rise.explanation) == ("contradicted", None)
     beside = claims["the conversion loses less than its controls at the same share"]
     assert beside.measured > 0
+
+
+def test_the_cheapest_alternative_stands_beside_it(result: StudyResult) -> None:
+    """8-bit weights cost next to nothing, and the verdict on the conversion says so."""
+    frontier = result.to_frame("frontier")
+    (row,) = frontier[frontier["kind"] == "8-bit"].to_dict("records")
+    assert abs(row["rise"]) < 0.005
+    assert row["kl"] > 0  # it is not the dense model
+    assert row["share"] == 8.5 / 16
+    claim = next(c for c in result.claims if c.statement == "the conversion loses less than 8-bit weights")
+    assert claim.outcome == "contradicted"
+    assert "53% of the bytes" in claim.words
+
+
+def test_eight_bits_are_put_back() -> None:
+    model = source("llama")
+    layers = list(model.module.model.layers)
+    before = [p.detach().clone() for p in model.module.parameters()]
+    with eight_bits(layers):
+        changed = layers[0].mlp.up_proj.weight
+        error = (changed - before[[id(p) for p in model.module.parameters()].index(id(changed))]).abs()
+        assert 0 < float(error.max()) <= float(changed.abs().max()) / 127 * 0.51
+    assert all(torch.equal(a, b) for a, b in zip(before, model.module.parameters(), strict=True))
 
 
 def test_what_lies_in_the_folder(result: StudyResult, folder: Path) -> None:

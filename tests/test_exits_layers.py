@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,10 @@ import pytest
 import torch
 
 from moescope.capture import activations
-from moescope.capture.encode import encode, pad
+from moescope.capture.encode import Encoded, encode, pad
 from moescope.errors import InputError
+from moescope.files import atomic
+from moescope.files.checkpoint import load_arrays, save_arrays
 from moescope.models import LoadedModel
 from moescope.runtime.exit.classifier import ExitClassifier
 from moescope.runtime.exit.features import read_features
@@ -20,7 +21,6 @@ from moescope.runtime.exit.heads import Heads
 from moescope.runtime.exit.layers import Stepper, check_leaving
 from moescope.runtime.exit.rule import Guarantee
 from moescope.runtime.exit.store import load_exit
-from moescope.study import artifacts
 from moescope.types import Site
 from tests.architectures import SETTINGS, tiny_model
 
@@ -84,6 +84,40 @@ def test_layers_after_the_last_exit_do_not_run(monkeypatch: pytest.MonkeyPatch) 
     assert rows[1] < rows[0]
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bloom", "bert"])
+def test_padding_leaves_with_the_longest_row(name: str) -> None:
+    """A batch is as wide as the longest row still in it, also where it was as wide as a head (8 in these models)."""
+    model = tiny_model(name)
+    encoded = Encoded.from_ids([np.arange(n) % 7 + 1 for n in (8, 3, 5, 4)])
+    made = classifier(model, "linear")
+    heads = made.heads
+    toward = read_features(model, encoded, max_tokens=None, batch_tokens=64, progress=None).final[:, 0]
+    # after layer 0 only the longest row is sure
+    weight = np.stack([toward[0] - toward[1:].mean(0), *np.zeros((2, model.d_model))]).astype(np.float32)
+    bias = np.array([-(weight[0] @ toward.T)[:2].mean(), 0, 0], np.float32)
+    first = dataclasses.replace(heads, weight=(weight, *heads.weight[1:]), bias=(bias, *heads.bias[1:]))
+    leaving = dataclasses.replace(made, heads=first, checks=(0,))
+    said = leaving.fixed(0).run(encoded).probability.max(1)
+    assert said.argmax() == 0
+    leaving = dataclasses.replace(leaving, threshold=float(np.sort(said)[-2:].mean()))
+    shapes: list[tuple[int, ...]] = []
+    handles = [
+        layer.register_forward_hook(lambda *a: shapes.append(_hidden(a[-1]).shape[:2])) for layer in model.structure.layers
+    ]
+    with leaving.running() as run:
+        out = run(pad(encoded, np.arange(4)))
+    for handle in handles:
+        handle.remove()
+    assert out.depth.tolist() == [1, *[model.n_layers] * 3]
+    assert shapes == [(4, 8), *[(3, 5)] * (model.n_layers - 1)]
+    full = made.full.run(encoded).probability
+    np.testing.assert_allclose(out.probability[1:], full[1:], atol=1e-5)
+
+
+def _hidden(output: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
+    return output if isinstance(output, torch.Tensor) else output[0]
+
+
 def test_heads_read_what_capture_reads() -> None:
     """The running classifier against heads on captured activations, for every kind."""
     model = tiny_model("mistral")
@@ -127,8 +161,8 @@ def test_a_check_that_other_rows_change_the_answer(monkeypatch: pytest.MonkeyPat
     """Masks of the wrong rows run without an error: only the values tell."""
     whole = Stepper._rest
 
-    def reversed_rows(self: Stepper, value: object) -> object:
-        cut = whole(self, value)
+    def reversed_rows(self: Stepper, value: object, path: tuple[str | int, ...]) -> object:
+        cut = whole(self, value, path)
         return cut.flip(0) if isinstance(cut, torch.Tensor) and cut.dim() > 1 else cut
 
     monkeypatch.setattr(Stepper, "_rest", reversed_rows)
@@ -157,7 +191,7 @@ def test_saved_and_loaded(kind: str, tmp_path: Path) -> None:
     promise = Guarantee(float("inf"), 0.02, 0.1, "accuracy", "ltt", 200, 0.0)
     made = dataclasses.replace(classifier(model, kind, threshold=float("inf")), guarantee=promise, max_tokens=9)
     back = load_exit(made.write(tmp_path / "x"), model)
-    assert sorted(p.name for p in (tmp_path / "x").iterdir()) == ["exit.json", "exit.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "x").iterdir()) == ["exit.safetensors"]
     assert (back.guarantee, back.threshold, back.checks, back.max_tokens) == (promise, made.threshold, made.checks, 9)
     np.testing.assert_array_equal(back.run(TEXTS[:3]).probability, made.run(TEXTS[:3]).probability)
 
@@ -167,15 +201,19 @@ def test_what_cannot_be_loaded(tmp_path: Path) -> None:
     folder = classifier(model, "linear").write(tmp_path / "x")
     with pytest.raises(InputError, match="was made for"):
         load_exit(folder, tiny_model("llama", seed=1))
-    with pytest.raises(InputError, match=r"exit\.json is missing"):
+    with pytest.raises(InputError, match=r"exit\.safetensors is missing"):
         load_exit(tmp_path, model)
-    text = (folder / "exit.json").read_text()
-    for damaged, word in ((text.replace('"kind": "linear"', '"kind": "oracle"'), "oracle"), (text[:50], "damaged")):
-        (folder / "exit.json").write_text(damaged)
-        with pytest.raises(InputError, match=word):
+    file = folder / "exit.safetensors"
+    data = file.read_bytes()
+    arrays, note = load_arrays(file, "moescope-exit-3")
+    save_arrays(file, arrays, {**note, "kind": "oracle"})
+    with pytest.raises(InputError, match="oracle"):
+        load_exit(folder, model)
+    for at in (20, len(data) // 2, len(data) - 1):
+        file.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        with pytest.raises(InputError, match=r"exit\.safetensors: .*damaged"):
             load_exit(folder, model)
-    (folder / "exit.json").write_text(text)
-    (folder / "exit.safetensors").write_bytes((folder / "exit.safetensors").read_bytes()[:40])
+    file.write_bytes(data[:40])
     with pytest.raises(InputError, match="damaged"):
         load_exit(folder, model)
 
@@ -184,26 +222,21 @@ class Killed(BaseException):
     """What a kill is to the code that it ends: nothing after it runs."""
 
 
-def test_a_write_killed_between_its_files_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """New heads beside the old JSON would answer otherwise than either classifier; the folder is refused until it is whole."""
+def test_a_write_that_is_killed_leaves_the_old_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
     old = classifier(model, "linear")
     heads = dataclasses.replace(old.heads, weight=tuple(-w for w in old.heads.weight))
     new = dataclasses.replace(old, heads=heads)
     folder = old.write(tmp_path / "x")
-    whole = artifacts.write_atomic
 
-    def killed(path: Path, parts: Iterable[bytes]) -> int:
-        if path.suffix == ".json":
-            raise Killed
-        return whole(path, parts)
+    def killed(*_: object) -> None:
+        raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(artifacts, "write_atomic", killed)
+        patch.setattr(atomic.os, "replace", killed)
         with pytest.raises(Killed):
             new.write(folder)
-    with pytest.raises(InputError, match=r"exit\.safetensors and exit\.json do not belong together.*run moescope exit again"):
-        load_exit(folder, model)
+    np.testing.assert_array_equal(load_exit(folder, model).predict(TEXTS), old.predict(TEXTS))
     back = load_exit(new.write(folder), model)
     np.testing.assert_array_equal(back.predict(TEXTS), new.predict(TEXTS))
     assert (back.predict(TEXTS) != old.predict(TEXTS)).any()

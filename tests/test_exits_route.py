@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +86,21 @@ def test_one_calibration_prompt_counts_for_a_group() -> None:
         fit_router(held, pairs, ("left", "right"), source="residual", layer=0, rate=0.04)
 
 
+def test_which_row_of_a_calibration_group_counts_is_drawn() -> None:
+    """The second of each pair lies further out: as often as a new prompt does, so must those that calibrate."""
+    rng = np.random.default_rng(8)
+
+    def pairs(n: int) -> KnownPrompts:
+        near, far = (joined(prompts(rng, n, 0, spread=s), prompts(rng, n, 1, spread=s)) for s in (1.0, 1.5))
+        both = [np.stack([getattr(near, k), getattr(far, k)], 1).reshape(4 * n, -1) for k in ("x", "tokens", "task")]
+        return KnownPrompts(both[0], both[1][:, 0], both[2][:, 0], np.repeat(np.arange(2 * n).astype(str), 2))
+
+    router = fit_router(pairs(200), pairs(200), ("left", "right"), source="residual", layer=0, rate=0.1)
+    new = pairs(400)
+    unknown = np.mean([n.task is None for n in router.name(new.x, new.tokens)])
+    assert 0.05 < unknown < 0.15
+
+
 def on(model: LoadedModel, source: str, layer: int = 1) -> TaskRouter:
     """A router fitted on the model's own features of two kinds of text."""
     rng = np.random.default_rng(0)
@@ -168,17 +182,12 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     assert name_tasks(back, model, TEXTS) == name_tasks(router, model, TEXTS)
     with pytest.raises(InputError, match="was made for"):
         load_router(tmp_path / "r", tiny_model("gpt2"))
-    (tmp_path / "r" / "route.json").write_text("{")
-    with pytest.raises(InputError, match="damaged"):
-        load_router(tmp_path / "r", model)
-
-
-def test_a_router_with_the_arrays_of_another_is_not_loaded(tmp_path: Path) -> None:
-    model = tiny_model("llama")
-    first, second = (ModelRouter(on(model, "residual", layer), model).write(tmp_path / str(layer)) for layer in (0, 1))
-    os.replace(second / "route.safetensors", first / "route.safetensors")  # a save killed after the first of its two files
-    with pytest.raises(InputError, match=r"route\.safetensors and route\.json do not belong together"):
-        load_router(first, model)
+    file = tmp_path / "r" / "route.safetensors"
+    data = file.read_bytes()
+    for at in (20, len(data) // 2, len(data) - 1):
+        file.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        with pytest.raises(InputError, match=r"route\.safetensors: .*damaged"):
+            load_router(tmp_path / "r", model)
 
 
 def test_what_cannot_be_read() -> None:
@@ -244,3 +253,10 @@ def test_bad_input(given: list[str], words: list[str], tmp_path: Path, capsys: p
     assert len(lines) == 1
     assert [w for w in words if w not in lines[0]] == [], lines[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_too_few_prompts_for_the_rate_are_said_before_a_model_is_read() -> None:
+    """By a study whose model is not even there."""
+    task = {"text": [f"text {i}" for i in range(40)], "label": ["a", "b"] * 20}
+    with pytest.raises(InputError, match=r"task one has 16: give more prompts, or 0\.059"):
+        moescope.route("no-such-model", {"one": task, "two": task | {"text": [f"line {i}" for i in range(40)]}})

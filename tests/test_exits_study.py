@@ -12,10 +12,10 @@ import pytest
 
 import moescope
 from moescope.cli import main
+from moescope.files import checkpoint
 from moescope.runtime.exit.classifier import ExitClassifier
 from moescope.runtime.exit.store import load_exit
 from moescope.studies.exit.claims import exit_claims, recommend
-from moescope.study import artifacts
 from moescope.study.protocol import Context
 from moescope.study.result import StudyResult
 from moescope.study.rows import calibrated
@@ -127,15 +127,14 @@ def test_a_save_that_is_killed_leaves_the_old_result_whole(
     assert isinstance(made, ExitClassifier)
     other = dataclasses.replace(made, heads=dataclasses.replace(made.heads, weight=tuple(-w for w in made.heads.weight)))
     again = dataclasses.replace(planted, artifacts=planted.artifacts | {"exit/planted": other})
-    whole = artifacts.write_atomic
+    whole = checkpoint.write_atomic
 
     def killed(path: Path, parts: Iterable[bytes]) -> int:
-        if path.name == "exit.json":
-            raise KeyboardInterrupt
-        return whole(path, parts)
+        whole(path, parts)
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(artifacts, "write_atomic", killed)
+        patch.setattr(checkpoint, "write_atomic", killed)
         with pytest.raises(KeyboardInterrupt):
             again.save(folder, overwrite=True, figures=False)
     assert moescope.load(folder) == planted

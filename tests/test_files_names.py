@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from moescope.capture.manifest import Manifest
+from moescope.capture.manifest import FORMAT, Manifest
 from moescope.cli import main
 from moescope.errors import InputError
 from moescope.files.names import plain_name
-from moescope.routing.place import remove_trace
 from moescope.routing.store import TraceStore, load_trace, save_trace
+from tests.seals import write_sealed
 from tests.test_routing_trace_store import make
 
 ESCAPES = ["../../victim.txt", "/etc/passwd", "..", "", "a/b", "a\\b", "C:x", ".hidden", "a\nb", None, 3, "x" * 999]
@@ -35,7 +36,7 @@ def hostile(folder: Path, manifest: str, name: object) -> None:
     data = json.loads((folder / "manifest.json").read_text())
     data["shards"][0]["file"] = name
     (folder / "manifest.json").rename(folder / manifest)
-    (folder / manifest).write_text(json.dumps(data))
+    write_sealed(folder / manifest, data)
 
 
 @pytest.mark.parametrize("name", ESCAPES)
@@ -45,7 +46,7 @@ def test_a_trace_cannot_name_another_file(tmp_path: Path, manifest: str, name: o
     victim.write_text("mine")
     folder = tmp_path / "a" / "trace"
     hostile(folder, manifest, name)
-    for attempt in (load_trace, remove_trace, TraceStore.resume):
+    for attempt in (load_trace, TraceStore.resume, partial(save_trace, make(), overwrite=True)):
         with pytest.raises(InputError):
             attempt(folder)
     assert victim.read_text() == "mine"
@@ -72,7 +73,7 @@ def test_tracing_into_a_hostile_folder_deletes_nothing(
 def test_a_store_of_activations_cannot_either(tmp_path: Path) -> None:
     shard = {"file": "../victim.txt", "texts": 1, "vectors": 1, "size": 4, "sha256": ""}
     path = tmp_path / "manifest.json"
-    path.write_text(json.dumps({"format": "moescope-activations-1", "shards": [shard]}))
-    with pytest.raises(InputError, match="damaged manifest"):
+    write_sealed(path, {"format": FORMAT, "shards": [shard]})
+    with pytest.raises(InputError, match=r"damaged manifest .*not a plain file name"):
         Manifest.read(path)
     assert np.size(list(tmp_path.iterdir())) == 1

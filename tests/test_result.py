@@ -13,11 +13,14 @@ import pytest
 
 import moescope
 from moescope.errors import InputError
+from moescope.files import atomic, bundle
+from moescope.files import folder as folders
 from moescope.files.folder import umask
 from moescope.report import registry as figures
 from moescope.study import store
 from moescope.study.result import StudyResult
 from moescope.types import Circuit, Claim, Control, Neuron, Published, Site
+from tests.seals import flip, write_sealed
 from tests.synthetic_result import synthetic_result
 
 NOISE = "files that are not of the result"
@@ -93,9 +96,12 @@ def test_the_folder_has_what_it_says(tmp_path: Path) -> None:
     folder = result.save(tmp_path / "r")
     assert sorted(p.name for p in folder.iterdir()) == ["figures", "report.html", "results.json", "tables"]
     manifest = json.loads((folder / "results.json").read_text())
-    assert manifest["schema_version"] == store.SCHEMA_VERSION
-    for name, entry in manifest["tables"].items():
-        assert entry["sha256"] == hashlib.sha256((folder / "tables" / f"{name}.parquet").read_bytes()).hexdigest()
+    assert manifest["schema_version"] == bundle.SCHEMA_VERSION
+    files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    del files["results.json"]
+    sums = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
+    assert manifest["files"] == sums
+    assert {f"tables/{name}.parquet" for name in manifest["tables"]} < set(files)
     names = figures.available(result)
     assert {p.name for p in (folder / "figures").iterdir()} == {f"{n}.{e}" for n in names for e in ("png", "svg")}
     assert (folder.stat().st_mode & 0o777) == (tmp_path.stat().st_mode | 0o055) & 0o777 & ~umask()
@@ -123,31 +129,33 @@ def test_an_unknown_table_is_refused_with_the_known_ones() -> None:
     assert list(_small().to_frame()["statement"]) == ["all", "nothing", "text"]
 
 
-def _flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(bytes(data))
+def _replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
 
 
 def _edit(change: Callable[[dict], object]) -> Callable[[Path], None]:
     def edit(folder: Path) -> None:
         manifest = json.loads((folder / "results.json").read_text())
         change(manifest)
-        (folder / "results.json").write_text(json.dumps(manifest))
+        write_sealed(folder / "results.json", manifest)
 
     return edit
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "one bit of a table": (lambda f: _flip(f / "tables" / "mixed.parquet"), r"mixed\.parquet is damaged: its sha256"),
+    "one bit of a table": (lambda f: flip(f / "tables" / "mixed.parquet"), r"mixed\.parquet is damaged: its sha256"),
     "a table gone": (lambda f: (f / "tables" / "mixed.parquet").unlink(), r"mixed\.parquet is missing"),
+    "one bit of the manifest": (lambda f: flip(f / "results.json"), r"results\.json is damaged"),
+    "a figure of the manifest": (lambda f: _replace(f / "results.json", '"seed"', '"sead"'), r"damaged: its sha256"),
     "manifest cut": (lambda f: (f / "results.json").write_text('{"format": "moescope'), r"results\.json is damaged \(not JSON"),
     "manifest gone": (lambda f: (f / "results.json").unlink(), "not a moescope result, or its writing was cut short"),
     "manifest of bytes": (lambda f: (f / "results.json").write_bytes(b"\xff\xfe\x00"), r"results\.json is damaged"),
     "another's manifest": (lambda f: (f / "results.json").write_text('{"results": []}'), "is not from moescope"),
     "a list": (lambda f: (f / "results.json").write_text("[]"), "is not from moescope"),
-    "newer": (_edit(lambda m: m.update(schema_version=99)), "schema version 99, this moescope reads up to 2; update moescope"),
-    "older": (_edit(lambda m: m.update(schema_version=1)), "schema version 1, from before 2; run the study again"),
+    "newer": (_edit(lambda m: m.update(schema_version=99)), "schema version 99, this moescope reads up to 3; update moescope"),
+    "older": (_edit(lambda m: m.update(schema_version=2)), "schema version 2, from before 3; run the study again"),
     "no version": (_edit(lambda m: m.pop("schema_version")), "schema version None"),
     "tables are a list": (_edit(lambda m: m.update(tables=[])), "'tables' is not a mapping"),
     "a path for a table": (_edit(lambda m: m["tables"].update({"../x": m["tables"]["mixed"]})), r"table '\.\./x'"),
@@ -194,7 +202,7 @@ def test_overwrite_is_asked_for_and_keeps_files_of_others(tmp_path: Path) -> Non
     other.save(folder, overwrite=True, figures=False)
     assert moescope.load(folder) == other
     assert (folder / "notes.txt").read_text() == (folder / "mine" / "a").read_text() == NOISE
-    assert list((folder / "tables").iterdir()) == []
+    assert [p.name for p in (folder / "tables").iterdir()] == ["old.parquet"], "which no manifest of ours names"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r"]
 
 
@@ -237,12 +245,10 @@ def test_a_full_disk_leaves_what_was_there(at: str, overwrite: bool, tmp_path: P
     elif at == "figure":
         monkeypatch.setattr(Path, "write_bytes", full)
     elif at == "manifest":
-        monkeypatch.setattr(store.os, "fsync", full)
+        monkeypatch.setattr(atomic.os, "fsync", full)
     else:
-        rename = store.os.rename
-        monkeypatch.setattr(
-            store.os, "rename", lambda a, b: full() if str(a).endswith(".partial") else rename(a, b), raising=True
-        )
+        monkeypatch.setattr(folders.os, "rename", full)
+        monkeypatch.setattr(folders, "exchange", full)
     result = StudyResult("circuits", tables={"layers": synthetic_result(optional=False).tables["layers"]})
     with pytest.raises(InputError, match=r"could not be written \(No space left on device\)"):
         result.save(folder, overwrite=overwrite, figures=at == "figure")
@@ -274,7 +280,7 @@ def test_targets_are_checked_before_the_work(tmp_path: Path, monkeypatch: pytest
         store.check_target(folder, overwrite=False)
     with pytest.raises(InputError, match=r"results\.json is a file"):
         store.check_target(folder / "results.json" / "x", overwrite=False)
-    monkeypatch.setattr(store.os, "access", lambda *_: False)  # the tests may run as root, who may write anywhere
+    monkeypatch.setattr(folders.os, "access", lambda *_: False)  # the tests may run as root, who may write anywhere
     with pytest.raises(InputError, match="no permission to write"):
         store.check_target(tmp_path / "new", overwrite=False)
     with pytest.raises(InputError, match="no permission to write"):

@@ -18,6 +18,7 @@ from moescope.studies.signatures.study import signatures
 from moescope.tasks.prompts import load_prompts
 from moescope.types import Site
 from tests.architectures import tiny_model
+from tests.chat import chat_model
 
 PROMPTS = load_prompts("routing-480", limit=16)
 
@@ -122,3 +123,29 @@ def test_one_monitor_serves_both_kinds() -> None:
     row = result.to_frame("changes").iloc[0]
     assert row["accuracy_before"] > 0.7
     assert row["flips"] == 0
+
+
+def test_a_chat_template_is_in_no_prompts_trace() -> None:
+    """It is the same in every prompt; the tokens that are left are those of the bare texts."""
+    bare = tiny_model("llama")
+    model = chat_model(bare)
+    model = model.read_as(chat=True)
+    trace = dense_trace(model, PROMPTS, n_experts=6, k=2)
+    texts = [p.text for p in PROMPTS]
+    assert np.array_equal(trace.lengths, encode(bare, texts, special_tokens="none").lengths)
+    assert np.array_equal(trace.tokens, encode(bare, texts, special_tokens="none").ids)
+    assert trace.position.max() == trace.lengths.max() - 1
+    experts = fit_dense_experts(model, texts, n_experts=6, k=2)
+    assert np.array_equal(experts.counts(model, encode(model, texts)), dense_trace(model, PROMPTS, experts=experts).counts())
+
+
+def test_nothing_is_said_to_be_routed_in_a_dense_model() -> None:
+    settings = SignatureSettings(dense_experts=8, n_permutations=99, n_label_permutations=0, n_nulls=2, cards=1, twin=False)
+    result = signatures(chat_model(tiny_model("llama")), "routing-80", settings)
+    assert "Neuron-group" in result.meta["title"]
+    assert any("a dense model routes nothing" in note and "one of 8 groups" in note for note in result.meta["notes"])
+    assert not any("a mean over tokens" in note or "what was generated" in note for note in result.meta["notes"])
+    statements = [claim.statement for claim in result.claims]
+    assert not any(word in text for text in statements for word in ("rout", "xpert", "The load"))
+    assert any(text.startswith("Prompts of one category activate neurons more alike") for text in statements)
+    assert any(text.startswith("Groups of neurons are specialised") for text in statements)

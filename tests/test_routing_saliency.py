@@ -99,7 +99,7 @@ def test_a_mask_survives_its_file(tmp_path: Path, suffix: str) -> None:
 def test_a_file_that_is_no_mask_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"format": "else", "meta": {}, "keep": {}, "prune": {}}))
     (tmp_path / "b.json").write_text(
-        json.dumps({"format": "moescope-prune-mask-1", "meta": {}, "keep": {"0": [0, 1]}, "prune": {"0": [1]}})
+        json.dumps({"format": "moescope-prune-mask-2", "meta": {}, "keep": {"0": [0, 1]}, "prune": {"0": [1]}})
     )
     for name in ("a.json", "b.json"):
         with pytest.raises(InputError, match=f"{name}: this is not a prune mask"):

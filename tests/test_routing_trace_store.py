@@ -163,8 +163,8 @@ def test_damage_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is missing"):
         load_trace(tmp_path / "t")
     manifest = tmp_path / "t" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace("moescope-routing-1", "moescope-routing-9"))
-    with pytest.raises(InputError, match="'moescope-routing-9' is not moescope-routing-1"):
+    manifest.write_text(manifest.read_text().replace("moescope-routing-2", "moescope-routing-9"))
+    with pytest.raises(InputError, match="'moescope-routing-9' is not moescope-routing-2"):
         load_trace(tmp_path / "t")
     manifest.write_text("{")
     with pytest.raises(InputError, match="damaged manifest"):

@@ -27,9 +27,11 @@ from moescope.errors import InputError
 from moescope.report.format import page_source
 from moescope.routing.capture import trace_prompts
 from moescope.server import Limits, Served, gather
-from moescope.server.app import Service, StreamBody, create_app
+from moescope.server.app import create_app
 from moescope.server.lane import Lane, ModelThread
 from moescope.server.limits import Refused
+from moescope.server.service import Service
+from moescope.server.wire import StreamBody
 from moescope.server.writer import Sampling, Writer
 from tests.architectures import save_tiny, tiny_model
 from tests.planted_llama import planted_llama, planted_task
@@ -115,7 +117,7 @@ def test_who_waits_together_is_answered_together(served: Served) -> None:
 
     async def scenario() -> list[Any]:
         thread, busy = ModelThread(), threading.Event()
-        lane = Lane(thread, lambda texts: encode(model, texts), run, texts=64, waiting=12)
+        lane = Lane(thread, lambda texts, first: encode(model, texts, first_row=first), run, texts=64, waiting=12)
         thread.submit(busy.wait)
         asked = [TEXTS[i : i + 1 + i % 3] for i in range(10)] + [["w1", ""]]
         waiting = [asyncio.ensure_future(lane.ask(texts)) for texts in asked]
@@ -152,7 +154,7 @@ def test_a_batch_is_no_larger_than_the_limit(served: Served) -> None:
             passes.append(len(encoded))
             return [{}] * len(encoded)
 
-        lane = Lane(thread, lambda texts: encode(served.model, texts), run, texts=8)
+        lane = Lane(thread, lambda texts, first: encode(served.model, texts, first_row=first), run, texts=8)
         thread.submit(busy.wait)
         waiting = [asyncio.ensure_future(lane.ask(TEXTS[:3])) for _ in range(5)]
         await asyncio.sleep(0)
@@ -196,17 +198,17 @@ def test_a_client_that_goes_away_stops_its_generation() -> None:
     steps = 0
     do = service._thread.do
 
-    async def counting(work: Any) -> Any:
+    async def counting(work: Any, due: float | None = None) -> Any:
         nonlocal steps
         steps += 1
-        return await do(work)
+        return await do(work, due)
 
     service._thread.do = counting  # type: ignore[method-assign]
     came = asyncio.run(_ask(app, {"prompt": "w1 w2", "max_new_tokens": 100}, until=5))
     service.close()
     assert 5 <= came <= 10
     assert steps <= 12  # of 102
-    assert len(service._writers) == 0
+    assert service.generating == 0
 
 
 def test_generations_at_the_same_time_are_limited() -> None:

@@ -107,6 +107,9 @@ def test_draws_that_cannot_decide_are_refused() -> None:
 def test_an_effect_over_draws_is_two_sided() -> None:
     null = np.linspace(-1, 1, 999)
     assert beyond_draws(2.0, null, "chance", 0.1).p == pytest.approx(0.002)
+    draws = np.random.default_rng(1).gamma(4, size=(8000, 40))  # skew: the interval asks for no distribution
+    within = [effect.low <= 0 <= effect.high for effect in (beyond_draws(row[0], row[1:], "chance", 0.1) for row in draws)]
+    assert 0.94 <= np.mean(within) <= 0.96
     below = beyond_draws(-2.0, null, "chance", 0.1)
     assert below.p == pytest.approx(0.002)
     assert reading(below, below.p) == "opposite"

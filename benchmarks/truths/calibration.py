@@ -299,7 +299,7 @@ ROUTINES = [
     Routine("among draws of a null", "exact p", _among_draws, (199, 499, 999)),
     Routine("among draws of a null, from their middle", "exact p", _two_sided, (199, 499, 999)),
     Routine("balanced accuracy above chance", "p", _guessing),
-    Routine("two predictors' hits", "p", _hits),
+    Routine("two predictors' hits", "safe p", _hits),
     Routine("two predictors' balanced accuracy", "p", _balanced),
     Routine("beyond random sets", "safe p", _beyond_sets),
     Routine("steering beyond random sets", "safe p", _steered),

@@ -220,8 +220,10 @@ def _auroc(which: int) -> Callable[[int, int], Drawn]:
 
 
 def _overlap_gap(n: int, seed: int) -> Drawn:
+    """Ten neurons of each task, seven of them the same, from plain to faint: at any N some are about to be found."""
     halves, full = [], []
-    for task in (_features(n, range(5), 1.0, 2 * seed, "a"), _features(n, range(2, 7), 1.0, 2 * seed + 1, "b")):
+    strengths = np.geomspace(1.2, 0.2, 10)
+    for task in (_features(n, range(10), strengths, 2 * seed, "a"), _features(n, range(3, 13), strengths, 2 * seed + 1, "b")):
         drawn = [split_half(task.y, task.groups, seed + i) for i in range(5)]
         halves.append([tuple(_ranking(task.x[side], task.y[side]) for side in (half, ~half)) for half in drawn])
         full.append(_ranking(task.x, task.y))
@@ -256,11 +258,20 @@ def _trend(n: int, seed: int) -> Drawn:
     return *depth_trend(np.array(d), np.array(left), cells)[:3], NAN
 
 
-def _load(n: int, seed: int) -> Drawn:
+def _loaded(n: int, seed: int, share: np.ndarray) -> Drawn:
+    """Experts that get ``share`` (16,) of the tokens, each prompt about so."""
     rng = np.random.default_rng(seed)
-    counts = rng.multinomial(200, rng.dirichlet(60 * np.full(16, 1 / 16), size=n)).astype(float)[:, None]
+    counts = rng.multinomial(200, rng.dirichlet(60 * share, size=n)).astype(float)[:, None]
     null = np.random.default_rng(0).multinomial(200 * n, np.full(16, 1 / 16), size=20).astype(float)[:, None]
     return *spread(counts, null, cells_of(np.arange(n) % 3, None, "prompt"))[:3], NAN
+
+
+def _load(n: int, seed: int) -> Drawn:
+    return _loaded(n, seed, np.linspace(1, 3, 16) / 32)
+
+
+def _even_load(n: int, seed: int) -> Drawn:
+    return _loaded(n, seed, np.full(16, 1 / 16))
 
 
 def _preference(n: int, seed: int) -> Drawn:
@@ -348,19 +359,20 @@ ROUTINES = [
     Routine("ablation beside random sets", "interval", _ablation),
     Routine("AUROC above one half", "interval", _auroc(1)),
     Routine("AUROC, sign-free", "interval", _auroc(0)),
-    Routine("overlap of halves less that across", "interval", _overlap_gap, (60, 160, 400)),
-    Routine("routing separation, d", "interval", _separation, TEMPLATES),
+    Routine("overlap of halves less that across", "interval", _overlap_gap, (60, 160, 400), wide=400),
+    Routine("routing separation, d", "interval", _separation, TEMPLATES, wide=4),
     Routine("routing separation beyond a null, d", "interval", _separation_beyond, TEMPLATES),
-    Routine("silhouette", "interval", _silhouette, TEMPLATES),
-    Routine("trend with depth", "interval", _trend, TEMPLATES),
+    Routine("silhouette", "interval", _silhouette, TEMPLATES, wide=4),
+    Routine("trend with depth", "interval", _trend, TEMPLATES, wide=40),
     Routine("load beyond balanced routing", "interval", _load),
+    Routine("load beyond balanced routing, none", "interval", _even_load, wide=400),
     Routine("experts' preference beyond the twin's", "interval", _preference, (40, 150, 600)),
     Routine("mean of weighted hits, jackknife", "interval", _clustered),
     Routine("ratio of two students' errors", "interval", _log_ratio, (15, 60, 400)),
     Routine("contrast of two ratios", "interval", _contrast, (15, 60, 400)),
     Routine("error over seeds, t", "interval", _seeds, (3, 5, 10)),
-    Routine("experts' kinds beyond the untrained", "interval", _kinds, (24, 60, 160)),
-    Routine("representational similarity", "interval", _rsa, PROMPTS),
+    Routine("experts' kinds beyond the untrained", "interval", _kinds, (24, 60, 160), wide=24),
+    Routine("representational similarity", "interval", _rsa, PROMPTS, wide=20),
     Routine("steering beyond random sets", "interval", _steered),
     Routine("steering, target less others", "interval", _selective),
 ]

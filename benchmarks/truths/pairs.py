@@ -33,7 +33,7 @@ def _judged(case: Case | Claim) -> Claim:
     return verdicts([case])[0]
 
 
-def _features(n: int, planted: range, gap: float, seed: int, name: str) -> Features:
+def _features(n: int, planted: range, gap: float | np.ndarray, seed: int, name: str) -> Features:
     """Noise, and the class in the coordinates ``planted``; rows in pairs, one of each class."""
     rng = np.random.default_rng(seed)
     y = np.arange(n) % 2

@@ -18,13 +18,16 @@ from moescope.errors import InputError
 from moescope.files.atomic import write_atomic
 from moescope.files.names import plain_name
 from moescope.files.parse import parse_object
+from moescope.files.seal import BLANK, seal_holds, sealed
 from moescope.study.settings import at_least, read_record
 from moescope.types import SITE_KINDS, Site
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from moescope.models import LoadedModel
 
-FORMAT = "moescope-activations-1"
+FORMAT = "moescope-activations-2"
 FINISHED = "manifest.json"
 UNFINISHED = "unfinished.json"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -144,7 +147,7 @@ class Manifest:
                 )
 
     def write(self, path: Path) -> None:
-        write_atomic(path, [json.dumps(asdict(self), indent=1).encode()])
+        write_manifest(self, path)
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
@@ -171,8 +174,13 @@ def parse_site(text: str) -> Site:
     return Site(kind, int(layer))
 
 
+def write_manifest(manifest: DataclassInstance, path: Path) -> None:
+    """Write a dataclass as JSON with its checksum, whole or not at all."""
+    write_atomic(path, sealed(json.dumps({"seal": BLANK, **asdict(manifest)}, indent=1).encode()))
+
+
 def read_manifest(kind: type[M], path: Path, refusal: str, again: str) -> M:
-    """The dataclass ``kind``, with a default ``format``, that was written as JSON.
+    """The dataclass ``kind``, with a default ``format``, that :func:`write_manifest` wrote.
 
     Args:
         refusal: what is said of a file of another format.
@@ -185,6 +193,9 @@ def read_manifest(kind: type[M], path: Path, refusal: str, again: str) -> M:
         data = parse_object(path.read_bytes())
         if data.get("format") != kind.format:  # type: ignore[attr-defined]
             raise InputError(f"{path}: format {data.get('format')!r} is not {kind.format}: {refusal}")  # type: ignore[attr-defined]
+        if not seal_holds(path):
+            raise ValueError("its sha256 is not the one in it")
+        data.pop("seal", None)
     except InputError:
         raise
     except OSError as error:

@@ -12,6 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from cyclopts import App, CoercionError, CycloptsError
 
+from moescope.cli.signals import Terminated, terminable
 from moescope.cli.streams import any_terminal
 from moescope.errors import InputError
 
@@ -20,6 +21,7 @@ app = App(
     help="Find, test and use the experts hidden in transformer language models.",
     version_flags=["--version"],
     result_action="return_value",
+    suppress_keyboard_interrupt=False,
 )
 # By name, so that a command's module is imported only when it is run; hence the help lines stand here too.
 _COMMANDS = {
@@ -53,9 +55,9 @@ app.command(_reproduce)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: exit code 0, 2 for a user's mistake, 130 when interrupted."""
+    """Entry point: exit code 0, 2 for a user's mistake, 130 when interrupted, 143 when ended by SIGTERM."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    with any_terminal():
+    with any_terminal(), terminable():
         _run(arguments)
 
 
@@ -72,9 +74,9 @@ def _run(arguments: list[str] | None) -> None:
         if not _out_of_memory(error):
             raise
         _fail(_NO_MEMORY)
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        print(str(error) or "interrupted; nothing was written", file=sys.stderr)
+        sys.exit(143 if isinstance(error, Terminated) else 130)
     except BrokenPipeError:
         # The reader of our output has closed it (`| head`): not our error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

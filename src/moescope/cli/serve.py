@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import sys
 from contextlib import ExitStack
 from importlib.util import find_spec
@@ -15,6 +18,8 @@ from moescope.errors import InputError
 
 _OPTIONS = {"exits": "--exit", "route": "--route", "circuits": "--circuits", "host": "--host", "port": "--port"}
 _OPTIONS |= {"chat": "--chat", "texts": "--max-texts", "characters": "--max-characters", "new_tokens": "--max-new-tokens"}
+_OPTIONS |= {"streams": "--max-streams", "connections": "--max-connections", "grace_seconds": "--grace"}
+_TOKEN = "MOESCOPE_TOKEN"
 
 
 def serve(
@@ -27,13 +32,17 @@ def serve(
     ] = None,
     route: Annotated[Path | None, Parameter(help="Result of moescope route.")] = None,
     circuits: Annotated[Path | None, Parameter(help="Result of moescope circuits, whose neurons are traced.")] = None,
-    host: Annotated[str, Parameter(help="Address to serve on; 0.0.0.0 opens it to the network, without a password.")] = (
-        "127.0.0.1"
-    ),
+    host: Annotated[str, Parameter(help="Address to serve on; 0.0.0.0 opens it to the network.")] = "127.0.0.1",
     port: Annotated[int, Parameter(help="Port; 0 takes any that is free.")] = 8000,
+    token_file: Annotated[
+        Path | None, Parameter(help=f"File with the token that requests must carry (default: ${_TOKEN}; without, none).")
+    ] = None,
     max_texts: Annotated[int, Parameter(help="Texts of one request, and of one batch.")] = 64,
     max_characters: Annotated[int, Parameter(help="Characters of one text.")] = 20_000,
     max_new_tokens: Annotated[int, Parameter(help="Tokens of one generation.")] = 256,
+    max_streams: Annotated[int, Parameter(help="Generations at the same time; more are told to come again.")] = 4,
+    max_connections: Annotated[int, Parameter(help="Clients at the same time; more wait.")] = 256,
+    grace: Annotated[float, Parameter(help="Seconds that generations have to end after a SIGTERM.")] = 10,
     dtype: Annotated[str, Parameter(help="Precision of the model's weights: auto, fp32, bf16, fp16, int8 or int4.")] = "auto",
     chat: Annotated[bool | None, Parameter(help="Continue texts in the chat template (default: where there is one).")] = None,
     device: Annotated[str | None, Parameter(help="cpu, cuda, cuda:1 … (default: cuda where there is one).")] = None,
@@ -41,19 +50,21 @@ def serve(
 ) -> None:
     """A live page and a JSON API: classify with early exit, name a text's task, watch which experts or neurons fire.
 
-    MODEL is a Hub id, a local folder or an embedded name. Ctrl-C ends it.
+    MODEL is a Hub id, a local folder or an embedded name. Ctrl-C ends it; SIGTERM lets texts being written end first.
     """
-    if any(find_spec(name) is None for name in ("fastapi", "uvicorn")):
-        raise InputError("moescope serve needs FastAPI and uvicorn: pip install 'moescope[serve]'")
+    if any(find_spec(name) is None for name in ("fastapi", "uvicorn", "prometheus_client")):
+        raise InputError("moescope serve needs FastAPI, uvicorn and prometheus-client: pip install 'moescope[serve]'")
     from moescope.server import Limits, gather
     from moescope.server.app import create_app
     from moescope.server.guard import LOOPBACK
     from moescope.server.lane import ModelThread
-    from moescope.server.run import address, bind, run
+    from moescope.server.run import Server, address, bind, connections
 
     with ExitStack() as stack:
         try:
-            limits = Limits(texts=max_texts, characters=max_characters, new_tokens=max_new_tokens)
+            sizes = {"texts": max_texts, "characters": max_characters, "new_tokens": max_new_tokens}
+            limits = Limits(**sizes, streams=max_streams, connections=max_connections, grace_seconds=grace)
+            token, most = _token(token_file), connections(limits)
             opened = stack.enter_context(bind(host, port))
             thread = ModelThread()
             options: dict[str, Any] = {"chat": chat, "dtype": dtype, "device": device, "device_map": device_map}
@@ -62,9 +73,31 @@ def serve(
             raise translated(error, _OPTIONS) from error
         loopback = host in LOOPBACK
         print(f"{served.model.name}: {address(opened)} (Ctrl-C ends it)", flush=True)
-        if not loopback:
-            print("warning: anyone who can reach this address can use the model", file=sys.stderr)
+        if not loopback and token is None:
+            print(
+                "warning: anyone who can reach this address can use the model; --token-file asks for a token", file=sys.stderr
+            )
+        server = Server(create_app(served, limits, thread=thread, anywhere=not loopback, token=token), opened, most)
+        server.run()
+        thread.close()
+        print("stopped", file=sys.stderr)
+        if server.signal == signal.SIGTERM:
+            sys.exit(128 + signal.SIGTERM)
+
+
+def _token(file: Path | None) -> str | None:
+    """That of the file or of the environment.
+
+    Raises:
+        InputError: the file cannot be read, or what was found is no token.
+    """
+    where, said = (f"--token-file: {file}", None) if file is not None else (_TOKEN, os.environ.get(_TOKEN))
+    if file is not None:
         try:
-            run(create_app(served, limits, thread=thread, anywhere=not loopback), opened)
-        except KeyboardInterrupt:
-            print("stopped", file=sys.stderr)
+            said = file.read_text("ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is not ASCII"
+            raise InputError(f"{where}: no token can be read ({why})") from None
+    if said is not None and not re.fullmatch(r"[!-~]{16,512}", said):
+        raise InputError(f"{where}: a token is one word of 16 to 512 ASCII characters; make one with openssl rand -hex 32")
+    return said

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -59,9 +58,8 @@ def _trace(given: dict[str, Any], settings: TraceSettings, run: Run, *, json: bo
             place = replace(run, out=folder, overwrite=overwrite, progress=report)
             try:
                 found = _TRACE.verb()(given["model"], given["prompts"], settings, run=place)  # type: ignore[assignment]
-            except KeyboardInterrupt:
-                print("interrupted; the same command goes on with what was traced", file=sys.stderr)
-                sys.exit(130)
+            except KeyboardInterrupt as error:
+                raise type(error)("interrupted; the same command goes on with what was traced") from error
     else:
         if given["experts"] is None:
             raise InputError("an imported trace does not say how many a layer has; give their number", "experts")

@@ -1,9 +1,10 @@
-"""Named numpy arrays with a JSON note in one safetensors file: checkpoints and saved moments."""
+"""Named numpy arrays with a JSON note in one safetensors file that carries its checksum: whatever is kept to be run again."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from safetensors.numpy import save
 from moescope.errors import InputError
 from moescope.files.atomic import write_atomic
 from moescope.files.parse import parse_object
+from moescope.files.seal import BLANK, seal_holds, sealed
 
 
 def run_id(model: str, texts: str, settings: list[Any], *arrays: np.ndarray) -> dict[str, str]:
@@ -36,10 +38,32 @@ def run_id(model: str, texts: str, settings: list[Any], *arrays: np.ndarray) -> 
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-    """Write the arrays and the note to ``path``, atomically."""
+    """Write the arrays and the note to ``path``, whole or not at all.
+
+    Raises:
+        InputError: it cannot be written, or holds something that this did not write.
+    """
+    check_file(path)
     # safetensors takes the buffer as it lies, so a transposed view must be straightened first
     straight = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    write_atomic(path, [save(straight, {"moescope": json.dumps(meta)})])
+    write_atomic(path, sealed(save(straight, {"moescope": json.dumps({"seal": BLANK, **meta})})))
+
+
+def check_file(path: Path) -> None:
+    """Refuse a file that :func:`save_arrays` may not replace, before any work.
+
+    Raises:
+        InputError: it is there, and no file of its.
+    """
+    if not os.path.lexists(path):
+        return
+    try:
+        with safe_open(str(path), "numpy") as file:
+            ours = "moescope" in (file.metadata() or {})
+    except (OSError, SafetensorError, ValueError):
+        ours = False
+    if not ours:
+        raise InputError(f"{path}: is there already and was not written by moescope, or is damaged; name another file")
 
 
 def load_arrays(
@@ -53,14 +77,18 @@ def load_arrays(
     try:
         with safe_open(str(path), "numpy") as file:
             meta = parse_object((file.metadata() or {}).get("moescope", "{}"))
-            if meta.get("format") == form:
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+            if meta.get("format") != form:
+                raise InputError(f"{path}: not a file of format {form}; choose another file name")
+            if not seal_holds(path):
+                raise InputError(f"{path}: is damaged: its sha256 is not the one in it; delete it and run again")
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    except InputError:
+        raise
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:  # the last two: of types that numpy lacks
         raise InputError(f"{path}: damaged or not a safetensors file ({error}); delete it and run again") from error
-    if meta.get("format") != form:
-        raise InputError(f"{path}: not a file of format {form}; choose another file name")
+    meta.pop("seal", None)
     for key, value in (expected or {}).items():
         if meta.get(key) != value:
             raise InputError(f"{path}: was written with other {key}; delete it or choose another file name")

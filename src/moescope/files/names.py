@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 # One part of a path, of the characters that moescope and transformers write. No separator of any system, no drive letter,
 # no "..", nothing hidden, nothing that a terminal would act on.
@@ -18,3 +19,12 @@ def plain_name(name: object) -> str:
     if not isinstance(name, str) or not _PLAIN.fullmatch(name):
         raise ValueError(f"{str(name)[:80]!r} is not a plain file name")
     return name
+
+
+def inside(name: str) -> Path:
+    """``name`` as a path of plain parts.
+
+    Raises:
+        ValueError: it would lead elsewhere.
+    """
+    return Path(*(plain_name(part) for part in name.split("/")))

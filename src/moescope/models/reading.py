@@ -61,8 +61,8 @@ class Reading:
         said = []
         if "framed" in count:
             said.append(
-                "Each text is the user's turn of the model's chat template: its final token is the last before the answer, and "
-                "a mean over tokens leaves the template out (--no-chat reads the bare texts)."
+                "Each text is the user's turn of the model's chat template: its final token is the last before the "
+                "answer (--no-chat reads the bare texts)."
             )
         if "templated" in count:
             said.append(f"Texts that hold the chat template's own marks: {count['templated']}; they are read as they stand.")

@@ -12,6 +12,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 from safetensors import SafetensorError, safe_open
 
 from moescope.errors import InputError
+from moescope.files.bundle import check_model
 from moescope.files.names import plain_name
 from moescope.files.parse import parse_json
 from moescope.models import gguf
@@ -142,7 +143,8 @@ def _from_hub(name: str, revision: str | None, trust_remote_code: bool) -> Sourc
 def check_folder(source: Source) -> None:
     """Make sure that a model folder's config, weights and tokenizer are there, whole and no pickle.
 
-    Only the headers of the safetensors files are read, which is enough to notice a truncated or garbled file.
+    Only the headers of the safetensors files are read, which is enough to notice a truncated or garbled file; all of them where
+    the folder is a result of moescope convert, which has their checksums.
 
     Raises:
         InputError: names the file and the mend.
@@ -159,6 +161,7 @@ def check_folder(source: Source) -> None:
         raise InputError(f"{folder / 'config.json'} names no model_type: give a Hugging Face model's config")
     for file in weight_files(folder):
         _check_header(file)
+    check_model(folder)
     if not has_tokenizer(folder):
         raise InputError(
             f"model folder {str(folder)!r} has no tokenizer (tokenizer.json): save the model's tokenizer beside its weights"

@@ -12,7 +12,6 @@ and letters from there too. The HTML page, ``StudyResult.figures()`` and ``save`
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from moescope.errors import InputError
+from moescope.files.atomic import write_atomic
 from moescope.report.style import full_names, levels, look
 
 if TYPE_CHECKING:
@@ -121,16 +121,6 @@ def save_figure(figure: Figure, folder: str | Path, name: str) -> tuple[Path, Pa
     """
     folder, image = Path(folder), render(figure)
     paths = (folder / f"{name}.png", folder / f"{name}.svg")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path, data in zip(paths, (image.png, image.svg), strict=True):
-            draft = path.with_name(f".{path.name}.partial")
-            try:
-                draft.write_bytes(data)
-                os.replace(draft, path)
-            finally:
-                draft.unlink(missing_ok=True)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"{folder} could not be written ({reason}); free some space or name another folder") from error
+    for path, data in zip(paths, (image.png, image.svg), strict=True):
+        write_atomic(path, [data])
     return paths

@@ -62,7 +62,10 @@ class DenseExperts:
     def counts(self, model: LoadedModel, encoded: Encoded, *, batch_tokens: int = 8192) -> np.ndarray:
         """float64 (N, L, E): as :func:`moescope.routing.counts.routing_counts`."""
         out = np.zeros((len(encoded), len(self.group), self.n_experts))
+        own = _own(model, encoded)
         for rows, mask, found in _run(model, encoded, list(self.group), self.chosen, batch_tokens):
+            for row, text in zip(mask, rows, strict=True):
+                row[row.clone()] = torch.from_numpy(own[encoded.offsets[text] : encoded.offsets[text + 1]]).to(mask.device)
             for place, (ids, _) in enumerate(found):
                 weight = mask[..., None].expand(ids.shape)
                 hits = torch.zeros(len(rows), self.n_experts, device=ids.device)
@@ -85,6 +88,7 @@ def fit_dense_experts(
 
     Args:
         texts: to fit on; ``tokens`` of them, drawn at random, are looked at (float16, tokens x neurons x layers are held).
+            A chat template's are none of them.
         n_experts: E, groups of equal size (to one neuron).
         k: groups that count as chosen, per token.
 
@@ -100,10 +104,10 @@ def fit_dense_experts(
     if model.width(narrow) < n_experts:
         raise InputError(f"{narrow} has {model.width(narrow)} neurons, fewer than {n_experts} experts: ask for fewer")
     encoded = encode(model, texts)
-    total = int(encoded.lengths.sum())
+    own = np.flatnonzero(_own(model, encoded))
     rng = np.random.default_rng(seed)
-    wanted = np.zeros(total, dtype=bool)
-    wanted[rng.choice(total, size=min(tokens, total), replace=False)] = True
+    wanted = np.zeros(len(encoded.ids), dtype=bool)
+    wanted[own[rng.choice(len(own), size=min(tokens, len(own)), replace=False)]] = True
     held: dict[Site, list[Tensor]] = {site: [] for site in sites}
     for rows, mask, found in _run(model, encoded, sites, lambda _, x: (x.half(), x.half()), batch_tokens):
         keep = torch.zeros(mask.shape, dtype=torch.bool)
@@ -162,7 +166,8 @@ def dense_trace(
 ) -> RoutingTrace:
     """A routing trace of a dense model's prompts: its pseudo-experts, with their shares of the activity as weights.
 
-    The grouping is fitted on these prompts' texts, without their categories, unless ``experts`` are given.
+    The grouping is fitted on these prompts' texts, without their categories, unless ``experts`` are given. A chat
+    template's tokens have no row: they are the same in every prompt.
 
     Args:
         max_tokens: keep at most this many tokens of a prompt, its last.
@@ -187,16 +192,18 @@ def dense_trace(
         done += len(rows)
         if progress is not None:
             progress(done, len(encoded))
-    lengths = encoded.lengths
+    own = _own(model, encoded)
+    sequence = np.repeat(np.arange(len(encoded), dtype=np.int32), encoded.lengths)[own]
+    lengths = np.bincount(sequence, minlength=len(encoded))
     return RoutingTrace(
         layers=tuple(site.layer for site in sites),
         n_experts=(experts.n_experts,) * len(sites),
-        ids=ids,
-        weights=weights,
-        sequence=np.repeat(np.arange(len(encoded), dtype=np.int32), lengths),
+        ids=ids[own],
+        weights=weights[own],
+        sequence=sequence,
         position=np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]) if total else np.zeros(0, np.int32),
-        generated=np.zeros(total, dtype=bool),
-        tokens=encoded.ids.astype(np.int32),
+        generated=np.zeros(len(sequence), dtype=bool),
+        tokens=encoded.ids[own].astype(np.int32),
         sequences=tuple(TracedSequence(p.id, p.category, p.group) for p in prompts),
         meta={
             "model": model.name,
@@ -231,6 +238,11 @@ def any_trace(
     if is_dense(model):
         return dense_trace(model, prompts, n_experts=n_experts, k=k, seed=seed, **options)
     return trace_prompts(model, prompts, **options)
+
+
+def _own(model: LoadedModel, encoded: Encoded) -> np.ndarray:
+    """bool (total tokens,): all but those of the model's chat template, where texts are read in it."""
+    return ~encoded.special if model.reading.chat else np.ones(len(encoded.ids), dtype=bool)
 
 
 def _run(

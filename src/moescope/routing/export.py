@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moescope.errors import InputError
-from moescope.files.atomic import cannot_write
+from moescope.files.atomic import whole_file
 from moescope.routing.trace import RoutingTrace
 
 _FIRST = ("sequence", "category", "group", "position", "generated")
@@ -50,22 +49,13 @@ def export_parquet(trace: RoutingTrace, path: str | Path, *, overwrite: bool = F
     """
     check_export_target(path, overwrite=overwrite)
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     names = {part: _words([getattr(s, part) for s in trace.sequences]) for part in ("id", "category", "group")}
     rows = 0
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        writer = pq.ParquetWriter(temporary, _schema(trace), compression="zstd")
-        with writer:
-            for start in range(0, len(trace), _CHUNK):
-                table = _rows(trace, names, start, min(len(trace), start + _CHUNK))
-                writer.write_table(table)
-                rows += len(table)
-        os.replace(temporary, target)
-    except OSError as error:
-        raise cannot_write(target, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(target) as file, pq.ParquetWriter(file, _schema(trace), compression="zstd") as writer:
+        for start in range(0, len(trace), _CHUNK):
+            table = _rows(trace, names, start, min(len(trace), start + _CHUNK))
+            writer.write_table(table)
+            rows += len(table)
     return rows
 
 

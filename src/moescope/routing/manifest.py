@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from moescope.capture.manifest import Shard, read_manifest
-from moescope.files.atomic import write_atomic
+from moescope.capture.manifest import Shard, read_manifest, write_manifest
 from moescope.routing.trace import TracedSequence
 from moescope.study.settings import at_least
 
-FORMAT = "moescope-routing-1"
+FORMAT = "moescope-routing-2"
 COLUMNS = ("ids", "weights", "sequence", "position", "generated", "tokens", "scores")
 
 
@@ -41,7 +39,7 @@ class TraceManifest:
         return str(self.meta.get("fingerprint", ""))
 
     def write(self, path: Path) -> None:
-        write_atomic(path, [json.dumps(asdict(self), indent=1).encode()])
+        write_manifest(self, path)
 
     @classmethod
     def read(cls, path: Path) -> TraceManifest:

@@ -7,7 +7,7 @@ from pathlib import Path
 from moescope.capture.manifest import FINISHED, UNFINISHED
 from moescope.errors import InputError
 from moescope.files.atomic import cannot_write
-from moescope.files.folder import check_place, put_in_place, settled
+from moescope.files.folder import check_place, healed, put_in_place, settled
 from moescope.routing.manifest import TraceManifest
 
 
@@ -18,22 +18,12 @@ def check_trace_target(path: str | Path, *, overwrite: bool) -> Path:
         InputError: it is a file or cannot be made, holds a store of another kind, a damaged one, or a trace while ``overwrite``
             is off.
     """
-    folder = settled(path)
+    folder = healed(settled(path))
     check_place(folder)
     files_of(folder)
     if (folder / FINISHED).exists() and not overwrite:
         raise InputError(f"{folder}: a trace is there already; name another folder, or replace it by overwrite=True", "out")
     return folder
-
-
-def remove_trace(path: str | Path) -> None:
-    """Delete a store's files, finished or not, the manifest first, and nothing else in its folder.
-
-    Raises:
-        InputError: what is there is not a routing trace.
-    """
-    for name in files_of(Path(path)):
-        (Path(path) / name).unlink(missing_ok=True)
 
 
 def files_of(folder: Path) -> list[str]:
@@ -48,7 +38,7 @@ def files_of(folder: Path) -> list[str]:
 
 def beside(folder: Path) -> Path:
     """Where a trace is written that will replace the one in ``folder``."""
-    return folder.with_name(f".{folder.name}.partial")
+    return folder.with_name(f".{folder.name}.begun")
 
 
 def put_trace(folder: Path, place: Path) -> None:

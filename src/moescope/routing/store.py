@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import reduce
@@ -25,9 +26,10 @@ from moescope.capture.encode import encode
 from moescope.capture.manifest import FINISHED, UNFINISHED, Shard, chain, check_contents, check_shard
 from moescope.errors import InputError
 from moescope.files.atomic import write_atomic
+from moescope.files.folder import healed, output, settled, whole_folder
 from moescope.routing.capture import PromptLike, trace_prompts
 from moescope.routing.manifest import COLUMNS, FORMAT, TraceManifest
-from moescope.routing.place import beside, check_trace_target, files_of, put_trace, remove_trace
+from moescope.routing.place import beside, check_trace_target, files_of, put_trace
 from moescope.routing.trace import RoutingTrace, TracedSequence, check_same_model
 
 if TYPE_CHECKING:
@@ -139,15 +141,13 @@ def save_trace(trace: RoutingTrace, path: str | Path, *, overwrite: bool = False
         InputError: there is a store that may not be replaced, the trace is not valid, or the disk is full.
     """
     trace.validate()
-    folder = check_trace_target(path, overwrite=overwrite)
-    place = folder
-    if overwrite and files_of(folder):
-        place = beside(folder)
-        remove_trace(place)
-    with TraceStore.create(place) as store:
-        for first, stop in _runs(trace.lengths, shard_tokens):
-            store.append(trace.select(range(first, stop)))
-    put_trace(folder, place)
+    with output(settled(path)):
+        folder = check_trace_target(path, overwrite=overwrite)
+        if not overwrite:
+            _refuse_existing(folder)
+        with whole_folder(folder, own=files_of(folder)) as draft, TraceStore.create(draft) as store:
+            for first, stop in _runs(trace.lengths, shard_tokens):
+                store.append(trace.select(range(first, stop)))
 
 
 def _runs(lengths: np.ndarray, budget: int) -> list[tuple[int, int]]:
@@ -167,6 +167,7 @@ def load_trace(path: str | Path, *, verify: bool = True) -> RoutingTrace:
     Raises:
         InputError: the store is missing, unfinished, truncated or damaged; names the file, or row, layer and id.
     """
+    healed(settled(path))
     folder = Path(path)
     if (folder / UNFINISHED).exists():
         raise InputError(f"{folder}: the trace is unfinished, its writing was cut short; resume it with the same command")
@@ -231,7 +232,7 @@ def trace_to_store(
             if store is not None:
                 break
         else:
-            remove_trace(place)
+            shutil.rmtree(place, ignore_errors=True)  # of other settings, and hidden under a name that is ours
     else:
         store = _begun(folder, model, parts, settings)
     if store is None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save as save_bytes
 
 from moescope.errors import InputError
 from moescope.files.atomic import write_atomic
-from moescope.files.parse import parse_object, parse_safetensors
+from moescope.files.checkpoint import load_arrays, save_arrays
+from moescope.files.parse import parse_object
+from moescope.files.seal import BLANK, seal_holds, sealed
 
-FORMAT = "moescope-prune-mask-1"
+FORMAT = "moescope-prune-mask-2"
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,25 +47,26 @@ class PruneMask:
 
     def save(self, path: str | Path) -> Path:
         """Write ``PATH.safetensors`` (one uint8 tensor ``layers.L.keep`` a layer, 1 = keep; meta as JSON in its header), or
-        ``PATH.json`` with ``{"format", "meta", "keep": {layer: [expert, ...]}, "prune": {...}}``, by the suffix.
+        ``PATH.json`` with ``{"format", "meta", "keep": {layer: [expert, ...]}, "prune": {...}}``, by the suffix. Both carry
+        their checksum.
 
         Raises:
-            InputError: another suffix, or the file cannot be written.
+            InputError: another suffix, the file is there and no mask, or it cannot be written.
         """
         target = Path(path)
         check_target(target)
         if target.suffix == ".safetensors":
             tensors = {f"layers.{layer}.keep": keep.astype(np.uint8) for layer, keep in self.keep.items()}
-            data = save_bytes(tensors, metadata={"format": FORMAT, "meta": json.dumps(self.meta)})
+            save_arrays(target, tensors, {"format": FORMAT, "meta": self.meta})
         else:
             content = {
                 "format": FORMAT,
+                "seal": BLANK,
                 "meta": self.meta,
                 "keep": {str(layer): np.flatnonzero(keep).tolist() for layer, keep in self.keep.items()},
                 "prune": {str(layer): np.flatnonzero(~keep).tolist() for layer, keep in self.keep.items()},
             }
-            data = json.dumps(content, indent=1).encode()
-        write_atomic(target, [data])
+            write_atomic(target, sealed(json.dumps(content, indent=1).encode()))
         return target
 
     def write(self, folder: Path, /) -> Path:
@@ -78,23 +81,25 @@ class PruneMask:
             InputError: there is no such file, or it is damaged or something else.
         """
         source = Path(path)
-        try:
-            data = source.read_bytes()
-        except OSError as error:
-            raise InputError(f"{source}: cannot be read ({error.strerror or error})") from error
         wrong = InputError(f"{source}: this is not a prune mask, or it is damaged; write it again with moescope prune")
         try:
-            if source.suffix == ".json":
-                content = parse_object(data)
+            if source.suffix != ".json":
+                tensors, note = load_arrays(source, FORMAT)
+                keep = {int(name.split(".")[1]): _flags(tensor) for name, tensor in tensors.items()}
+                meta = note["meta"]
+            else:
+                content = parse_object(source.read_bytes())
+                if content["format"] != FORMAT or not seal_holds(source):
+                    raise wrong
                 keep = {int(layer): _mask(kept, content["prune"][layer]) for layer, kept in content["keep"].items()}
-                known = content["format"] == FORMAT and isinstance(content["meta"], dict)
-                return cls(keep, content["meta"]) if known else _refuse(wrong)
-            size = int.from_bytes(data[:8], "little")
-            header = parse_object(data[8 : 8 + size])["__metadata__"]
-            if header["format"] != FORMAT:
+                meta = content["meta"]
+            if not isinstance(meta, dict):
                 raise wrong
-            keep = {int(name.split(".")[1]): _flags(tensor) for name, tensor in parse_safetensors(data).items()}
-            return cls(dict(sorted(keep.items())), parse_object(header["meta"]))
+            return cls(dict(sorted(keep.items())), meta)
+        except InputError as error:
+            raise (wrong if source.is_file() else error) from error
+        except OSError as error:
+            raise InputError(f"{source}: cannot be read ({error.strerror or error})") from error
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, MemoryError) as error:
             raise wrong from error
 
@@ -103,14 +108,15 @@ def check_target(path: Path) -> None:
     """Refuse a mask's name before any work is done.
 
     Raises:
-        InputError: its suffix is neither .safetensors nor .json.
+        InputError: its suffix is neither .safetensors nor .json, or it is there and no mask.
     """
     if path.suffix not in (".safetensors", ".json"):
         raise InputError(f"{path}: a prune mask is written as .safetensors or .json")
-
-
-def _refuse(error: InputError) -> PruneMask:
-    raise error
+    if os.path.lexists(path):
+        try:
+            PruneMask.load(path)
+        except InputError as error:
+            raise InputError(f"{path}: is there already and is no prune mask; name another file") from error
 
 
 def _flags(stored: np.ndarray) -> np.ndarray:

@@ -2,68 +2,46 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-import json
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from functools import partial
 from importlib import metadata
 from typing import Any
-from weakref import WeakSet
 
-import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
-from moescope.capture.encode import Encoded, encode
 from moescope.errors import InputError
 from moescope.report.format import page_source
-from moescope.runtime.exit.classifier import ExitClassifier
-from moescope.runtime.route.watch import name_tasks
-from moescope.server.guard import LOOPBACK, Guard
-from moescope.server.lane import Lane, ModelThread
+from moescope.server.guard import HEADERS, LOOPBACK, Guard, Room, more_headers
+from moescope.server.lane import ModelThread
 from moescope.server.limits import Limits, Refused
+from moescope.server.metrics import CONTENT_TYPE, Measured
 from moescope.server.served import Served
-from moescope.server.writer import Sampling, Writer
+from moescope.server.service import OURS, Service
+from moescope.server.wire import ClassifyBody, RouteBody, StreamBody, bounded, events, failures
+from moescope.server.writer import Writer
 
 _VERSION = metadata.version("moescope")
-_OURS = "an error inside moescope; the server's own output says which"
-
-
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class ClassifyBody(_Body):
-    texts: list[str]
-    task: str | None = None
-    """None: by every classifier"""
-
-
-class RouteBody(_Body):
-    texts: list[str]
-
-
-class StreamBody(_Body):
-    prompt: str
-    max_new_tokens: int = Field(64, ge=1)
-    temperature: float = Field(0.0, ge=0, le=100)
-    seed: int = Field(0, ge=0, lt=2**63)
 
 
 def create_app(
-    served: Served, limits: Limits | None = None, *, thread: ModelThread | None = None, anywhere: bool = False
+    served: Served,
+    limits: Limits | None = None,
+    *,
+    thread: ModelThread | None = None,
+    anywhere: bool = False,
+    token: str | None = None,
 ) -> FastAPI:
     """An ASGI app. The model is used by one thread of it, so an app serves from one process.
 
     Args:
         thread: the thread on which the model was loaded, which makes passes of small models faster; it is closed with the app.
         anywhere: answer whatever name the server is addressed by; by default only those of this machine.
+        token: what every request must carry as ``Authorization: Bearer``, but for the page and the sign of life.
     """
     service = Service(served, limits or Limits(), thread or ModelThread())
 
@@ -74,34 +52,43 @@ def create_app(
 
     app = FastAPI(title="moescope", version=_VERSION, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.service = service
-    app.add_middleware(Guard, body=service.limits.body, hosts=None if anywhere else LOOPBACK)
     page = page_source("moescope.server")
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def index() -> HTMLResponse:
         return HTMLResponse(page)
 
-    @app.get("/v1/health")
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE)
+
+    @app.get("/v1/health", responses=failures())
     async def health() -> dict[str, str]:
         return {"status": "ok", "model": served.model.name}
 
-    @app.get("/v1/info")
+    @app.get("/v1/info", responses=failures())
     async def info() -> dict[str, Any]:
         return {"moescope": _VERSION, **served.json(), "limits": dataclasses.asdict(service.limits)}
 
-    @app.post("/v1/classify")
+    @app.post("/v1/classify", responses=failures(400, 404, 422, 500, 503))
     async def classify(body: ClassifyBody) -> dict[str, Any]:
         return {"answers": await service.classify(body.texts, body.task)}
 
-    @app.post("/v1/route")
+    @app.post("/v1/route", responses=failures(400, 404, 422, 500, 503))
     async def route(body: RouteBody) -> dict[str, Any]:
         return await service.route(body.texts)
 
-    @app.post("/v1/stream", response_class=StreamingResponse)
+    @app.post("/v1/stream", response_class=StreamingResponse, responses=events() | failures(400, 409, 422, 500, 503))
     async def stream(body: StreamBody) -> StreamingResponse:
-        events = service.events(await service.writer(body))
-        return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
+        return _Events(service, await service.writer(body))
 
+    described = app.openapi
+    app.openapi = lambda: bounded(described(), service.limits, token is not None)  # type: ignore[method-assign]
+    paths = frozenset(route.path for route in app.routes if hasattr(route, "path"))
+    room = Room()
+    service.metrics.gauge("moescope_large_bodies_bytes", "Held of large requests.", lambda: room.held)
+    app.add_middleware(Guard, limits=service.limits, room=room, hosts=None if anywhere else LOOPBACK, token=token)
+    app.add_middleware(Measured, metrics=service.metrics, paths=paths)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(InputError, _refused)
     app.add_exception_handler(HTTPException, _http)
@@ -109,134 +96,18 @@ def create_app(
     return app
 
 
-class Service:
-    """What the routes call."""
+class _Events(StreamingResponse):
+    """However it ends, and though it be before it began, the writer's place is free after it."""
 
-    def __init__(self, served: Served, limits: Limits, thread: ModelThread) -> None:
-        self.served, self.limits = served, limits
-        self.stopping = False
-        self._thread = thread
-        room = {"texts": limits.texts, "waiting": limits.waiting}
-        self._classify = {
-            task: Lane(self._thread, partial(self._read, one.exit), partial(_classified, one.exit), **room)
-            for task, one in served.classifiers.items()
-        }
-        self._route = Lane(self._thread, self._read_to_name, self._named, **room) if served.router else None
-        self._writers: WeakSet[Writer] = WeakSet()  # weak, since a stream that is never begun is never ended either
+    def __init__(self, service: Service, writer: Writer) -> None:
+        super().__init__(service.events(writer), media_type="text/event-stream", headers={"cache-control": "no-store"})
+        self._service, self._writer = service, writer
 
-    def close(self) -> None:
-        """Generations end at their next token."""
-        self.stopping = True
-        self._thread.close()
-
-    async def classify(self, texts: list[str], task: str | None) -> list[dict[str, Any]]:
-        """One answer for each classifier, or that of ``task``."""
-        self.limits.check(texts)
-        if not self._classify:
-            raise Refused("no classifier is served; start moescope serve with --exit DIR", 404)
-        if task is not None and task not in self._classify:
-            raise Refused(f"task: {task[:80]!r} has no classifier; there is {', '.join(self._classify)}", 404)
-        return await asyncio.gather(*(self._by(name, texts) for name in ([task] if task is not None else self._classify)))
-
-    async def _by(self, task: str, texts: list[str]) -> dict[str, Any]:
-        began = time.perf_counter()
-        answered = await self._classify[task].ask(texts)
-        recommendation = self.served.classifiers[task].recommendation
-        return {
-            "task": task,
-            "results": answered.results,
-            "recommendation": recommendation["claim"] if recommendation else None,
-            "milliseconds": _milliseconds(began),
-            "texts_in_batch": answered.together,
-            "notes": answered.notes,
-        }
-
-    async def route(self, texts: list[str]) -> dict[str, Any]:
-        """The task of each text, or that it is unknown."""
-        self.limits.check(texts)
-        if self._route is None:
-            raise Refused("no router is served; start moescope serve with --route DIR", 404)
-        began = time.perf_counter()
-        answered = await self._route.ask(texts)
-        return {
-            "results": answered.results,
-            "milliseconds": _milliseconds(began),
-            "texts_in_batch": answered.together,
-            "notes": answered.notes,
-        }
-
-    async def writer(self, body: StreamBody) -> Writer:
-        """Raises Refused where the model does not generate, the limits are passed, or too many generate already."""
-        if self.served.silent:
-            raise Refused(f"{self.served.silent}; /v1/classify and /v1/route are for it", 409)
-        self.limits.check([body.prompt], "prompt")
-        if body.max_new_tokens > self.limits.new_tokens:
-            raise Refused(
-                f"max_new_tokens: {body.max_new_tokens}, but the limit is {self.limits.new_tokens}; ask for fewer", 413
-            )
-        if len(self._writers) >= self.limits.streams:
-            raise Refused(f"{len(self._writers)} texts are being generated already; try again in a moment", 503)
-        sampling = Sampling(new_tokens=body.max_new_tokens, temperature=body.temperature, seed=body.seed)
-        writer = await self._thread.do(lambda: Writer(self.served, body.prompt, sampling))
-        self._writers.add(writer)
-        return writer
-
-    async def events(self, writer: Writer) -> AsyncIterator[str]:
-        """Server-sent events: ``prompt``, ``token`` …, then ``done`` or ``error``. A client that goes away cancels them."""
-        began, kind = time.perf_counter(), "prompt"
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            while writer.over is None and not self.stopping:
-                yield _event(kind, await self._thread.do(writer.step))
-                kind = "token"
-            seconds = round(time.perf_counter() - began, 4)
-            yield _event("done", {"reason": writer.over or "stopped", "new_tokens": writer.written, "seconds": seconds})
-        except InputError as error:
-            yield _event("error", {"error": str(error)})
-        except Exception:
-            yield _event("error", {"error": _OURS})
-            raise  # to the server's output
+            await super().__call__(scope, receive, send)
         finally:
-            self._writers.discard(writer)
-
-    def _read(self, classifier: ExitClassifier, texts: list[str]) -> Encoded:
-        return encode(classifier.model, texts, max_tokens=classifier.max_tokens)
-
-    def _read_to_name(self, texts: list[str]) -> Encoded:
-        assert self.served.router is not None
-        encoded = encode(self.served.router.router.read_by(self.served.model), texts)
-        short = np.flatnonzero(encoded.lengths < 2)
-        if len(short):
-            raise Refused(f"text {short[0]}: one token only, too short to name its task")
-        return encoded
-
-    def _named(self, encoded: Encoded) -> list[dict[str, Any]]:
-        assert self.served.router is not None
-        named = name_tasks(self.served.router.router, self.served.model, encoded)
-        return [{"task": n.task, "nearest": n.nearest, "p": n.p} for n in named]
-
-
-def _classified(classifier: ExitClassifier, encoded: Encoded) -> list[dict[str, Any]]:
-    probability, depth = classifier.run(encoded)
-    if not np.isfinite(probability).all():
-        raise Refused(f"the model gave a probability that is not a number in {classifier.model.dtype}; serve it in fp32", 500)
-    return [
-        {
-            "label": classifier.classes[int(row.argmax())],
-            "probabilities": {name: float(p) for name, p in zip(classifier.classes, row, strict=True)},
-            "depth": int(layers),
-            "of": classifier.model.n_layers,
-            "tokens": int(tokens),
-        }
-        for row, layers, tokens in zip(probability, depth, encoded.lengths, strict=True)
-    ]
-
-
-def _milliseconds(began: float) -> float:
-    return round(1e3 * (time.perf_counter() - began), 3)
-
-
-def _event(kind: str, data: dict[str, Any]) -> str:
-    return f"event: {kind}\ndata: {json.dumps(data, allow_nan=False, separators=(',', ':'))}\n\n"
+            self._service.free(self._writer)
 
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:
@@ -255,12 +126,13 @@ async def _refused(_: Request, error: Exception) -> JSONResponse:
 
 async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    return _error(f"{request.method} {request.url.path}: {error.detail}", error.status_code)
+    return _error(f"{request.method} {request.url.path}: {error.detail}", error.status_code, error.headers)
 
 
 async def _ours(_: Request, error: Exception) -> JSONResponse:
-    return _error(_OURS, 500)
+    """Outside of the guard, which gives its headers to every other answer."""
+    return _error(OURS, 500, {name.decode(): value.decode() for name, value in HEADERS})
 
 
-def _error(message: str, status: int) -> JSONResponse:
-    return JSONResponse({"error": message}, status)
+def _error(message: str, status: int, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error": " ".join(message.split())}, status, {**more_headers(status), **(headers or {})})

@@ -1,10 +1,13 @@
-"""One thread for the model, and requests that wait together answered in one pass."""
+"""One thread for the model, shared out by how much each request has had of it; requests that wait together share a pass."""
 
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
+import threading
+import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,9 +20,36 @@ from moescope.server.limits import Refused
 
 T = TypeVar("T")
 
+LARGE = 0.25
+"""share of a busy model that requests which go in parts get at least, all together"""
+SLICE = 0.25
+"""seconds of the model after which a large request lets others go first"""
+_SMALLEST, _FIRST, _LARGEST = 4096, 8192, 2**20  # characters of a batch
+
+
+@dataclass(eq=False)
+class Turn:
+    """When a request is due: when it came, and later the more of the model it has had. The next piece of work is that of the
+    request which is due first, so a short one that comes late goes before the rest of a long one, which still gets its share.
+    """
+
+    due: float = field(default_factory=time.monotonic)
+
+    def charge(self, seconds: float, share: float) -> None:
+        """``seconds`` of the model were used by a request that gets ``share`` of it at least."""
+        self.due += seconds / share
+
+    def timed(self, work: Callable[[], T], share: float) -> T:
+        """``work()``, charged."""
+        start = time.monotonic()
+        try:
+            return work()
+        finally:
+            self.charge(time.monotonic() - start, share)
+
 
 class ModelThread:
-    """All work on the model: one piece at a time, first come, first served. PyTorch uses the cores within a piece.
+    """All work on the model: one piece at a time, the one first that is due first. PyTorch uses the cores within a piece.
 
     Load the model on it too. OpenMP keeps workers for every thread that has ever computed with them, and once there are more
     of those than cores, GCC's lets them sleep between operations: a pass of a small model takes twice as long.
@@ -27,21 +57,43 @@ class ModelThread:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="moescope-model")
+        self._waiting: list[tuple[float, int, Callable[[], Any], Future[Any]]] = []
+        self._lock, self._number = threading.Lock(), itertools.count()
 
     def run(self, work: Callable[[], T]) -> T:
         """What ``work()`` returns or raises; for callers outside an event loop."""
-        return self._pool.submit(work).result()
+        return self.submit(work).result()
 
-    async def do(self, work: Callable[[], T]) -> T:
+    async def do(self, work: Callable[[], T], due: float | None = None) -> T:
         """The same, inside one."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        return await asyncio.wrap_future(self.submit(work, due))
 
-    def submit(self, work: Callable[[], Any]) -> None:
-        self._pool.submit(work)
+    def submit(self, work: Callable[[], T], due: float | None = None) -> Future[T]:
+        """``due`` is of :class:`Turn`; None: now."""
+        asked: Future[T] = Future()
+        with self._lock:
+            heapq.heappush(self._waiting, (time.monotonic() if due is None else due, next(self._number), work, asked))
+        self._pool.submit(self._next)
+        return asked
+
+    def _next(self) -> None:
+        with self._lock:
+            _, _, work, asked = heapq.heappop(self._waiting)
+        if not asked.set_running_or_notify_cancel():
+            return
+        try:
+            result = work()
+        except BaseException as error:
+            asked.set_exception(error)
+        else:
+            asked.set_result(result)
 
     def close(self) -> None:
         """Waits for the piece that runs; what waits is dropped."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        for _, _, _, asked in self._waiting:
+            asked.cancel()
+        self._waiting.clear()
 
 
 @dataclass(frozen=True)
@@ -51,7 +103,7 @@ class Answered:
     results: list[dict[str, Any]]
     """one for each text"""
     together: int
-    """texts that shared the pass, those of other requests included"""
+    """texts that shared the pass, those of other requests included; of a request in several passes the most"""
     notes: list[str]
     """what the reader of the texts had to say, such as that one was cut"""
 
@@ -59,32 +111,50 @@ class Answered:
 @dataclass(eq=False)
 class _Asked:
     texts: list[str]
+    turn: Turn = field(default_factory=Turn)
     future: Future[Answered] = field(default_factory=Future)
-    encoded: Encoded | None = None
+    results: list[dict[str, Any]] = field(default_factory=list)
+    together: int = 0
     notes: list[str] = field(default_factory=list)
+
+    def part(self, texts: int, characters: int) -> list[str]:
+        """The next texts, at least one and as many as fit."""
+        start = stop = len(self.results)
+        while stop < len(self.texts) and (stop == start or (stop - start < texts and len(self.texts[stop]) <= characters)):
+            characters -= len(self.texts[stop])
+            stop += 1
+        return self.texts[start:stop]
 
 
 class Lane:
     """Answers texts by one function of the model. There is no waiting for company: what has come while the model was busy
-    goes in one batch, up to ``texts`` of them, and a request that comes to an idle model goes at once.
+    goes in one batch, up to ``texts`` of them, and a request that comes to an idle model goes at once. A request that would
+    keep the model for longer than a :data:`SLICE` goes in parts, between which others are answered.
 
     Args:
-        read: texts to token ids; what it refuses is refused to its own request only.
+        read: texts, and the number of the first in its request, to token ids; what it refuses is refused to its own request
+            only.
         run: token ids of N texts to N results.
+        waiting: requests that may wait or be on their way.
+        share: of a busy model, that requests in parts get at least, all together.
     """
 
     def __init__(
         self,
         thread: ModelThread,
-        read: Callable[[list[str]], Encoded],
+        read: Callable[[list[str], int], Encoded],
         run: Callable[[Encoded], list[dict[str, Any]]],
         *,
         texts: int = 64,
         waiting: int = 256,
+        share: float = LARGE,
     ) -> None:
         self._thread, self._read, self._run = thread, read, run
-        self._most, self._room = texts, waiting
-        self._waiting: deque[_Asked] = deque()
+        self._most, self._room, self._share, self._characters = texts, waiting, share, _FIRST
+        self._waiting: list[_Asked] = []
+
+    def __len__(self) -> int:
+        return len(self._waiting)
 
     async def ask(self, texts: list[str]) -> Answered:
         """Raises Refused (503) where too many wait already, and what ``read`` and ``run`` raise."""
@@ -92,46 +162,86 @@ class Lane:
             raise Refused(f"{len(self._waiting)} requests wait already; try again in a moment", 503)
         asked = _Asked(texts)
         self._waiting.append(asked)
-        self._thread.submit(self._turn)  # one turn for each request; those that find nothing left are free
+        self._thread.submit(self._turn, asked.turn.due)  # one for each request; those that find nothing left are free
         return await asyncio.wrap_future(asked.future)
 
     def _turn(self) -> None:
+        start = time.monotonic()
+        taken = self._take()
         ready = []
-        for asked in self._take():
+        for asked, texts in taken:
             try:
-                with warnings.catch_warnings(record=True) as said:
-                    warnings.simplefilter("always")
-                    asked.encoded = self._read(asked.texts)
-                asked.notes = [str(w.message) for w in said if issubclass(w.category, UserWarning)]
+                ready.append((asked, self._encoded(asked, texts)))
             except Exception as error:
-                asked.future.set_exception(error)
-            else:
-                ready.append(asked)
-        if not ready:
-            return
-        together = joined([asked.encoded for asked in ready if asked.encoded is not None])
+                self._end(asked, error)
+        if ready:
+            self._answer(ready)
+        seconds = time.monotonic() - start
+        self._measure(sum(len(text) for _, texts in taken for text in texts), seconds)
+        begun = sum(bool(asked.results) for asked in self._waiting)
+        for asked, _ in ready:
+            if asked in self._waiting:  # it goes in parts
+                asked.turn.charge(seconds, self._share / max(1, begun))
+                self._thread.submit(self._turn, asked.turn.due)
+
+    def _take(self) -> list[tuple[_Asked, list[str]]]:
+        """As many whole requests as fit, those first that are due first; where that is none, a part of the first."""
+        taken: list[tuple[_Asked, list[str]]] = []
+        texts, characters = self._most, self._characters
+        for asked in sorted(self._waiting, key=lambda asked: asked.turn.due):
+            if asked.future.cancelled():  # its client has gone away
+                self._waiting.remove(asked)
+                continue
+            part = asked.part(texts, characters)
+            size = sum(map(len, part))
+            whole = len(asked.results) + len(part) == len(asked.texts) and len(part) <= texts and size <= characters
+            if whole or not taken:
+                taken.append((asked, part))
+                texts, characters = texts - len(part), characters - size
+            if texts < 1 or characters < 1:
+                break
+        return taken
+
+    def _encoded(self, asked: _Asked, texts: list[str]) -> Encoded:
+        first = len(asked.results)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            encoded = self._read(texts, first)
+        part = "" if len(texts) == len(asked.texts) else f"texts {first} to {first + len(texts) - 1}: "
+        asked.notes += [part + str(w.message) for w in said if issubclass(w.category, UserWarning)]
+        return encoded
+
+    def _answer(self, ready: list[tuple[_Asked, Encoded]]) -> None:
+        together = joined([encoded for _, encoded in ready])
         try:
             results = self._run(together)
         except Exception as error:
-            for asked in ready:
-                asked.future.set_exception(error)
+            for asked, _ in ready:
+                self._end(asked, error)
             return
         start = 0
-        for asked in ready:
-            mine = results[start : start + len(asked.texts)]
-            start += len(asked.texts)
-            asked.future.set_result(Answered(mine, len(together), asked.notes))
+        for asked, encoded in ready:
+            asked.results += results[start : start + len(encoded)]
+            start += len(encoded)
+            asked.together = max(asked.together, len(together))
+            if len(asked.results) == len(asked.texts):
+                self._end(asked)
 
-    def _take(self) -> list[_Asked]:
-        """From the front, at least one and as many as fit; a client that has gone away is passed over."""
-        taken: list[_Asked] = []
-        total = 0
-        while self._waiting and (not taken or total + len(self._waiting[0].texts) <= self._most):
-            asked = self._waiting.popleft()
-            if asked.future.set_running_or_notify_cancel():
-                taken.append(asked)
-                total += len(asked.texts)
-        return taken
+    def _end(self, asked: _Asked, error: Exception | None = None) -> None:
+        self._waiting.remove(asked)
+        if not asked.future.set_running_or_notify_cancel():
+            return
+        if error is not None:
+            asked.future.set_exception(error)
+        else:
+            asked.future.set_result(Answered(asked.results, asked.together, asked.notes))
+
+    def _measure(self, characters: int, seconds: float) -> None:
+        """Batches grow and shrink to a slice's length."""
+        if seconds > SLICE:
+            self._characters = max(_SMALLEST, self._characters // 2)
+        elif characters > self._characters / 2 and seconds < SLICE / 2:
+            self._characters = min(_LARGEST, self._characters * 2)
 
 
 def joined(parts: Sequence[Encoded]) -> Encoded:

@@ -1,4 +1,4 @@
-"""How much one request may ask for, and how it is refused when it asks for more."""
+"""How much one request may ask for, how much all of them may hold, and how a request is refused that asks for more."""
 
 from __future__ import annotations
 
@@ -30,11 +30,26 @@ class Limits:
     """generations at the same time"""
     waiting: int = 256
     """requests that may wait for the same classifier, or for the router"""
+    connections: int = 256
+    """clients at the same time; more wait outside until one of them is gone"""
+    bodies: int = 2
+    """requests of the largest size that are held at the same time; smaller ones share their room, small ones need none"""
+    header_seconds: float = 10
+    """from the opening of a connection, or from the answer before, to the end of a request's headers"""
+    body_seconds: float = 30
+    """from there to the end of its body"""
+    write_seconds: float = 30
+    """that a client may leave unread what it has been sent"""
+    grace_seconds: float = 10
+    """that generations have to end when the server is told to stop"""
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if value < 1:
+            if field.name.endswith("_seconds"):
+                if not 0 < value <= 86_400:
+                    raise InputError(f"{value} is not between 0 and 86400 seconds", field.name)
+            elif value < 1:
                 raise InputError(f"{value} is not a positive number", field.name)
 
     @property

@@ -14,9 +14,9 @@ from moescope.models.weights import HeadMissing
 from moescope.report.format import number
 from moescope.routing.generate import can_generate
 from moescope.runtime.exit.classifier import ExitClassifier
-from moescope.runtime.exit.store import MANIFEST, load_exit
+from moescope.runtime.exit.store import FILE, load_exit
 from moescope.runtime.route.router import TaskRouter
-from moescope.runtime.route.store import ROUTER_MANIFEST, load_router
+from moescope.runtime.route.store import ROUTER_FILE, load_router
 from moescope.server.circuits import CircuitTrace, circuit_traces
 from moescope.study.result import load as load_result
 
@@ -170,19 +170,19 @@ def _load(model: ModelLike, options: dict[str, Any]) -> LoadedModel:
 
 def _classifier_folders(folder: Path) -> list[Path]:
     """The classifiers of a study's result, of its folder ``exit``, or the one whose folder this is."""
-    for pattern in (MANIFEST, f"exit/*/{MANIFEST}", f"*/{MANIFEST}"):
+    for pattern in (FILE, f"exit/*/{FILE}", f"*/{FILE}"):
         found = sorted(path.parent for path in folder.glob(pattern))
         if found:
             return found
-    holds = f"{folder} {_absent(folder)} saved classifier ({MANIFEST})"
+    holds = f"{folder} {_absent(folder)} saved classifier ({FILE})"
     raise InputError(f"{holds}; moescope exit makes one in OUT/exit/TASK", "exits")
 
 
 def _router_folder(folder: Path) -> Path:
     for place in (folder, folder / "route"):
-        if (place / ROUTER_MANIFEST).is_file():
+        if (place / ROUTER_FILE).is_file():
             return place
-    holds = f"{folder} {_absent(folder)} saved router ({ROUTER_MANIFEST})"
+    holds = f"{folder} {_absent(folder)} saved router ({ROUTER_FILE})"
     raise InputError(f"{holds}; moescope route makes one in OUT/route", "route")
 
 

@@ -22,6 +22,8 @@ from moescope.server.served import Served
 
 SHOWN = 128
 """tokens of a prompt, its last, whose readings are sent"""
+CHUNK = 256
+"""tokens of a prompt that are read in one pass"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,7 @@ class Writer:
         Refused: the text is empty, or does not fit into the model's positions together with what is to be written.
     """
 
-    def __init__(self, served: Served, prompt: str, sampling: Sampling) -> None:
+    def __init__(self, served: Served, prompt: str, sampling: Sampling, *, chunk: int = CHUNK) -> None:
         self._served, self._sampling = served, sampling
         model = served.model
         limit = model_limit(model)
@@ -52,7 +54,11 @@ class Writer:
             most = f"the prompt and {sampling.new_tokens} new tokens do not fit into the model's {limit} positions"
             raise Refused(f"prompt: {most}; shorten it or ask for fewer", 413)
         self._feed = [int(i) for i in encoded.ids]
+        # a recurrent state goes on by one token at a time, so such a model reads its prompt at once
+        self._chunk = len(self._feed) if getattr(model.module, "_is_stateful", False) else chunk
+        self._shown: list[dict[str, Any]] = []  # what has been read of a prompt that has not been read whole
         self._read = 0
+        self._prompted = False
         self._readable = Readable(model.tokenizer)
         self._past: Any = None
         self._watch: Watch | None = None
@@ -69,16 +75,17 @@ class Writer:
         """why there is nothing more to write"""
 
     @torch.no_grad()
-    def step(self) -> dict[str, Any]:
+    def step(self) -> dict[str, Any] | None:
         """Run the model on the prompt, or on the token chosen last, and choose the next.
 
         Returns:
-            ``tokens``, the tokens read (of a prompt the last 128), each with ``id``, ``text`` (:class:`Readable`) and, where
-            there are such, ``experts`` and ``circuits``; ``read``, how many have been read so far; ``task``, what they look
-            like.
+            None where a part of a long prompt was read, and the next is to follow. ``tokens``, the tokens read (of a prompt the
+            last 128), each with ``id``, ``text`` (:class:`Readable`) and, where there are such, ``experts`` and ``circuits``;
+            ``read``, how many have been read so far; ``task``, what they look like.
         """
-        model, first = self._served.model, self._read == 0
-        ids = torch.tensor([self._feed], device=model.device)
+        model = self._served.model
+        read, rest = self._feed[: self._chunk], self._feed[self._chunk :]
+        ids = torch.tensor([read], device=model.device)
         with ExitStack() as stack:
             recorder = stack.enter_context(recording(model)) if self._moe else None
             stack.enter_context(self._circuits.attached())
@@ -87,16 +94,8 @@ class Writer:
                 self._watch = stack.enter_context(watching(router, model, resume=self._watch))
             out = model.module(input_ids=ids, **past_argument(model.module, self._past), **self._extra)
         self._past = past_of(out)
-        read, self._feed = self._feed, []
         self._read += len(read)
-        if not first:
-            self.written += 1
-        if self.written >= self._sampling.new_tokens:
-            self.over = "length"
-        else:
-            chosen = self._choose(out.logits[0, -1])
-            self.over = "end" if chosen in self._ends else None
-            self._feed = [chosen]
+        self._feed = rest or self._next(out.logits[0, -1])
         texts = [self._readable.add(i) for i in read[:-1]]
         texts.append(self._readable.add(read[-1], last=self.over is not None))
         tokens: list[dict[str, Any]] = [{"id": i, "text": t} for i, t in zip(read, texts, strict=True)]
@@ -105,13 +104,30 @@ class Writer:
         for trace in self._served.circuits:
             for token, values in zip(tokens, trace.scaled(self._circuits.values(trace)), strict=True):
                 token.setdefault("circuits", {})[trace.task] = values
-        return {"tokens": tokens[-SHOWN:], "read": self._read, "task": self._named()}
+        tokens = [*self._shown, *tokens][-SHOWN:]
+        self._shown = tokens if rest else []
+        if rest:
+            return None
+        return {"tokens": tokens, "read": self._read, "task": self._named()}
+
+    def _next(self, logits: Tensor) -> list[int]:
+        """What is to be read after the prompt, or after a token that was chosen; nothing where the text is over."""
+        self.written += self._prompted
+        self._prompted = True
+        if self.written >= self._sampling.new_tokens:
+            self.over = "length"
+            return []
+        chosen = self._choose(logits)
+        self.over = "end" if chosen in self._ends else None
+        return [chosen]
 
     def _choose(self, logits: Tensor) -> int:
-        logits = logits.float().cpu()
+        logits = logits.double().cpu()
+        if not bool(logits.max().isfinite()):  # nor is it where one of them is not a number
+            raise Refused(f"the model gave logits that are not numbers in {self._served.model.dtype}; serve it in fp32", 500)
         if self._sampling.temperature == 0:
             return int(logits.argmax())
-        # the largest first taken away, so that a small temperature does not overflow
+        # the largest first taken away, and in float64, so that no temperature overflows
         chances = ((logits - logits.max()) / self._sampling.temperature).softmax(-1)
         return int(torch.multinomial(chances, 1, generator=self._draw))
 

@@ -1,41 +1,30 @@
-"""What a study saves for others to run: arrays in NAME.safetensors, the rest in NAME.json, which names the model.
-
-The JSON holds the sha256 of the arrays, so that a folder whose two files are not of one writing is never read.
-"""
+"""What a study saves for others to run, in one file NAME.safetensors, which names the model that it was made for."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors.numpy import save as save_bytes
 
 from moescope.errors import InputError
-from moescope.files.atomic import write_atomic
-from moescope.files.parse import parse_json, parse_safetensors
+from moescope.files.checkpoint import load_arrays, save_arrays
 from moescope.models import load
 
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
 
-_VERSION = 2
+_VERSION = 3
 
 
 def write_artifact(folder: Path, name: str, model: LoadedModel, arrays: dict[str, np.ndarray], fields: dict[str, Any]) -> Path:
     """Write what moescope NAME makes into ``folder``, which is made where it is absent.
 
     Raises:
-        InputError: the folder cannot be written to.
+        InputError: the folder cannot be written to, or a file of that name is not moescope's.
     """
-    # safetensors takes the buffer as it lies, so a transposed view must be straightened first
-    data = save_bytes({key: np.ascontiguousarray(array) for key, array in arrays.items()})
-    manifest = {
-        "format": f"moescope {name}",
-        "version": _VERSION,
-        "sha256": hashlib.sha256(data).hexdigest(),
+    note = {
+        "format": _format(name),
         "model": model.name,
         "revision": model.revision,
         "fingerprint": model.fingerprint,
@@ -43,8 +32,7 @@ def write_artifact(folder: Path, name: str, model: LoadedModel, arrays: dict[str
         "chat": model.reading.chat,
         **fields,
     }
-    write_atomic(folder / f"{name}.safetensors", [data])
-    write_atomic(folder / f"{name}.json", [json.dumps(manifest, indent=1, allow_nan=False).encode() + b"\n"])
+    save_arrays(folder / f"{name}.safetensors", arrays, note)
     return folder
 
 
@@ -52,27 +40,17 @@ def read_artifact(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, np
     """The fields and the arrays of what :func:`write_artifact` wrote.
 
     Raises:
-        InputError: a file is missing or damaged, or the two are not of one writing.
+        InputError: the file is missing or damaged.
     """
-    path, weights = folder / f"{name}.json", folder / f"{name}.safetensors"
-    for part in (path, weights):
-        if not part.is_file():
-            raise InputError(f"{part} is missing: {folder} is not what moescope {name} saves")
-    try:
-        fields, data = parse_json(path.read_bytes()), weights.read_bytes()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder} is damaged ({str(error).splitlines()[0]}); run moescope {name} again") from error
-    if not isinstance(fields, dict) or fields.get("format") != f"moescope {name}" or fields.get("version") != _VERSION:
-        raise InputError(f"{path} is not of a kind that this moescope reads; run moescope {name} again")
-    if fields.get("sha256") != hashlib.sha256(data).hexdigest():
-        raise InputError(
-            f"{folder} is damaged ({weights.name} and {path.name} do not belong together: the sha256 of the one is not that in "
-            f"the other); run moescope {name} again"
-        )
-    try:
-        return fields, parse_safetensors(data)
-    except ValueError as error:
-        raise InputError(f"{folder} is damaged ({error}); run moescope {name} again") from error
+    file = folder / f"{name}.safetensors"
+    if not file.is_file():
+        raise InputError(f"{file} is missing: {folder} is not what moescope {name} saves")
+    arrays, fields = load_arrays(file, _format(name))
+    return fields, arrays
+
+
+def _format(name: str) -> str:
+    return f"moescope-{name}-{_VERSION}"
 
 
 def artifact_model(folder: Path, fields: dict[str, Any], model: LoadedModel | None, options: dict[str, Any]) -> LoadedModel:

@@ -19,6 +19,7 @@ import contextlib
 import dataclasses
 import time
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +28,7 @@ import pandas as pd
 from torch import nn
 
 from moescope.errors import InputError, Note
+from moescope.files.folder import output, settled
 from moescope.models import LoadedModel, load
 from moescope.study.provenance import machine, subject
 from moescope.study.result import Artifact, StudyResult
@@ -65,7 +67,7 @@ class Context:
     """One run of one study.
 
     Raises:
-        InputError: ``run.out`` cannot be written to, said before any work.
+        InputError: ``run.out`` cannot be written to, or another process does, said before any work.
     """
 
     def __init__(self, study: str, settings: Settings, run: Run) -> None:
@@ -77,8 +79,11 @@ class Context:
         self._rows: list[dict[str, Any]] = []
         self._controls: list[dict[str, Any]] = []
         self._loaded: list[LoadedModel] = []
+        self._held = contextlib.ExitStack()  # until the result is saved, or there will be none
+        weakref.finalize(self, self._held.close)
         if run.out is not None:
             check_target(run.out, overwrite=run.overwrite)
+            self._held.enter_context(output(settled(run.out)))
 
     # What a study works with
 
@@ -280,6 +285,7 @@ class Context:
     def _saved(self, result: StudyResult) -> StudyResult:
         if self.run.out is not None:
             result.save(self.run.out, overwrite=self.run.overwrite)
+        self._held.close()
         return result
 
 

@@ -116,7 +116,7 @@ class ExitClassifier:
         return self.fixed(self.model.n_layers - 1)
 
     def write(self, folder: Path, /) -> Path:
-        """Write ``exit.safetensors`` and ``exit.json`` into ``folder``, which is made where it is absent; for
+        """Write ``exit.safetensors`` into ``folder``, which is made where it is absent; for
         :func:`~moescope.runtime.exit.store.load_exit`.
 
         Raises:
@@ -199,7 +199,7 @@ class _Run:
             if self._kind == "circuit":
                 x = read[:, self._place[layer]]
             elif pooling is not None:
-                x = torch.bmm(pooling[:, None, :], hidden.float())[:, 0]
+                x = torch.bmm(pooling[:, None, : hidden.shape[1]], hidden.float())[:, 0]
             else:
                 x = hidden[everyone[: len(rows)], at].float()
             said = torch.addmm(self._bias[layer], x, self._weight[layer]).softmax(-1).cpu()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from moescope.models import LoadedModel
 
 Decide = Callable[[int, Tensor], Tensor | None]
-"""``decide(layer, hidden)`` sees the residual stream (B', T, D) after a layer, of the rows still there, and returns which of
-them stay, as int64 positions (n,) in ascending order among the B'; None: all of them."""
+"""``decide(layer, hidden)`` sees the residual stream (B', T', D) after a layer, of the rows still there and as wide as the
+longest of them, and returns which of them stay, as int64 positions (n,) in ascending order among the B'; None: all of them."""
+Place = tuple[tuple[str | int, ...], int]
+"""Where something stands among a layer's arguments, and how many dimensions it has."""
 
 
 class _Stop(Exception):
@@ -30,25 +32,30 @@ class Stepper:
     """Made by :func:`stepping`; :meth:`run` runs the model body on one batch.
 
     The body's own forward pass runs, with hooks on its layers: what it hands to a layer beside the hidden state (masks,
-    rotary angles, position ids) is cut to the rows that are left, and a layer's output to those that stay. So nothing of an
-    architecture's loop is rebuilt here, and a model without early exits goes through exactly its own code.
+    rotary angles, position ids) is cut to the rows that are left and to the longest of them, and a layer's output to those
+    that stay. So nothing of an architecture's loop is rebuilt here, and a model without early exits goes through exactly its
+    own code.
     """
 
-    def __init__(self, model: LoadedModel) -> None:
+    def __init__(self, model: LoadedModel, axes: dict[Place, tuple[int, ...]] | None) -> None:
         self.model = model
         self._inputs = BodyInputs(model)
+        self._axes = axes  # of what comes beside the hidden state, those that count tokens; None: padding stays
         self._decide: Decide | None = None
-        self._rows = 0
+        self._rows = self._tokens = self._width = 0  # of the batch, and the longest row still there
+        self._lengths = torch.empty(0)
         self._left: Tensor | None = None  # of the batch, the rows still there; None: all
         self._cut: dict[int, tuple[Tensor, Tensor]] = {}  # what was cut for them, by the whole tensor's id
 
     def run(self, ids: Tensor, mask: Tensor, decide: Decide) -> None:
         """Run on token ids (B, T) with their mask (bool, true where there is a token) until no row is left.
 
-        Padding must be on the right. The last layer's ``decide`` need not empty the batch.
+        Padding must be on the right. After the last layer ``decide`` lets nobody stay where rows have left before.
         """
         inputs = self._inputs(ids, mask)
-        self._decide, self._rows, self._left = decide, len(ids), None
+        self._decide, self._left = decide, None
+        self._rows, self._tokens = ids.shape
+        self._width, self._lengths = self._tokens, mask.sum(1).to(self.model.device)
         try:
             with torch.no_grad():
                 self.model.body(**inputs)
@@ -62,9 +69,9 @@ class Stepper:
         """Pre-hook of every layer: what comes beside the hidden state is cut to the rows still there."""
         if self._left is None:
             return None
-        named = {key: value if key == "hidden_states" else self._rest(value) for key, value in kwargs.items()}
+        named = {key: value if key == "hidden_states" else self._rest(value, (key,)) for key, value in kwargs.items()}
         # the hidden state comes first where it is not named, and is cut already
-        return (*args[:1], *(self._rest(value) for value in args[1:])), named
+        return (*args[:1], *(self._rest(value, (i,)) for i, value in enumerate(args[1:], 1))), named
 
     def after(self, layer: int, output: Any) -> Any:
         """Hook of every layer: who stays? Returns the cut output, or None to leave it as it is."""
@@ -78,25 +85,43 @@ class Stepper:
             raise _Stop
         self._left = stay if self._left is None else self._left[stay]
         self._cut.clear()
-        return hidden[stay] if isinstance(output, Tensor) else type(output)((hidden[stay], *output[1:]))
+        if self._axes is not None:
+            self._width = int(self._lengths[self._left].max())
+        hidden = hidden[:, : self._width][stay]
+        return hidden if isinstance(output, Tensor) else type(output)((hidden, *output[1:]))
 
-    def _rest(self, value: Any) -> Any:
+    def _rest(self, value: Any, path: tuple[str | int, ...]) -> Any:
         if isinstance(value, tuple | list):
-            return type(value)(self._rest(item) for item in value)
+            return type(value)(self._rest(item, (*path, i)) for i, item in enumerate(value))
         if isinstance(value, dict):
-            return {key: self._rest(item) for key, item in value.items()}
-        # one-dimensional tensors count positions, not rows; BLOOM's alibi has (rows · heads) in front
-        if not isinstance(value, Tensor) or value.dim() < 2 or self._rows == 1 or value.shape[0] % self._rows:
-            return value
-        if value.shape[0] != self._rows and value.dim() < 3:
+            return {key: self._rest(item, (*path, key)) for key, item in value.items()}
+        if not isinstance(value, Tensor):
             return value
         known = self._cut.get(id(value))
         if known is None:
-            rows = value.view(self._rows, -1, *value.shape[1:]) if value.shape[0] != self._rows else value
-            cut = rows[self._left]
-            known = (value, cut.flatten(0, 1) if rows is not value else cut)
+            known = (value, self._fewer_rows(self._narrower(value, path)))
             self._cut[id(value)] = known  # the whole one is kept with it, so that its id stays its own
         return known[1]
+
+    def _narrower(self, value: Tensor, path: tuple[str | int, ...]) -> Tensor:
+        if self._axes is None:
+            return value
+        # Found in the run that checks, whose rows have a length that is no other size; a later one might be a head's width.
+        axes = self._axes.get((path, value.dim()))
+        if axes is None:
+            axes = tuple(axis for axis, size in enumerate(value.shape) if size == self._tokens)
+            self._axes[path, value.dim()] = axes
+        for axis in axes:
+            value = value.narrow(axis, 0, min(self._width, value.shape[axis]))
+        return value
+
+    def _fewer_rows(self, value: Tensor) -> Tensor:
+        # one-dimensional tensors count positions, not rows; BLOOM's alibi has (rows · heads) in front
+        if value.dim() < 2 or self._rows == 1 or value.shape[0] % self._rows:
+            return value
+        if value.shape[0] == self._rows:
+            return value[self._left]
+        return value.reshape(self._rows, -1, *value.shape[1:])[self._left].flatten(0, 1) if value.dim() > 2 else value
 
 
 @contextmanager
@@ -108,7 +133,7 @@ def stepping(model: LoadedModel) -> Iterator[Stepper]:
             its layers' outputs are not known.
     """
     layers = _layers(model)
-    stepper = Stepper(model)
+    stepper = Stepper(model, _axes.get(model.body))
     handles = []
     try:
         for number, module in enumerate(layers):
@@ -139,17 +164,38 @@ def _layers(model: LoadedModel) -> list[Any]:
     return [p.module for p in points if p is not None]
 
 
-_checked: WeakSet[nn.Module] = WeakSet()
+_axes: WeakKeyDictionary[nn.Module, dict[Place, tuple[int, ...]] | None] = WeakKeyDictionary()
+"""Of bodies that have been checked."""
 
 
 def check_leaving(model: LoadedModel) -> None:
     """Once for each model: run three short rows of random tokens with rows leaving, and each by itself; the same must come out.
+    A body for which that holds only with its padding left in place keeps it.
 
     Raises:
         InputError: it does not: this architecture hands something from layer to layer that cannot be cut to fewer rows.
     """
-    if model.body in _checked:
+    if model.body in _axes:
         return
+    problem: Exception | None = None
+    for trims in (True, False):
+        _axes[model.body] = {} if trims else None
+        try:
+            if _leaves(model):
+                return
+        except InputError:
+            del _axes[model.body]
+            raise
+        except (RuntimeError, IndexError, ValueError) as error:
+            problem = error
+    del _axes[model.body]
+    raise InputError(
+        f"model type {model.config.model_type!r}: a row's answer changes when others leave its batch; not supported"
+    ) from problem
+
+
+def _leaves(model: LoadedModel) -> bool:
+    """Whether rows come out alike from a batch that others leave, and by themselves."""
     draw = torch.Generator().manual_seed(0)
     vocabulary = int(getattr(model.config.get_text_config(), "vocab_size", 0) or 256)
     lengths = (5, 11, 8)
@@ -162,6 +208,7 @@ def check_leaving(model: LoadedModel) -> None:
     def shrink(layer: int, hidden: Tensor) -> Tensor | None:
         if layer == model.n_layers - 1:
             last.update(zip(rows, hidden.clone(), strict=True))
+            return torch.arange(0)
         if layer not in leaving:
             return None
         stay = [i for i, row in enumerate(rows) if row != leaving[layer]]
@@ -177,24 +224,13 @@ def check_leaving(model: LoadedModel) -> None:
 
         return decide
 
-    try:
-        with stepping(model) as stepper:
-            stepper.run(ids, mask, shrink)
-            for row in last:
-                stepper.run(ids[row : row + 1, : lengths[row]], mask[row : row + 1, : lengths[row]], keep(row))
-    except InputError:
-        raise
-    except (RuntimeError, IndexError, ValueError) as error:
-        raise _cannot(model) from error
+    with stepping(model) as stepper:
+        stepper.run(ids, mask, shrink)
+        for row in last:
+            stepper.run(ids[row : row + 1, : lengths[row]], mask[row : row + 1, : lengths[row]], keep(row))
     tolerance = 1e-4 if model.dtype == torch.float32 else 5e-2
     for row, hidden in last.items():
         difference = (hidden[: lengths[row]].float() - alone[row].float()).norm() / alone[row].float().norm()
         if not float(difference) <= tolerance:
-            raise _cannot(model)
-    _checked.add(model.body)
-
-
-def _cannot(model: LoadedModel) -> InputError:
-    return InputError(
-        f"model type {model.config.model_type!r}: a row's answer changes when others leave its batch; not supported"
-    )
+            return False
+    return True

@@ -19,15 +19,14 @@ from moescope.study.settings import at_least, between, hints, read_record
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
 
-MANIFEST = "exit.json"
+FILE = "exit.safetensors"
 
 
 def load_exit(folder: str | Path, model: LoadedModel | None = None, **load_options: Any) -> ExitClassifier:
     """Read a saved classifier. Without ``model`` the model is loaded by its name, with ``load_options``.
 
     Raises:
-        InputError: the folder is not a saved classifier, is damaged, holds files of two writings (it was killed between
-            them), or belongs to another model.
+        InputError: the folder is not a saved classifier, is damaged, or belongs to another model.
     """
     folder = Path(folder)
     data, tensors = read_artifact(folder, "exit")
@@ -37,7 +36,7 @@ def load_exit(folder: str | Path, model: LoadedModel | None = None, **load_optio
         guarantee = read_record(Guarantee, promise | {"threshold": _threshold(promise["threshold"])}) if promise else None
         heads = _heads(known, tensors)
     except (KeyError, TypeError, ValueError) as error:
-        problem = f"{folder / MANIFEST} is damaged ({type(error).__name__}: {error})"
+        problem = f"{folder / FILE} is damaged ({type(error).__name__}: {error})"
         raise InputError(f"{problem}; run moescope exit again") from error
     loaded = artifact_model(folder, data, model, load_options)
     try:

@@ -129,17 +129,17 @@ def fit_router(
 ) -> TaskRouter:
     """Fit on ``train``, and record how strange ``calibration`` is, which shares no group with it.
 
-    Where several calibration rows share a group the first of them counts, so that the units are exchangeable.
+    Where several calibration rows share a group one of them counts, so that the units are exchangeable: drawn at random, for
+    the first may be of another kind than the rest (the right answer to a question, say).
 
     Raises:
         InputError: a task has too few calibration groups for ``rate``.
     """
-    first = np.unique(calibration.groups, return_index=True)[1]
-    held, tokens, owner = calibration.x[first], calibration.tokens[first], calibration.task[first]
+    order = np.random.default_rng(0).permutation(len(calibration.groups))
+    one = order[np.unique(calibration.groups[order], return_index=True)[1]]
+    held, tokens, owner = calibration.x[one], calibration.tokens[one], calibration.task[one]
     for t, name in enumerate(names):
-        have, need = int((owner == t).sum()), conformal_size(rate)
-        if have < need:
-            raise InputError(f"a rate of {rate:g} needs at least {need} calibration groups, task {name} has {have}", "unknown")
+        check_calibration(name, int((owner == t).sum()), rate)
     x = np.asarray(train.x, dtype=np.float64)
     mean, scale = x.mean(0), x.std(0)
     scale[scale < 1e-12] = 1.0
@@ -169,6 +169,22 @@ def fit_router(
     blank = TaskRouter(**options, strangeness=np.zeros(0), owner=np.zeros(0, np.int64))
     strangeness = blank.strange(held, tokens)[np.arange(len(held)), owner]
     return TaskRouter(**options, strangeness=strangeness, owner=owner.astype(np.int64))
+
+
+def check_calibration(task: str, have: int, rate: float) -> None:
+    """Whether ``have`` calibration groups of a task are enough for ``rate``.
+
+    Raises:
+        InputError: they are too few.
+    """
+    need = conformal_size(rate)
+    if have < need:
+        least = np.ceil(1e3 / (have + 1)) / 1e3
+        raise InputError(
+            f"a rate of {rate:g} needs at least {need} calibration groups, task {task} has {have}: give more prompts, or "
+            f"{least:g}",
+            "unknown",
+        )
 
 
 def _basis(x: np.ndarray, task: np.ndarray, n_tasks: int) -> np.ndarray:

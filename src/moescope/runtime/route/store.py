@@ -17,7 +17,7 @@ from moescope.study.settings import at_least, between, read_record
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
 
-ROUTER_MANIFEST = "route.json"
+ROUTER_FILE = "route.safetensors"
 _FIELDS = ("tasks", "source", "layer", "rate")
 _ARRAYS = tuple(f.name for f in fields(TaskRouter) if f.name not in (*_FIELDS, "reading"))
 
@@ -30,8 +30,7 @@ class ModelRouter:
     model: LoadedModel
 
     def write(self, folder: Path, /) -> Path:
-        """Write ``route.safetensors`` and ``route.json`` into ``folder``, which is made where it is absent; for
-        :func:`load_router`.
+        """Write ``route.safetensors`` into ``folder``, which is made where it is absent; for :func:`load_router`.
 
         Raises:
             InputError: the folder cannot be written to.
@@ -44,8 +43,7 @@ def load_router(folder: str | Path, model: LoadedModel) -> TaskRouter:
     """Read a saved router, for use with ``model``.
 
     Raises:
-        InputError: the folder is not a saved router, is damaged, holds files of two writings (it was killed between them),
-            or belongs to another model.
+        InputError: the folder is not a saved router, is damaged, or belongs to another model.
     """
     folder = Path(folder)
     data, tensors = read_artifact(folder, "route")
@@ -54,7 +52,7 @@ def load_router(folder: str | Path, model: LoadedModel) -> TaskRouter:
         arrays = {name: tensors[name] for name in _ARRAYS}
         _check(known, arrays)
     except (KeyError, ValueError) as error:
-        problem = f"{folder / ROUTER_MANIFEST} is damaged ({type(error).__name__}: {error})"
+        problem = f"{folder / ROUTER_FILE} is damaged ({type(error).__name__}: {error})"
         raise InputError(f"{problem}; run moescope route again") from error
     loaded = artifact_model(folder, data, model, {})
     try:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import t as student
 
 from moescope.intervene.matched import STREAM
 from moescope.select.ranking import Sigma
@@ -78,7 +79,7 @@ def overlap_row(
 
     ``split_half_a`` and ``split_half_b`` are a task's overlap with itself, ``split_half_cross`` that of the two tasks,
     between halves of the data: means over several halvings, of the same number of rows and so comparable with each other. The
-    spread over halvings stands for that over samples (half-samples, McCarthy 1969).
+    spread over halvings stands for that over samples (half-samples, McCarthy 1969), with Student's t since halvings are few.
     """
     draws = null_overlaps(a, b, drawn_a, drawn_b, k)
     both = shared(a, b, k)
@@ -88,7 +89,8 @@ def overlap_row(
     )
     gaps = ((own_a + own_b) / 2 - cross) / k
     # a count has a grain: half a coordinate is not told from none
-    half = 1.96 * max(float(gaps.std(ddof=1)) if len(gaps) > 1 else 0.0, 0.25 / k)
+    few = float(student.ppf(0.975, max(len(gaps) - 1, 1)))
+    half = few * max(float(gaps.std(ddof=1)) if len(gaps) > 1 else 0.0, 0.25 / k)
     return {
         "k": k,
         "distinct_a": len(np.unique(a[:k])),

@@ -11,7 +11,7 @@ from scipy.stats import norm
 
 from moescope.select.nested import fit_classifier, fixed_cv
 from moescope.select.ranking import layer_matched_sets, random_sets, top_variance
-from moescope.stats import auroc, group_bootstrap, permute_labels, sign_free_auroc
+from moescope.stats import auroc, expanded_percentiles, group_bootstrap, permute_labels, sign_free_auroc
 from moescope.studies.circuits.features import Features
 from moescope.studies.circuits.overlap import coordinates, null_overlaps, overlap_row, permuted_rankings, shared
 from moescope.studies.circuits.scorer import Scorer
@@ -137,13 +137,14 @@ def _auroc_intervals(
         rows = np.concatenate([members[i] for i in rng.integers(0, len(names), len(names))])
         if len(np.unique(y[rows])) == 2:
             values.append(auroc(scores[rows], y[rows]))
-    folded = np.quantile([max(v, 1 - v) for v in values], [0.025, 0.975])
+    drawn = np.array(values)
+    folded = expanded_percentiles(np.maximum(drawn, 1 - drawn), len(names))
     signed = float(auroc(scores, y)) - 0.5
     # never narrower than the normal, which the bootstrap of a perfect ranking is
     floor = float(norm.ppf(0.975)) * 0.5 / len(names)
-    low, high = (float(q) - 0.5 for q in np.quantile(values, [0.025, 0.975]))
+    low, high = (q - 0.5 for q in expanded_percentiles(drawn, len(names)))
     low, high = min(low, signed - floor), max(high, signed + floor)
-    return (float(folded[0]), float(folded[1])), (signed, low, high, interval_p(signed, low, high))
+    return folded, (signed, low, high, interval_p(signed, low, high))
 
 
 def task_map_rows(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from moescope.studies.convert.quality import Quality
+from moescope.studies.convert.quality import BYTES, EIGHT, Quality
 from moescope.studies.convert.settings import ConvertSettings, Counts
 from moescope.studies.convert.tuning import RANDOM, STATIC, TUNED, Tuning
 from moescope.study.paired import paired_effect
@@ -109,6 +109,23 @@ def quality_cases(
     return cases
 
 
+def eight_case(here: Quality, eight: Quality, share: float, margin: float, seed: int) -> Case:
+    """Does the conversion, which reads ``share`` of the MLPs' weights on a token, lose less than 8 bits of all?"""
+    windows = np.arange(len(here.excess))
+    excess = (np.array(eight.excess), np.array(here.excess))
+    effect = paired_effect(*excess, windows, "8-bit weights", margin, seed, share=False, unit="nats per token")
+    return Case(
+        "the conversion loses less than 8-bit weights",
+        effect.value,
+        effect,
+        interval=(effect.low, effect.high),
+        family=_FAMILY,
+        words=f"the dense model's MLPs rounded to 8 bits read {BYTES:.0%} of the bytes of 16-bit weights on every token, and "
+        f"perplexity rises by {eight.rise:.2%} ({eight.low:.2%} to {eight.high:.2%}); the conversion reads {share:.0%} on one "
+        f"token alone, and it rises by {here.rise:.1%}",
+    )
+
+
 def convert_claims(
     counts: Counts,
     share: float,
@@ -136,6 +153,8 @@ def convert_claims(
             others[kind] = by_name[row["contender"]]
     alike = ", fine-tuned alike" if tuned else ""
     cases = quality_cases(here, others, alike=alike, tolerance=settings.tolerance, margin=settings.margin, seed=seed)
+    if EIGHT in by_name and len(here.excess) > 1:
+        cases.append(eight_case(here, by_name[EIGHT], share, settings.margin, seed))
     kept, *beside = verdicts(cases, settings.alpha)
     claims = [
         recommend(kept, speed),

@@ -12,7 +12,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from moescope.report.registry import Entry
-from moescope.report.style import BLUE, FAINT, ORANGE, SKY, SOFT, VERMILLION, legend, letter, log_scale, name_axis, new_figure
+from moescope.report.style import (
+    BLUE,
+    FAINT,
+    GREEN,
+    ORANGE,
+    SKY,
+    SOFT,
+    VERMILLION,
+    legend,
+    letter,
+    log_scale,
+    name_axis,
+    new_figure,
+)
 
 if TYPE_CHECKING:
     from moescope.study.result import StudyResult
@@ -23,14 +36,15 @@ _KINDS = (  # kind in the table, label, colour, marker
     ("converted", "this split", BLUE, "o"),
     ("random", "random split", ORANGE, "s"),
     ("static", "static pruning, no router", VERMILLION, "^"),
+    ("8-bit", "8-bit weights, by bytes", GREEN, "D"),
 )
 _TUNED = {"converted": "tuned", "random": "random tuned", "static": "static tuned"}  # hollow, of the same colour
 _RUNNERS = (("moescope", BLUE), ("grouped_mm", SKY))
 CAPTION = (
     "What the conversion costs and gains. Left: perplexity on held-out text over the share of the MLPs' weights that work on a "
-    "token, router included; the dense model as a line; hollow and dashed, what was fine-tuned for one share, at this share "
-    "and others. Middle: KL divergence from the original. Right: speed-up over the dense model end to end for each kind of "
-    "work, a tick where the weights alone set the ceiling."
+    "token, router included, and of the bytes that 8-bit weights read; the dense model as a line; hollow and dashed, what was "
+    "fine-tuned for one share, at this share and others. Middle: KL divergence from the original. Right: speed-up over the "
+    "dense model end to end for each kind of work, a tick where the weights alone set the ceiling."
 )
 
 
@@ -64,7 +78,7 @@ def _curves(axes: Axes, table: pd.DataFrame, column: str, label: str) -> None:
         rows = table[table["kind"] == kind].sort_values("share")
         if len(rows):
             axes.plot(rows["share"], rows[column], color=color, marker=marker, label=name)
-        rows = table[table["kind"] == _TUNED[kind]].sort_values("share")
+        rows = table[table["kind"] == _TUNED.get(kind)].sort_values("share")
         if len(rows):
             axes.plot(rows["share"], rows[column], color=color, marker=marker, mfc="white", ls="--", label=f"{name}, tuned")
     axes.set_xlabel("active share of MLP weights")

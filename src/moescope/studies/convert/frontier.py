@@ -11,7 +11,7 @@ import pandas as pd
 from moescope.kernels.experts import NAME
 from moescope.models import LoadedModel
 from moescope.studies.convert.layers import Converted, kept_neurons
-from moescope.studies.convert.quality import Contender, Quality, compare, neurons_off
+from moescope.studies.convert.quality import BYTES, EIGHT, Contender, Quality, compare, eight_bits, neurons_off
 from moescope.studies.convert.settings import Counts
 from moescope.studies.convert.speed import active_share
 from moescope.studies.convert.target import set_active
@@ -35,7 +35,8 @@ def measure_frontier(
 
     ``kind`` is ``converted``, ``random`` (a random split, its router fitted alike) or ``static`` (the neurons that
     contribute most on average kept for every token, no router): what clustering adds, and what routing adds; each with
-    `` tuned`` behind it (the conversion: ``tuned``) where it was fine-tuned, the controls at the chosen number only.
+    `` tuned`` behind it (the conversion: ``tuned``) where it was fine-tuned, the controls at the chosen number only. Beside
+    them stands the dense model with its MLPs' weights in 8 bits, its share that of the bytes.
 
     Args:
         made: kind -> mixture of experts. pruned: kind -> dense model whose neurons are switched off.
@@ -56,6 +57,9 @@ def measure_frontier(
             if active < counts.experts and (kind == "static" or active == counts.active):
                 contenders.append(Contender(f"{kind} {active}", dense, _pruning(dense, found, active / counts.experts)))
                 places.append((kind, active, active / counts.experts))
+    if pruned:
+        contenders.append(Contender(EIGHT, model.module, lambda: eight_bits(list(model.module.model.layers))))
+        places.append((EIGHT, counts.experts, BYTES))
     qualities = compare(model.module, contenders, windows, seed=seed, report=report)
     rows = [
         {

@@ -98,6 +98,34 @@ def _log_probabilities(model: Any, ids: Tensor) -> Tensor:
     return torch.log_softmax(model(input_ids=ids, use_cache=False).logits[:, :-1].float(), -1)
 
 
+EIGHT = "8-bit"
+BYTES = (8 + 16 / 32) / 16
+"""of 16-bit weights that 8-bit ones read, a 16-bit scale for 32 of them included"""
+
+
+@contextmanager
+def eight_bits(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """The MLPs' weights rounded to the nearest of 8 bits, a scale for 32 neighbours in a row (llama.cpp's Q8_0): the cheapest
+    way to read fewer bytes, which any model survives."""
+    kept: list[tuple[nn.Parameter, Tensor]] = []
+    try:
+        for layer in layers:
+            for name, weight in layer.mlp.named_parameters():  # type: ignore[union-attr]
+                if name.endswith("weight"):
+                    kept.append((weight, weight.data))
+                    weight.data = _rounded(weight.data)
+        yield
+    finally:
+        for weight, data in kept:
+            weight.data = data
+
+
+def _rounded(weight: Tensor) -> Tensor:
+    groups = weight.float().reshape(-1, math.gcd(32, weight.shape[-1]))
+    scale = (groups.abs().amax(1, keepdim=True) / 127).half().float().clamp_min(1e-8)
+    return ((groups / scale).round().clamp(-127, 127) * scale).reshape(weight.shape).to(weight.dtype)
+
+
 @contextmanager
 def neurons_off(layers: Sequence[nn.Module], keep: Sequence[Tensor]) -> Iterator[None]:
     """Static pruning: in layer l only the neurons ``keep[l]`` (bool (I,)) reach the MLP's down projection."""

@@ -47,7 +47,7 @@ class ConvertSettings(Judged):
     speed: bool = True
     """Measure tokens per second; without it nothing is recommended but to keep the dense model where too much is lost."""
     controls: bool = True
-    """Compare with a random split and with static pruning at the same active share, fine-tuned alike."""
+    """Compare with a random split and static pruning at the same active share, fine-tuned alike, and with 8-bit weights."""
     eval_task: tuple[str, ...] = ()
     """lm-evaluation-harness task to run on both models."""
     eval_include: Path | None = None

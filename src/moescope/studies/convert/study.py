@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from moescope.errors import InputError
-from moescope.files.folder import settled, system_errors
+from moescope.files.folder import draft_of, settled, system_errors
 from moescope.models import LoadedModel
 from moescope.studies.convert.build import build_model
 from moescope.studies.convert.card import card_text
@@ -108,9 +108,11 @@ def convert(
             (pruned if kind == STATIC else made)[kind] = tuned
     chosen = TUNED if TUNED in made else "converted"
     minutes = (time.time() - began) / 60
-    beside = None if run.out is None else next(p for p in settled(run.out).parents if p.exists())
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".", suffix=".partial", dir=beside)))
+        if run.out is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="moescope-")))
+        else:
+            folder = stack.enter_context(draft_of(settled(run.out)))
         with system_errors(run.out or folder):
             made[chosen].save_pretrained(folder)
             loaded.tokenizer.save_pretrained(folder)

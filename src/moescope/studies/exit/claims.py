@@ -143,11 +143,15 @@ def _saved(found: TaskExit, run: Run) -> Claim:
 
 def _clock(found: TaskExit, batch: int) -> Claim:
     row = _speed(found, "early exit", batch)
+    scale = row["of_layers"] / row["speedup"]
     return Claim(
         f"{found.task.name}: speed-up at batch {batch}",
         row["speedup"],
-        words=f"its share of layers would give {row['layer_speedup']:.2f}× ({row['of_layers']:.0%} of that reached); "
-        f"wall clock, median of turns from {row['slowest']:.2f}× to {row['fastest']:.2f}×, too few for an interval",
+        interval=(row["low"], row["high"]),
+        words=f"the layers left out would give {row['layer_speedup']:.2f}×, weighed by their time in a full pass: "
+        f"{row['of_layers']:.0%} of that is reached ({scale * row['low']:.0%} to {scale * row['high']:.0%}); "
+        f"{row['outside']:.1%} of a full pass comes before its first layer; wall clock, {row['texts']} test texts in "
+        f"{row['turns']} turns, interval over turns and so of the clock, not of the texts",
     )
 
 

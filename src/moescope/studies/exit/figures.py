@@ -55,13 +55,11 @@ def frontier(table: pd.DataFrame, surface: pd.DataFrame) -> Figure:
 
 def _panel(axes: Axes, table: pd.DataFrame, column: str, surface: pd.DataFrame) -> None:
     for curve, label, color, marker in _CURVES:
-        rows = table[(table["curve"] == curve) & table[column].notna()].sort_values(column)
-        if not len(rows):
-            continue
-        axes.plot(rows[column], rows["accuracy"], color=color, marker=marker or ("o" if column == "time" else ""), label=label)
+        rows = table[table["curve"] == curve].sort_values(column)
+        axes.plot(rows[column], rows["accuracy"], color=color, marker=marker, label=label)
         if curve == "threshold":
             band(axes, rows[column], rows["low"], rows["high"], color)
-    ring = table[table["calibrated"] & table[column].notna()]
+    ring = table[table["calibrated"]]
     axes.scatter(ring[column], ring["accuracy"], s=40, facecolor="none", edgecolor=INK, zorder=4, label="with the guarantee")
     if len(surface):
         cue = surface.iloc[0]

@@ -33,6 +33,9 @@ class ExitSettings(Judged):
     """Layers after which a row may leave; after the last it always does (default: all)."""
     timed_texts: Annotated[int, at_least(1)] = 64
     """Test texts that go on the clock, at most."""
+    timed_seconds: Annotated[float, between(0, 3600)] = 45.0
+    """Seconds that a task may be on the clock at each of two batch sizes: fewer texts are timed where these would take
+    longer."""
     margin: Annotated[float, between(0, 1)] = 0.03
     """Smallest difference in balanced accuracy that counts."""
     n_random: Annotated[int, at_least(1)] = 999

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ from moescope.stats import group_bootstrap
 from moescope.studies.exit.calibration import calibrate
 from moescope.studies.exit.published import SHARE
 from moescope.studies.exit.settings import ExitSettings
-from moescope.studies.exit.speed import measure
+from moescope.studies.exit.speed import Timed, measure
 from moescope.study.protocol import Context
 from moescope.study.rows import FoldRows, Rows
 from moescope.tasks import chosen_cue, group_folds
@@ -27,8 +28,6 @@ from moescope.types import Task
 
 _FOLDS = 3  # of the fitting rows
 _BATCHES = (1, 64)
-_SHOWN = 8  # thresholds and depths of the frontier that go on the clock
-_Place = tuple[str, float]  # curve and setting of a row of the frontier
 
 
 @dataclass(frozen=True)
@@ -108,9 +107,7 @@ def exit_task(context: Context, model: LoadedModel, task: Task, rows: Rows, sett
     cue, cue_said = chosen_cue(task, rows.fit, rows.judge, inner.folds, model.tokenizer)
     cue_right = cue_said == tested_y
     published = max(0, round(SHARE * model.n_layers) - 1)
-    shares = {float(t): float(exit_layers(said[chosen], t, checks).mean()) for t in thresholds(len(task.classes))}
-    on_clock = [texts[i] for i in rows.judge]
-    speed, timed = _speed(classifier, heads["circuit"], published, shares, on_clock, settings, context)
+    speed, singly = _speed(classifier, heads["circuit"], published, [texts[i] for i in rows.judge], settings, context)
     accuracies = [
         {
             "kind": kind,
@@ -124,8 +121,8 @@ def exit_task(context: Context, model: LoadedModel, task: Task, rows: Rows, sett
     ]
     tables = {
         "heads": pd.DataFrame(accuracies),
-        "frontier": _frontier(said[chosen], said["circuit"], tested_y, tested_groups, classifier, timed, settings, run.seed),
-        "speed": speed,
+        "frontier": _frontier(said[chosen], said["circuit"], tested_y, tested_groups, classifier, singly, settings, run.seed),
+        "speed": pd.DataFrame(speed),
         "depth": pd.DataFrame({"layers": np.arange(1, model.n_layers + 1), "rows": np.bincount(at, minlength=model.n_layers)}),
         "surface": pd.DataFrame([{"cue": cue, "accuracy": float(cue_right.mean()), "n": len(cue_right)}]),
     }
@@ -162,42 +159,27 @@ def _speed(
     classifier: ExitClassifier,
     circuit: Heads,
     published: int,
-    shares: dict[float, float],
     texts: list[str],
     settings: ExitSettings,
     context: Context,
-) -> tuple[pd.DataFrame, dict[_Place, float]]:
-    """The speed table, and the time at batch 1, over full depth, of some of the frontier's places."""
-    model = classifier.model
-    encoded = encode(model, texts, max_tokens=classifier.max_tokens)
-    encoded = encoded.rows(0, min(len(encoded), settings.timed_texts))
+) -> tuple[list[dict[str, Any]], Timed]:
+    """The rows of the speed table, and what was measured at batch 1."""
+    encoded = encode(classifier.model, texts[: settings.timed_texts], max_tokens=classifier.max_tokens)
     at_depth = dataclasses.replace(classifier, heads=circuit).fixed(published)
-    main = {"full depth": classifier.full, "early exit": classifier, "circuit at 28 % of the depth": at_depth}
-    rows = []
-    for batch in _BATCHES:
-        stage = f"{classifier.task}: on the clock, batch {batch}"
-        rows += measure(main, encoded, batch, progress=context.counter(stage))
-    keys: dict[str, _Place] = {}
-    contenders = {"full depth": classifier.full}
-    for threshold in [*_spread(shares), classifier.threshold]:
-        keys[f"threshold {threshold:.6g}"] = ("threshold", float(threshold))
-        contenders[f"threshold {threshold:.6g}"] = dataclasses.replace(classifier, threshold=float(threshold), guarantee=None)
-    for layer in _few(np.arange(model.n_layers)):
-        keys[f"layer {layer}"] = ("fixed depth", float(layer))
-        contenders[f"layer {layer}"] = classifier.fixed(int(layer))
-    stage = f"{classifier.task}: frontier on the clock"
-    found = measure(contenders, encoded, 1, repeats=2, progress=context.counter(stage))
-    return pd.DataFrame(rows), {keys[r["contender"]]: 1 / r["speedup"] for r in found if r["contender"] in keys}
-
-
-def _spread(shares: dict[float, float]) -> list[float]:
-    """Thresholds that spread evenly over the layers they run."""
-    goals = np.linspace(min(shares.values()), max(shares.values()), _SHOWN)
-    return sorted({min(shares, key=lambda t, goal=goal: abs(shares[t] - goal)) for goal in goals})  # type: ignore[misc]
-
-
-def _few(values: np.ndarray) -> np.ndarray:
-    return values[np.unique(np.linspace(0, len(values) - 1, _SHOWN).round().astype(np.intp))]
+    contenders = {"full depth": classifier.full, "early exit": classifier, "circuit at 28 % of the depth": at_depth}
+    singly, together = (
+        measure(
+            contenders,
+            encoded,
+            n,
+            seconds=settings.timed_seconds,
+            batch_tokens=context.run.batch_tokens,
+            seed=context.run.seed,
+            progress=context.counter(f"{classifier.task}: on the clock, batch {n}"),
+        )
+        for n in _BATCHES
+    )
+    return [*singly.rows, *together.rows], singly
 
 
 def _frontier(
@@ -206,11 +188,15 @@ def _frontier(
     y: np.ndarray,
     groups: np.ndarray,
     classifier: ExitClassifier,
-    timed: dict[_Place, float],
+    singly: Timed,
     settings: ExitSettings,
     seed: int,
 ) -> pd.DataFrame:
-    """Accuracy against the share of layers and relative time: thresholds, fixed depths, and circuits chosen anew per depth."""
+    """Accuracy against the share of layers and relative time: thresholds, fixed depths, and circuits chosen anew per depth.
+
+    A text by itself runs to the layer at which it leaves as in the pass that goes on, so one pass with every head asked tells
+    the time of every place.
+    """
     n_layers = said.shape[1]
     places = []
     for threshold in thresholds(said.shape[2]):
@@ -232,7 +218,7 @@ def _frontier(
                 "low": low,
                 "high": high,
                 "loss": float(losses(table, y, at, settings.loss).mean()),
-                "time": timed.get((curve, float(setting)), np.nan),
+                "time": float(np.take_along_axis(singly.ends, at[singly.texts, None] + 1, 1).sum() / singly.ends[:, -1].sum()),
             }
         )
     return pd.DataFrame(rows)

@@ -12,12 +12,13 @@ from statistics import median
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import quantile_test
 
 from moescope.capture.encode import encode
 from moescope.errors import InputError
 from moescope.models import LoadedModel
 from moescope.runtime.choices import Source
-from moescope.runtime.route.router import KnownPrompts, Named, TaskRouter, fit_router
+from moescope.runtime.route.router import KnownPrompts, Named, TaskRouter, check_calibration, fit_router
 from moescope.runtime.route.store import ModelRouter
 from moescope.runtime.route.watch import prompt_features, watching
 from moescope.studies.route.claims import route_claims
@@ -69,6 +70,9 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
     inner = context.rows(
         FoldRows("prompts, within fit", fitting, group_folds(y[rows.fit], fitting, n_folds=_FOLDS, seed=run.seed))
     )
+    for label, name in enumerate(names):  # before the model runs for minutes
+        held = rows.groups[rows.calibrate[y[rows.calibrate] == label]]
+        check_calibration(name, len(np.unique(held)), settings.unknown)
     loaded = context.load(model)
     source, layer = _where(loaded, settings)
     texts = [e.text for e in together.examples]
@@ -182,11 +186,17 @@ def _speed(router: TaskRouter, model: LoadedModel, texts: list[str], context: Co
         began = time.perf_counter()
         router.name(x, np.array([20]))
         alone.append(time.perf_counter() - began)
-    extra = median(b - a for a, b in zip(bare, watched, strict=True))
+    more = np.subtract(watched, bare)
+    between = quantile_test(more, p=0.5).confidence_interval()  # of the median over prompts, by ranks
     return pd.DataFrame(
         [
             {"what": "forward pass of a prompt", "microseconds": 1e6 * median(bare)},
-            {"what": "more with the router listening", "microseconds": 1e6 * extra},
+            {
+                "what": "more with the router listening",
+                "microseconds": 1e6 * float(np.median(more)),
+                "low": 1e6 * between.low,
+                "high": 1e6 * between.high,
+            },
             {"what": "naming alone", "microseconds": 1e6 * median(alone)},
         ]
     )

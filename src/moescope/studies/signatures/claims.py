@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pandas as pd
 
@@ -17,6 +18,16 @@ from moescope.study.verdicts import Case, Effect, reading, untested
 from moescope.types import Claim, Control
 
 # The two readings of "load balance", by their row in the table of nulls.
+# Of a dense model, whose "experts" are groups of its neurons.
+_OF_GROUPS = {
+    "are routed more alike": "activate neurons more alike",
+    "Routing follows": "Which neurons are active follows",
+    "layers with experts": "layers",
+    " with experts": "",
+    "Experts": "Groups of neurons",
+    "experts": "groups",
+    "expert ": "group ",
+}
 BASELINES = {"uniform": "uniform experts", "own counts reshuffled": "reshuffled counts"}
 
 
@@ -25,7 +36,7 @@ def signature_claims(tables: Mapping[str, pd.DataFrame], found: Evidence) -> lis
     similarity = tables["similarity"]
     head = similarity[(similarity["measure"] == "cosine") & (similarity["prompts"] == "all")].iloc[0]
     nulls = tables["routing_nulls"].set_index("null")
-    return [
+    claims = [
         *_cosines(head, tables["category_similarity"], found),
         _separation(head, found),
         *([_beyond_twin(found)] if "random model" in found.beyond else []),
@@ -34,10 +45,20 @@ def signature_claims(tables: Mapping[str, pd.DataFrame], found: Evidence) -> lis
         *(_order(head, nulls, name, found) for name in BASELINES),
         *depth_claims(tables["routing_layers"], found),
         clusters_claim(found),
-        *load_claims(tables["routing_load"], found),
+        # A group's activity is measured over its usual one, which makes an even load: nothing to find out.
+        *([] if found.grouped else load_claims(tables["routing_load"], found)),
         _beyond_tokens(nulls, found),
         experts_claim(tables["experts"], found),
     ]
+    return [_of_groups(claim) for claim in claims] if found.grouped else claims
+
+
+def _of_groups(claim: Claim | Case) -> Claim | Case:
+    """A claim on a dense model, in which nothing is routed: of its groups of neurons, in their words."""
+    said = {name: getattr(claim, name) for name in ("statement", "measured", "words")}
+    for word, other in _OF_GROUPS.items():
+        said = {name: text.replace(word, other) if isinstance(text, str) else text for name, text in said.items()}
+    return replace(claim, **said)
 
 
 def _cosines(head: pd.Series, means: pd.DataFrame, found: Evidence) -> list[Claim]:

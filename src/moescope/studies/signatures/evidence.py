@@ -45,6 +45,11 @@ class Evidence:
     load: Estimate
     same: bool
 
+    @property
+    def grouped(self) -> bool:
+        """Whether its experts are groups of a dense model's neurons, to which nothing is routed."""
+        return "experts" in self.subject.trace.meta
+
 
 def interval_of(row: pd.Series, name: str) -> tuple[float, float] | None:
     low, high = float(row[f"{name}_low"]), float(row[f"{name}_high"])

@@ -201,7 +201,9 @@ def _matrix(tables: Tables) -> Figure:
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
     order = levels(means, "category")
     table = means.pivot(index="category", columns="other", values="cosine").reindex(index=order, columns=order).to_numpy()
-    heat_cells(left, table, float(np.nanmin(table)), float(np.nanmax(table)))
+    low, high = float(np.nanmin(table)), float(np.nanmax(table))
+    digits = 2 if high - low > 0.05 else 3  # where all are nearly alike, two figures would say nothing
+    heat_cells(left, table, low, high, [[f"{value:.{digits}f}" for value in row] for row in table])
     name_axis(left, order, 9)
     name_rows(left, order)
     letter(left, 0, "Mean cosine")

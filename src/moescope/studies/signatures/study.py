@@ -89,6 +89,13 @@ def signatures(
             random = random_twin(loaded, context.run.seed)
             twin = _trace(context, random, labelled, settings, "a random model's routing", 0)
     subject = subject_of(trace, labelled, None if loaded is None else loaded.tokenizer)
+    grouped = "experts" in trace.meta
+    if grouped:
+        context.note(
+            f"Note: a dense model routes nothing. An expert is here one of {trace.n_experts[0]} groups of an MLP's neurons "
+            f"that fire on the same tokens of these prompts; the {trace.top_k} most active on a token, each over its usual "
+            "activity, count as chosen. Prompts alone are read, without a chat template's tokens."
+        )
     _note_lengths(context, subject, 0 if is_trace(model) else settings.new_tokens)
     name = trace.meta.get("model") or "a recorded trace" if loaded is None else loaded.name
     whole = loaded is None or loaded.quantisation is None
@@ -96,7 +103,7 @@ def signatures(
     tables, found = _tables(context, subject, settings, twin, same=same)
     return context.result(
         model=loaded or name,
-        title=f"Routing signatures of {name}",
+        title=f"{'Neuron-group' if grouped else 'Routing'} signatures of {name}",
         claims=signature_claims(tables, found),
         tables=tables,
         tasks=[] if subject.texts is None else [subject.task()],
@@ -218,8 +225,9 @@ def _note_lengths(context: Context, subject: Subject, new_tokens: int) -> None:
     """
     trace = subject.trace
     generated = np.bincount(trace.sequence[trace.generated], minlength=len(subject))
+    what = " with what was generated" if trace.generated.any() else ""
     middle = [f"{c} {np.median(trace.lengths[subject.y == i]):.0f}" for i, c in enumerate(subject.categories)]
-    context.note(f"Note: median tokens of a prompt with what was generated: {', '.join(middle)}.")
+    context.note(f"Note: median tokens of a prompt{what}: {', '.join(middle)}.")
     # The last generated token is never fed back to the model, so it has no routing.
     short = float((generated < new_tokens - 1).mean())
     if trace.generated.any() and short > 0.1:

@@ -11,6 +11,7 @@ import torch
 
 from moescope.capture import moments
 from moescope.errors import InputError
+from moescope.files.bundle import MANIFEST, read_manifest
 from moescope.files.parse import parse_object
 from moescope.files.text import read_text
 from moescope.intervene.intervene import group_by_site, intervene
@@ -65,9 +66,9 @@ def load_circuit(path: str | Path) -> Circuit:
         InputError: the file is not there, or holds no circuit.
     """
     source = Path(path)
-    file = source / "results.json" if source.is_dir() else source
+    file = source / MANIFEST if source.is_dir() else source
     try:
-        data = parse_object(read_text(file))
+        data = read_manifest(file) if file.name == MANIFEST else parse_object(read_text(file))
     except InputError:
         raise
     except ValueError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from moescope.files.folder import output
 from moescope.routing.capture import trace_prompts
 from moescope.routing.generate import Decoding
 from moescope.routing.place import check_trace_target
@@ -40,8 +41,14 @@ def trace(
     >>> trace = moescope.trace("moe-tiny", "routing-80", moescope.TraceSettings(new_tokens=4))  # doctest: +SKIP
     >>> moescope.signatures(trace)  # doctest: +SKIP
     """
-    if run.out is not None:
-        check_trace_target(run.out, overwrite=run.overwrite)
+    if run.out is None:
+        return _traced(model, prompts, settings, run)
+    folder = check_trace_target(run.out, overwrite=run.overwrite)
+    with output(folder):
+        return _traced(model, prompts, settings, replace(run, out=folder))
+
+
+def _traced(model: ModelLike, prompts: PromptsLike, settings: TraceSettings, run: Run) -> RoutingTrace:
     context = Context("trace", settings, replace(run, out=None))  # what goes to the folder is a trace, not a result
     read = context.prompts(prompts)
     loaded = context.load(model, head=settings.new_tokens > 0, required=False)

@@ -1,0 +1,39 @@
+"""A file that carries its own checksum: the SHA-256 of all its bytes, with noughts where the checksum itself stands."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+BLANK = "sha256-" + 64 * "0"
+"""What a writer puts in the checksum's place, near the start of the file and before any text that is not its own."""
+_SEAL = re.compile(rb"sha256-([0-9a-f]{64})")
+_HEAD = 1 << 12
+_CHUNK = 1 << 20
+
+
+def sealed(data: bytes) -> Iterator[bytes | memoryview]:
+    """``data`` in parts, with its checksum in the place of the first :data:`BLANK`."""
+    place = data.index(BLANK.encode()) + len("sha256-")
+    yield data[:place]
+    yield hashlib.sha256(data).hexdigest().encode()
+    yield memoryview(data)[place + 64 :]
+
+
+def seal_holds(path: Path) -> bool:
+    """Whether the file is, byte for byte, what :func:`sealed` made.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+        found = _SEAL.search(head)
+        if found is None:
+            return False
+        digest = hashlib.sha256(head[: found.start(1)] + b"0" * 64 + head[found.end(1) :])
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest() == found[1].decode()

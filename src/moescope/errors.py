@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_LONGEST = 1500  # characters of a message
+
 
 class InputError(ValueError):
     """The input cannot be used. The message is one line that names the file, row, layer or parameter, and the mend.
@@ -14,6 +16,10 @@ class InputError(ValueError):
     def __init__(self, message: str, parameter: str | None = None) -> None:
         self.parameter = parameter
         text = " ".join(message.split())
+        if len(text) > _LONGEST:  # what it quotes is a stranger's; the place stands first and the mend last
+            text = f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
+        # nor may what it quotes move a terminal's cursor, or be half a character
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
         super().__init__(text if parameter is None else f"{parameter}: {text}")
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,8 +17,10 @@ from moescope.capture.position import Position, check_position, skips_special
 from moescope.errors import InputError
 from moescope.files.atomic import write_atomic
 from moescope.files.names import plain_name
+from moescope.files.parse import parse_object
 from moescope.files.seal import BLANK, seal_holds, sealed
-from moescope.types import Site
+from moescope.study.settings import at_least, read_record
+from moescope.types import SITE_KINDS, Site
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -35,9 +38,9 @@ class Shard:
     """One safetensors file: per site a tensor (vectors, D), and ``offsets`` int64 (texts + 1,)."""
 
     file: str
-    texts: int
-    vectors: int
-    size: int
+    texts: Annotated[int, at_least(0)]
+    vectors: Annotated[int, at_least(0)]
+    size: Annotated[int, at_least(0)]
     """bytes"""
     sha256: str
 
@@ -54,7 +57,7 @@ class Manifest:
     fingerprint: str
     model_dtype: str
     sites: tuple[str, ...]
-    widths: tuple[int, ...]
+    widths: Annotated[tuple[int, ...], at_least(1)]
     dtype: str
     position: str | int
     skip_special: bool
@@ -66,6 +69,12 @@ class Manifest:
     format: str = FORMAT
     chat: bool = False
     """texts were put into the model's chat template"""
+
+    def __post_init__(self) -> None:
+        for site in self.sites:
+            parse_site(site)
+        if len(self.widths) != len(self.sites) or self.dtype not in DTYPES:
+            raise ValueError(f"{len(self.sites)} sites, {len(self.widths)} widths and dtype {self.dtype!r}")
 
     @property
     def texts(self) -> int:
@@ -147,10 +156,22 @@ class Manifest:
         Raises:
             InputError: it is not there, not JSON, or of another format or version.
         """
-        return read_manifest(cls, path, f"not a store of format {FORMAT}; choose another folder", "collect it", shards=Shard)
+        return read_manifest(cls, path, f"not a store of format {FORMAT}; choose another folder", "collect it")
 
 
 M = TypeVar("M")
+
+
+def parse_site(text: str) -> Site:
+    """The site that ``str(site)`` gave.
+
+    Raises:
+        ValueError: it is of no such form.
+    """
+    kind, _, layer = text.partition(":") if isinstance(text, str) else ("", "", "")
+    if kind not in SITE_KINDS or not re.fullmatch("[0-9]{1,6}", layer):
+        raise ValueError(f"{str(text)[:40]!r} is no site")
+    return Site(kind, int(layer))
 
 
 def write_manifest(manifest: DataclassInstance, path: Path) -> None:
@@ -158,33 +179,32 @@ def write_manifest(manifest: DataclassInstance, path: Path) -> None:
     write_atomic(path, sealed(json.dumps({"seal": BLANK, **asdict(manifest)}, indent=1).encode()))
 
 
-def read_manifest(kind: type[M], path: Path, refusal: str, again: str, **parts: type) -> M:
+def read_manifest(kind: type[M], path: Path, refusal: str, again: str) -> M:
     """The dataclass ``kind``, with a default ``format``, that :func:`write_manifest` wrote.
 
     Args:
         refusal: what is said of a file of another format.
         again: what mends a damaged store.
-        parts: of the fields that are tuples of dataclasses, which.
 
     Raises:
         InputError: it is not there, not JSON, or of another format or version.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_object(path.read_bytes())
         if data.get("format") != kind.format:  # type: ignore[attr-defined]
             raise InputError(f"{path}: format {data.get('format')!r} is not {kind.format}: {refusal}")  # type: ignore[attr-defined]
         if not seal_holds(path):
             raise ValueError("its sha256 is not the one in it")
-        del data["seal"]
-        if unknown := set(data) - {f.name for f in fields(kind)}:  # type: ignore[arg-type]
-            raise ValueError(f"unknown entry {sorted(unknown)[0]}")
-        data |= {name: tuple(part(**one) for one in data[name]) for name, part in parts.items()}
-        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+        data.pop("seal", None)
     except InputError:
         raise
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except ValueError as error:
+        raise InputError(f"{path}: damaged manifest ({error}); delete the store and {again} again") from error
+    try:
+        return read_record(kind, data)
+    except ValueError as error:
         raise InputError(f"{path}: damaged manifest ({error}); delete the store and {again} again") from error
 
 
@@ -216,7 +236,7 @@ def shard_header(path: Path) -> dict[str, Any]:
     """The note in a shard's header."""
     try:
         with safe_open(str(path), "pt") as file:
-            return dict(json.loads((file.metadata() or {}).get("moescope", "{}")))
+            return parse_object((file.metadata() or {}).get("moescope", "{}"))
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"{path}: damaged shard ({error}); delete the store and collect it again") from error
 

@@ -17,12 +17,12 @@ import torch
 
 from moescope.capture.activations import Progress, batches_for, check_finite, common_width, padded_batches
 from moescope.capture.encode import Encoded, PaddingSide, encode
+from moescope.capture.manifest import parse_site
 from moescope.capture.position import Position, check_position
 from moescope.capture.reduce import RowMoments, RowReducer
 from moescope.capture.session import capture
-from moescope.capture.shards import parse_site
 from moescope.errors import InputError
-from moescope.files.checkpoint import load_arrays, run_id, save_arrays
+from moescope.files.checkpoint import Damaged, check_arrays, load_arrays, run_id, save_arrays
 from moescope.models.reading import SpecialTokens
 from moescope.models.sites import parse_sites
 from moescope.types import Site
@@ -150,7 +150,11 @@ class Moments:
             InputError: the file is missing, damaged, or of another kind.
         """
         arrays, meta = load_arrays(Path(path), _FORMAT)
-        return cls(arrays["n"], arrays["mean"], arrays["m2"], tuple(map(parse_site, meta["sites"])))
+        try:
+            sites = tuple(map(parse_site, meta["sites"]))
+        except (ValueError, TypeError, KeyError) as error:
+            raise Damaged(Path(path), f"its sites cannot be read ({error})") from error
+        return cls(*_state(Path(path), arrays, sites), sites)
 
 
 def moments(
@@ -203,8 +207,12 @@ def moments(
         meta |= run_id(model.fingerprint, encoded.sha256, settings, label, fold)
         if path.exists():
             arrays, saved = load_arrays(path, _FORMAT, expected=meta)
-            state = replace(state, n=arrays["n"], mean=arrays["mean"], m2=arrays["m2"])
-            done = int(saved["batches"])
+            n, mean, m2 = _state(path, arrays, sites)
+            at = saved.get("batches")
+            if mean.shape != state.mean.shape or type(at) is not int or not 0 <= at <= len(groups):
+                raise Damaged(path, f"it is at batch {str(at)[:20]} of {len(groups)}, with moments of shape {mean.shape}")
+            done = at
+            state = replace(state, n=n, mean=mean, m2=m2)
     rows_done = sum(len(rows) for rows in groups[:done])
     if progress is not None and done:
         progress(rows_done, len(encoded))
@@ -225,6 +233,16 @@ def moments(
             if progress is not None:
                 progress(rows_done, len(encoded))
     return state
+
+
+def _state(path: Path, arrays: dict[str, np.ndarray], sites: Sequence[Site]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What a file holds of counts, means and squares, checked."""
+    folds = arrays["n"].shape if arrays.get("n", np.zeros(0)).ndim == 2 else (None, None)
+    width = arrays["mean"].shape[-1] if arrays.get("mean", np.zeros(0)).ndim == 4 else None
+    check_arrays(path, arrays, {"n": folds, **dict.fromkeys(("mean", "m2"), (*folds, len(sites), width))})
+    if arrays["n"].dtype != np.int64 or arrays["mean"].dtype != np.float64 or arrays["m2"].dtype != np.float64:
+        raise Damaged(path, "its numbers are of another type")
+    return arrays["n"], arrays["mean"], arrays["m2"]
 
 
 def _codes(name: str, values: Sequence[int] | np.ndarray, size: int) -> np.ndarray:

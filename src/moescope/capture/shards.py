@@ -15,7 +15,7 @@ from safetensors.torch import save
 
 from moescope.capture.activations import Progress, check_finite, padded_batches, vector_reducer
 from moescope.capture.encode import Batch, Encoded, PaddingSide
-from moescope.capture.manifest import DTYPES, Manifest, Shard
+from moescope.capture.manifest import DTYPES, Manifest, Shard, parse_site
 from moescope.capture.position import weights
 from moescope.capture.session import Reduce, capture
 from moescope.errors import InputError
@@ -44,12 +44,6 @@ class Vectors:
         if not 0 <= row < len(self):
             raise IndexError(row)
         return self.values[self.offsets[row] : self.offsets[row + 1]]
-
-
-def parse_site(text: str) -> Site:
-    """The site that ``str(site)`` gave."""
-    kind, _, layer = text.partition(":")
-    return Site(kind, int(layer))  # type: ignore[arg-type]
 
 
 def shard_tensors(
@@ -118,8 +112,8 @@ def write_shard(folder: Path, number: int, tensors: dict[str, torch.Tensor], man
     return Shard(name, len(offsets) - 1, int(offsets[-1]), size, hashlib.sha256(data).hexdigest())
 
 
-def read_shard(folder: Path, shard: Shard, site: Site, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-    """Texts ``start`` to ``stop`` of a shard, through a memory map: float32 (vectors, D), and int64 vectors per text.
+def read_shard(folder: Path, shard: Shard, site: Site, width: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    """Texts ``start`` to ``stop`` of a shard, through a memory map: float32 (vectors, width), and int64 vectors per text.
 
     Raises:
         InputError: the shard cannot be read.
@@ -127,9 +121,34 @@ def read_shard(folder: Path, shard: Shard, site: Site, start: int, stop: int) ->
     path = folder / shard.file
     try:
         with safe_open(str(path), "pt") as file:
-            offsets = file.get_tensor("offsets").numpy()
-            low, high = int(offsets[start]), int(offsets[stop])
-            values = file.get_slice(str(site))[low:high].float().numpy()
-    except (OSError, SafetensorError, ValueError, IndexError, RuntimeError) as error:
+            offsets = _offsets(file.get_tensor("offsets").numpy(), shard)
+            part = file.get_slice(str(site))
+            if part.get_shape() != [shard.vectors, width]:
+                raise ValueError(f"{site} has shape {part.get_shape()}, not {[shard.vectors, width]}")
+            values = part[int(offsets[start]) : int(offsets[stop])].float().numpy()
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise InputError(f"{path}: damaged shard ({error}); delete the store and collect it again") from error
+    if not np.isfinite(values).all():
+        raise InputError(f"{path}: {site} holds values that are not finite; delete the store and collect it again")
     return values, np.diff(offsets[start : stop + 1])
+
+
+def read_lengths(folder: Path, shard: Shard) -> np.ndarray:
+    """int64 (texts,): vectors of each text of a shard.
+
+    Raises:
+        InputError: the shard cannot be read.
+    """
+    path = folder / shard.file
+    try:
+        with safe_open(str(path), "np") as file:
+            return np.diff(_offsets(file.get_tensor("offsets"), shard))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise InputError(f"{path}: damaged shard ({error}); delete the store and collect it again") from error
+
+
+def _offsets(found: np.ndarray, shard: Shard) -> np.ndarray:
+    whole = found.dtype == np.int64 and found.shape == (shard.texts + 1,)
+    if not whole or found[0] != 0 or found[-1] != shard.vectors or (np.diff(found) < 0).any():
+        raise ValueError(f"its offsets are not those of {shard.texts} texts and {shard.vectors} vectors")
+    return found

@@ -17,9 +17,9 @@ import numpy as np
 
 from moescope.capture.activations import Progress
 from moescope.capture.encode import Encoded, PaddingSide, encode
-from moescope.capture.manifest import FINISHED, UNFINISHED, Manifest, chain, check_contents, check_shard
+from moescope.capture.manifest import FINISHED, UNFINISHED, Manifest, chain, check_contents, check_shard, parse_site
 from moescope.capture.position import Position
-from moescope.capture.shards import Vectors, parse_site, read_shard, shard_tensors, write_shard
+from moescope.capture.shards import Vectors, read_shard, shard_tensors, write_shard
 from moescope.errors import InputError
 from moescope.models.reading import SpecialTokens
 from moescope.models.sites import parse_sites
@@ -216,7 +216,8 @@ class ActivationStore:
             raise InputError(f"{self.path}: site {site} is not in the store; it has {have}")
         start, stop = self._range(rows)
         bounds = np.concatenate([[0], np.cumsum([shard.texts for shard in self.manifest.shards])]).astype(int)
-        values = [np.zeros((0, self.manifest.widths[self.sites.index(site)]), np.float32)]
+        width = self.manifest.widths[self.sites.index(site)]
+        values = [np.zeros((0, width), np.float32)]
         lengths = [np.zeros(1, np.int64)]
         row = start
         while row < stop:
@@ -226,7 +227,7 @@ class ActivationStore:
             if self._verify and shard.file not in self._verified:
                 check_contents(self.path, shard)
                 self._verified.add(shard.file)
-            part, length = read_shard(self.path, shard, site, row - int(bounds[number]), end - int(bounds[number]))
+            part, length = read_shard(self.path, shard, site, width, row - int(bounds[number]), end - int(bounds[number]))
             values.append(part)
             lengths.append(length)
             row = end

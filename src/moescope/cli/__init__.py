@@ -69,13 +69,25 @@ def _run(arguments: list[str] | None) -> None:
     except CycloptsError as error:
         _fail(_said(error))
     except MemoryError:
-        _fail("out of memory; use fewer examples (--limit), smaller batches (--batch-tokens) or --dtype bf16")
+        _fail(_NO_MEMORY)
+    except RuntimeError as error:
+        if not _out_of_memory(error):
+            raise
+        _fail(_NO_MEMORY)
     except KeyboardInterrupt as error:
         print(str(error) or "interrupted; nothing was written", file=sys.stderr)
         sys.exit(143 if isinstance(error, Terminated) else 130)
     except BrokenPipeError:
         # The reader of our output has closed it (`| head`): not our error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+_NO_MEMORY = "out of memory; use fewer examples (--limit), smaller batches (--batch-tokens) or --dtype bf16"
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """torch has an exception of its own for a GPU's memory, and a plain one for the machine's."""
+    return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
 
 
 def _said(error: CycloptsError) -> str:

@@ -130,7 +130,7 @@ def _layers(text: str | None) -> tuple[int, ...] | None:
         return None
     numbers: set[int] = set()
     for part in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        match = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part.strip())
         if match is None:
             raise InputError(f"{text!r} is not a list of layer numbers; write 3-60 or 1,3,5", "layers")
         numbers.update(range(int(match[1]), int(match[2] or match[1]) + 1))

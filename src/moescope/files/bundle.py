@@ -10,6 +10,7 @@ from typing import Any
 from moescope.errors import InputError
 from moescope.files.folder import system_errors
 from moescope.files.names import inside
+from moescope.files.parse import parse_json
 from moescope.files.seal import BLANK, seal_holds, sealed
 
 SCHEMA_VERSION = 3
@@ -36,11 +37,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path} is missing: {path.parent} is not a moescope result, or its writing was cut short")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_bytes())
         whole = seal_holds(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path} is damaged (not JSON: {error}); run the study again") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise InputError(f"{path} is not from moescope; name a folder that moescope saved a result in")
@@ -57,8 +58,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def is_result(folder: Path) -> bool:
     """Whether a manifest of moescope's stands in ``folder``, of whatever version or state."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        manifest = parse_json((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError):
         return False
     return isinstance(manifest, dict) and manifest.get("format") == FORMAT
 
@@ -66,9 +67,9 @@ def is_result(folder: Path) -> bool:
 def own_files(folder: Path) -> set[PurePath]:
     """The files that moescope has written into ``folder``, by its manifest."""
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = parse_json((folder / MANIFEST).read_bytes())["files"]
         return {PurePath(MANIFEST)} | {inside(file) for file in files}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return {PurePath(MANIFEST)}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.numpy import save
 
 from moescope.errors import InputError
 from moescope.files.atomic import write_atomic
+from moescope.files.parse import parse_object
 from moescope.files.seal import BLANK, seal_holds, sealed
 
 
@@ -74,8 +76,8 @@ def load_arrays(
     """
     try:
         with safe_open(str(path), "numpy") as file:
-            meta = json.loads((file.metadata() or {}).get("moescope", "{}"))
-            if not isinstance(meta, dict) or meta.get("format") != form:
+            meta = parse_object((file.metadata() or {}).get("moescope", "{}"))
+            if meta.get("format") != form:
                 raise InputError(f"{path}: not a file of format {form}; choose another file name")
             if not seal_holds(path):
                 raise InputError(f"{path}: is damaged: its sha256 is not the one in it; delete it and run again")
@@ -84,10 +86,33 @@ def load_arrays(
         raise
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
-    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:  # the last two: of types that numpy lacks
         raise InputError(f"{path}: damaged or not a safetensors file ({error}); delete it and run again") from error
-    del meta["seal"]
+    meta.pop("seal", None)
     for key, value in (expected or {}).items():
         if meta.get(key) != value:
             raise InputError(f"{path}: was written with other {key}; delete it or choose another file name")
     return arrays, meta
+
+
+class Damaged(InputError):
+    """A file's arrays are not those that its kind has."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        super().__init__(f"{path}: {what}; it is damaged or of another version: delete it and run again")
+
+
+def check_arrays(path: Path, arrays: dict[str, np.ndarray], shapes: Mapping[str, tuple[int | None, ...]]) -> None:
+    """Compare arrays with their shapes (None: any length) and refuse values that are not finite.
+
+    Raises:
+        Damaged: naming the array.
+    """
+    for name, shape in shapes.items():
+        if name not in arrays:
+            raise Damaged(path, f"it lacks the array {name!r}")
+        found = arrays[name]
+        if len(found.shape) != len(shape) or any(b is not None and a != b for a, b in zip(found.shape, shape, strict=True)):
+            raise Damaged(path, f"{name!r} has shape {found.shape}")
+        if found.dtype.kind not in "fiub" or not np.isfinite(found).all():
+            raise Damaged(path, f"{name!r} holds values that are not finite numbers")

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
+import os
 import re
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from moescope.errors import InputError, Note
+from moescope.files.memory import gib
+from moescope.files.parse import packed_most
 
 PACKED = (".gz", ".bz2", ".xz")
 """Suffixes of files that are unpacked when read; what they are is told by their first bytes, not by these."""
-_UNPACK = {
-    b"\x1f\x8b": gzip.decompress,
-    b"\xfd7zXZ\x00": lzma.decompress,
-    **{b"BZh%d1AY&SY" % level: bz2.decompress for level in range(1, 10)},
+_UNPACK: dict[bytes, Callable[[io.BytesIO], Any]] = {
+    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
+    b"\xfd7zXZ\x00": lzma.LZMAFile,
+    **{b"BZh%d1AY&SY" % level: bz2.BZ2File for level in range(1, 10)},
 }
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _MARKS = {
@@ -79,9 +85,9 @@ def read_bytes(path: str | Path) -> bytes:
         InputError: there is no such file, it is a folder, cannot be read, is cut short, or is a Git-LFS pointer.
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):  # False too for a name that no system takes
         raise InputError(f"{path}: no such file; check the path")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError(f"{path}: is a folder, not a file")
     try:
         data = path.read_bytes()
@@ -90,7 +96,11 @@ def read_bytes(path: str | Path) -> bytes:
     for beginning, unpack in _UNPACK.items():
         if data.startswith(beginning):
             try:
-                data = unpack(data)
+                most = packed_most(len(data))
+                with unpack(io.BytesIO(data)) as file:
+                    data = file.read(most + 1)
+                if len(data) > most:
+                    raise ValueError(f"more than {gib(most)} from so few bytes is no text")
             except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
                 raise InputError(f"{path}: cannot be unpacked ({error}); it is cut short or damaged: copy it again") from error
             break

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
+from moescope.kernels.loops import compiled
 from moescope.kernels.threads import FAST, over_rows
 
 
@@ -58,7 +58,7 @@ def adam_rows(
     )
 
 
-@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+@compiled(fastmath=FAST, error_model="numpy")
 def _adam(
     weight: np.ndarray,
     first: np.ndarray,

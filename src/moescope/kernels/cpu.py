@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
+from moescope.kernels.loops import compiled
 from moescope.kernels.routed import Routed, gathered
 from moescope.kernels.threads import FAST, over_rows
 
@@ -44,7 +44,7 @@ def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().contiguous().numpy()
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@compiled(fastmath=FAST)
 def _dot(x: np.ndarray, weight: np.ndarray, index: np.ndarray, out: np.ndarray, start: int, stop: int) -> None:
     for b in range(start, stop):
         for j in range(index.shape[1]):
@@ -55,7 +55,7 @@ def _dot(x: np.ndarray, weight: np.ndarray, index: np.ndarray, out: np.ndarray, 
             out[b, j] = total
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@compiled(fastmath=FAST)
 def _weighted_sum(scale: np.ndarray, weight: np.ndarray, index: np.ndarray, out: np.ndarray, start: int, stop: int) -> None:
     k, whole = index.shape[1], index.shape[1] - index.shape[1] % 4
     for b in range(start, stop):
@@ -71,7 +71,7 @@ def _weighted_sum(scale: np.ndarray, weight: np.ndarray, index: np.ndarray, out:
                 out[b, c] += a * weight[row, c]
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@compiled(fastmath=FAST)
 def _grouped_sum(
     scale: np.ndarray, x: np.ndarray, offsets: np.ndarray, pairs: np.ndarray, out: np.ndarray, start: int, stop: int
 ) -> None:

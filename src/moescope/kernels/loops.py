@@ -6,28 +6,49 @@ import os
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any, TypeVar, cast
 
 import numba
 
+from moescope.errors import Note
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def compiled(function: F) -> F:
+def compiled(**options: Any) -> Callable[[F], F]:
     """numba.njit without the GIL, cached on disk where a folder can be written, else compiled anew with a warning.
+
+    Args:
+        options: further ones of numba.njit.
 
     Kernels are run on threads by :func:`for_each`, not by numba's own pool, which must not be entered from two Python
     threads at once nor after a fork.
     """
+
+    def compile(function: F) -> F:
+        return cast(F, cached(lambda cache: numba.njit(nogil=True, cache=cache, **options)(function)))
+
+    return compile
+
+
+def cached(build: Callable[[bool], Any]) -> Any:
+    """``build(True)``, or where numba finds no folder for its cache, which it looks for when it builds, ``build(False)``."""
     try:
-        return cast(F, numba.njit(nogil=True, cache=True)(function))
+        return build(True)
     except RuntimeError:
-        warnings.warn(
-            f"no writable folder for numba's cache, so {function.__name__} is compiled anew in each process: "
-            "set NUMBA_CACHE_DIR to a writable folder to avoid that",
-            stacklevel=2,
-        )
-        return cast(F, numba.njit(nogil=True)(function))
+        warn_once()
+        return build(False)
+
+
+@cache
+def warn_once() -> None:
+    warnings.warn(
+        "no writable folder for numba's cache, so kernels are compiled anew in each process: set NUMBA_CACHE_DIR to a "
+        "writable folder to avoid that",
+        Note,
+        stacklevel=4,
+    )
 
 
 def n_threads() -> int:

@@ -22,6 +22,8 @@ from llvmlite import ir
 from numba import carray, cfunc, types
 from numba.extending import intrinsic
 
+from moescope.kernels.loops import cached
+
 
 class Task:
     """What a compiled loop works on: addresses, and whole numbers, of which the first counts the parts that are taken.
@@ -57,7 +59,7 @@ def compiled(function: Callable[[Any], None], mark: str) -> Any:
             that of a newer file; old machine code on new addresses would write anywhere.
     """
     function.__qualname__ += f"_{mark}"
-    return cfunc(types.void(types.CPointer(types.voidptr)), cache=True)(function)
+    return cached(lambda keep: cfunc(types.void(types.CPointer(types.voidptr)), cache=keep)(function))
 
 
 def call(function: Any, task: Task) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from moescope.errors import InputError
 from moescope.kernels.dense import capturing
+from moescope.kernels.loops import compiled
 
 
 @dataclass
@@ -111,7 +111,7 @@ def gathered(dot: Kernel, weighted_sum: Kernel, row_sums: Kernel) -> tuple[type[
     return of_dot, operation(weighted_sum, dot, row_sums)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _group(index: np.ndarray, experts: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A counting sort, which keeps the order of the tokens within an expert: sums are the same in every run."""
     count = np.zeros(experts + 1, np.int64)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
+from moescope.kernels.loops import compiled
 from moescope.kernels.threads import over_rows
 
 _CHUNK = 128  # scores compared at once (a fixed count, for SIMD) before any is looked at alone
@@ -50,7 +50,7 @@ def top_rows(
     return torch.from_numpy(best).to(x.dtype), torch.from_numpy(index)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _sift(values: np.ndarray, index: np.ndarray, value: float, number: int, size: int) -> None:
     """Replace the least element (position 0) of a min-heap."""
     at = 0
@@ -67,7 +67,7 @@ def _sift(values: np.ndarray, index: np.ndarray, value: float, number: int, size
     values[at], index[at] = value, number
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _keep_best(scores: np.ndarray, first: int, best: np.ndarray, index: np.ndarray, start: int, stop: int) -> None:
     k = best.shape[1]
     n = scores.shape[1]
@@ -89,7 +89,7 @@ def _keep_best(scores: np.ndarray, first: int, best: np.ndarray, index: np.ndarr
                 low = best[b, 0]
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _sort(best: np.ndarray, index: np.ndarray, start: int, stop: int) -> None:
     """Largest first; heap sort in place."""
     k = best.shape[1]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import sys
 import warnings
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import nn
 
 from moescope.errors import InputError
 from moescope.files.memory import available_memory, gib
+from moescope.files.parse import parse_object
 
 ADAPTER = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
@@ -99,7 +99,7 @@ def base_of(folder: Path) -> tuple[str, str | None]:
         InputError: the adapter's files are damaged, a pickle, or name no model; or peft is not installed.
     """
     try:
-        fields = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+        fields = parse_object((folder / ADAPTER).read_bytes())
         base, revision = fields.get("base_model_name_or_path"), fields.get("revision")
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{folder / ADAPTER} cannot be read as JSON ({error}): fetch or save the adapter again") from error
@@ -157,6 +157,6 @@ def _attach(module: Any, folder: Path, name: str, peft: Any) -> Any:
         return merge(model)
     except InputError:
         raise
-    except _ERRORS as error:
+    except Exception as error:  # of peft, torch or safetensors: of a garbled file anything
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"the adapter {name!r} cannot be merged into its model ({line[:200]}): give a merged model") from error

@@ -24,6 +24,7 @@ import transformers
 
 from moescope.errors import InputError
 from moescope.files.folder import whole_folder
+from moescope.files.parse import parse_object
 
 SUFFIX = ".gguf"
 RECORD = "moescope.json"
@@ -37,7 +38,7 @@ def cache() -> Path:
     """Where converted copies are kept: ``$MOESCOPE_CACHE``, else ``$XDG_CACHE_HOME/moescope``, else ``~/.cache/moescope``."""
     own = os.environ.get("MOESCOPE_CACHE")
     if own:
-        return Path(own).expanduser()
+        return Path(os.path.expanduser(own))
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moescope"
 
 
@@ -96,7 +97,7 @@ def quantisation(folder: Path) -> str | None:
     """How the weights of a converted folder were quantised, as in ``"Q4_1 79 %, Q8_0 21 %"`` (shares of the weights); None
     for any other folder."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = parse_object((folder / RECORD).read_bytes())
         return str(record["quantisation"]) if record["format"] == _FORMAT else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

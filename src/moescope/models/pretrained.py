@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from safetensors import SafetensorError
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
@@ -16,9 +15,6 @@ from moescope.errors import InputError
 from moescope.models.fit import Plan
 from moescope.models.source import Source
 from moescope.models.weights import check_whole
-
-# What loading a foreign or garbled checkpoint can throw; anything else is a bug of ours and keeps its traceback.
-_LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
 
 
 def is_encoder(config: Any) -> bool:
@@ -49,7 +45,7 @@ def _first_line(error: BaseException) -> str:
 def read_config(source: Source, trust_remote_code: bool) -> Any:
     try:
         return transformers.AutoConfig.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
-    except _LOAD_ERRORS as error:
+    except Exception as error:  # what transformers, tokenizers and huggingface_hub throw for a garbled file has no one base
         raise InputError(f"{source.folder / 'config.json'} cannot be used: {_first_line(error)}") from error
 
 
@@ -71,7 +67,7 @@ def read_module(source: Source, config: Any, plan: Plan, device_map: Any, head: 
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
-    except _LOAD_ERRORS as error:
+    except Exception as error:  # likewise
         raise InputError(f"model {source.name!r} cannot be loaded: {_first_line(error)}") from error
     check_whole(source.name, module, config, report, head=head)
     return module
@@ -80,5 +76,5 @@ def read_module(source: Source, config: Any, plan: Plan, device_map: Any, head: 
 def read_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except _LOAD_ERRORS as error:
+    except Exception as error:  # tokenizers raises no other
         raise InputError(f"the tokenizer in {str(folder)!r} cannot be used: {_first_line(error)}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from moescope.errors import InputError
 from moescope.files.bundle import check_model
 from moescope.files.names import plain_name
+from moescope.files.parse import parse_json
 from moescope.models import gguf
 from moescope.models.zoo import PACKAGED, embedded, packaged
 
@@ -58,7 +59,7 @@ def find_source(model: str | Path, *, revision: str | None = None, trust_remote_
         _no_revision(text, "a model of an installed package", revision)
         parts = packaged(text)
         return Source(text, parts[0] if parts[0].is_dir() else gguf.converted(parts, text, sha256=PACKAGED[text].sha256))
-    folder = Path(text).expanduser()
+    folder = Path(os.path.expanduser(text))
     try:
         is_folder, is_file = folder.is_dir(), folder.is_file()
     except OSError as error:
@@ -220,6 +221,6 @@ def _check_header(file: Path) -> None:
 
 def _json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return parse_json(file.read_bytes())
     except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read as JSON ({error}): fetch or save the model again") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import struct
@@ -15,6 +14,7 @@ import transformers
 from torch import nn
 
 from moescope.errors import InputError
+from moescope.files.parse import parse_object
 
 OPTIONAL = ("pooler.",)
 """Weights that some checkpoints of a body lack, and others have in vain, and no site depends on: BERT's pooler, for one."""
@@ -57,7 +57,7 @@ def stored(files: Iterable[Path], config: Any, name: str) -> Stored:
     for file in files:
         with file.open("rb") as handle:
             (length,) = struct.unpack("<Q", handle.read(8))
-            header = json.loads(handle.read(length))
+            header = parse_object(handle.read(length))
         for tensor, entry in header.items():
             if tensor == "__metadata__":
                 continue

@@ -65,6 +65,22 @@ def check_trace(trace: Traced, where: str) -> None:
     for name, (array, shape, kind) in shapes.items():
         if array is not None and (array.shape != shape or array.dtype.kind != kind):
             raise InputError(f"{where}: {name} is {_say(array)}, but {rows} tokens need shape {shape}")
+    if any(n > np.iinfo(trace.ids.dtype).max for n in trace.n_experts):
+        raise InputError(f"{where}: ids of type {trace.ids.dtype} cannot name {max(trace.n_experts)} experts")
+    for name, array, seen in (
+        ("weights", trace.weights, (slice(None),) * n_layers),
+        ("scores", trace.scores, tuple(slice(n) for n in trace.n_experts)),
+    ):
+        for index, layer in enumerate(trace.layers if array is not None else ()):
+            values = array[:, index, seen[index]]  # type: ignore[index]
+            if not np.isfinite(values).all():
+                row = int(np.flatnonzero(~np.isfinite(values).all(1))[0])
+                raise InputError(
+                    f"{where}: row {row}, layer {layer}: the router's {name} are not finite; the model's weights are damaged, "
+                    "or overflow in this dtype: try --dtype fp32 or bf16"
+                )
+    if rows and (trace.position.min() < 0 or (trace.tokens is not None and trace.tokens.min() < 0)):
+        raise InputError(f"{where}: positions and tokens must not be negative")
     if rows and (trace.sequence[0] < 0 or trace.sequence[-1] >= len(trace.sequences) or (np.diff(trace.sequence) < 0).any()):
         raise InputError(f"{where}: sequence numbers must rise from row to row within 0-{len(trace.sequences) - 1}")
     check_ids(trace.ids, trace.layers, trace.n_experts, where, trace.empty)

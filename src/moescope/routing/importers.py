@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from moescope.errors import InputError
-from moescope.files.text import read_text
+from moescope.files.parse import parse_npy, parse_npz, parse_safetensors
+from moescope.files.text import read_bytes, read_text
 from moescope.routing.check import check_ids
 from moescope.routing.trace import RoutingTrace, TracedSequence, id_dtype
 from moescope.tasks.sources import read_json
@@ -36,6 +34,7 @@ SGLANG_CONVERSION = (
 )
 """Run as ``python -c "$CODE" recorder.pt out.npz`` where SGLang runs."""
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin")
+_MOST = 2**16 - 1  # experts of a layer: a trace holds their numbers in 16 bits at most
 _DECODE = 2  # SGLang's ForwardMode.DECODE
 
 
@@ -48,6 +47,10 @@ class EngineModel:
     """true numbers of the mixture-of-experts layers; None: the dump's layers are all of them, counted from 0. If the dump
     has a row for dense layers too, these are picked from it."""
     name: str = "unknown"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.n_experts <= _MOST:
+            raise InputError(f"{self.n_experts} experts in a layer cannot be; give their number, 1 to {_MOST}", "experts")
 
     def pick(self, ids: np.ndarray, axis: int, where: str) -> tuple[np.ndarray, tuple[int, ...]]:
         """The expert layers of an array whose ``axis`` counts layers, and their numbers."""
@@ -124,13 +127,21 @@ def import_sglang(path: str | Path, model: EngineModel) -> RoutingTrace:
     """
     file = Path(path)
     arrays = _arrays(file)
-    ids, tokens, positions = (_need(arrays, name, file) for name in ("topk_ids_of_layer", "input_ids", "positions"))
+    ids, tokens, positions = (
+        _need(arrays, name, file, axes) for name, axes in (("topk_ids_of_layer", 3), ("input_ids", 1), ("positions", 1))
+    )
+    modes = _need(arrays, "forward_mode", file, 1) if "forward_mode" in arrays else np.zeros(len(positions))
     ids, layers = model.pick(ids, 0, str(file))
     ids = ids.transpose(1, 0, 2)  # (T, L, K)
-    if len(tokens) != len(ids) or len(positions) != len(ids):
+    if len(tokens) != len(ids) or len(positions) != len(ids) or len(modes) != len(ids):
         raise InputError(f"{file}: truncated: {len(ids)} rows of experts, {len(tokens)} tokens and {len(positions)} positions")
+    for name, values in (("topk_ids_of_layer", ids), ("input_ids", tokens), ("positions", positions)):
+        low = -(2**31) if values is ids else 0  # a slot without an expert is below nought
+        if values.dtype.kind not in "iu" or (values.size and not (low <= values.min() and values.max() < 2**31)):
+            raise InputError(f"{file}: {name} are not all integers from {low} to 2^31 - 1; record the file again")
     if "physical_to_logical_map" in arrays:
-        ids = _logical(ids, model.pick(arrays["physical_to_logical_map"], 0, str(file))[0], str(file), layers)
+        table, _ = model.pick(_need(arrays, "physical_to_logical_map", file, 2), 0, str(file))
+        ids = _logical(ids, table, str(file), layers)
     none = ids < 0
     dtype = id_dtype(model.n_experts)
     check_ids(np.where(none, 0, ids), layers, (model.n_experts,) * len(layers), str(file))
@@ -150,7 +161,7 @@ def import_sglang(path: str | Path, model: EngineModel) -> RoutingTrace:
         weights=None,
         sequence=(np.cumsum(sequence) - 1).astype(np.int32),
         position=positions.astype(np.int32),
-        generated=arrays.get("forward_mode", np.zeros(len(ids))) == _DECODE,
+        generated=modes == _DECODE,
         tokens=tokens.astype(np.int32),
         sequences=tuple(TracedSequence(str(n)) for n in range(len(starts))),
         meta={"model": model.name, "source": "SGLang expert distribution recorder", "scores": "none"},
@@ -164,15 +175,21 @@ def _drop_unused(ids: np.ndarray) -> np.ndarray:
 
 
 def _logical(ids: np.ndarray, table: np.ndarray, where: str, layers: tuple[int, ...]) -> np.ndarray:
+    if table.shape[0] != ids.shape[1] or table.dtype.kind not in "iu":
+        raise InputError(f"{where}: physical_to_logical_map is {table.dtype} {table.shape}, but {ids.shape[1]} layers have ids")
     check_ids(np.where(ids < 0, 0, ids), layers, (table.shape[1],) * len(layers), where)
     logical = table[np.arange(ids.shape[1])[None, :, None], np.maximum(ids, 0)]
     return np.where(ids < 0, -1, logical)
 
 
-def _need(arrays: dict[str, np.ndarray], name: str, file: Path) -> np.ndarray:
+def _need(arrays: dict[str, np.ndarray], name: str, file: Path, axes: int) -> np.ndarray:
+    """The array of that name, which has so many axes."""
     if name not in arrays:
         raise InputError(f"{file}: has no array {name!r}, only {', '.join(sorted(arrays)) or 'none'}")
-    return arrays[name]
+    found = arrays[name]
+    if found.ndim != axes:
+        raise InputError(f"{file}: {name} has shape {found.shape}, where {axes} axes are needed")
+    return found
 
 
 def _arrays(file: Path) -> dict[str, np.ndarray]:
@@ -182,19 +199,15 @@ def _arrays(file: Path) -> dict[str, np.ndarray]:
             f"{file}: is a pickle and is never read; convert it where it was written: python -c"
             " \"$(python -c 'from moescope.routing.importers import SGLANG_CONVERSION as c; print(c)')\" IN.pt OUT.npz"
         )
+    if file.suffix not in (".npy", ".npz", ".safetensors"):
+        raise InputError(f"{file}: not .npy, .npz or .safetensors")
+    data = read_bytes(file)
     try:
-        if file.suffix == ".safetensors":
-            return dict(load_file(file))
         if file.suffix == ".npy":
-            return {file.stem: np.load(file, allow_pickle=False)}
-        if file.suffix == ".npz":
-            with np.load(file, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
-    except FileNotFoundError as error:
-        raise InputError(f"{file}: no such file") from error
-    except (OSError, ValueError, EOFError, SafetensorError, KeyError) as error:
+            return {file.stem: parse_npy(data)}
+        return parse_npz(data) if file.suffix == ".npz" else parse_safetensors(data)
+    except ValueError as error:
         raise InputError(f"{file}: truncated or not such a file ({error})") from error
-    raise InputError(f"{file}: not .npy, .npz or .safetensors")
 
 
 def _requests(path: Path) -> Iterator[tuple[str, np.ndarray, dict[str, Any]]]:
@@ -218,6 +231,7 @@ def _lines(path: Path) -> Iterator[tuple[str, np.ndarray, dict[str, Any]]]:
             facts = {"prompt_tokens": usage.get("prompt_tokens")} | {
                 k: item[k] for k in ("prompt_tokens", "category", "group") if k in item
             }
+            _check_facts(facts)
             for index, choice in enumerate(choices):
                 name = str(item.get("id", number)) + (f"/{index}" if len(choices) > 1 else "")
                 ids = _routed(choice.get("routed_experts"))
@@ -229,9 +243,17 @@ def _lines(path: Path) -> Iterator[tuple[str, np.ndarray, dict[str, Any]]]:
             raise InputError(f"{rows.where(row)}: {error}") from error
 
 
+def _check_facts(facts: dict[str, Any]) -> None:
+    for name, value in facts.items():
+        fits = type(value) is int and value >= 0 if name == "prompt_tokens" else isinstance(value, str)
+        if value is not None and not fits:
+            needed = "a number of tokens" if name == "prompt_tokens" else "a text"
+            raise ValueError(f"{name} is {str(value)[:40]!r}, not {needed}")
+
+
 def _routed(value: Any) -> np.ndarray:
     if value is None:
         raise ValueError("has no routed_experts; was the server started with --enable-return-routed-experts?")
     if isinstance(value, str):
-        value = np.load(io.BytesIO(base64.b64decode(value, validate=True)), allow_pickle=False)
+        return parse_npy(base64.b64decode(value, validate=True))
     return np.asarray(value)

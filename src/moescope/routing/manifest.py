@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from moescope.capture.manifest import Shard, read_manifest, write_manifest
 from moescope.routing.trace import TracedSequence
+from moescope.study.settings import at_least
 
 FORMAT = "moescope-routing-2"
 COLUMNS = ("ids", "weights", "sequence", "position", "generated", "tokens", "scores")
@@ -17,8 +18,8 @@ COLUMNS = ("ids", "weights", "sequence", "position", "generated", "tokens", "sco
 class TraceManifest:
     """The contents of ``manifest.json``. ``unfinished.json`` is the same while shards are being added."""
 
-    layers: tuple[int, ...] = ()
-    n_experts: tuple[int, ...] = ()
+    layers: Annotated[tuple[int, ...], at_least(0)] = ()
+    n_experts: Annotated[tuple[int, ...], at_least(1)] = ()
     columns: tuple[str, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -28,6 +29,10 @@ class TraceManifest:
     shards: tuple[Shard, ...] = ()
     sequences: tuple[TracedSequence, ...] = ()
     format: str = FORMAT
+
+    def __post_init__(self) -> None:
+        if sum(shard.texts for shard in self.shards) != len(self.sequences):
+            raise ValueError(f"its shards do not hold its {len(self.sequences)} sequences")
 
     @property
     def fingerprint(self) -> str:
@@ -44,4 +49,4 @@ class TraceManifest:
             InputError: it is not there, not JSON, or of another format or version.
         """
         refusal = "not a routing trace of this version"
-        return read_manifest(cls, path, refusal, "trace", shards=Shard, sequences=TracedSequence)
+        return read_manifest(cls, path, refusal, "trace")

@@ -13,6 +13,7 @@ import numpy as np
 from moescope.errors import InputError
 from moescope.files.atomic import write_atomic
 from moescope.files.checkpoint import load_arrays, save_arrays
+from moescope.files.parse import parse_object
 from moescope.files.seal import BLANK, seal_holds, sealed
 
 FORMAT = "moescope-prune-mask-2"
@@ -84,18 +85,22 @@ class PruneMask:
         try:
             if source.suffix != ".json":
                 tensors, note = load_arrays(source, FORMAT)
-                keep = {int(name.split(".")[1]): tensor.astype(bool) for name, tensor in tensors.items()}
-                return cls(dict(sorted(keep.items())), note["meta"])
-            content = json.loads(source.read_bytes())
-            if content["format"] != FORMAT or not seal_holds(source):
+                keep = {int(name.split(".")[1]): _flags(tensor) for name, tensor in tensors.items()}
+                meta = note["meta"]
+            else:
+                content = parse_object(source.read_bytes())
+                if content["format"] != FORMAT or not seal_holds(source):
+                    raise wrong
+                keep = {int(layer): _mask(kept, content["prune"][layer]) for layer, kept in content["keep"].items()}
+                meta = content["meta"]
+            if not isinstance(meta, dict):
                 raise wrong
-            keep = {int(layer): _mask(kept, content["prune"][layer]) for layer, kept in content["keep"].items()}
-            return cls(keep, content["meta"])
+            return cls(dict(sorted(keep.items())), meta)
         except InputError as error:
             raise (wrong if source.is_file() else error) from error
         except OSError as error:
             raise InputError(f"{source}: cannot be read ({error.strerror or error})") from error
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, MemoryError) as error:
             raise wrong from error
 
 
@@ -112,6 +117,12 @@ def check_target(path: Path) -> None:
             PruneMask.load(path)
         except InputError as error:
             raise InputError(f"{path}: is there already and is no prune mask; name another file") from error
+
+
+def _flags(stored: np.ndarray) -> np.ndarray:
+    if stored.dtype != np.uint8 or stored.ndim != 1 or not len(stored) or stored.max() > 1:
+        raise ValueError("not flags, one an expert")
+    return stored.astype(bool)
 
 
 def _mask(kept: list[int], pruned: list[int]) -> np.ndarray:

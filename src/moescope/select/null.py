@@ -163,7 +163,7 @@ def _standardise(x: NDArray[Any], centre: NDArray[np.float64], scale: NDArray[np
     _each_rows(len(x), lambda a, b: _standardise_rows(x[a:b], centre, scale, out[a:b]))
 
 
-@compiled
+@compiled()
 def _standardise_rows(x: Any, centre: Any, scale: Any, out: Any) -> None:
     for i in range(x.shape[0]):
         row, target = x[i], out[i]
@@ -171,7 +171,7 @@ def _standardise_rows(x: Any, centre: Any, scale: Any, out: Any) -> None:
             target[j] = np.float32((row[j] - centre[j]) * scale[j])
 
 
-@compiled
+@compiled()
 def _largest_magnitude(s: Any, best: Any) -> None:
     """best[p] = max(best[p], max_j |s[p, j]|)."""
     for p in range(s.shape[0]):
@@ -183,7 +183,7 @@ def _largest_magnitude(s: Any, best: Any) -> None:
         best[p] = max(best[p], high, -low)
 
 
-@compiled
+@compiled()
 def _largest_divergence(s: Any, q: Any, n: Any, sigma: Any, best: Any) -> None:
     """General case, on standardised features: any number of classes, any sigma (0 pooled, 1 total, 2 class 0).
 

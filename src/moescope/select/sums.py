@@ -143,7 +143,7 @@ def check_ints(values: ArrayLike, n_rows: int, what: str) -> NDArray[np.int64]:
     return array.astype(np.int64)
 
 
-@compiled
+@compiled()
 def _accumulate(x: Any, rows: Any, starts: Any, shift: Any, s1: Any, s2: Any) -> None:
     """Add rows cell by cell, so one cell's accumulators stay in cache; four rows a turn halve their traffic again."""
     width = x.shape[1]

@@ -59,10 +59,17 @@ def artifact_model(folder: Path, fields: dict[str, Any], model: LoadedModel | No
     Raises:
         InputError: it is not the one that the artifact was made for.
     """
-    loaded = load(fields["model"], revision=fields["revision"], **options) if model is None else model
+    given = (fields.get(key) for key in ("model", "revision", "fingerprint", "special_tokens", "chat"))
+    kinds = (str, str | None, str, str | None, bool | None)
+    if not all(isinstance(value, kind) for value, kind in zip(given, kinds, strict=True)):
+        raise InputError(f"{folder} is damaged (it does not say which model it is of, or how that reads); make it again")
+    loaded = load(fields["model"], revision=fields.get("revision"), **options) if model is None else model
     if loaded.fingerprint != fields["fingerprint"]:
         made = f"{fields['model']} ({fields['fingerprint']})"
         raise InputError(
             f"{folder} was made for {made}, not for {loaded.name} ({loaded.fingerprint}): another model, checkpoint or dtype"
         )
-    return loaded.read_as(fields.get("special_tokens", "default"), fields.get("chat", False))
+    try:
+        return loaded.read_as(fields.get("special_tokens", "default"), fields.get("chat", False))
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from error

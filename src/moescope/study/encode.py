@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from moescope.study.settings import read_record
 from moescope.types import SITE_KINDS, Circuit, Claim, Control, Neuron, Published, Site, SiteKind
 
 
@@ -55,18 +56,18 @@ def claim_from_json(data: Mapping[str, Any]) -> Claim:
     """
     bounds = data.get("interval")
     if bounds is not None:
-        low, high = (float("nan") if b is None else float(b) for b in bounds)
+        low, high = (_real(b) for b in bounds)
         bounds = None if math.isnan(low) and math.isnan(high) else (low, high)
     measured, published, control = data["measured"], data.get("published"), data.get("control")
     return Claim(
         statement=str(data["statement"]),
-        measured=float("nan") if measured is None else measured,
+        measured=_number(measured),
         id=str(data.get("id", "")),
-        published=None if published is None else Published(**published),
+        published=None if published is None else read_record(Published, published),
         interval=bounds,
-        control=None if control is None else Control(control["name"], _number(control["value"])),
-        p=None if data.get("p") is None else float(data["p"]),
-        p_adjusted=None if data.get("p_adjusted") is None else float(data["p_adjusted"]),
+        control=None if control is None else Control(str(control["name"]), _number(control["value"])),
+        p=None if data.get("p") is None else _real(data["p"]),
+        p_adjusted=None if data.get("p_adjusted") is None else _real(data["p_adjusted"]),
         family=str(data.get("family", "")),
         outcome=data["outcome"],
         explanation=data.get("explanation"),
@@ -75,8 +76,25 @@ def claim_from_json(data: Mapping[str, Any]) -> Claim:
     )
 
 
-def _number(value: float | str | None) -> float | str:
-    return float("nan") if value is None else value
+def _number(value: object) -> float | str:
+    return value if isinstance(value, str) else _real(value, keep=True)
+
+
+def _real(value: object, *, keep: bool = False) -> float:
+    """A number, NaN where it is null; ``keep`` leaves whole ones whole."""
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) and keep:
+        return value
+    if not isinstance(value, int | float) or (isinstance(value, int) and abs(value) > 10**300):
+        raise ValueError(f"{str(value)[:40]!r} is no number")
+    return value if keep else float(value)
+
+
+def _index(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 10**9:
+        raise ValueError(f"{str(value)[:40]!r} is no number of a layer or neuron")
+    return value
 
 
 def circuit_json(circuit: Circuit) -> dict[str, Any]:
@@ -98,6 +116,6 @@ def circuit_from_json(data: Mapping[str, Any]) -> Circuit:
     for n in data["neurons"]:
         if n["site"] not in SITE_KINDS:
             raise ValueError(f"unknown site {n['site']!r}")
-        neurons.append(Neuron(Site(cast(SiteKind, n["site"]), int(n["layer"])), int(n["neuron"])))
-    divergence = tuple(float("nan") if d is None else float(d) for d in data["divergence"])
+        neurons.append(Neuron(Site(cast(SiteKind, n["site"]), _index(n["layer"])), _index(n["neuron"])))
+    divergence = tuple(_real(d) for d in data["divergence"])
     return Circuit(str(data["task"]), tuple(neurons), divergence, str(data.get("sigma", "pooled")))

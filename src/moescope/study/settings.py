@@ -24,13 +24,15 @@ import math
 import textwrap
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from moescope.errors import InputError
 from moescope.types import Site
+
+R = TypeVar("R")
 
 NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", Path: "a path"}
 
@@ -130,6 +132,29 @@ def documentation(cls: Any) -> Mapping[str, str]:
     return found
 
 
+def read_record(kind: type[R], data: object) -> R:
+    """The dataclass ``kind`` from what JSON gave for it: every field there, known, of its declared type and within its bounds;
+    members that are dataclasses likewise.
+
+    Raises:
+        ValueError: naming the field that does not fit.
+    """
+    if not isinstance(data, Mapping):
+        raise ValueError(f"a {type(data).__name__}, where an object is needed")
+    known = hints(kind)
+    for name in data:
+        if name not in known:
+            raise ValueError(f"unknown entry {name}")
+    lacking = [f.name for f in fields(kind) if f.init and f.name not in data and _required(f)]  # type: ignore[arg-type]
+    if lacking:
+        raise ValueError(f"{lacking[0]} is missing")
+    return kind(**{name: _checked(name, value, known[name]) for name, value in data.items()})
+
+
+def _required(field: Any) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
+
+
 def _checked(name: str, value: Any, hint: Any) -> Any:
     """``value`` in the form that ``hint`` asks for.
 
@@ -154,9 +179,15 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
         return value
     if get_origin(hint) is tuple:
         return _members(name, value, get_args(hint), bounds)
+    if get_origin(hint) is dict:
+        hint = dict
+    if is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
+        return read_record(hint, value)
     if hint is int and isinstance(value, Integral) and not isinstance(value, bool):
         return _bounded(name, int(value), bounds)
     if hint is float and isinstance(value, Real) and not isinstance(value, bool):
+        if isinstance(value, int) and abs(value) > 10**300:
+            raise InputError("is too large", name)
         if math.isnan(float(value)):
             raise InputError("is not a number (NaN)", name)
         return _bounded(name, float(value) if not isinstance(value, int) else value, bounds)
@@ -185,7 +216,7 @@ def _one_of(name: str, value: Any, choices: tuple[Any, ...], bounds: tuple[Any, 
 
 
 def _members(name: str, value: Any, inner: tuple[Any, ...], bounds: tuple[Any, ...]) -> tuple[Any, ...]:
-    if isinstance(value, str) or not hasattr(value, "__iter__"):
+    if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__iter__"):
         raise InputError(f"{value!r} is not a list", name)
     values = tuple(value)
     if any(isinstance(b, NonEmpty) for b in bounds) and not values:
@@ -200,5 +231,5 @@ def _members(name: str, value: Any, inner: tuple[Any, ...], bounds: tuple[Any, .
 def _bounded(name: str, value: Any, bounds: tuple[Any, ...]) -> Any:
     for bound in bounds:
         if isinstance(bound, Bounds) and not bound.hold(value):
-            raise InputError(f"must be {bound}, got {value:g}", name)
+            raise InputError(f"must be {bound}, got {value if isinstance(value, int) else format(value, 'g')}", name)
     return value

@@ -147,7 +147,7 @@ def _table(name: str) -> Path:
 def _read_table(path: Path) -> pd.DataFrame:
     try:
         return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, KeyError, NotImplementedError, MemoryError) as error:  # Arrow's are some of each
         raise InputError(f"{path} cannot be read: {error}") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def hub_rows(
     """
     import datasets
 
-    folder = Path(source).expanduser()
+    folder = Path(os.path.expanduser(source))
     local = folder.is_dir()
     if local:
         check_pointers(folder)

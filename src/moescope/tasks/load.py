@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -88,7 +89,7 @@ def load_task(
         draft = _hub_draft(parsed)
     elif isinstance(spec, Path) or names_file(parsed.source):
         check_options(parsed, (*_COMMON, *_COLUMNS, "encoding"))
-        path = Path(parsed.source).expanduser()
+        path = Path(os.path.expanduser(parsed.source))
         name = parsed.name or path.name.removesuffix("".join(s for s in path.suffixes if s in (*SUFFIXES, *PACKED)))
         draft = _table_draft(read_file(path, parsed.options.get("encoding")), parsed, name, f"file {path}")
     else:

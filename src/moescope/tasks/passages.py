@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ def load_passages(source: str | Path | Any = None, *, categories: Sequence[str] 
     if source is None:
         rows = shipped_rows("category_passages")
     elif isinstance(source, str | Path):
-        rows = read_file(Path(source).expanduser())
+        rows = read_file(Path(os.path.expanduser(source)))
     elif isinstance(source, Sequence) and source and all(isinstance(p, Passage) for p in source):
         return list(source)
     else:

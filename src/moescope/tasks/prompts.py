@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -77,7 +78,7 @@ def load_prompts(source: str | Path | Any, *, limit: int | None = None, seed: in
         if name == "routing-80":
             prompts = _published_size(prompts)
     elif isinstance(source, Path) or names_file(name):
-        prompts = _prompts(read_file(Path(name).expanduser()))
+        prompts = _prompts(read_file(Path(os.path.expanduser(name))))
     else:
         raise InputError(
             f"unknown prompt set {name!r}{suggest(name, PROMPT_SETS)}; sets: {', '.join(PROMPT_SETS)}; "

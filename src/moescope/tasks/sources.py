@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import lzma
+import os
 import re
 from dataclasses import dataclass
 from importlib import resources
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from moescope.errors import InputError
+from moescope.files.parse import parse_json
 from moescope.files.text import PACKED, lines, read_bytes, read_text
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
@@ -45,7 +47,7 @@ def shipped_rows(name: str) -> Rows:
 
 def names_file(source: str) -> bool:
     """Whether ``source`` means a file, be it there or not: by its suffix, a separator of any system, or because it exists."""
-    return Path(source).suffix.lower() in (*SUFFIXES, *PACKED) or "/" in source or "\\" in source or Path(source).exists()
+    return Path(source).suffix.lower() in (*SUFFIXES, *PACKED) or "/" in source or "\\" in source or os.path.exists(source)
 
 
 def read_file(path: Path, encoding: str | None = None) -> Rows:
@@ -59,7 +61,7 @@ def read_file(path: Path, encoding: str | None = None) -> Rows:
     kind = next((s.lower() for s in reversed(path.suffixes) if s.lower() not in PACKED), "")
     if kind not in SUFFIXES:
         raise InputError(f"{path}: unknown kind {kind or 'without suffix'!r}; moescope reads {', '.join(SUFFIXES)}")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError(f"{path}: is a folder, not a file; for a folder in the Hub's layout write hf:{path}")
     if kind == ".parquet":
         rows = _parquet(path, read_bytes(path))
@@ -87,8 +89,8 @@ def read_json(origin: str, text: str) -> Rows:
     place, values = "line", []
     for number, line in parts:
         try:
-            values.append((number, _parsed(line)))
-        except (ValueError, RecursionError) as error:
+            values.append((number, parse_json(line)))
+        except ValueError as error:
             document = _document(text) if number == parts[0][0] else None
             if document is not None:
                 place, values = "row", list(enumerate(document, start=1))
@@ -106,14 +108,10 @@ def read_json(origin: str, text: str) -> Rows:
     return Rows([value for _, value in values], list(columns), origin, place, [number for number, _ in values])
 
 
-def _parsed(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=_object)
-
-
 def _document(text: str) -> list[Any] | None:
     try:
-        value = _parsed(text)
-    except (ValueError, RecursionError):
+        value = parse_json(text)
+    except ValueError:
         return None
     return value if isinstance(value, list) else [value]
 
@@ -135,15 +133,6 @@ def unfolded(rows: Rows) -> Rows:
         return rows
     names = dict.fromkeys(name for r in records for name in r)
     return Rows(records, list(names), rows.origin, "row", list(range(1, len(records) + 1)))
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; a key that stands twice would silently lose a value, so it is refused."""
-    record = dict(pairs)
-    if len(record) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(k for k in keys if keys.count(k) > 1)!r} stands twice")
-    return record
 
 
 def read_csv(origin: str, text: str, delimiter: str) -> Rows:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from urllib.parse import unquote
 
 from moescope.errors import InputError
@@ -45,11 +45,11 @@ def parse_spec(text: str) -> TaskSpec:
     name: str | None = None
     match = _NAME.fullmatch(head)
     # A path may itself contain "=" (run=3.jsonl): an existing file wins over the NAME= reading.
-    if match and not Path(head).exists():
+    if match and not os.path.exists(head):
         name, head = match[1], match[2].strip()
     elif head.startswith("="):
         raise InputError(f"task {text!r}: the name before '=' is empty; write NAME=SOURCE or only SOURCE")
-    if not head or (head.endswith("=") and not Path(head).exists()):
+    if not head or (head.endswith("=") and not os.path.exists(head)):
         raise InputError(f"task {text!r}: no source; write a preset, a file or hf:org/name after '='")
     options: dict[str, str] = {}
     for part in query.split("&") if query else []:
@@ -92,7 +92,7 @@ def parse_limit(spec: TaskSpec, limit: int | None) -> int | None:
     """The row limit: the one written in the specification, otherwise ``limit``."""
     text = spec.options.get("limit")
     if text is not None:
-        if not text.isdecimal():
+        if not text.isdecimal() or len(text) > 12:
             raise InputError(f"task {spec.text!r}: limit={text!r} is not a whole number; write for example limit=500")
         limit = int(text)
     if limit is not None and limit < 2:

@@ -46,16 +46,19 @@ class DispatchRecorder:
         self._hidden = hidden
         self._seen: list[Dispatch | None] = [None] * len(self.layers)
         self._scores: list[Tensor | None] = [None] * len(self.layers)
+        self._sums: list[Tensor] = [torch.zeros(())] * len(self.layers)
         counts = [layer.n_experts for layer in self.layers]
         self._types = [torch.uint8 if n <= 255 else torch.int16 if n < 2**15 else torch.int32 for n in counts]
 
     def begin(self, *_: Any) -> None:
         self._seen = [None] * len(self.layers)
         self._scores = [None] * len(self.layers)
+        self._sums = [torch.zeros(())] * len(self.layers)
 
     def record(self, index: int, hidden: Tensor, ids: Tensor, weights: Tensor) -> None:
         if self._seen[index] is not None:
             raise InputError(f"{self.layers[index]}: its experts were called twice in one forward pass")
+        self._sums[index] = weights.detach().sum(dtype=torch.float32)
         kept = None
         if self._weights is not False:
             dtype = weights.dtype if self._weights is True else self._weights
@@ -81,6 +84,13 @@ class DispatchRecorder:
                     " replaced it: load the model without kernels"
                 )
             done.append(dispatch)
+        # one transfer a pass: a sum that is finite has finite terms
+        finite = torch.stack([total.to(self._sums[0].device) for total in self._sums]).isfinite()
+        if not bool(finite.all()):
+            raise InputError(
+                f"{self.layers[int((~finite).nonzero()[0])]}: its router's weights are not finite, so its choice is none; "
+                "the model's weights are damaged, or overflow in this dtype (load it in fp32 or bf16)"
+            )
         self.steps.append(tuple(done))
 
 
@@ -96,7 +106,8 @@ def recording(
         scores: keep the routers' scores.
 
     Raises:
-        InputError: the model is dense, or (in a forward pass) a layer sent its tokens nowhere or twice.
+        InputError: the model is dense, or (in a forward pass) a layer sent its tokens nowhere or twice, or by weights that are
+            not finite.
     """
     recorder = DispatchRecorder(expert_layers(model), weights=weights, hidden=hidden)
     handles = [model.body.register_forward_pre_hook(recorder.begin)]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moescope.runtime.choices import Loss
+from moescope.runtime.choices import Loss, Method
 
 _STEPS, _TOP = 160, 12.0
 
@@ -22,7 +22,7 @@ class Guarantee:
     risk: float
     delta: float | None
     loss: Loss
-    method: str
+    method: Method
     groups: int
     calibration_risk: float
 

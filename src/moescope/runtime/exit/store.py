@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
 
 from moescope.errors import InputError
-from moescope.runtime.choices import KINDS
+from moescope.runtime.choices import Kind
 from moescope.runtime.exit.classifier import ExitClassifier
 from moescope.runtime.exit.heads import Heads
 from moescope.runtime.exit.rule import Guarantee
 from moescope.study.artifacts import artifact_model, read_artifact
+from moescope.study.settings import at_least, between, hints, read_record
 
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
@@ -27,27 +31,62 @@ def load_exit(folder: str | Path, model: LoadedModel | None = None, **load_optio
     folder = Path(folder)
     data, tensors = read_artifact(folder, "exit")
     try:
-        if data["kind"] not in KINDS:
-            raise ValueError(f"kind {data['kind']!r}")
-        parts = {
-            part: tuple(tensors[f"{part}.{i}"] for i in range(data["layers"]))
-            for part in ("weight", "bias", *(["columns"] if data["kind"] == "circuit" else []))
-        }
-        promise = data["guarantee"]
-        fields = {
-            "heads": Heads(data["kind"], parts["weight"], parts["bias"], parts.get("columns")),
-            "classes": tuple(data["classes"]),
-            "threshold": _threshold(data),
-            "checks": tuple(int(i) for i in data["checks"]),
-            "guarantee": Guarantee(**promise | {"threshold": _threshold(promise)}) if promise else None,
-            "task": str(data["task"]),
-            "max_tokens": data["max_tokens"],
-        }
+        known = read_record(_Stored, {name: value for name, value in data.items() if name in hints(_Stored)})
+        promise = known.guarantee and dict(known.guarantee)
+        guarantee = read_record(Guarantee, promise | {"threshold": _threshold(promise["threshold"])}) if promise else None
+        heads = _heads(known, tensors)
     except (KeyError, TypeError, ValueError) as error:
         problem = f"{folder / FILE} is damaged ({type(error).__name__}: {error})"
         raise InputError(f"{problem}; run moescope exit again") from error
-    return ExitClassifier(artifact_model(folder, data, model, load_options), **fields)
+    loaded = artifact_model(folder, data, model, load_options)
+    try:
+        if known.kind == "circuit":
+            _check_columns(heads, loaded.d_model)
+        return ExitClassifier(
+            loaded, heads, known.classes, _threshold(known.threshold), known.checks, guarantee, known.task, known.max_tokens
+        )
+    except ValueError as error:
+        raise InputError(f"{folder}: {error}; run moescope exit again") from error
 
 
-def _threshold(stored: dict[str, Any]) -> float:
-    return float("inf") if stored["threshold"] is None else float(stored["threshold"])
+@dataclass(frozen=True)
+class _Stored:
+    """What ``exit.json`` says of the classifier itself."""
+
+    kind: Kind
+    layers: Annotated[int, between(1, 10_000, open_low=False, open_high=False)]
+    classes: tuple[str, ...]
+    threshold: float | None
+    checks: tuple[int, ...]
+    guarantee: dict[str, Any] | None
+    task: str
+    max_tokens: Annotated[int | None, at_least(1)]
+
+
+def _heads(known: _Stored, tensors: dict[str, np.ndarray]) -> Heads:
+    """The heads, of shapes that fit each other; their numbers are finite."""
+    n_classes = len(known.classes)
+    if n_classes < 2 or len(set(known.classes)) < n_classes:
+        raise ValueError(f"classes {', '.join(known.classes)[:80]!r} are fewer than two, or two of one name")
+    parts: dict[str, list[np.ndarray]] = {"weight": [], "bias": [], "columns": []}
+    for layer in range(known.layers):
+        width = tensors[f"weight.{layer}"].shape[-1:]
+        shapes = {"weight": (n_classes, *width), "bias": (n_classes,)} | ({"columns": width} if known.kind == "circuit" else {})
+        for part, shape in shapes.items():
+            array = tensors[f"{part}.{layer}"]
+            wanted = np.int64 if part == "columns" else np.float32
+            if array.shape != shape or array.dtype != wanted or not np.isfinite(array).all():
+                raise ValueError(f"{part}.{layer} is {array.dtype} {array.shape}, or not finite")
+            parts[part].append(array)
+    return Heads(known.kind, tuple(parts["weight"]), tuple(parts["bias"]), tuple(parts["columns"]) or None)
+
+
+def _check_columns(heads: Heads, width: int) -> None:
+    """A head reads coordinates of the layers so far."""
+    for layer, columns in enumerate(heads.columns or ()):
+        if not len(columns) or columns.min() < 0 or columns.max() >= (layer + 1) * width:
+            raise ValueError(f"the head after layer {layer} reads coordinates that the model does not have by then")
+
+
+def _threshold(stored: float | None) -> float:
+    return float("inf") if stored is None else stored

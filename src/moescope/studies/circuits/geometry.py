@@ -104,6 +104,8 @@ def two_sided(observed: float, null: np.ndarray) -> float:
 def _components(centred: np.ndarray) -> tuple[float, np.ndarray]:
     """Share of variance of the first principal component, and the projection (N, 2) on the first two."""
     total = float((centred * centred).sum())
+    if total <= 1e-12 * centred.size:  # constant activations have no directions
+        return 0.0, np.zeros((len(centred), 2))
     # Lanczos for two directions: at N = 5,000 and d = 4,096 a full decomposition would take a minute, 40 times over.
     v0 = np.full(min(centred.shape), 1.0)
     _, singular, directions = svds(centred, k=2, v0=v0)

@@ -8,7 +8,8 @@ Balanced k-means needs an assignment with capacities at every step. The exact on
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from moescope.kernels.loops import compiled
 
 FREE = -1
 
@@ -75,7 +76,7 @@ def _start(unit: np.ndarray, fixed: np.ndarray, n_clusters: int, rng: np.random.
     return centres
 
 
-@njit(cache=True)
+@compiled()
 def _greedy(order: np.ndarray, n: int, capacity: np.ndarray) -> np.ndarray:
     """Take pairs from the most similar on, where the row is free and the cluster has room."""
     chosen = np.full(n, FREE, np.int64)
@@ -92,7 +93,7 @@ def _greedy(order: np.ndarray, n: int, capacity: np.ndarray) -> np.ndarray:
     return chosen
 
 
-@njit(cache=True)
+@compiled()
 def _improve(similarity: np.ndarray, chosen: np.ndarray, capacity: np.ndarray) -> None:
     """Move rows into room and exchange rows while the sum grows; at most ten passes."""
     n, n_clusters = similarity.shape

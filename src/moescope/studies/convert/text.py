@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +150,7 @@ def _paragraphs(source: Source) -> tuple[list[str], str]:
     if not isinstance(source, str | Path):
         texts = given_texts(source)
         return texts, f"{len(texts)} texts"
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     return [line for line in lines(read_text(path)) if line.strip()], path.name
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 
 from moescope.capture import ActivationStore, Encoded, capture, encode
 from moescope.capture.activations import check_finite, padded_batches
 from moescope.capture.encode import pad
+from moescope.capture.shards import read_lengths
 from moescope.errors import InputError
 from moescope.files.text import lines, read_text
 from moescope.models.inputs import padding_id
@@ -47,7 +48,7 @@ def read_texts(source: Sequence[str] | str | Path | None) -> list[str]:
     if not isinstance(source, str | Path):
         return given_texts(source)
     try:
-        text = "\n".join(lines(read_text(Path(source).expanduser())))
+        text = "\n".join(lines(read_text(Path(os.path.expanduser(source)))))
     except InputError as error:
         raise InputError(str(error), "texts") from error
     texts = articles(text) or [part for part in (part.strip() for part in text.split("\n\n")) if part]
@@ -236,11 +237,7 @@ def store_pairs(
 
 def store_lengths(store: ActivationStore) -> np.ndarray:
     """int64 (texts,): vectors of each text."""
-    parts = [np.zeros(0, np.int64)]
-    for shard in store.manifest.shards:
-        with safe_open(str(store.path / shard.file), "np") as file:
-            parts.append(np.diff(file.get_tensor("offsets")))
-    return np.concatenate(parts)
+    return np.concatenate([np.zeros(0, np.int64), *(read_lengths(store.path, shard) for shard in store.manifest.shards)])
 
 
 def _split(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
 
+import numpy as np
 import torch
 
 from moescope.errors import InputError
-from moescope.files.checkpoint import load_arrays, save_arrays
+from moescope.files.checkpoint import Damaged, load_arrays, save_arrays
 from moescope.studies.distill.spec import StudentSpec
 from moescope.studies.distill.students import LayerShape, Scaling, Student
+from moescope.study.settings import between, read_record
 
 FORMAT = "moescope-student-1"
 
@@ -56,16 +59,36 @@ def load_student(path: str | Path, *, fingerprint: str | None = None) -> Student
         InputError: the file is missing, damaged or something else, or was distilled from a model of another fingerprint.
     """
     arrays, meta = load_arrays(Path(path), FORMAT)
-    if fingerprint is not None and meta["fingerprint"] != fingerprint:
+    if fingerprint is not None and meta.get("fingerprint") != fingerprint:
         raise InputError(
-            f"{path}: distilled from a model of fingerprint {meta['fingerprint']}, not {fingerprint}; use that model"
+            f"{path}: distilled from a model of fingerprint {meta.get('fingerprint')}, not {fingerprint}; use that model"
         )
+    for name, array in arrays.items():
+        if array.dtype != np.float32 or not np.isfinite(array).all():
+            raise Damaged(Path(path), f"{name} is {array.dtype}, or not finite")
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    x_scale, y_scale = meta["scale"]
-    scaling = Scaling(tensors.pop("scaling/x_mean"), x_scale, tensors.pop("scaling/y_mean"), y_scale)
     try:
-        student = Student(StudentSpec(**meta["spec"]), LayerShape(**meta["shape"]), scaling)
+        spec, shape = read_record(StudentSpec, meta["spec"]), read_record(LayerShape, meta["shape"])
+        x_scale, y_scale = read_record(_Scales, dict(zip(("x", "y"), meta["scale"], strict=True))).both
+        means = [tensors.pop(f"scaling/{name}") for name in ("x_mean", "y_mean")]
+        if [tuple(mean.shape) for mean in means] != [(shape.d_in,), (shape.d_out,)]:
+            raise ValueError("the means are of another width")
+        with torch.device("meta"):  # what it would take, before any of it is taken
+            wanted = {name: tensor.shape for name, tensor in Student(spec, shape).state_dict().items()}
+        if wanted != {name: tensor.shape for name, tensor in tensors.items()}:
+            raise ValueError("its arrays are not those of its spec")
+        student = Student(spec, shape, Scaling(means[0], x_scale, means[1], y_scale))
         student.load_state_dict(tensors)
-    except (TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
         raise InputError(f"{path}: not a student that this version knows ({error}); distil it again") from error
     return student.eval()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scales:
+    x: Annotated[float, between(0, 1e30)]
+    y: Annotated[float, between(0, 1e30)]
+
+    @property
+    def both(self) -> tuple[float, float]:
+        return self.x, self.y

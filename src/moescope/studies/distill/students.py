@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from transformers.activations import ACT2FN
 from moescope.kernels import Routed, gathered_dot, gathered_sum, top_rows
 from moescope.studies.distill.routers import build_router
 from moescope.studies.distill.spec import StudentSpec
+from moescope.study.settings import at_least
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class LayerShape:
     """What a student must know of its teacher: input and output width, the activation's name in transformers, and whether
     a second, linear factor multiplies it (GLU)."""
 
-    d_in: int
-    d_out: int
+    d_in: Annotated[int, at_least(1)]
+    d_out: Annotated[int, at_least(1)]
     activation: str = "relu"
     glu: bool = False
 

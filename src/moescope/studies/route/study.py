@@ -100,15 +100,15 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
     strange = {"known tasks": named, _FOREIGN: router.name(*foreign)}
     for left_out in range(len(names)) if len(names) > 2 else ():
         rest = [i for i in range(len(names)) if i != left_out]
-        label = f"{names[left_out]}, left out"
+        alone = f"{names[left_out]}, left out"
         fit, calibrate = (part[y[part] != left_out] for part in (rows.fit, rows.calibrate))
         judge = rows.judge[y[rows.judge] == left_out]
-        without = context.rows(Rows(label, rows.groups, fit=fit, select=fit, calibrate=calibrate, judge=judge))
+        without = context.rows(Rows(alone, rows.groups, fit=fit, select=fit, calibrate=calibrate, judge=judge))
         other = fitted(without, rest)
         context.control(
-            label, differs=names[left_out] not in other.tasks, evidence=f"its router knows {', '.join(other.tasks)} only"
+            alone, differs=names[left_out] not in other.tasks, evidence=f"its router knows {', '.join(other.tasks)} only"
         )
-        strange[label] = other.name(x[judge], tokens[judge])
+        strange[alone] = other.name(x[judge], tokens[judge])
     cue = chosen_cue(together, rows.fit, rows.judge, inner.folds, loaded.tokenizer)
     tables = {
         "named": _confusion(named, y[rows.judge], names),

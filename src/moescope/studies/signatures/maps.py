@@ -10,6 +10,7 @@ import pandas as pd
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
+from moescope.errors import InputError
 from moescope.routing.signatures import Signatures
 from moescope.routing.similarity import by_category, similarity
 from moescope.routing.subject import Subject
@@ -24,6 +25,11 @@ def map_table(signatures: Signatures, subject: Subject, *, seed: int) -> pd.Data
     2016).
     """
     x = signatures.flat()
+    if len(np.unique(x, axis=0)) < 3:
+        raise InputError(
+            "fewer than 3 differ in how they are routed, so there is nothing to compare: give texts that differ",
+            "prompts",
+        )
     pca = PCA(n_components=2, random_state=seed)
     plane = pca.fit_transform(x)
     perplexity = min(30.0, (len(x) - 1) / 3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import torch
 from moescope.capture import moments
 from moescope.errors import InputError
 from moescope.files.bundle import MANIFEST, read_manifest
+from moescope.files.parse import parse_object
 from moescope.files.text import read_text
 from moescope.intervene.intervene import group_by_site, intervene
 from moescope.intervene.matched import matched_sets, norm_ratio
@@ -95,8 +95,10 @@ def _stored(path: str | Path) -> tuple[Path, Any]:
     source = Path(path)
     file = source / MANIFEST if source.is_dir() else source
     try:
-        return file, read_manifest(file) if file.name == MANIFEST else json.loads(read_text(file))
-    except (json.JSONDecodeError, RecursionError) as error:
+        return file, read_manifest(file) if file.name == MANIFEST else parse_object(read_text(file))
+    except InputError:
+        raise
+    except ValueError as error:
         raise InputError(f"{file}: this is not JSON ({error})", "ablate") from error
 
 

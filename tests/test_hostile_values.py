@@ -1,0 +1,52 @@
+"""Values that mean nothing, inside models and texts: each ends in one line that says where, and no figure is lost to a text."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from moescope.cli import main
+from moescope.errors import InputError
+from moescope.routing import trace_prompts
+from moescope.studies.circuits.geometry import _components
+from moescope.tasks import Prompt
+from tests.architectures import tiny_model
+
+PROMPTS = [Prompt(str(i), f"text {i}", "ab"[i % 2]) for i in range(6)]
+
+
+def test_a_router_that_is_not_finite_is_refused_by_its_layer() -> None:
+    model = tiny_model("olmoe")
+    with torch.no_grad():
+        model.body.layers[1].mlp.gate.weight[0] = float("nan")
+    with pytest.raises(InputError, match=r"layer 1.*not finite"):
+        trace_prompts(model, PROMPTS)
+
+
+def test_constant_activations_have_no_directions() -> None:
+    share, projection = _components(np.zeros((40, 8)))
+    assert share == 0
+    assert projection.shape == (40, 2)
+    assert not projection.any()
+
+
+@pytest.mark.parametrize("message", ["[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"])
+def test_torch_without_memory_is_one_line(
+    message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def starved(*_: object, **__: object) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr("moescope.cli.app", starved)
+    with pytest.raises(SystemExit, match="2"):
+        main(["list"])
+    assert capsys.readouterr().err.startswith("error: out of memory; ")
+
+
+def test_messages_are_one_printable_line_of_bounded_length() -> None:
+    text = str(InputError("a\x1b[2Jb\n\ud800" + "x" * 10_000 + " the mend"))
+    assert text.isprintable()
+    assert len(text) < 2000
+    assert text.startswith("a\\x1b[2Jb")
+    assert text.endswith("the mend")

@@ -58,7 +58,8 @@ def measure_frontier(
                 contenders.append(Contender(f"{kind} {active}", dense, _pruning(dense, found, active / counts.experts)))
                 places.append((kind, active, active / counts.experts))
     if pruned:
-        contenders.append(Contender(EIGHT, model.module, lambda: eight_bits(list(model.module.model.layers))))
+        body: Any = model.module
+        contenders.append(Contender(EIGHT, body, lambda: eight_bits(list(body.model.layers))))
         places.append((EIGHT, counts.experts, BYTES))
     qualities = compare(model.module, contenders, windows, seed=seed, report=report)
     rows = [

@@ -149,7 +149,7 @@ def _convert(file: Path, draft: Path, name: str, sha256: str) -> None:
     except Exception as error:  # a garbled file can break any of three libraries anywhere; tokenizers raises bare Exceptions
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise InputError(
-            f"{name}: the GGUF file cannot be read ({lines[0][:200]}): it is cut short, or transformers "
+            f"{name}: the GGUF file {file.name} cannot be read ({lines[0][:200]}): it is cut short, or transformers "
             f"{transformers.__version__} does not know its architecture"
         ) from error
     if report["missing_keys"]:

@@ -120,8 +120,10 @@ def load_result(folder: Path) -> Parts:
             tables={name: _read_table(folder / _table(name)) for name in _mapping(data, "tables", path)},
             artifacts={name: (folder / place(name), tuple(own)) for name, own in made.items()},
         )
-    except InputError:
-        raise
+    except InputError as error:
+        if error.parameter is None:  # of a file, which it names
+            raise
+        raise InputError(f"{path} is damaged ({error}); run the study again") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); run the study again") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ class FullDisk:
         monkeypatch.setattr(os, "fsync", self)
 
     def __call__(self, descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):  # names, not contents
+            return self.really(descriptor)
         self.room -= 1
         if self.room < 0:
             raise OSError(self.code, os.strerror(self.code))

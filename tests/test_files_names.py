@@ -73,7 +73,9 @@ def test_tracing_into_a_hostile_folder_deletes_nothing(
 def test_a_store_of_activations_cannot_either(tmp_path: Path) -> None:
     shard = {"file": "../victim.txt", "texts": 1, "vectors": 1, "size": 4, "sha256": ""}
     path = tmp_path / "manifest.json"
-    write_sealed(path, {"format": FORMAT, "shards": [shard]})
+    about = {"model": "m", "revision": None, "fingerprint": "", "model_dtype": "float32", "sites": ["resid:1"], "widths": [4]}
+    how = {"dtype": "float32", "position": "final", "skip_special": False, "special_tokens": "auto", "max_tokens": None}
+    write_sealed(path, {**about, **how, "texts_sha256": "", "format": FORMAT, "shards": [shard]})
     with pytest.raises(InputError, match=r"damaged manifest .*not a plain file name"):
         Manifest.read(path)
     assert np.size(list(tmp_path.iterdir())) == 1

@@ -13,4 +13,4 @@ def test_hostile_input_is_refused_in_one_line_or_read_right(name: str, inputs: i
     reader = READERS[name]
     tally = fuzz(reader, inputs // (10 if reader.slow else 1))
     assert not tally.faults, f"python -m tests.fuzz '{name}' --inputs 1 --first {tally.first}"
-    assert tally.refused
+    assert tally.refused or reader.slow  # of few inputs none may be wrong

@@ -130,7 +130,7 @@ def test_what_cannot_be_read_is_said_in_one_line_and_leaves_nothing(tmp_path: Pa
         load(tmp_path / "page.gguf")
     write(tmp_path / "whole.gguf")
     (tmp_path / "cut.gguf").write_bytes((tmp_path / "whole.gguf").read_bytes()[:-5000])
-    with pytest.raises(InputError, match="cut: the GGUF file .*cannot be read"):
+    with pytest.raises(InputError, match=r"cut: the GGUF file .*cannot be read"):
         load(tmp_path / "cut.gguf")
     write(tmp_path / "lacking.gguf", lacking="blk.1.ffn_down.weight")
     with pytest.raises(InputError, match="lacks 1 tensors"):

@@ -24,6 +24,7 @@ from moescope.server.app import create_app
 from moescope.server.writer import Readable
 from tests.architectures import tiny_model, tiny_tokenizer
 from tests.planted_llama import planted_llama, planted_task
+from tests.seals import write_sealed
 from tests.served_studies import save_studies, serve_studies
 
 TEXTS = [e.text for e in planted_task(rows=24, seed=5).examples]
@@ -86,7 +87,7 @@ def test_what_the_study_said_stands_beside_the_answer(client: TestClient, served
     assert gather(served.model, exits=[tmp_path / "alone"]).classifiers["planted"].recommendation is None
     shutil.copytree(folder / "exit", tmp_path / "later")
     results = tmp_path / "later" / "results.json"
-    results.write_text(results.read_text().replace("at most 5.0% of rows", "at most 1.0% of rows"))
+    write_sealed(results, json.loads(results.read_text().replace("at most 5.0% of rows", "at most 1.0% of rows")))
     assert gather(served.model, exits=[tmp_path / "later"]).classifiers["planted"].recommendation is None
 
 

@@ -66,7 +66,7 @@ def ended(run: Run, text: str = "one") -> StudyResult:
     context.control("shuffled", differs=True, evidence="5 of 6 labels moved")
     context.note("Mind the gap.")
     artifacts = {"exit/a": Text(text), "exit/b": Text(text * 2)}
-    tables = {"speed": pd.DataFrame({"what": ["x"], "microseconds": [1.0]})}
+    tables = {"speed": pd.DataFrame({"what": ["x"], "microseconds": [1.0], "low": [0.5], "high": [1.5]})}
     return context.result(title="An example", claims=[], tables=tables, artifacts=artifacts)
 
 

@@ -286,9 +286,11 @@ class Context:
         return [note for loaded in self._loaded for note in loaded.reading.notes(loaded.tokenizer)]
 
     def _saved(self, result: StudyResult) -> StudyResult:
-        if self.run.out is not None:
-            result.save(self.run.out, overwrite=self.run.overwrite)
-        self._held.close()
+        try:
+            if self.run.out is not None:
+                result.save(self.run.out, overwrite=self.run.overwrite)
+        finally:
+            self._held.close()
         return result
 
 

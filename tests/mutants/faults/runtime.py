@@ -158,8 +158,8 @@ ROUTE = faults(
         "task left out",
         "the task that was left out is asked of the router that knows it",
         _ROUTE,
-        "strange[label] = other.name(",
-        "strange[label] = router.name(",
+        "strange[alone] = other.name(",
+        "strange[alone] = router.name(",
         ("test_a_task_that_was_left_out_is_unknown",),
     ),
     (

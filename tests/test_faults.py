@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -139,7 +140,9 @@ def test_a_mistyped_model_leaves_the_trace(tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_command_in_one_line(number: signal.Signals, code: int, tmp_path: Path) -> None:
     line = [sys.executable, "-m", "moescope", "prune", "moe-tiny", "--out", str(tmp_path / "made" / "out"), "--quiet"]
-    running = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
+    # a shell's background job hands an ignored SIGINT on, which is to stay ignored
+    heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    running = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     while not list(tmp_path.iterdir()) and running.poll() is None:  # the lock: the study has begun
         time.sleep(0.02)
     running.send_signal(number)

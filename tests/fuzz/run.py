@@ -118,7 +118,8 @@ def _place(error: BaseException) -> str:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "/moescope/" in f.filename]
     if not frames:
         frames = traceback.extract_tb(error.__traceback__)[-1:]
-    return f"{frames[-1].filename.rpartition('/moescope/')[2]}: {frames[-1].name}"
+    file = frames[-1].filename.rpartition("/moescope/")[2]
+    return f"{os.path.relpath(file) if os.path.isabs(file) else file}: {frames[-1].name}"
 
 
 @contextlib.contextmanager

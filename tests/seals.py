@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from moescope.files.seal import BLANK, sealed
+from moescope.files.seal import BLANK, sealed_json
 
 
 def write_sealed(path: Path, data: dict[str, Any]) -> None:
     """``data`` as JSON with the right checksum."""
-    path.write_bytes(b"".join(sealed(json.dumps({**data, "seal": BLANK}).encode())))
+    path.write_bytes(b"".join(sealed_json({**data, "seal": BLANK})))
 
 
 def flip(path: Path, at: float = 0.5, bit: int = 0) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -18,7 +17,7 @@ from moescope.errors import InputError
 from moescope.files.atomic import write_atomic
 from moescope.files.names import plain_name
 from moescope.files.parse import parse_object
-from moescope.files.seal import BLANK, seal_holds, sealed
+from moescope.files.seal import seal_holds, sealed_json
 from moescope.study.settings import at_least, read_record
 from moescope.types import SITE_KINDS, Site
 
@@ -176,7 +175,7 @@ def parse_site(text: str) -> Site:
 
 def write_manifest(manifest: DataclassInstance, path: Path) -> None:
     """Write a dataclass as JSON with its checksum, whole or not at all."""
-    write_atomic(path, sealed(json.dumps({"seal": BLANK, **asdict(manifest)}, indent=1).encode()))
+    write_atomic(path, sealed_json(asdict(manifest)))
 
 
 def read_manifest(kind: type[M], path: Path, refusal: str, again: str) -> M:

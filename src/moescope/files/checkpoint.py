@@ -43,14 +43,14 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any])
     Raises:
         InputError: it cannot be written, or holds something that this did not write.
     """
-    check_file(path)
+    _check_ours(path)
     # safetensors takes the buffer as it lies, so a transposed view must be straightened first
     straight = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     write_atomic(path, sealed(save(straight, {"moescope": json.dumps({"seal": BLANK, **meta})})))
 
 
-def check_file(path: Path) -> None:
-    """Refuse a file that :func:`save_arrays` may not replace, before any work.
+def _check_ours(path: Path) -> None:
+    """Refuse a file that :func:`save_arrays` may not replace.
 
     Raises:
         InputError: it is there, and no file of its.
@@ -93,6 +93,16 @@ def load_arrays(
         if meta.get(key) != value:
             raise InputError(f"{path}: was written with other {key}; delete it or choose another file name")
     return arrays, meta
+
+
+def check_array(name: str, array: np.ndarray, kind: type[np.generic], shape: tuple[int, ...] | None = None) -> None:
+    """Check an array that was read: of type ``kind`` or of one below it, of that shape where one is given, and finite.
+
+    Raises:
+        ValueError: it is not; one line without the file.
+    """
+    if not np.issubdtype(array.dtype, kind) or shape not in (None, array.shape) or not np.isfinite(array).all():
+        raise ValueError(f"{name} is {array.dtype} {array.shape}, or not finite")
 
 
 class Damaged(InputError):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 BLANK = "sha256-" + 64 * "0"
 """What a writer puts in the checksum's place, near the start of the file and before any text that is not its own."""
@@ -20,6 +22,11 @@ def sealed(data: bytes) -> Iterator[bytes | memoryview]:
     yield data[:place]
     yield hashlib.sha256(data).hexdigest().encode()
     yield memoryview(data)[place + 64 :]
+
+
+def sealed_json(values: dict[str, Any]) -> Iterator[bytes | memoryview]:
+    """``values`` as a JSON object that holds its checksum as ``seal``."""
+    return sealed(json.dumps({"seal": BLANK, **values}, indent=1).encode())
 
 
 def seal_holds(path: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from moescope.errors import InputError
 from moescope.files.atomic import write_atomic
 from moescope.files.checkpoint import load_arrays, save_arrays
 from moescope.files.parse import parse_object
-from moescope.files.seal import BLANK, seal_holds, sealed
+from moescope.files.seal import seal_holds, sealed_json
 
 FORMAT = "moescope-prune-mask-2"
 
@@ -61,12 +60,11 @@ class PruneMask:
         else:
             content = {
                 "format": FORMAT,
-                "seal": BLANK,
                 "meta": self.meta,
                 "keep": {str(layer): np.flatnonzero(keep).tolist() for layer, keep in self.keep.items()},
                 "prune": {str(layer): np.flatnonzero(~keep).tolist() for layer, keep in self.keep.items()},
             }
-            write_atomic(target, sealed(json.dumps(content, indent=1).encode()))
+            write_atomic(target, sealed_json(content))
         return target
 
     def write(self, folder: Path, /) -> Path:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 
 from moescope.errors import InputError
+from moescope.files.checkpoint import check_array
 from moescope.runtime.choices import Kind
 from moescope.runtime.exit.classifier import ExitClassifier
 from moescope.runtime.exit.heads import Heads
@@ -51,7 +52,7 @@ def load_exit(folder: str | Path, model: LoadedModel | None = None, **load_optio
 
 @dataclass(frozen=True)
 class _Stored:
-    """What ``exit.json`` says of the classifier itself."""
+    """What the file says of the classifier itself."""
 
     kind: Kind
     layers: Annotated[int, between(1, 10_000, open_low=False, open_high=False)]
@@ -74,9 +75,7 @@ def _heads(known: _Stored, tensors: dict[str, np.ndarray]) -> Heads:
         shapes = {"weight": (n_classes, *width), "bias": (n_classes,)} | ({"columns": width} if known.kind == "circuit" else {})
         for part, shape in shapes.items():
             array = tensors[f"{part}.{layer}"]
-            wanted = np.int64 if part == "columns" else np.float32
-            if array.shape != shape or array.dtype != wanted or not np.isfinite(array).all():
-                raise ValueError(f"{part}.{layer} is {array.dtype} {array.shape}, or not finite")
+            check_array(f"{part}.{layer}", array, np.int64 if part == "columns" else np.float32, shape)
             parts[part].append(array)
     return Heads(known.kind, tuple(parts["weight"]), tuple(parts["bias"]), tuple(parts["columns"]) or None)
 

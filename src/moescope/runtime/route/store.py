@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 
 from moescope.errors import InputError
+from moescope.files.checkpoint import check_array
 from moescope.runtime.choices import Source
 from moescope.runtime.route.router import TaskRouter, source_sites
 from moescope.study.artifacts import artifact_model, read_artifact, write_artifact
@@ -67,7 +68,7 @@ def load_router(folder: str | Path, model: LoadedModel) -> TaskRouter:
 
 @dataclass(frozen=True)
 class _Stored:
-    """What ``route.json`` says of the router itself."""
+    """What the file says of the router itself."""
 
     tasks: tuple[str, ...]
     source: Source
@@ -87,9 +88,7 @@ def _check(known: _Stored, arrays: dict[str, np.ndarray]) -> None:
         "per_token": (n_tasks, rank + 1), "outside": (n_tasks, 2), "strangeness": (n,), "owner": (n,),
     }  # fmt: skip
     for name, shape in shapes.items():
-        array = arrays[name]
-        if array.shape != shape or array.dtype.kind != ("i" if name == "owner" else "f") or not np.isfinite(array).all():
-            raise ValueError(f"{name} is {array.dtype} {array.shape}, or not finite")
+        check_array(name, arrays[name], np.signedinteger if name == "owner" else np.floating, shape)
     spread = min(arrays[name].min(initial=1) for name in ("base", "per_token"))
     scale = min(arrays["scale"].min(initial=1), arrays["outside"][:, 1].min(initial=1))
     if not n_tasks or set(arrays["owner"].tolist()) != set(range(n_tasks)) or spread < 0 or scale <= 0:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from moescope.errors import InputError
-from moescope.files.checkpoint import Damaged, load_arrays, save_arrays
+from moescope.files.checkpoint import Damaged, check_array, load_arrays, save_arrays
 from moescope.studies.distill.spec import StudentSpec
 from moescope.studies.distill.students import LayerShape, Scaling, Student
 from moescope.study.settings import between, read_record
@@ -63,9 +63,11 @@ def load_student(path: str | Path, *, fingerprint: str | None = None) -> Student
         raise InputError(
             f"{path}: distilled from a model of fingerprint {meta.get('fingerprint')}, not {fingerprint}; use that model"
         )
-    for name, array in arrays.items():
-        if array.dtype != np.float32 or not np.isfinite(array).all():
-            raise Damaged(Path(path), f"{name} is {array.dtype}, or not finite")
+    try:
+        for name, array in arrays.items():
+            check_array(name, array, np.float32)
+    except ValueError as error:
+        raise Damaged(Path(path), str(error)) from error
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     try:
         spec, shape = read_record(StudentSpec, meta["spec"]), read_record(LayerShape, meta["shape"])

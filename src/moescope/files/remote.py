@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from moescope.errors import InputError
+from moescope.files.names import inside
 
 SCHEMES = ("s3", "gs", "hf", "memory")
 _ADDRESS = re.compile(rf"({'|'.join(SCHEMES)}):/+(.+)", re.S)
 _MANIFESTS = ("results.json", "manifest.json")
+_VERSIONS = ("ETag", "etag", "oid", "blob_id", "mtime", "LastModified", "created")
+"""by the names of fsspec's file systems"""
 _OPENED: dict[Path, str] = {}
 """local copies of this process, with their addresses"""
 
@@ -33,8 +36,8 @@ def address(path: str | Path) -> str | None:
 
 
 def shown(path: str | Path) -> str:
-    """As it is said to a user: an address, or the absolute path."""
-    return address(path) or str(Path(path).resolve())
+    """As it is said to a user: an address with both its slashes, or the path as it was given."""
+    return address(path) or str(path)
 
 
 def cache() -> Path:
@@ -57,21 +60,25 @@ def local(path: str | Path) -> Path:
     place = address(path)
     if place is None:
         return Path(path)
-    folder = cache() / "remote" / hashlib.sha256(place.encode()).hexdigest()[:16]
-    copy = folder / place.rpartition("/")[2]
+    last = place.rpartition("/")[2]
+    if last in ("", ".", ".."):
+        raise InputError(f"{place}: name the file or folder itself")
+    folder = Path(os.path.abspath(cache())) / "remote" / hashlib.sha256(place.encode()).hexdigest()[:16]
+    copy = folder / last
     index = _read(folder / "index.json")
     with _named(place):
-        if index.get("unsent"):
+        whole = any((copy / name).is_file() for name in _MANIFESTS)
+        if index.get("unsent") or (whole and not index):  # killed before it was sent, or meanwhile
             _OPENED[copy] = place
             publish(copy)
             index = _read(folder / "index.json")
         fs, root = _store(place)
         there = _listing(fs, root)
-        if there != index.get("there", {}):
+        if "" in there or there != index.get("there", {}):  # a file carries no manifest that would tell two of one size apart
             if copy.is_dir():
                 shutil.rmtree(copy)
             copy.unlink(missing_ok=True)
-            for name in there:
+            for name in filter(_plain, there):
                 target = copy / name if name else copy
                 target.parent.mkdir(parents=True, exist_ok=True)
                 fs.get_file(f"{root}/{name}" if name else root, str(target))
@@ -111,9 +118,8 @@ def publish(folder: Path) -> None:
 
 
 def _send(fs: Any, file: Path, target: str) -> None:
-    if fs.protocol == "memory" or "memory" in fs.protocol:
-        fs.makedirs(target.rpartition("/")[0], exist_ok=True)
-    fs.put_file(str(file), target)
+    with file.open("rb") as source, fs.open(target, "wb") as sink:
+        shutil.copyfileobj(source, sink, 1 << 20)
     if fs.size(target) != file.stat().st_size:
         raise OSError(f"{target} is shorter there than here")
 
@@ -133,7 +139,9 @@ def _named(place: str) -> Iterator[None]:
         raise
     except Exception as error:  # each store has its own
         why = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{place} cannot be read ({type(error).__name__}: {why[:300]}); check the address and the keys") from error
+        raise InputError(
+            f"{place} cannot be read ({type(error).__name__}: {why[:300]}); check the address and the keys"
+        ) from error
 
 
 def _store(place: str) -> tuple[Any, str]:
@@ -166,21 +174,32 @@ def _arrow(scheme: str) -> Any:
 
 
 def _listing(fs: Any, root: str) -> dict[str, list[Any]]:
-    """Every file below ``root`` with what tells its versions apart; ``{"": …}`` where ``root`` is a file; empty where nothing is."""
+    """Every file below ``root``, by its path from there, with what tells its versions apart; a file itself as ``""``."""
     try:
         info = fs.info(root)
     except FileNotFoundError:
         return {}
     if info["type"] == "file":
         return {"": _version(info)}
-    found = fs.find(root, detail=True)
-    base = root.strip("/") + "/"
-    return {name.strip("/").removeprefix(base): _version(entry) for name, entry in found.items() if entry["type"] == "file"}
+    base, found = root.strip("/") + "/", {}
+    for name, entry in fs.find(root, detail=True).items():
+        if entry["type"] == "file":
+            below = name.strip("/").removeprefix(base)
+            # times are of whole seconds in places, and a manifest has the checksums of all else
+            found[below] = _version(entry) + ([hashlib.sha256(fs.cat_file(name)).hexdigest()] if below in _MANIFESTS else [])
+    return found
+
+
+def _plain(name: str) -> bool:
+    """Whether it is a name that we may give a file of our own; what stands there under others is not ours."""
+    try:
+        return name == "" or bool(inside(name))
+    except ValueError:
+        return False
 
 
 def _version(info: dict[str, Any]) -> list[Any]:
-    told = next((info[key] for key in ("ETag", "etag", "oid", "blob_id", "mtime", "LastModified", "created") if info.get(key)), None)
-    return [info.get("size"), str(told)]
+    return [info.get("size"), *(str(info[key]) for key in _VERSIONS if info.get(key))]
 
 
 def _stamps(copy: Path) -> dict[str, list[int]]:
@@ -197,6 +216,7 @@ def _read(index: Path) -> dict[str, Any]:
 
 
 def _write(folder: Path, values: dict[str, Any]) -> None:
-    from moescope.files.atomic import write_atomic
-
-    write_atomic(folder / "index.json", [json.dumps(values).encode()])
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / "index.tmp"
+    draft.write_text(json.dumps(values), encoding="utf-8")
+    os.replace(draft, folder / "index.json")

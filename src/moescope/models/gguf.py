@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ import transformers
 from moescope.errors import InputError
 from moescope.files.folder import whole_folder
 from moescope.files.parse import parse_object
+from moescope.files.remote import cache
 
 SUFFIX = ".gguf"
 RECORD = "moescope.json"
@@ -32,14 +32,6 @@ _MAGIC = b"GGUF"
 _WIDE = 10**9  # weights up to which float32 is kept
 _FORMAT = 1
 _CHUNK = 1 << 24
-
-
-def cache() -> Path:
-    """Where converted copies are kept: ``$MOESCOPE_CACHE``, else ``$XDG_CACHE_HOME/moescope``, else ``~/.cache/moescope``."""
-    own = os.environ.get("MOESCOPE_CACHE")
-    if own:
-        return Path(os.path.expanduser(own))
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moescope"
 
 
 def only_file(folder: Path) -> Path | None:

@@ -18,6 +18,7 @@ import numpy as np
 
 from moescope.errors import InputError
 from moescope.files.parse import parse_npy, parse_npz, parse_safetensors
+from moescope.files.remote import local
 from moescope.files.text import read_bytes, read_text
 from moescope.routing.check import check_ids
 from moescope.routing.trace import RoutingTrace, TracedSequence, id_dtype
@@ -85,7 +86,7 @@ def import_vllm(
         InputError: names the file, the request, and for an id out of range its row and layer.
     """
     requests: list[tuple[TracedSequence, np.ndarray, int | None, tuple[int, ...]]] = []
-    for name, ids, facts in _requests(Path(path)):
+    for name, ids, facts in _requests(local(path)):
         where = f"{path}, request {name}"
         if ids.ndim != 3 or ids.dtype.kind not in "iu":
             raise InputError(f"{where}: routed experts must be integers (tokens, layers, k), not {ids.dtype} {ids.shape}")
@@ -125,7 +126,7 @@ def import_sglang(path: str | Path, model: EngineModel) -> RoutingTrace:
     Raises:
         InputError: the file is a pickle or lacks an array; requests were interleaved or began in a cached prefix.
     """
-    file = Path(path)
+    file = local(path)
     arrays = _arrays(file)
     ids, tokens, positions = (
         _need(arrays, name, file, axes) for name, axes in (("topk_ids_of_layer", 3), ("input_ids", 1), ("positions", 1))

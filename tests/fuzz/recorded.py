@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from moescope.capture.manifest import FINISHED, UNFINISHED
+from moescope.routing.engines import EngineModel, import_sglang, import_vllm
 from moescope.routing.export import export_parquet
-from moescope.routing.importers import EngineModel, import_sglang, import_vllm
 from moescope.routing.store import TraceStore, load_trace, save_trace
 from tests.fuzz.registry import register
 from tests.planted_routing import random_trace

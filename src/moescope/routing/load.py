@@ -99,7 +99,9 @@ def load_load(folder: str | Path) -> RoutingLoad:
         layers, n_experts = tuple(int(n) for n in meta["layers"]), int(meta["n_experts"])
         counts, about = arrays["counts"], dict(meta["meta"])
         check_array("counts", counts, np.int64, (counts.shape[0], len(layers), n_experts))
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        if n_experts < 1 or (counts < 0).any() or counts.sum(dtype=float) >= 2**53 or list(layers) != sorted(set(layers)):
+            raise ValueError("counts that cannot be, no experts, or layers that do not rise")
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise InputError(f"{path}: damaged ({error}); import it again") from error
     return RoutingLoad(layers, n_experts, counts, about)
 

@@ -41,7 +41,7 @@ def check_sense(trace: RoutingTrace, where: str, recorded: np.ndarray | None = N
     Raises:
         InputError: an expert stands twice in a token of a layer, or nothing was recorded.
     """
-    if not len(trace):
+    if not (trace.ids != trace.empty).any():
         raise InputError(f"{where}: no token has experts: all is empty or marked as not recorded; record it again")
     _refuse_twice(trace, where)
     odd = list(_odd(trace, recorded))

@@ -12,6 +12,8 @@ from moescope.cli.generate import told, translated
 from moescope.cli.output import print_json
 from moescope.errors import InputError
 
+_MODELS = ("model", "model_a", "checkpoints")
+
 
 def plan(
     command: str,
@@ -31,11 +33,13 @@ def plan(
     from moescope.cli.verbs import VERBS
     from moescope.planning import plan as planned
 
-    verbs = {**VERBS, "trace": _TRACE}
+    verbs = {
+        **{name: v for name, v in VERBS.items() if "_" not in name and any(i.name in _MODELS for i in v.inputs)},
+        "trace": _TRACE,
+    }
     verb = verbs.get(command)
-    if verb is None or command.startswith("reproduce"):
-        known = ", ".join(sorted(name for name in verbs if not name.startswith("reproduce")))
-        raise InputError(f"plan: {command!r} is no command that it knows; there is {known}")
+    if verb is None:
+        raise InputError(f"plan: {command!r} is no command that it knows; there is {', '.join(sorted(verbs))}")
     if flops is not None and not flops > 0:
         raise InputError(f"--flops: must be above 0, got {flops:g}")
     _, bound, _ = app.parse_args([command, *arguments], exit_on_error=False, print_error=False)
@@ -43,7 +47,8 @@ def plan(
         inputs, settings, run, options = told(verb, bound.args, dict(bound.kwargs))
     except InputError as error:
         raise translated(error, {i.name: i.option or i.name.upper() for i in verb.inputs}) from error
-    model = next((inputs[name] for name in ("model", "model_a", "checkpoints") if inputs.get(name)), None)
+    model = next((inputs[name] for name in _MODELS if inputs.get(name)), None)
+    model = model[0] if isinstance(model, list) else model
     if not isinstance(model, str):
         raise InputError("plan: give MODEL, one that is to be run; a recorded trace costs nothing to read")
     verb.verb()  # its modules, and those that draw its result, are part of what the command takes

@@ -30,7 +30,7 @@ from moescope.server.limits import Refused
 from moescope.server.run import Server, bind
 from moescope.server.served import Classifier
 from moescope.server.service import Service
-from moescope.server.thread import ModelThread
+from moescope.server.thread import SLICE, ModelThread
 from moescope.server.wire import StreamBody
 from moescope.server.writer import Sampling, Writer
 from tests.architectures import save_tiny, tiny_model
@@ -289,7 +289,7 @@ def test_one_long_text_lets_others_pass_within_it(served: Served) -> None:
         await asyncio.to_thread(begun.wait, 20)
         others = [asyncio.ensure_future(told("short", service.classify([short], None)))]
         others.append(asyncio.ensure_future(told("step", service._thread.do(Writer(served, short, sampling).step))))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(SLICE)
         come.set()
         return [await first, *(await asyncio.gather(*others))]
 

@@ -13,6 +13,7 @@ import torch
 
 from moescope.files.memory import available_memory, gib
 from moescope.models.fit import DTYPES, plan_of
+from moescope.models.fit import Plan as Loading
 from moescope.planning.blueprint import Blueprint, blueprint
 from moescope.planning.readings import Reading, Work, work_of
 from moescope.study.run import Run
@@ -82,7 +83,7 @@ def plan(
     flops += sum(len(r.lengths) * _written(made, r) for r in work.readings if r.new_tokens)
     tokens = {r.purpose: sum(o.tokens for o in work.readings if o.purpose == r.purpose) for r in work.readings}
     base = psutil.Process().memory_info().rss  # with torch, the study's modules, the texts and the tokenizer
-    memory = _memory(made, work, settings, run, weights, base)
+    memory = _memory(made, loading, work, settings, run, weights, base)
     speed = flop_s or probe(loading.dtype)
     mean = sum(tokens.values()) / max(1, sum(len(r.lengths) for r in work.readings))
     free = available_memory()
@@ -118,17 +119,19 @@ def _written(made: Blueprint, reading: Reading) -> float:
     return passes * (made.flops(1, seen) / seen) + reading.new_tokens * made.head_flops
 
 
-def _memory(made: Blueprint, work: Work, settings: Any, run: Run, weights: int, base: int) -> dict[str, int]:
+def _memory(made: Blueprint, loading: Loading, work: Work, settings: Any, run: Run, weights: int, base: int) -> dict[str, int]:
     config = made.model.config.get_text_config()
     wide = max(getattr(config, "intermediate_size", 0) or 4 * made.model.d_model, made.model.d_model)
-    size = 4 if weights >= 4 * made.parameters else 2
+    size = 4 if loading.dtype == torch.float32 else 2
     batch = max((rows * tokens for r in work.readings for rows, tokens in r.shapes(run.batch_tokens)), default=0)
     kind = str(getattr(settings, "site", "resid")).partition(":")[0]
     columns = made.coordinates.get(kind, 0) if getattr(settings, "site", None) is not None else 0
+    # of weights that are codes a twin has none: its own are numbers
+    twin = weights if loading.name in DTYPES else made.parameters * (4 if loading.dtype == torch.float32 else 2)
     return {
         "program": base,
         "weights": weights,
-        "twin": weights if getattr(settings, "twin", False) else 0,
+        "twin": twin if getattr(settings, "twin", False) else 0,
         "batch": int(batch * (3 * wide + 6 * made.model.d_model) * size),
         "activations": int(4 * columns * work.rows * 2),
     }

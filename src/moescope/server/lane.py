@@ -14,12 +14,10 @@ import numpy as np
 
 from moescope.capture.encode import Encoded
 from moescope.server.limits import Refused
-from moescope.server.thread import ModelThread, Turn
+from moescope.server.thread import SLICE, ModelThread, Turn
 
 LARGE = 0.25
 """share of a busy model that requests which go in parts get at least, all together"""
-SLICE = 0.25
-"""seconds of the model after which a large request lets others go first"""
 _SMALLEST, _FIRST, _LARGEST = 4096, 8192, 2**20  # characters of a batch
 
 

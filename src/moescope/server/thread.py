@@ -15,6 +15,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+SLICE = 0.25
+"""seconds of the model after which a large request lets others go first"""
+
 
 @dataclass(eq=False)
 class Turn:
@@ -52,7 +55,7 @@ class ModelThread:
         self._long: list[_Piece] = []
         self._lock, self._number = threading.Lock(), itertools.count()
         self._running: tuple[_Piece, float] | None = None
-        self._lent = 0.0
+        self._lent = self._paused = 0.0
         self.pausing: Callable[[], AbstractContextManager[None]] = nullcontext
         """entered around a long piece, so that :meth:`between` is called in it"""
 
@@ -86,6 +89,8 @@ class ModelThread:
             return
         long, began = self._running
         assert long.share is not None
+        if self.clock() - self._paused < SLICE:  # so that those who wait share a pass
+            return
         limit, start, lent = long.due + (self.clock() - began) / long.share, time.monotonic(), self._lent
         with self._lock:
             if not self._short or self._short[0].due >= limit:
@@ -94,6 +99,7 @@ class ModelThread:
             while (piece := self._first(limit)) is not None:
                 self._run(piece)
         self._lent = lent + time.monotonic() - start
+        self._paused = self.clock()
 
     def _next(self) -> None:
         """One for each piece; those find nothing whose piece was let in."""
@@ -112,6 +118,8 @@ class ModelThread:
         if not piece.asked.set_running_or_notify_cancel():
             return
         above, self._running = self._running, (piece, self.clock())
+        if piece.share is not None:
+            self._paused = self.clock()
         try:
             with nullcontext() if piece.share is None else self.pausing():
                 result = piece.work()

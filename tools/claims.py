@@ -1,7 +1,7 @@
 """Writes `docs/claims.md` and the tables of README and `docs/results.md` from saved results, so that nothing is typed by hand.
 
 python tools/claims.py                # write them
-python tools/claims.py add RESULT …   # keep the claims of a result (docs/evidence/KIND-MODEL.json), then write them
+python tools/claims.py add [LABEL=]RESULT …   # keep the claims of a result (docs/evidence/KIND-[LABEL-]MODEL.json), then write them
 """
 
 from __future__ import annotations
@@ -49,10 +49,12 @@ class Saved:
     """by name, columns and data"""
 
 
-def keep(folder: Path) -> Path:
-    """The claims of the result in ``folder``, written beside those that are kept already."""
-    result = load(folder)
-    target = EVIDENCE / f"{result.kind}-{slug(model_name(result)).replace('_', '-')}.json"
+def keep(given: str) -> Path:
+    """The claims of the result in the folder ``given``, or ``LABEL=folder``, written beside those that are kept already."""
+    label, _, folder = given.rpartition("=")
+    result = load(Path(folder))
+    parts = [result.kind, *filter(None, [label]), slug(model_name(result)).replace("_", "-")]
+    target = EVIDENCE / f"{'-'.join(parts)}.json"
     meta = {key: result.meta[key] for key in _KEPT if key in result.meta}
     if meta.get("command"):
         meta["command"] = re.sub(r" (?:-o|--out)[ =]\S+| --overwrite| --quiet", "", meta["command"])
@@ -191,9 +193,9 @@ def pages() -> dict[Path, str]:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["add"]:
         for folder in sys.argv[2:]:
-            print(keep(Path(folder)).relative_to(ROOT))
+            print(keep(folder).relative_to(ROOT))
     elif sys.argv[1:]:
-        sys.exit(f"{sys.argv[1]!r} is none of: add RESULT …, or nothing")
+        sys.exit(f"{sys.argv[1]!r} is none of: add [LABEL=]RESULT …, or nothing")
     for target, text in pages().items():
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")

@@ -35,6 +35,11 @@ _KEPT = ("title", "model", "command", "date", "seconds", "forward_tokens", "task
 _KEPT += ("cpu_seconds", "peak_gib", "quantisation", "encoding", "device", "notes", "sources")
 MODELS = ROOT / "docs" / "models"
 REAL = {"smollm2": "SmolLM2-135M-Instruct", "gemma3-270m": "Gemma-3-270M"}
+FILES = {
+    "boolq.dev.jsonl": "BoolQ's dev split (question, passage, label)",
+    "agnews.test.jsonl": "AG News' test split (text, label)",
+}
+"""Files that a command names and that do not ship with moescope: what they are."""
 _TABLES = ("published", "baselines")  # of a model's page, where a result has them
 
 
@@ -123,6 +128,9 @@ def model_page(name: str, results: list[Saved]) -> str:
         facts |= {"CPU seconds": meta.get("cpu_seconds"), "peak GiB": meta.get("peak_gib")}
         lines.append("; ".join(f"{key}: {value}" for key, value in facts.items() if value is not None) + ".")
         lines += ["", *(f"- {note}" for note in meta.get("notes", []))]
+        lines += [
+            f"- {file} is {what}; it does not ship with moescope." for file, what in FILES.items() if file in meta["command"]
+        ]
         for title, table in result.tables.items():
             lines += ["", f"**{title}**", "", f"| {' | '.join(table['columns'])} |", f"|{'---|' * len(table['columns'])}"]
             lines += [f"| {' | '.join(_cell(value) for value in row)} |" for row in table["data"]]

@@ -1,7 +1,7 @@
 """Writes `docs/claims.md` and the tables of README and `docs/results.md` from saved results, so that nothing is typed by hand.
 
 python tools/claims.py                # write them
-python tools/claims.py add [LABEL=]RESULT …   # keep the claims of a result (docs/evidence/KIND-LABEL-MODEL.json), then write them
+python tools/claims.py add [LABEL=]RESULT …  # keep its claims (docs/evidence/KIND-LABEL-MODEL.json), then write them
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ def describe(*packages: str) -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": platform.system(),
         "threads": torch.get_num_threads(),
+        "load_average": [round(load, 2) for load in os.getloadavg()],  # of one, five and fifteen minutes
         "versions": versions,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }

@@ -118,9 +118,7 @@ def test_a_stall_in_one_turn_does_not_count(model: LoadedModel, made: ExitClassi
     for layer in model.structure.layers:
         clock.charge(layer, 1.0)
     calls = itertools.count()
-    stall = {
-        1 + 4 + 8 * text + text % 3 for text in range(4)
-    }  # one pass of each text's turns
+    stall = {1 + 4 + 8 * text + text % 3 for text in range(4)}  # one pass of each text's turns
 
     def pause(*_: object) -> None:
         clock.now += 1000.0 * (next(calls) in stall)

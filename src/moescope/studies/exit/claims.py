@@ -151,9 +151,9 @@ def _clock(found: TaskExit, batch: int) -> Claim:
         interval=(row["low"], row["high"]) if known else None,
         words=f"the layers left out would give {row['layer_speedup']:.2f}×, weighed by their time in a full pass: "
         f"{row['of_layers']:.0%} of that is reached{between}; {row['inside']:.1%} of its own time is in the layers that it "
-        f"runs, on batches as they are by then, and before them: the rest asks and cuts; {row['outside']:.1%} of a full pass comes "
-        f"before its first layer; wall clock, {row['texts']} test texts in {row['batches']} batches, each run "
-        f"{row['turns']} times in turn, "
+        "runs, on batches as they are by then, and before them: the rest asks and cuts; "
+        f"{row['outside']:.1%} of a full pass comes before its first layer; wall clock, {row['texts']} test texts in "
+        f"{row['batches']} batches, each run {row['turns']} times in turn, "
         + ("interval over batches and so of texts and clock" if known else "no interval: it takes two batches"),
     )
 

@@ -65,9 +65,7 @@ def measure(
     passes: list[_Pass] = []
     spent: list[np.ndarray] = []  # of each batch (contenders, turns)
     left_out: list[list[float]] = []
-    inside: list[
-        list[float]
-    ] = []  # of each batch and contender, share of a pass in its layers and before them
+    inside: list[list[float]] = []  # of each batch and contender, share of a pass in its layers and before them
     for number, one in enumerate(batches):
         whole, _ = _noted(asking, one)
         layers = np.diff(whole.ends)

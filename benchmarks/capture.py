@@ -56,15 +56,13 @@ def overhead(small: bool, repeats: int) -> dict[str, Any]:
 
 def real(small: bool, repeats: int) -> dict[str, Any]:
     """The same on pretrained weights and on texts: a batch of HaluEval answers, cut to the length of the shortest."""
-    from moescope.capture.encode import encode
-
     try:
         model = load(REAL, head=True)
     except InputError as error:  # says which package brings it
         return {"model": REAL, "skipped": str(error)}
     texts = [example.text for example in load_task("certainty=halueval").examples]
     encoded = encode(model, ["\n".join(texts[i : i + 8]) for i in range(0, 32 if small else 64, 8)])
-    length = min(64 if small else 256, int(encoded.lengths.min()))
+    length = min(64 if small else 128, int(encoded.lengths.min()))
     ids = torch.from_numpy(np.stack([encoded[i][:length] for i in range(len(encoded))]).astype(np.int64))
     config = model.config
     named = {"layers": model.n_layers, "width": model.d_model, "heads": config.num_attention_heads}

@@ -71,7 +71,7 @@ def contenders(head_model: Any, ids: torch.Tensor, model: LoadedModel | None = N
     missing: dict[str, str] = {}
     for name, build in (("nnsight", nnsight_call), ("transformer_lens", transformer_lens_calls)):
         try:
-            calls |= build(head_model, ids)
+            calls |= build(head_model, ids, model.tokenizer)
         except ImportError:
             missing[name] = "not installed"
         except Exception as error:  # a peer that cannot take the model is a row, not the end of the others' measurement
@@ -83,7 +83,7 @@ def _blocks(body: Any) -> Any:
     return body.h if hasattr(body, "h") else body.layers
 
 
-def nnsight_call(head_model: Any, ids: torch.Tensor) -> Calls:
+def nnsight_call(head_model: Any, ids: torch.Tensor, _: Any) -> Calls:
     """All residual streams through nnsight's trace on the bare body."""
     import nnsight
 
@@ -100,12 +100,14 @@ def nnsight_call(head_model: Any, ids: torch.Tensor) -> Calls:
     return {f"nnsight {nnsight.__version__} trace, all layers": call}
 
 
-def transformer_lens_calls(head_model: Any, ids: torch.Tensor) -> Calls:
+def transformer_lens_calls(head_model: Any, ids: torch.Tensor, tokenizer: Any) -> Calls:
     """TransformerLens >= 4: run_with_cache of its bridge over the same weights."""
     from transformer_lens.model_bridge import TransformerBridge
 
     with tempfile.TemporaryDirectory() as folder:
         head_model.config.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
         # a copy, because the bridge rewires the attention of the model that it is given
         bridge = TransformerBridge.boot_transformers(folder, hf_model=copy.deepcopy(head_model), device="cpu")
 

@@ -28,7 +28,7 @@ def test_a_shipped_task_and_a_planted_full_stop(tmp_path: Path) -> None:
     ]
     task = tmp_path / "stop.jsonl"
     task.write_text("\n".join(map(json.dumps, rows)))
-    few = ["--limit", "40", "--permutations", "199", "--label-permutations", "0", "--random", "20", "--no-twin", "--k", "5"]
+    few = ["--limit", "30", "--permutations", "199", "--label-permutations", "0", "--random", "20", "--no-twin", "--k", "5"]
     out = tmp_path / "out"
     main(
         ["circuits", "smollm2", "--no-chat", "--task", "certainty=halueval", "--task", f"stop={task}", *few, "--out", str(out)]
@@ -42,6 +42,6 @@ def test_a_shipped_task_and_a_planted_full_stop(tmp_path: Path) -> None:
     assert claims["certainty: 5 neurons tell the classes apart"]["measured"] > 0.7
     planted = claims["stop: 5 neurons tell the classes apart"]
     assert planted["measured"] == 1
-    assert (planted["outcome"], planted["explanation"]) == ("holds", "trivial cue")
-    assert "ends with a full stop" in planted["words"]
+    assert planted["control"] == {"name": "chosen trivial cue", "value": 1}
+    assert "the best trivial cue (ends with a full stop)" in planted["words"]
     assert (out / "report.html").stat().st_size > 50_000

@@ -151,8 +151,8 @@ def _affordable(model: LoadedModel, runs: int) -> int:
     weights = 0.0
     for layer in model.structure.layers:
         for name, weight in layer.named_parameters():
-            routed = chosen is not None and ".experts." in f".{name}" and weight.dim() == 3
-            weights += weight.numel() * (chosen / len(weight) if routed else 1)
+            routed = ".experts." in f".{name}" and weight.dim() == 3
+            weights += weight.numel() * (chosen / len(weight) if chosen and routed else 1)
     return int(np.clip(_BUDGET / (weights * runs), _LEAST, MOST))
 
 

@@ -29,7 +29,7 @@ def test_a_shipped_task_and_a_planted_full_stop(tmp_path: Path) -> None:
     task = tmp_path / "stop.jsonl"
     task.write_text("\n".join(map(json.dumps, rows)))
     few = ["--limit", "30", "--permutations", "199", "--label-permutations", "0", "--random", "20", "--no-twin"]
-    few += ["--k", "5", "--ks", "2,5"]
+    few += ["--k", "5", "--ks", "2,5", "--site", "resid:0-11"]
     out = tmp_path / "out"
     main(
         ["circuits", "smollm2", "--no-chat", "--task", "certainty=halueval", "--task", f"stop={task}", *few, "--out", str(out)]

@@ -72,7 +72,8 @@ def kinds(work: Path) -> dict[str, Kind]:
     copies = [_copy(model, work / f"model{n}", n) for n in (0, 1)]
     traces = [make(seed=n) for n in (0, 1)]
     moments = [
-        Moments(*(np.full((1, 2, *size), n + 1.0) for size in ((), (1, 4), (1, 4))), (Site("resid", 0),)) for n in (0, 1)
+        Moments(np.full((1, 2), n + 1), *(np.full((1, 2, 1, 4), n + 1.0) for _ in range(2)), (Site("resid", 0),))
+        for n in (0, 1)
     ]
 
     def result(name: str, parts: list[Artifact], key: str, read: Read, **more: Any) -> Kind:

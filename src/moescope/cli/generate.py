@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from moescope.study.result import StudyResult
 
 RUN = Group("Run", sort_key=2)
-_LEFT_OUT = ("progress",)
+_LEFT_OUT = ("progress", "work")
 _SHORT = {"out": ("--out", "-o")}
 
 

@@ -77,7 +77,8 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
     source, layer = _where(loaded, settings)
     texts = [e.text for e in together.examples]
     read = partial(prompt_features, loaded, source=source, layer=layer, batch_tokens=run.batch_tokens)
-    x, tokens = read(texts, max_tokens=run.max_tokens, progress=context.counter("reading the first layers"))
+    reading = partial(read, texts, max_tokens=run.max_tokens, progress=context.counter("reading the first layers"))
+    x, tokens = context.stage("reading the first layers", reading)
     limit = int(np.quantile(encode(loaded, [texts[i] for i in rows.fit]).lengths, 0.9))
     known = set(texts)
     foreign_texts = [text for text in plain_text() if text not in known][:200]
@@ -86,9 +87,12 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
     # as long as the tasks' own prompts: strangeness must not be length alone
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that they are cut
-        foreign = read(foreign_texts, max_tokens=limit)
+        foreign = context.stage(_FOREIGN, partial(read, foreign_texts, max_tokens=limit))
 
     def fitted(rows: Rows, kept: Sequence[int]) -> TaskRouter:
+        return context.stage(f"fitting the router on {rows.name}", partial(fit_on, rows, kept))
+
+    def fit_on(rows: Rows, kept: Sequence[int]) -> TaskRouter:
         def of(part: np.ndarray) -> KnownPrompts:
             return KnownPrompts(x[part], tokens[part], np.searchsorted(kept, y[part]), rows.groups[part])
 
@@ -110,6 +114,7 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
         )
         strange[alone] = other.name(x[judge], tokens[judge])
     cue = chosen_cue(together, rows.fit, rows.judge, inner.folds, loaded.tokenizer)
+    timed = [texts[i] for i in rows.judge[: settings.timed_texts]]
     tables = {
         "named": _confusion(named, y[rows.judge], names),
         "unknown": pd.DataFrame(
@@ -118,7 +123,7 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
                 for key, found in strange.items()
             ]
         ),
-        "speed": _speed(router, loaded, [texts[i] for i in rows.judge[: settings.timed_texts]], context),
+        "speed": context.stage("on the clock", partial(_speed, router, loaded, timed, context)),
     }
     return context.result(
         model=loaded,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import contextlib
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from moescope.capture.encode import encode
 from moescope.errors import InputError
 from moescope.intervene.experts import ExpertEdits, edits_by_layer
+from moescope.intervene.text_loss import Applied
 from moescope.models import LoadedModel
 from moescope.studies.steer.claims import FAMILY, steering_claims
 from moescope.studies.steer.effects import Plan, Texts, compare_effects, prepare_texts
@@ -80,17 +83,18 @@ def steer(
     if settings.ablate is not None:
         check_circuit_of(settings.ablate, loaded)
     if selecting:
-        steerings += by_category(loaded, selecting, settings, run)
+        steerings += context.stage("choosing experts", lambda: by_category(loaded, selecting, settings, run))
     for steering in steerings:  # before the model runs for minutes
         if isinstance(steering.edits, ExpertEdits):
             edits_by_layer(loaded, steering.edits)
-    prepared = prepare_texts(loaded, passages, settings, run)
+    prepared = context.stage("loss without steering", lambda: prepare_texts(loaded, passages, settings, run))
     context.rows(_rows(selecting, prepared))
     usage: Usage = {}
     if any(isinstance(s.edits, ExpertEdits) for s in steerings):
-        usage = text_usage(loaded, prepared, batch_tokens=run.batch_tokens)
+        usage = context.stage("use of the experts", lambda: text_usage(loaded, prepared, batch_tokens=run.batch_tokens))
     samples = {p.category or p.id: p.text for p in reversed(asked)} if settings.new_tokens else {}
-    before = {name: continuation(loaded, text, settings.new_tokens) for name, text in samples.items()}
+    continued = partial(_continued, loaded, samples, settings.new_tokens)
+    before = context.stage("continuing the samples", continued)
     frames: list[pd.DataFrame] = []
     rows: dict[str, list[dict[str, Any]]] = {"experts": [], "neurons": [], "samples": []}
     for steering in steerings:
@@ -102,15 +106,16 @@ def steer(
             plan = neurons_plan(loaded, neurons, prepared, settings=settings, mode=mode, run=run)
             rows["neurons"] += [{"steering": steering.name, "neuron": str(n)} for n in neurons]
         _record(context, steering, plan)
-        count = context.counter(f"{steering.name}: against random ones")
-        frame = compare_effects(prepared, plan, target=steering.target, run=run, progress=count)
+        name = f"{steering.name}: against random ones"
+        against = partial(compare_effects, prepared, plan, target=steering.target, run=run, progress=context.counter(name))
+        frame = context.stage(name, against)
         frame.insert(0, "steering", steering.name)
         frames.append(frame)
-        for name, text in samples.items():
-            with plan.own():
-                after = continuation(loaded, text, settings.new_tokens)
-            row = {"steering": steering.name, "sample": name, "prompt": text, "before": before[name], "after": after}
-            rows["samples"].append(row)
+        after = context.stage(f"{steering.name}: continuing the samples", partial(continued, plan.own))
+        rows["samples"] += [
+            {"steering": steering.name, "sample": name, "prompt": text, "before": before[name], "after": after[name]}
+            for name, text in samples.items()
+        ]
     effects = pd.concat(frames, ignore_index=True)
     return context.result(
         model=loaded,
@@ -174,6 +179,14 @@ def _expert_rows(name: str, edits: ExpertEdits, usage: Usage) -> list[dict[str, 
         row |= {"boost": edits.boost.get(expert), "scale": edits.scale.get(expert)}
         rows.append(row | {f"usage_{c}": float(u[expert.layer][expert.number]) for c, u in usage.items()})
     return rows
+
+
+def _continued(
+    model: LoadedModel, samples: Mapping[str, str], new_tokens: int, applied: Applied = contextlib.nullcontext
+) -> dict[str, str]:
+    """What the model writes after each sample."""
+    with applied():
+        return {name: continuation(model, text, new_tokens) for name, text in samples.items()}
 
 
 @torch.no_grad()

@@ -128,7 +128,7 @@ def kinds(work: Path) -> dict[str, Kind]:
         ),
         Kind(
             "trace as Parquet", "t.parquet", *[lambda at, t=t: export_parquet(t, at, overwrite=True) for t in traces],
-            lambda at: _table(at), apart=False,
+            lambda at: _table(at), apart=False, unread=("*",),  # for others to read
         ),
         Kind(
             "store of activations", "store", *[lambda at: _collect(at, model)] * 2,

@@ -38,7 +38,7 @@ def work_of(folder: Path) -> Path:
 
 def kept_stages(folder: Path) -> int:
     """How many stages are kept for a result in ``folder`` (absolute)."""
-    return len(list(work_of(folder).glob("*.safetensors")))
+    return len(list(work_of(folder).rglob("*.safetensors")))
 
 
 class Stages:

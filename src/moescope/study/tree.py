@@ -107,7 +107,7 @@ def value_of(tree: Any, arrays: Mapping[str, np.ndarray], shared: Mapping[str, o
             case "number":
                 return of(held)[()]
             case "tensor":
-                found = torch.from_numpy(np.ascontiguousarray(of(held)))
+                found = torch.from_numpy(np.asarray(of(held), order="C"))
                 return found.view(torch.bfloat16) if part["dtype"] == "bfloat16" else found
             case "table":
                 index = of(part["index"])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +29,17 @@ def circuits(run: Run) -> StudyResult:
     return moescope.circuits("dense-tiny", TASKS, moescope.CircuitSettings(k=8, ks=(4, 8), **few), run=run)
 
 
+@cache
+def series() -> list[Path]:
+    """Two checkpoints by name, which are one model."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    whole = Path(moescope.__file__).parent / "models" / "zoo" / "dense-tiny"
+    return [Path(shutil.copytree(whole, folder / name)) for name in ("step-0", "step-1000")]
+
+
 def dynamics(run: Run) -> StudyResult:
-    settings = moescope.SearchSettings(k=8)
-    return moescope.dynamics(["dense-tiny"], TASKS[:1], ["step-0", "step-1000"], settings, run=run)
+    return moescope.dynamics(series(), TASKS[:1], settings=moescope.SearchSettings(k=8), run=run)
 
 
 def signatures(run: Run) -> StudyResult:

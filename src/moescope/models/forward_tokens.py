@@ -44,7 +44,7 @@ class ForwardTokens:
         entry = body_entry(model)
         layers = [model.tap_point(Site("resid", layer)).module for layer in range(model.n_layers)]
         own = [vars(layer).get("forward") for layer in layers]
-        tokens, count = 0, 0.0
+        tokens, ran = 0, 0.0
 
         def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             nonlocal tokens
@@ -52,10 +52,10 @@ class ForwardTokens:
 
         def layer_runs(number: int) -> Any:
             def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-                nonlocal count
+                nonlocal ran
                 # a layer whose forward was replaced meanwhile (`moescope.intervene.resume`) computes nothing
                 if vars(module).get("forward") is own[number]:
-                    count += tokens / len(layers)
+                    ran += tokens / len(layers)
 
             return hook
 
@@ -66,7 +66,7 @@ class ForwardTokens:
             try:
                 yield
             finally:
-                self.add(purpose, count)
+                self.add(purpose, ran)
 
 
 def body_entry(model: LoadedModel) -> nn.Module:

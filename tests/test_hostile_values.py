@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import moescope
 from moescope.cli import main
 from moescope.errors import InputError
 from moescope.routing import trace_prompts
@@ -40,6 +41,12 @@ def test_two_texts_again_and_again_have_one_direction() -> None:
     assert share == pytest.approx(1)
     assert np.abs(projection[:, 0]) == pytest.approx(np.sqrt(50))
     assert projection[:, 1] == pytest.approx(0, abs=1e-6)
+
+
+def test_categories_of_one_text_each_are_refused() -> None:
+    prompts = [Prompt(str(i), ["The same text.", "Another one, longer."][i % 2], "ab"[i % 2]) for i in range(20)]
+    with pytest.raises(InputError, match="prompts: those of one category are all routed alike"):
+        moescope.robustness("moe-tiny", prompts, moescope.RobustnessSettings(attacked=0))
 
 
 @pytest.mark.parametrize(

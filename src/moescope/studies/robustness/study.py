@@ -179,6 +179,12 @@ class _Base:
             # equal counts are at distance 0, not at the rounding of a cosine
             moved = np.where(still, 0.0, 1 - similar[np.arange(n), n + np.arange(n)])
             within = float((1 - similar[:n, :n])[same].mean())
+            if not within > 1e-12:
+                raise InputError(
+                    "those of one category are all routed alike, so no change can be measured by their distance: give texts "
+                    "that differ",
+                    "prompts",
+                )
             # distances are no proportions: where none moved there is no doubt for Wilson's interval to add
             low, high = group_bootstrap(moved, self.groups, seed=seed) if moved.any() else (0.0, 0.0)
             row |= {

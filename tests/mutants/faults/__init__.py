@@ -7,7 +7,7 @@ runs on and gives numbers. Snippets are short, of one line where they can be, an
 from __future__ import annotations
 
 from tests.mutants.fault import Fault
-from tests.mutants.faults import circuits, circuits_used, distill, experts, models, reading, runtime, signatures, study
+from tests.mutants.faults import circuits, circuits_used, distill, experts, models, reading, runtime, signatures, study, traces
 
 FAULTS: tuple[Fault, ...] = (
     *circuits.FAULTS,
@@ -19,4 +19,5 @@ FAULTS: tuple[Fault, ...] = (
     *models.FAULTS,
     *reading.FAULTS,
     *study.FAULTS,
+    *traces.FAULTS,
 )

@@ -24,7 +24,7 @@ COMMANDS = {
     "trace": ["moe-tiny", "--prompts", "routing-480", "--new-tokens", "4"],
     "distill": ["dense-tiny", "--layer", "2", "--experts", "64", "--steps", "60", "--seeds", "2"],
     "steer": ["moe-tiny", "--ban-top", "each", "--new-tokens", "4"],
-    "prune": ["moe-tiny"],
+    "prune": ["moe-tiny", "--ratios", "0.5", "--text-tokens", "512", "--length", "32"],
     "robustness": ["moe-tiny", "--prompts", "routing-80", "--attacked", "4", "--queries", "64"],
     "transfer": ["moe-tiny", "dense-tiny", "--prompts", "routing-80"],
     "convert": ["dense-tiny", "--calibration-tokens", "2048", "--heldout-tokens", "512", "--finetune", "12", "--no-speed"],

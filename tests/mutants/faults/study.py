@@ -15,7 +15,7 @@ FAULTS = faults(
     (
         "says-nothing",
         "stages",
-        "controls and notes of a resumed one are lost",
+        "what a resumed one said is lost",
         _STAGES,
         "one += more",
         "one += more[:0]",

@@ -100,6 +100,14 @@ def test_a_stage_is_computed_once(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["out"]  # what was kept is of no use any more
 
 
+def test_two_stages_called_alike_are_two(tmp_path: Path) -> None:
+    for _ in range(2):
+        context = Said().context(tmp_path / "out")
+        assert [context.stage("edit", lambda i=i: i) for i in range(3)] == [0, 1, 2]  # type: ignore[misc]
+        context._held.close()
+    assert stages.kept_stages(tmp_path / "out") == 3
+
+
 def test_what_is_of_another_run_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for case in ("seed", "code", "inputs", "name"):
         said = begun(tmp_path / case)

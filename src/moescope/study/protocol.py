@@ -199,7 +199,7 @@ class Context:
     def stage(self, name: str, compute: Callable[[], _V], /, **shared: object) -> _V:
         """What ``compute`` gives; or, where a run of the same settings, inputs and code was cut off after it, what it gave.
 
-        What it says to this context (rows, controls, notes, tokens) is kept with it. Its name is its own in the study.
+        What it says to this context (rows, controls, notes, tokens) is kept with it. Stages come in one order in every run.
 
         Args:
             shared: what the value refers to without being of the stage: the model, activations.

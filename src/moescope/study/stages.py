@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -54,6 +55,7 @@ class Stages:
         """that the stages took which an earlier process finished"""
         self._folder = folder
         self._inputs: list[str] = []
+        self._names: Counter[str] = Counter()
         if folder is None or not os.path.lexists(folder):
             pass
         elif folder.is_symlink() or (os.name != "nt" and folder.stat().st_uid != os.getuid()):
@@ -98,6 +100,9 @@ class Stages:
         """See :meth:`moescope.study.protocol.Context.stage`; what is added to the lists of ``said`` is kept too."""
         if self._folder is None:
             return compute()
+        self._names[name] += 1
+        if self._names[name] > 1:  # two edits may be called alike
+            name = f"{name} ({self._names[name]})"
         kept = self.kept(name, shared)
         if kept is None:
             had, began, used = [len(one) for one in said], time.monotonic(), spent()["cpu_seconds"]

@@ -16,6 +16,7 @@ import pytest
 
 import moescope
 from moescope import Run, StudyResult
+from moescope.cli import main
 from tests.same_result import difference
 
 Verb = Callable[[Run], StudyResult]
@@ -137,3 +138,27 @@ def test_the_same_result_however_often_it_is_cut_off(name: str, tmp_path: Path, 
     assert os.listdir(tmp_path) == ["out"]
     assert difference(found, whole) is None
     assert difference(moescope.load(out), whole) is None
+
+
+def test_ctrl_c_says_that_the_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.setattr(StudyResult, "_show", lambda self, folder: None)
+    line = ["prune", "moe-tiny", "--ratios", "0.5", "--text-tokens", "256", "--length", "16", "--out", str(out), "--quiet"]
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("moescope.studies.prune.study.text_losses", interrupted)
+        with pytest.raises(SystemExit, match="130"):
+            main(line)
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said == "interrupted; no result was written, the same command goes on after 1 finished stage"
+    assert os.listdir(tmp_path) == [".out.work"]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("moescope.studies.prune.study.expert_saliency", interrupted)  # it is not read again
+        main(line)
+    assert os.listdir(tmp_path) == ["out"]

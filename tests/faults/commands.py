@@ -19,8 +19,8 @@ from tests.same_result import difference
 
 TASK = ["--task", "certainty=halueval", "--limit", "160"]
 COMMANDS = {
-    "circuits": ["dense-tiny", *TASK, "--k", "8", "--n-permutations", "200", "--ablate-rows", "40"],
-    "signatures": ["moe-tiny", "--prompts", "routing-80", "--new-tokens", "4", "--n-permutations", "200"],
+    "circuits": ["dense-tiny", *TASK, "--k", "8", "--permutations", "200", "--ablate-rows", "40"],
+    "signatures": ["moe-tiny", "--prompts", "routing-80", "--new-tokens", "4", "--permutations", "200"],
     "trace": ["moe-tiny", "--prompts", "routing-480", "--new-tokens", "4"],
     "distill": ["dense-tiny", "--layer", "2", "--experts", "64", "--steps", "60", "--seeds", "2"],
     "steer": ["moe-tiny", "--ban-top", "each", "--new-tokens", "4"],

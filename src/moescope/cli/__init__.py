@@ -41,6 +41,7 @@ _COMMANDS = {
     "exit": ("verbs:exit", "A classifier that leaves the model early, with a bound on what that costs."),
     "route": ("verbs:route", "Name a prompt's task from the first layers, or call it unknown."),
     "serve": ("serve:serve", "A live page and an API: classify, name tasks, watch experts and circuits fire."),
+    "plan": ("plan:plan", "What a command would take: tokens, FLOPs, memory, time; nothing is run."),
     "show": ("look:show", "Print a saved result again, or one of its tables."),
     "compare": ("look:compare", "Draw several saved circuit studies side by side."),
     "models": ("look:models", "List the embedded models, with their cards."),

@@ -26,6 +26,7 @@ from moescope.files.cache import cache, sha256_of
 from moescope.files.folder import whole_folder
 from moescope.files.names import plain_name
 from moescope.files.parse import parse_object
+from moescope.files.remote import cache
 
 SUFFIX = ".gguf"
 RECORD = "moescope.json"

@@ -21,6 +21,7 @@ from moescope.capture.manifest import FINISHED, UNFINISHED, Manifest, chain, che
 from moescope.capture.position import Position
 from moescope.capture.shards import Vectors, read_shard, shard_tensors, write_shard
 from moescope.errors import InputError
+from moescope.files.folder import system_errors
 from moescope.files.remote import local, publish
 from moescope.models.reading import SpecialTokens
 from moescope.models.sites import parse_sites
@@ -196,7 +197,8 @@ class ActivationStore:
         if not self._writable:
             raise InputError(f"{self.path}: the store is open for reading; use resume() to add to it")
         self.manifest.write(self.path / FINISHED)
-        (self.path / UNFINISHED).unlink(missing_ok=True)
+        with system_errors(self.path):
+            (self.path / UNFINISHED).unlink(missing_ok=True)
         publish(self.path)
 
     def read(self, site: Site | None = None, rows: slice | int | None = None) -> Vectors:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from cyclopts import CoercionError, CycloptsError, Group, Parameter
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from moescope.study.result import StudyResult
 
 RUN = Group("Run", sort_key=2)
-_LEFT_OUT = ("progress",)
+_LEFT_OUT = ("progress", "work")
 _SHORT = {"out": ("--out", "-o")}
 
 
@@ -112,7 +113,10 @@ def command(verb: Verb, body: Callable[..., None] | None = None) -> Callable[...
                 function = verb.verb()
                 taken = inspect.signature(function).parameters
                 named = {n: arguments.pop(n) for n, p in taken.items() if n in arguments and p.kind == p.KEYWORD_ONLY}
-                result = function(*verb.arguments(arguments), chosen, **named, run=place)
+                try:
+                    result = function(*verb.arguments(arguments), chosen, **named, run=place)
+                except KeyboardInterrupt as error:
+                    raise type(error)(_interrupted(folder)) from error
         except InputError as error:
             raise translated(error, options) from error
         if shown_as["json"]:
@@ -132,6 +136,16 @@ def command(verb: Verb, body: Callable[..., None] | None = None) -> Callable[...
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     run.__name__ = name
     return run
+
+
+def _interrupted(folder: Path) -> str:
+    """What to say; empty where nothing was kept."""
+    from moescope.files.folder import settled
+    from moescope.study.stages import kept_stages
+
+    kept = kept_stages(settled(folder))
+    stages = "1 finished stage" if kept == 1 else f"{kept} finished stages"
+    return f"interrupted; no result was written, the same command goes on after {stages}" if kept else ""
 
 
 def told(verb: Verb, positional: Sequence[Any], given: dict[str, Any]) -> tuple[dict[str, Any], Any, Run, dict[str, bool]]:

@@ -26,7 +26,7 @@ from moescope.capture.encode import encode
 from moescope.capture.manifest import FINISHED, UNFINISHED, Shard, chain, check_contents, check_shard
 from moescope.errors import InputError
 from moescope.files.atomic import write_atomic
-from moescope.files.folder import healed, output, settled, whole_folder
+from moescope.files.folder import healed, output, settled, system_errors, whole_folder
 from moescope.files.remote import local, publish
 from moescope.routing.capture import PromptLike, trace_prompts
 from moescope.routing.load import holds_load
@@ -118,7 +118,8 @@ class TraceStore:
     def finish(self) -> None:
         """Write the manifest; from now on the store can be read."""
         self.manifest.write(self.path / FINISHED)
-        (self.path / UNFINISHED).unlink(missing_ok=True)
+        with system_errors(self.path):
+            (self.path / UNFINISHED).unlink(missing_ok=True)
         publish(self.path)
 
     def __enter__(self) -> TraceStore:

@@ -7,7 +7,7 @@ runs on and gives numbers. Snippets are short, of one line where they can be, an
 from __future__ import annotations
 
 from tests.mutants.fault import Fault
-from tests.mutants.faults import circuits, circuits_used, distill, experts, models, reading, runtime, signatures, traces
+from tests.mutants.faults import circuits, circuits_used, distill, experts, models, reading, runtime, signatures, study, traces
 
 FAULTS: tuple[Fault, ...] = (
     *circuits.FAULTS,
@@ -18,5 +18,6 @@ FAULTS: tuple[Fault, ...] = (
     *experts.FAULTS,
     *models.FAULTS,
     *reading.FAULTS,
+    *study.FAULTS,
     *traces.FAULTS,
 )

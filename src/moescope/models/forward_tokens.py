@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -32,13 +33,17 @@ class ForwardTokens:
         """Forward tokens by purpose, in the order in which the purposes were first named."""
         return {purpose: round(count) for purpose, count in self._counts.items()}
 
+    def exactly(self, purpose: str) -> float:
+        """Forward tokens of one purpose, shares of a pass not rounded."""
+        return self._counts[purpose]
+
     def add(self, purpose: str, tokens: float) -> None:
         """Tokens that are known without a model's run."""
         self._counts[purpose] = self._counts.get(purpose, 0.0) + tokens
 
     @contextmanager
     def of(self, model: LoadedModel, purpose: str) -> Iterator[None]:
-        """Count whatever ``model`` runs inside the block for ``purpose``."""
+        """Count whatever ``model`` runs inside the block for ``purpose``, in this process and for it in others."""
         self.add(purpose, 0.0)
         entry = body_entry(model)
         layers = [model.tap_point(Site("resid", layer)).module for layer in range(model.n_layers)]
@@ -58,6 +63,10 @@ class ForwardTokens:
             return hook
 
         with ExitStack() as hooks:
+            if model.spread is not None:
+                count = partial(self.add, purpose)
+                model.spread.counters.append(count)
+                hooks.callback(model.spread.counters.remove, count)
             hooks.callback(entry.register_forward_pre_hook(begin, with_kwargs=True).remove)
             for number, layer in enumerate(layers):
                 hooks.callback(layer.register_forward_pre_hook(layer_runs(number)).remove)

@@ -7,7 +7,7 @@ A verb is a plain function ``verb(model, inputs, settings=Settings(), *, run=Run
         loaded = context.load(model, head=True)
         rows = context.rows(halves("prune", groups, chosen))   # who fits, selects, calibrates, judges: kept apart by group
         ...                                                     # measure; context.counter("pruning") shows progress
-        context.control("random masks", differs=…, evidence="…")  # a control that is what it controls is a fault
+        context.control("random masks", differs=…, evidence="…")
         return context.result(model=loaded, title=…, claims=…, tables=…, artifacts={"mask": mask})
 
 The context owns progress, seed, time, provenance, device and the record of rows and controls; ``run.out`` saves the result.
@@ -27,9 +27,11 @@ from typing import Any, TypeVar
 import pandas as pd
 from torch import nn
 
+from moescope.cluster import engine_of, rank_device
 from moescope.errors import InputError, Note
 from moescope.files.folder import output, settled
 from moescope.models import LoadedModel, load
+from moescope.models.spread import Spread
 from moescope.study.provenance import machine, spent, subject
 from moescope.study.result import Artifact, StudyResult
 from moescope.study.result import load as load_result
@@ -64,13 +66,14 @@ class ControlFault(AssertionError):
 
 
 class Context:
-    """One run of one study.
+    """One run of one study; ``spread``: of one whose reading of texts can be shared out over processes.
 
     Raises:
-        InputError: ``run.out`` cannot be written to, or another process does, said before any work.
+        InputError: ``run.out`` cannot be written to, or another process does, or several are asked for that are of no use.
     """
 
-    def __init__(self, study: str, settings: Settings, run: Run) -> None:
+    def __init__(self, study: str, settings: Settings, run: Run, *, spread: bool = False) -> None:
+        self.engine = engine_of(run.engine, run.address, alone=None if spread else study)
         self.study, self.settings, self.run = study, settings, run
         self.notes: list[str] = []
         self.leaks: dict[str, Regrouped] = {}
@@ -85,8 +88,6 @@ class Context:
             check_target(run.out, overwrite=run.overwrite)
             self._held.enter_context(output(settled(run.out)))
 
-    # What a study works with
-
     def load(self, model: ModelLike, *, head: bool = False, required: bool = True, **options: Any) -> LoadedModel:
         """The model, loaded as ``run`` says unless it is in memory already, with its tokenizer.
 
@@ -100,7 +101,8 @@ class Context:
             InputError: the model cannot be had, or has no tokenizer.
         """
         asked = head and (required or isinstance(model, str | Path))
-        loaded = load(model, head=asked, **{**self.run.load_options(), **options})
+        options = {"head": asked, **self.run.load_options(), **options}
+        loaded = load(model, **{**options, "device": rank_device(options["device"])})
         if loaded.tokenizer is None:
             raise InputError(f"{loaded.name} has no tokenizer, and its texts are to be read; give (model, tokenizer)", "model")
         computed = str(loaded.dtype).removeprefix("torch.")
@@ -114,6 +116,7 @@ class Context:
         if (note := loaded.batching.note()) is not None:
             self.note(note)
         loaded = loaded.read_as(self.run.special_tokens, self.run.chat)
+        loaded.spread = loaded.spread or Spread.of(self.engine, model, options)
         self._loaded.append(loaded)
         return loaded
 
@@ -137,7 +140,7 @@ class Context:
         return [found.task for found in apart]
 
     def passages(self, texts: TextsLike) -> Sequence[Passage]:
-        """The passages, read where they are not :class:`Passage` already."""
+        """The passages, read where they are not yet."""
         with self.noted():
             return load_passages(texts)
 
@@ -179,8 +182,6 @@ class Context:
                 "circuits",
             )
         return dict(result.circuits)
-
-    # Progress
 
     def tell(self, stage: str, done: int, total: int) -> None:
         """Say how far a stage is."""
@@ -259,7 +260,7 @@ class Context:
             "rows": self._rows,
             "controls": self._controls,
             "notes": list(dict.fromkeys([*self.notes, *self._notes_of_reading()])),
-            **machine(),
+            **machine(self.engine),
             "seconds": round(time.time() - self._began, 1),
             "cpu_seconds": round(used["cpu_seconds"] - self._before, 1),
             "peak_gib": used["peak_gib"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from moescope.capture import capture
-from moescope.capture.activations import padded_batches
-from moescope.capture.encode import Encoded, encode
+from moescope.capture.activations import batches_for
+from moescope.capture.encode import Batch, Encoded, encode
+from moescope.capture.spread import read_batches
 from moescope.errors import InputError
 from moescope.models.past import past_argument, past_of
 from moescope.runtime.choices import Source
@@ -44,9 +45,17 @@ def prompt_features(
     if len(encoded) and encoded.lengths.min() < 2:
         raise InputError(f"text {encoded.first + int(encoded.lengths.argmin())}: one token only, too short to name its task")
     found = np.empty((len(encoded), sum(model.width(site) for site in sites)), np.float32)
-    done = 0
+    read = partial(_read, sites=sites, source=source)
+    groups = batches_for(model, encoded.lengths, batch_tokens, "right")
+    for rows, means in read_batches(model, encoded, groups, "right", read, row_bytes=4 * found.shape[1], progress=progress):
+        found[rows] = means
+    return found, encoded.lengths - 1
+
+
+def _read(model: LoadedModel, batches: Iterable[Batch], *, sites: Sequence[Site], source: Source) -> Iterator[np.ndarray]:
+    """Of each batch float32 (B, F)."""
     with capture(model, sites) as session:
-        for batch in padded_batches(model, encoded, batch_tokens, "right"):
+        for batch in batches:
             weight = _after_first(batch.mask).to(model.device)
 
             def reduce(_: Site, tensor: Tensor, weight: Tensor = weight) -> Tensor:
@@ -54,11 +63,7 @@ def prompt_features(
 
             seen = session.run(batch.ids, batch.mask, reduce=reduce)
             sums = torch.cat([seen[site] for site in sites], dim=1)
-            found[batch.rows] = (sums / weight.sum(1, keepdim=True)).cpu().numpy()
-            done += len(batch.rows)
-            if progress is not None:
-                progress(done, len(encoded))
-    return found, encoded.lengths - 1
+            yield (sums / weight.sum(1, keepdim=True)).cpu().numpy()
 
 
 def name_tasks(router: TaskRouter, model: LoadedModel, texts: Sequence[str] | Encoded, **options: Any) -> list[Named]:

@@ -13,6 +13,7 @@ from moescope.models.copies import copy_of
 from moescope.models.forward_tokens import ForwardTokens
 from moescope.models.inputs import padding_id
 from moescope.models.spread import Recipe
+from moescope.models.taps import BatchShape
 
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
@@ -23,6 +24,7 @@ Read = Callable[["LoadedModel", Iterable[Batch]], Iterator[R]]
 Progress = Callable[[int, int], None]
 """``progress(done_rows, total_rows)``, called after each batch."""
 
+_HARMLESS = ("transformers.", "accelerate.", ForwardTokens.__module__)
 _ROUND_BYTES, _ROUND_TOKENS = 1 << 28, 1 << 22  # of results and of padded tokens that one process holds at a time
 
 
@@ -113,9 +115,9 @@ def _rounds(groups: Sequence[np.ndarray], lengths: np.ndarray, row_bytes: int, p
 
 
 def _held(model: LoadedModel) -> bool:
-    """Whether something else than a counter of tokens listens to the modules, and may change what they give."""
+    """Whether a hook that other processes lack may change what the modules give."""
     return any(
-        hook.__module__ != ForwardTokens.__module__
+        not isinstance(hook, BatchShape) and not hook.__module__.startswith(_HARMLESS)
         for module in model.body.modules()
         for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     )

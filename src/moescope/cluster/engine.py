@@ -27,6 +27,10 @@ class Engine(Protocol):
     def processes(self) -> int:
         """How many work at a time."""
 
+    @property
+    def elsewhere(self) -> int:
+        """Shards that other processes have done so far."""
+
     def map(
         self, collect: Collect[S, R], shards: Sequence[S], costs: Sequence[float], *, here: Collect[S, R]
     ) -> Iterator[tuple[int, R]]:
@@ -48,6 +52,7 @@ class Local:
 
     name = "local"
     processes = 1
+    elsewhere = 0
 
     def map(
         self, collect: Collect[S, R], shards: Sequence[S], costs: Sequence[float], *, here: Collect[S, R]

@@ -29,6 +29,7 @@ class Ranks:
     def __init__(self, dist: Any) -> None:
         self._dist = dist
         self.processes: int = dist.get_world_size()
+        self.elsewhere = 0
         self.busy: set[int] = set()
         """ranks that were given a job and have not answered it all"""
 
@@ -48,6 +49,7 @@ class Ranks:
                 result: Any = answer[0]
                 if isinstance(result, _Failed):
                     raise result.error
+                self.elsewhere += 1
                 yield number, result
             self.busy.remove(rank)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import socket
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,6 +14,7 @@ from moescope.cluster.engine import Collect, ProcessLost, R, S, plain_error
 from moescope.errors import InputError
 
 _QUIET: dict[str, Any] = {"include_dashboard": False}  # of a cluster of our own
+_PLACE = re.compile(r"(?:ray://)?([^:/]+):(\d+)")
 _RETRIES = 3  # of a task whose worker or machine died
 
 
@@ -28,8 +31,10 @@ def ray_engine(address: str | None) -> RayTasks:
         raise InputError("ray is not installed: pip install 'moescope[ray]'", "engine") from error
     if not ray.is_initialized():
         try:
+            if address is not None and (place := _PLACE.fullmatch(address)):  # Ray itself would ask for minutes
+                socket.create_connection((place[1], int(place[2])), timeout=10).close()
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **({} if address else _QUIET))
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, OverflowError, RuntimeError, ValueError) as error:
             raise InputError(f"no Ray cluster answers at {address!r} ({error})", "address") from error
     return RayTasks(ray)
 
@@ -41,6 +46,7 @@ class RayTasks:
 
     def __init__(self, ray: Any) -> None:
         self._ray = ray
+        self.elsewhere = 0
         here = ray.cluster_resources()
         self._gpus = int(here.get("GPU", 0))
         self.processes = self._gpus or max(1, int(here.get("CPU", 1)))
@@ -72,6 +78,7 @@ class RayTasks:
             raise ProcessLost(f"Ray gave a shard up after {_RETRIES} more tries: {said}") from error
         if isinstance(answer, Exception):
             raise answer
+        self.elsewhere += 1
         return number, answer
 
 

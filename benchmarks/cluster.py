@@ -6,7 +6,7 @@
 
 Writes benchmarks/results/cluster.json and the table of docs/cluster.md (with --out only that file), and prints the table. Two
 figures for each way: forward tokens a second of one reading of the texts alone (every layer's residual stream), with the model
-in place; and of a whole `circuits` study, loading, ranking and nulls included. The ratio is of their tokens a second to those of
+in place; and of a whole `circuits` study, loading, ranking and nulls included. The ratio is of their speed to that of
 one process: 2 is perfect. All run one after the other in one call.
 """
 

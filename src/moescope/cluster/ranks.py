@@ -7,10 +7,11 @@ several ranks share one GPU, too.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NoReturn
 
@@ -88,7 +89,7 @@ def current() -> Ranks | None:
     return _current
 
 
-@contextmanager
+@contextlib.contextmanager
 def ranks() -> Iterator[None]:
     """Around a program that torchrun started: the first rank runs the block, with the others at its service.
 
@@ -111,10 +112,12 @@ def ranks() -> Iterator[None]:
     try:
         yield
         _current.end()
-    except (KeyboardInterrupt, ProcessLost) as error:
+    except ProcessLost:
+        raise
+    except KeyboardInterrupt as error:
         # torchrun ends the ranks that are left when one dies, and may do so before its silence is heard
         rank = _current.lost()
-        if rank is None or isinstance(error, ProcessLost):
+        if rank is None:
             raise
         raise _died(rank) from error
     except BaseException:
@@ -137,21 +140,23 @@ def _serve(dist: Any, rank: int) -> NoReturn:
     """Run what the first rank sends until it sends nothing more, or is gone; then end this process."""
     store = _store()
     store.set(f"moescope/place/{rank}", f"{os.uname().nodename} {os.getpid()}")
-    code = 0
+    code = 1
+    warnings.simplefilter("ignore")  # the first rank warns of the same
     try:
-        while True:
-            job: list[Any] = [None]
-            dist.recv_object_list(job, 0)
-            if job[0] is None:
-                break
-            collect, shards = job[0]
-            for answer in _answers(collect, shards, rank):
-                dist.send_object_list([answer], 0)
-    except KeyboardInterrupt:
-        store.set(f"moescope/end/{rank}", "")
+        with contextlib.suppress(RuntimeError):  # of gloo: the first rank is gone, and has said why
+            while True:
+                job: list[Any] = [None]
+                dist.recv_object_list(job, 0)
+                if job[0] is None:
+                    code = 0
+                    break
+                collect, shards = job[0]
+                for answer in _answers(collect, shards, rank):
+                    dist.send_object_list([answer], 0)
+    except KeyboardInterrupt:  # also one that waited until gloo gave up
         code = 143
-    except RuntimeError:  # of gloo: the first rank is gone, and has said why
-        code = 1
+        with contextlib.suppress(RuntimeError):  # torchrun is gone, too
+            store.set(f"moescope/end/{rank}", "")
     sys.stdout.flush()
     os._exit(code)  # threads of gloo may still wait for those that are gone
 

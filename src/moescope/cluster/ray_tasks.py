@@ -34,7 +34,9 @@ def ray_engine(address: str | None) -> RayTasks:
             if address is not None and (place := _PLACE.fullmatch(address)):  # Ray itself would ask for minutes
                 socket.create_connection((place[1], int(place[2])), timeout=10).close()
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **({} if address else _QUIET))
-        except (OSError, OverflowError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises bare ones too
+            if address is None:
+                raise InputError(f"Ray could not begin a cluster on this machine ({error})", "engine") from error
             raise InputError(f"no Ray cluster answers at {address!r} ({error})", "address") from error
     return RayTasks(ray)
 

@@ -29,7 +29,7 @@ from moescope.files.atomic import write_atomic
 from moescope.models import from_model
 from moescope.routing import RoutingTrace, TracedSequence, recording
 from moescope.routing.capture import trace_prompts
-from moescope.routing.importers import EngineModel, import_vllm
+from moescope.routing.engines import EngineModel, import_vllm
 from moescope.routing.store import load_trace, save_trace
 
 RESULT = Path(__file__).parent / "results" / "routing.json"

@@ -18,9 +18,9 @@ from moescope.errors import InputError
 from moescope.stats import group_bootstrap
 from moescope.studies.convert.build import build_model
 from moescope.studies.convert.claims import quality_cases, recommend
+from moescope.studies.convert.equality import checked_equality, relative_difference
 from moescope.studies.convert.quality import Quality, eight_bits
 from moescope.studies.convert.speed import Runner, Workload, active_share, ceilings, measure
-from moescope.studies.convert.study import checked_equality, relative_difference
 from moescope.study.result import StudyResult
 from moescope.study.verdicts import verdicts
 from moescope.types import Claim
@@ -215,9 +215,18 @@ def test_a_wrong_conversion_would_be_noticed() -> None:
     model = source("llama")
     built, counts, *_ = converted(model)
     assert relative_difference(model.module, built, counts, windows(2)) <= 1e-4
+    assert relative_difference(model.module, built, counts, windows(2), level=True) <= 1e-5
+    strays = built.model.layers[1].mlp.gate.weight
+    strays *= 40  # a text far from that of the calibration: gates that stray, in a model that is the same
+    found = checked_equality(model, built, counts, windows(2))
+    assert found.split <= 1e-5 < 1e-4 < found.gates
+    strays *= 40
+    with pytest.raises(InputError, match="with every expert active the logits differ"):
+        checked_equality(model, built, counts, windows(2))
+    strays /= 1600
     built.model.layers[1].mlp.experts.down_proj[3] *= 1.1
     assert relative_difference(model.module, built, counts, windows(2)) > 1e-3
-    with pytest.raises(InputError, match="every expert active the logits differ"):
+    with pytest.raises(InputError, match="gates of one the logits differ"):
         checked_equality(model, built, counts, windows(2))
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from moescope.errors import InputError, Note
 from moescope.files.text import lines, read_text
-from moescope.routing.importers import EngineModel, import_vllm
+from moescope.routing.engines import EngineModel, import_vllm
 from moescope.studies.convert.text import _paragraphs
 from moescope.studies.distill.layer_data import read_texts
 from moescope.tasks import load_prompts, load_task

@@ -102,7 +102,7 @@ def test_an_export_replaces_no_other_file(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_import(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ids = np.random.default_rng(0).integers(0, 16, (9, 2, 3)).astype(np.int16)
+    ids = np.argsort(np.random.default_rng(0).random((9, 2, 16)), -1)[..., :3].astype(np.int16)
     np.save(tmp_path / "r.npy", ids)
     command = ["trace", "--vllm", str(tmp_path / "r.npy"), "--layers", "1-2", "--out", str(tmp_path / "t")]
     assert "--experts" in fails(command, capsys)
@@ -115,7 +115,7 @@ def test_import(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_does_not_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "give one of MODEL, --vllm, --sglang, --read" in fails(["trace"], capsys)
+    assert "give one of MODEL, --vllm, --sglang, --llama-cpp, --read" in fails(["trace"], capsys)
     out = str(tmp_path / "t")
     message = fails(["trace", "dense-tiny", "--prompts", prompts(tmp_path / "p.jsonl"), "--out", out], capsys)
     assert "dense-tiny is dense" in message

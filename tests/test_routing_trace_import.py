@@ -16,7 +16,7 @@ import torch
 from safetensors.numpy import save_file
 
 from moescope.errors import InputError
-from moescope.routing.importers import SGLANG_CONVERSION, EngineModel, import_sglang, import_vllm
+from moescope.routing.engines import SGLANG_CONVERSION, EngineModel, import_sglang, import_vllm
 
 MODEL = EngineModel(n_experts=8)
 
@@ -70,7 +70,6 @@ def test_vllm_files(tmp_path: Path) -> None:
     ("array", "model", "message"),
     [
         (np.where(np.arange(30).reshape(5, 3, 2) == 21, 9, routed(5)), MODEL, "request r: row 3, layer 1: expert id 9 .*0-7"),
-        (np.where(np.arange(30).reshape(5, 3, 2) == 4, -1, routed(5)), MODEL, "row 0, layer 2: expert id -1"),
         (routed(5), EngineModel(8, layers=(0, 1, 2, 3)), "has 3 layers, but 4 layer numbers"),
         (routed(5)[0], MODEL, "must be integers"),
         (routed(5).astype(float), MODEL, "must be integers"),
@@ -149,9 +148,16 @@ def test_interleaved_sglang_requests_are_refused(tmp_path: Path) -> None:
         import_sglang(convert(source), MODEL)
 
 
+def test_a_slot_without_an_expert(tmp_path: Path) -> None:
+    np.save(tmp_path / "r.npy", np.where(np.arange(30).reshape(5, 3, 2) == 4, -1, routed(5)))
+    trace = import_vllm(tmp_path / "r.npy", MODEL).validate()
+    assert trace.ids[0, 2].tolist() == [trace.empty, int(routed(5)[0, 2, 1])]
+    assert trace.counts().sum() == 29
+
+
 def test_sglang_counts_are_no_trace(tmp_path: Path) -> None:
     torch.save({"logical_count": torch.zeros(4, 3, 8, dtype=torch.int32), "rank": 0}, tmp_path / "stat.pt")
-    with pytest.raises(InputError, match="no array 'topk_ids_of_layer', only logical_count"):
+    with pytest.raises(InputError, match="counts choices without tokens"):
         import_sglang(convert(tmp_path / "stat.pt"), MODEL)
 
 

@@ -1,7 +1,7 @@
 """Writes `docs/claims.md` and the tables of README and `docs/results.md` from saved results, so that nothing is typed by hand.
 
 python tools/claims.py                # write them
-python tools/claims.py add RESULT …   # keep the claims of a result (docs/evidence/KIND-MODEL.json), then write them
+python tools/claims.py add [LABEL=]RESULT …  # keep its claims (docs/evidence/KIND-LABEL-MODEL.json), then write them
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ _KEPT = ("title", "model", "command", "date", "seconds", "forward_tokens", "task
 _KEPT += ("cpu_seconds", "peak_gib", "quantisation", "encoding", "device", "notes", "sources")
 MODELS = ROOT / "docs" / "models"
 REAL = {"smollm2": "SmolLM2-135M-Instruct", "gemma3-270m": "Gemma-3-270M"}
+FILES = {
+    "boolq.dev.jsonl": "BoolQ's dev split (question, passage, label)",
+    "agnews.test.jsonl": "AG News' test split (text, label)",
+}
+"""Files that a command names and that do not ship with moescope: what they are."""
 _TABLES = ("published", "baselines")  # of a model's page, where a result has them
 
 
@@ -49,10 +54,12 @@ class Saved:
     """by name, columns and data"""
 
 
-def keep(folder: Path) -> Path:
-    """The claims of the result in ``folder``, written beside those that are kept already."""
-    result = load(folder)
-    target = EVIDENCE / f"{result.kind}-{slug(model_name(result)).replace('_', '-')}.json"
+def keep(given: str) -> Path:
+    """The claims of the result in the folder ``given``, or ``LABEL=folder``, written beside those that are kept already."""
+    label, _, folder = given.rpartition("=")
+    result = load(Path(folder))
+    parts = [result.kind, *filter(None, [label]), slug(model_name(result)).replace("_", "-")]
+    target = EVIDENCE / f"{'-'.join(parts)}.json"
     meta = {key: result.meta[key] for key in _KEPT if key in result.meta}
     if meta.get("command"):
         meta["command"] = re.sub(r" (?:-o|--out)[ =]\S+| --overwrite| --quiet", "", meta["command"])
@@ -121,6 +128,9 @@ def model_page(name: str, results: list[Saved]) -> str:
         facts |= {"CPU seconds": meta.get("cpu_seconds"), "peak GiB": meta.get("peak_gib")}
         lines.append("; ".join(f"{key}: {value}" for key, value in facts.items() if value is not None) + ".")
         lines += ["", *(f"- {note}" for note in meta.get("notes", []))]
+        lines += [
+            f"- {file} is {what}; it does not ship with moescope." for file, what in FILES.items() if file in meta["command"]
+        ]
         for title, table in result.tables.items():
             lines += ["", f"**{title}**", "", f"| {' | '.join(table['columns'])} |", f"|{'---|' * len(table['columns'])}"]
             lines += [f"| {' | '.join(_cell(value) for value in row)} |" for row in table["data"]]
@@ -191,9 +201,9 @@ def pages() -> dict[Path, str]:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["add"]:
         for folder in sys.argv[2:]:
-            print(keep(Path(folder)).relative_to(ROOT))
+            print(keep(folder).relative_to(ROOT))
     elif sys.argv[1:]:
-        sys.exit(f"{sys.argv[1]!r} is none of: add RESULT …, or nothing")
+        sys.exit(f"{sys.argv[1]!r} is none of: add [LABEL=]RESULT …, or nothing")
     for target, text in pages().items():
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from moescope.models import list_models
     from moescope.models import load as load_model
     from moescope.select.estimators import CircuitClassifier, DivergenceSelector
+    from moescope.studies.agreement.settings import AgreementSettings
+    from moescope.studies.agreement.study import agreement
     from moescope.studies.circuits.formation import dynamics
     from moescope.studies.circuits.settings import CircuitSettings, SearchSettings
     from moescope.studies.circuits.study import circuits
@@ -50,6 +52,7 @@ __version__ = metadata.version("moescope")
 
 # Name -> where it stands. Names are imported when first used: `moescope --help` must not wait for torch.
 _WHERE = {
+    "AgreementSettings": "moescope.studies.agreement.settings",
     "CircuitClassifier": "moescope.select.estimators",
     "CircuitSettings": "moescope.studies.circuits.settings",
     "Claim": "moescope.types",
@@ -69,6 +72,7 @@ _WHERE = {
     "Task": "moescope.types",
     "TraceSettings": "moescope.studies.trace.settings",
     "TransferSettings": "moescope.studies.transfer.settings",
+    "agreement": "moescope.studies.agreement.study",
     "circuits": "moescope.studies.circuits.study",
     "convert": "moescope.studies.convert.study",
     "distill": "moescope.studies.distill.study",
@@ -89,6 +93,7 @@ _WHERE = {
     "transfer": "moescope.studies.transfer.study",
 }
 __all__ = [
+    "AgreementSettings",
     "CircuitClassifier",
     "CircuitSettings",
     "Claim",
@@ -108,6 +113,7 @@ __all__ = [
     "Task",
     "TraceSettings",
     "TransferSettings",
+    "agreement",
     "circuits",
     "convert",
     "distill",

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from moescope.capture.manifest import FINISHED, UNFINISHED
+from moescope.routing.engines import EngineModel, import_routing, import_sglang, import_vllm
 from moescope.routing.export import export_parquet
-from moescope.routing.importers import EngineModel, import_sglang, import_vllm
+from moescope.routing.load import RoutingLoad, load_load
 from moescope.routing.store import TraceStore, load_trace, save_trace
 from tests.fuzz.registry import register
 from tests.planted_routing import random_trace
@@ -106,9 +107,52 @@ def _make_sglang(folder: Path) -> None:
 
 
 register("SGLang npz", _make_sglang, lambda f: _use(import_sglang(f / "in.npz", ENGINE)))
+
+
+def _counts(found: Any) -> None:
+    assert isinstance(found, RoutingLoad)
+    assert (found.counts >= 0).all()
+    found.table()
+
+
 register(
     "SGLang counts",
     lambda f: np.savez(f / "in.npz", logical_count=np.ones((4, 3, 8), np.int32)),
-    lambda f: import_sglang(f / "in.npz", ENGINE),
-    valid=False,
+    lambda f: _counts(import_routing(f / "in.npz", ENGINE)),
+)
+
+
+def _make_passes(folder: Path) -> None:
+    table = np.arange(7, -1, -1)[None].repeat(3, 0)
+    np.savez(folder / "in.npz", global_physical_count=np.ones((4, 3, 8), np.int32), physical_to_logical_map=table)
+
+
+register("SGLang passes", _make_passes, lambda f: _counts(import_routing(f / "in.npz", ENGINE)))
+
+
+def _answers(folder: Path) -> None:
+    usage, ids = {"prompt_tokens": 3, "completion_tokens": 3}, _routed(5)
+    raw = base64.b64encode(ids.astype("<i4").tobytes()).decode()
+    code = base64.b64encode(ids.astype("<i2").tobytes()).decode()
+    described = {"encoding": "base64", "dtype": "int16", "shape": [5, 3, 2], "data": code}
+    split = [{"routed_experts": ids[3:].tolist()}, {"routed_experts": ids[3:].tolist()}]
+    rows = [
+        {"text": "x", "meta_info": {"id": "a", **usage, "routed_experts": raw}},
+        {"id": "b", "choices": [{"text": "x"}], "sglext": {"routed_experts": raw}, "usage": usage},
+        {"id": "c", "choices": [{"routed_experts": described}], "usage": usage},
+        {"id": "d", "prompt_routed_experts": ids[:3].tolist(), "choices": split, "usage": usage | {"completion_tokens": 6}},
+    ]
+    (folder / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+register("engines' answers", _answers, lambda f: _use(import_vllm(f / "in.jsonl", EngineModel(8, top_k=2))))
+register(
+    "tables of experts",
+    lambda f: (f / "in.csv").write_text("layer_id,expert_id,count\n" + "\n".join(f"{n % 3},{n % 8},{n}" for n in range(24))),
+    lambda f: _counts(import_routing(f / "in.csv", ENGINE)),
+)
+register(
+    "load",
+    lambda f: RoutingLoad((0, 1, 2), 8, np.ones((2, 3, 8), np.int64), {"source": "x"}).save(f / "load"),
+    lambda f: _counts(load_load(f / "load")),
 )

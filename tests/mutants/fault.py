@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_TESTS = "tests/wiring/test_{}.py::{}"
+_TESTS = "tests/{}test_{}.py::{}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,8 @@ class Fault:
 
 
 def faults(study: str, module: str, *entries: tuple[str, str, str, str, str, str, tuple[str, ...]]) -> list[Fault]:
-    """Faults of one study from rows of name, where, breaks, file, old, new, and tests of ``tests/wiring/test_<module>.py``."""
+    """Faults of one study from rows of name, where, breaks, file, old, new, and tests of ``tests/wiring/test_<module>.py``,
+    or of ``tests/test_<module>.py`` where the module is written ``../<module>``."""
     return [
         Fault(
             name=f"{study}-{name}",
@@ -51,7 +52,9 @@ def faults(study: str, module: str, *entries: tuple[str, str, str, str, str, str
             file=file,
             old=old,
             new=new,
-            tests=tuple(_TESTS.format(module, test) for test in tests),
+            tests=tuple(
+                _TESTS.format("" if module.startswith("../") else "wiring/", module.removeprefix("../"), test) for test in tests
+            ),
         )
         for name, where, breaks, file, old, new, tests in entries
     ]

@@ -1,21 +1,24 @@
-"""Commands of routing traces: record or import one, export it, and which models can be traced."""
+"""Commands of routing traces: record or import one, check, compare and export it, and which models can be traced."""
 
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import App, Parameter
 
 from moescope.cli.generate import Input, Verb, command
 from moescope.cli.output import print_json, progress
 from moescope.cli.verbs import PROMPTS
-from moescope.errors import InputError
+from moescope.errors import InputError, Note
 
 if TYPE_CHECKING:
     from moescope.routing import RoutingTrace
+    from moescope.routing.engines import EngineModel
+    from moescope.routing.load import RoutingLoad
     from moescope.studies.trace.settings import TraceSettings
     from moescope.study.run import Run
 
@@ -25,9 +28,17 @@ _TRACE = Verb(
     (
         Input("model", str | None, "Hub id, local folder or embedded name (`moescope models`).", default=None),
         PROMPTS,
-        Input("vllm", Path | None, "Import vLLM's routed experts: .jsonl of responses, .npy, .npz, a folder.", "--vllm", None),
-        Input("sglang", Path | None, "Import a converted SGLang expert-distribution dump (.npz).", "--sglang", None),
+        Input("vllm", Path | None, "Import vLLM's routed experts: .jsonl of answers, .npy, .npz, a folder.", "--vllm", None),
+        Input(
+            "sglang",
+            Path | None,
+            "Import SGLang's: .jsonl of answers, or a dump of its recorder (.npz, .csv).",
+            "--sglang",
+            None,
+        ),
+        Input("llama_cpp", Path | None, "Import the table of llama.cpp's moe-trace (.csv).", "--llama-cpp", None),
         Input("experts", int | None, "Experts per layer of an imported trace.", "--experts", None),
+        Input("top_k", int | None, "Experts of a token in a layer, where the file does not tell.", "--top-k", None),
         Input("layers", str | None, "True numbers of its layers with experts, as 3-60 or 1,3,5.", "--layers", None),
         Input("read", Path | None, "Read a recorded trace, to look at or export it.", "--read", None),
         Input("parquet", Path | None, "Also export it as a Parquet table, one row per choice.", "--parquet", None),
@@ -37,12 +48,13 @@ _TRACE = Verb(
 
 
 def _trace(given: dict[str, Any], settings: TraceSettings, run: Run, *, json: bool, quiet: bool) -> None:
+    from moescope.routing.engines import import_routing
     from moescope.routing.export import check_export_target, export_parquet
-    from moescope.routing.importers import EngineModel, import_sglang, import_vllm
+    from moescope.routing.load import RoutingLoad, check_load_target, holds_load, load_load
     from moescope.routing.place import check_trace_target
     from moescope.routing.store import load_trace, save_trace
 
-    sources = {"MODEL": "model", "--vllm": "vllm", "--sglang": "sglang", "--read": "read"}
+    sources = {"MODEL": "model", "--vllm": "vllm", "--sglang": "sglang", "--llama-cpp": "llama_cpp", "--read": "read"}
     if sum(given[name] is not None for name in sources.values()) != 1:
         raise InputError(f"give one of {', '.join(sources)}")
     # The default folder is ours to replace; one that the user names is theirs.
@@ -52,7 +64,7 @@ def _trace(given: dict[str, Any], settings: TraceSettings, run: Run, *, json: bo
         check_export_target(parquet, overwrite=run.overwrite)
     if given["read"] is not None:
         folder = given["read"]
-        found = load_trace(folder)
+        found: RoutingTrace | RoutingLoad = load_load(folder) if holds_load(folder) else load_trace(folder)
     elif given["model"] is not None:
         with progress(quiet=quiet) as report:
             place = replace(run, out=folder, overwrite=overwrite, progress=report)
@@ -61,24 +73,95 @@ def _trace(given: dict[str, Any], settings: TraceSettings, run: Run, *, json: bo
             except KeyboardInterrupt as error:
                 raise type(error)("interrupted; the same command goes on with what was traced") from error
     else:
-        if given["experts"] is None:
-            raise InputError("an imported trace does not say how many a layer has; give their number", "experts")
         check_trace_target(folder, overwrite=overwrite)
-        engine = EngineModel(given["experts"], _layers(given["layers"]))
-        found = import_vllm(given["vllm"], engine) if given["vllm"] else import_sglang(given["sglang"], engine)
-        save_trace(found, folder, overwrite=overwrite)
+        check_load_target(folder, overwrite=overwrite)
+        file = next(given[name] for name in ("vllm", "sglang", "llama_cpp") if given[name] is not None)
+        found = import_routing(file, _engine(given["experts"], given["layers"], given["top_k"]))
+        if isinstance(found, RoutingLoad):
+            found.save(folder, overwrite=overwrite)
+        else:
+            save_trace(found, folder, overwrite=overwrite)
+    if isinstance(found, RoutingLoad):
+        if parquet is not None:
+            raise InputError("counts of experts without tokens are no trace; a trace alone is exported", "parquet")
+        return _print_load(found, {"load": str(folder)}, json=json)
     facts = _facts(found, folder)
     if parquet is not None:
         facts |= {"parquet": str(parquet), "rows": export_parquet(found, parquet, overwrite=run.overwrite)}
+    _print({**facts, **found.meta} if not json else facts, json=json)
+
+
+record = command(_TRACE, _trace)
+trace = App(name="trace", result_action="return_value")
+trace.default(record)
+trace.command("moescope.cli.verbs:agreement", name="compare", help="Do two recordings of the same tokens route alike?")
+
+
+@trace.command
+def check(
+    source: Path,
+    /,
+    *,
+    experts: Annotated[int | None, Parameter(help="Experts per layer, of an engine's file.")] = None,
+    top_k: Annotated[int | None, Parameter(help="Experts of a token in a layer, where the file does not tell.")] = None,
+    layers: Annotated[str | None, Parameter(help="True numbers of its layers with experts, as 3-60 or 1,3,5.")] = None,
+    json: Annotated[bool, Parameter(negative="", help="Print JSON.")] = False,
+) -> None:
+    """Can this be routing? A trace folder, or a file of vLLM, SGLang or llama.cpp; what cannot be is refused.
+
+    Nothing is written. Exit code 2 where a token has an expert twice, slots were never written, or ids or lengths cannot be.
+    """
+    from moescope.capture.manifest import FINISHED
+    from moescope.routing.engines import import_routing
+    from moescope.routing.load import RoutingLoad, holds_load, load_load
+    from moescope.routing.sense import check_sense
+    from moescope.routing.store import load_trace
+
+    found: RoutingTrace | RoutingLoad
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", Note)
+        if holds_load(source):
+            found = load_load(source)
+        elif (source / FINISHED).exists():
+            found = load_trace(source)
+            check_sense(found, str(source))
+        else:
+            found = import_routing(source, _engine(experts, layers, top_k))
+    odd = [str(w.message) for w in caught if issubclass(w.category, Note)]
+    if isinstance(found, RoutingLoad):
+        return _print_load(found, {"source": str(source), "odd": odd}, json=json)
+    facts = {**_facts(found, source), "odd": odd}
+    _print(facts if json else {**facts, **found.meta}, json=json)
+
+
+def _engine(experts: int | None, layers: str | None, top_k: int | None) -> EngineModel:
+    from moescope.routing.engines import EngineModel
+
+    if experts is None:
+        raise InputError("an imported trace does not say how many a layer has; give their number", "experts")
+    return EngineModel(experts, _layers(layers), top_k=top_k)
+
+
+def _print(facts: dict[str, Any], *, json: bool) -> None:
     if json:
-        print_json(facts)
-        return
-    for name, value in {**facts, **found.meta}.items():
-        if value is not None and name != "meta":
-            print(f"{name:12} {value}")
+        return print_json(facts)
+    for name, value in facts.items():
+        for line in value if name == "odd" else [value]:
+            if line is not None and name != "meta":
+                print(f"{name:12} {line}")
+    if facts.get("odd") == []:
+        print(f"{'odd':12} nothing")
 
 
-trace = command(_TRACE, _trace)
+def _print_load(found: RoutingLoad, facts: dict[str, Any], *, json: bool) -> None:
+    table = found.table()
+    facts |= {"steps": len(found.counts), "layers": list(found.layers), "experts": found.n_experts}
+    facts |= {"choices": int(found.counts.sum()), "meta": found.meta}
+    if json:
+        return print_json({**facts, "table": table.to_dict("records")})
+    _print({**facts, **found.meta}, json=False)
+    print()
+    print(table.to_string(index=False, float_format=lambda v: f"{v:.3f}"))
 
 
 def coverage(

@@ -59,6 +59,16 @@ VERBS: dict[str, Verb] = {
             Input("dictionary", Path | None, "Safetensors file with a W_dec to compare with.", "--dictionary", None),
         ),
     ),
+    "agreement": Verb(
+        "agreement",
+        "AgreementSettings",
+        (
+            Input("trace_a", Path, "A trace folder."),
+            Input("trace_b", Path, "Another, of the same prompts in the same model."),
+            Input("yardstick", Path | None, "A trace that ought to agree with the first.", "--yardstick", None),
+        ),
+        name="trace-compare",
+    ),
     "exit": Verb("exit", "ExitSettings", (MODEL, TASKS)),
     "circuits": Verb("circuits", "CircuitSettings", (MODEL, TASKS)),
     "dynamics": Verb("circuits", "SearchSettings", (CHECKPOINTS, TASKS, REVISIONS), function="dynamics", module="formation"),

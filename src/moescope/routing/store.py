@@ -28,6 +28,7 @@ from moescope.errors import InputError
 from moescope.files.atomic import write_atomic
 from moescope.files.folder import healed, output, settled, whole_folder
 from moescope.routing.capture import PromptLike, trace_prompts
+from moescope.routing.load import holds_load
 from moescope.routing.manifest import COLUMNS, FORMAT, TraceManifest
 from moescope.routing.place import beside, check_trace_target, files_of, put_trace
 from moescope.routing.trace import RoutingTrace, TracedSequence, check_same_model
@@ -171,6 +172,8 @@ def load_trace(path: str | Path, *, verify: bool = True) -> RoutingTrace:
     folder = Path(path)
     if (folder / UNFINISHED).exists():
         raise InputError(f"{folder}: the trace is unfinished, its writing was cut short; resume it with the same command")
+    if holds_load(folder):
+        raise InputError(f"{folder}: holds counts of experts without tokens, and is no trace; record tokens")
     if not (folder / FINISHED).exists():
         raise InputError(f"{folder}: not a routing trace, it has no {FINISHED}")
     manifest = TraceManifest.read(folder / FINISHED)

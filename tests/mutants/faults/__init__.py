@@ -7,7 +7,18 @@ runs on and gives numbers. Snippets are short, of one line where they can be, an
 from __future__ import annotations
 
 from tests.mutants.fault import Fault
-from tests.mutants.faults import circuits, circuits_used, cluster, distill, experts, models, reading, runtime, signatures
+from tests.mutants.faults import (
+    circuits,
+    circuits_used,
+    cluster,
+    distill,
+    experts,
+    models,
+    reading,
+    runtime,
+    signatures,
+    traces,
+)
 
 FAULTS: tuple[Fault, ...] = (
     *circuits.FAULTS,
@@ -19,4 +30,5 @@ FAULTS: tuple[Fault, ...] = (
     *experts.FAULTS,
     *models.FAULTS,
     *reading.FAULTS,
+    *traces.FAULTS,
 )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from moescope.studies.convert.equality import Equality
 from moescope.studies.convert.quality import BYTES, EIGHT, Quality
 from moescope.studies.convert.settings import ConvertSettings, Counts
 from moescope.studies.convert.tuning import RANDOM, STATIC, TUNED, Tuning
@@ -129,7 +130,7 @@ def eight_case(here: Quality, eight: Quality, share: float, margin: float, seed:
 def convert_claims(
     counts: Counts,
     share: float,
-    equality: float,
+    equality: Equality,
     qualities: Sequence[Quality],
     frontier: pd.DataFrame,
     speed: pd.DataFrame | None,
@@ -168,9 +169,10 @@ def convert_claims(
         ),
         Claim(
             "all experts active: relative difference of the logits",
-            equality,
+            equality.split,
             outcome="identity",
-            words="root mean square over held-out text, in the checkpoint's dtype; rounding, so without an interval"
+            words="root mean square over held-out text, in the checkpoint's dtype, gates held at one; rounding, so without an "
+            f"interval; {equality.gates:.2g} with the router's own gates, which are one to some 1e-5 on the calibration text"
             + ("; of the split before fine-tuning, after which it is another model" if tuned else ""),
         ),
         Claim(

@@ -22,12 +22,13 @@ from moescope.studies.convert.build import build_model
 from moescope.studies.convert.card import card_text
 from moescope.studies.convert.checkpoint import Checkpoint
 from moescope.studies.convert.claims import convert_claims
+from moescope.studies.convert.equality import checked_equality
 from moescope.studies.convert.finetune import WINDOWS, require_peft
 from moescope.studies.convert.frontier import measure_frontier
 from moescope.studies.convert.layers import Converted, circuit_neurons, convert_layers
-from moescope.studies.convert.settings import ConvertSettings, Counts, counts_of
+from moescope.studies.convert.settings import ConvertSettings, counts_of
 from moescope.studies.convert.speed import WORKLOADS, Runner, active_share, ceilings, measure
-from moescope.studies.convert.target import set_active, target_of
+from moescope.studies.convert.target import target_of
 from moescope.studies.convert.tasks import evaluate_tasks
 from moescope.studies.convert.text import Source, Windows, put_on_record, read_tuning_windows, read_windows
 from moescope.studies.convert.tuning import STATIC, TUNED, tune_all
@@ -169,23 +170,6 @@ def convert(
     return result
 
 
-def checked_equality(dense: LoadedModel, converted: Any, counts: Counts, windows: Windows) -> float:
-    """The :func:`relative_difference` of a conversion that is the dense model but for rounding.
-
-    Raises:
-        InputError: it is another model. Eight units of rounding are allowed in half precision (a right conversion was seen to
-            take one to three), and 1e-4 in float32, for the gates are one only to some 1e-5.
-    """
-    found = relative_difference(dense.module, converted, counts, windows)
-    most = max(1e-4, 8 * torch.finfo(dense.dtype).eps)
-    if not found <= most:
-        raise InputError(
-            f"{dense.name} converted is not {dense.name}: with every expert active the logits differ by {found:.3g} of their "
-            f"norm, where rounding explains {most:.3g} at most; nothing was written (try dtype=fp32)"
-        )
-    return found
-
-
 def _control(context: Context, found: Converted) -> None:
     """Put on record that a random split is another one: how many pairs of neurons that share an expert still do."""
     same = total = 0
@@ -204,19 +188,6 @@ def _control(context: Context, found: Converted) -> None:
 
 
 @torch.no_grad()
-def relative_difference(dense: Any, converted: Any, counts: Counts, windows: Windows) -> float:
-    """Norm of the logits' difference over that of the dense model's logits: every expert active, 1,024 held-out tokens."""
-    ids = next(windows.batches(1024))
-    reference = dense(input_ids=ids.to(dense.device), use_cache=False).logits.float().cpu()
-    set_active(converted, counts.experts)
-    try:
-        found = converted(input_ids=ids, use_cache=False).logits.float()
-    finally:
-        set_active(converted, counts.active)
-    # logits that are all nought differ by nought
-    return float((found - reference).norm() / reference.norm().clamp_min(torch.finfo(torch.float32).tiny))
-
-
 def fitting(positions: int) -> list[Any]:
     """The workloads, a prompt cut to the positions that the model has."""
     return [dataclasses.replace(w, prompt=min(w.prompt, positions - w.steps)) for w in WORKLOADS]

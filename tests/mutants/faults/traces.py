@@ -1,0 +1,99 @@
+"""Traces that engines recorded: how they are read, and how two are compared."""
+
+from __future__ import annotations
+
+from tests.mutants.fault import faults
+
+_RESPONSES = "routing/engines/responses.py"
+_SENSE = "routing/sense.py"
+ENGINES = faults(
+    "engines",
+    "../engines",
+    (
+        "prompt-twice",
+        "prompt rows",
+        "each answer to a prompt counts the prompt's tokens anew",
+        _RESPONSES,
+        "later = index > 0 and prompt is not None",
+        "later = index < 0 and prompt is not None",
+        ("test_several_answers_to_one_prompt_count_it_once",),
+    ),
+    (
+        "prompt-lost",
+        "prompt rows",
+        "what a response says of its prompt is not read",
+        _RESPONSES,
+        "            ids = _joined(before, ids)",
+        "            ids = _joined(before[:0], ids)",
+        ("test_every_form_of_an_answer",),
+    ),
+    (
+        "twice-in-a-token",
+        "sense",
+        "an expert may stand twice in a token",
+        _SENSE,
+        "& (ordered[:, 1:] != trace.empty)).any(1)",
+        "& (ordered[:, 1:] == trace.empty)).any(1)",
+        ("test_slots_never_written_are_refused",),
+    ),
+    (
+        "unrecorded-is-expert",
+        "sense",
+        "a mark of what was not recorded is an expert",
+        _SENSE,
+        "    none = ids < 0",
+        "    none = ids < -1",
+        ("test_tokens_marked_as_not_recorded_are_left_out",),
+    ),
+    (
+        "physical-is-logical",
+        "loads",
+        "replicas of an expert are counted as experts",
+        "routing/engines/recorder.py",
+        "np.add.at(logical[:, layer].T, table[layer], counts[:, layer].T)",
+        "np.add.at(logical[:, layer].T, np.arange(len(table[layer])), counts[:, layer].T)",
+        ("test_counts_of_the_recorder",),
+    ),
+)
+_MATCHED = "studies/agreement/matched.py"
+AGREEMENT = faults(
+    "agreement",
+    "agreement",
+    (
+        "popularity-is-uniform",
+        "popularity",
+        "chance is that of a uniform router",
+        _MATCHED,
+        "usage = [np.bincount(ids[ids < n].ravel(), minlength=n) / len(ids) for ids in (left, right)]",
+        "usage = [np.full(n, (ids < n).sum() / len(ids) / n) for ids in (left, right)]",
+        ("test_two_that_have_nothing_in_common_but_popularity",),
+    ),
+    (
+        "goes-on-after-a-difference",
+        "matching",
+        "tokens that follow another text are compared",
+        _MATCHED,
+        "if len(other):",
+        "if len(other) < 0:",
+        ("test_a_text_that_goes_another_way_is_compared_up_to_there",),
+    ),
+    (
+        "yardstick-is-b",
+        "yardstick",
+        "the yardstick is B itself",
+        "studies/agreement/claims.py",
+        "there = found.shared[ours].mean(1), noise.shared[theirs].mean(1)",
+        "there = found.shared[ours].mean(1), found.shared[ours].mean(1)",
+        ("test_beside_a_yardstick",),
+    ),
+    (
+        "last-for-first",
+        "first difference",
+        "the last layer that differs is taken for the first",
+        _MATCHED,
+        "self.same.shape[1], (~self.same).argmax(1))",
+        "self.same.shape[1], self.same.shape[1] - 1 - (~self.same[:, ::-1]).argmax(1))",
+        ("test_where_they_part",),
+    ),
+)
+FAULTS = [*ENGINES, *AGREEMENT]

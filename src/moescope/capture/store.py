@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from moescope.capture.activations import Progress
 from moescope.capture.encode import Encoded, PaddingSide, encode
 from moescope.capture.manifest import FINISHED, UNFINISHED, Manifest, chain, check_contents, check_shard, parse_site
 from moescope.capture.position import Position
 from moescope.capture.shards import Vectors, read_shard, shard_tensors, write_shard
+from moescope.capture.spread import Progress
 from moescope.errors import InputError
 from moescope.files.folder import system_errors
 from moescope.files.remote import local, publish

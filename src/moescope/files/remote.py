@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from moescope.errors import InputError
+from moescope.files.cache import cache
 from moescope.files.names import inside
 
 SCHEMES = ("s3", "gs", "hf", "memory")
@@ -38,14 +39,6 @@ def address(path: str | Path) -> str | None:
 def shown(path: str | Path) -> str:
     """As it is said to a user: an address with both its slashes, or the path as it was given."""
     return address(path) or str(path)
-
-
-def cache() -> Path:
-    """Where copies are kept: ``$MOESCOPE_CACHE``, else ``$XDG_CACHE_HOME/moescope``, else ``~/.cache/moescope``."""
-    own = os.environ.get("MOESCOPE_CACHE")
-    if own:
-        return Path(os.path.expanduser(own))
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moescope"
 
 
 def local(path: str | Path) -> Path:

@@ -21,9 +21,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from moescope.capture.activations import Progress
 from moescope.capture.encode import encode
 from moescope.capture.manifest import FINISHED, UNFINISHED, Shard, chain, check_contents, check_shard
+from moescope.capture.spread import Progress
 from moescope.errors import InputError
 from moescope.files.atomic import write_atomic
 from moescope.files.folder import healed, output, settled, system_errors, whole_folder
@@ -244,13 +244,18 @@ def trace_to_store(
     if store is None:
         _refuse_existing(place)
     done = 0 if store is None else len(store)
-    for part in parts[-(-done // shard_prompts) :]:
-        trace = trace_prompts(model, part, max_tokens=max_tokens, **options)
+    left = parts[-(-done // shard_prompts) :]
+    many = 1 if model.spread is None else 2 * model.spread.engine.processes  # shards at a time: work for every process
+    for some in (left[start : start + many] for start in range(0, len(left), many)):
+        together = [prompt for part in some for prompt in part]
+        trace = trace_prompts(model, together, max_tokens=max_tokens, apart=shard_prompts, **options)
         if store is None:  # not before: what cannot be traced leaves nothing behind
             store = TraceStore.create(place, settings)
-        store.append(trace, _digest(model, part, max_tokens))
-        if progress is not None:
-            progress(len(store), len(prompts))
+        for start, part in zip(range(0, len(together), shard_prompts), some, strict=True):
+            own = trace if len(some) == 1 else trace.select(range(start, start + len(part)))
+            store.append(own, _digest(model, part, max_tokens))
+            if progress is not None:
+                progress(len(store), len(prompts))
     assert store is not None
     store.finish()
     put_trace(folder, place)

@@ -5,6 +5,7 @@ A user's mistake is one line on stderr, ``error: …``, and exit code 2. Results
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from types import UnionType
@@ -14,6 +15,7 @@ from cyclopts import App, CoercionError, CycloptsError
 
 from moescope.cli.signals import Terminated, terminable
 from moescope.cli.streams import any_terminal
+from moescope.cluster import ProcessLost, ranks
 from moescope.errors import InputError
 
 app = App(
@@ -40,6 +42,7 @@ _COMMANDS = {
     "exit": ("verbs:exit", "A classifier that leaves the model early, with a bound on what that costs."),
     "route": ("verbs:route", "Name a prompt's task from the first layers, or call it unknown."),
     "serve": ("serve:serve", "A live page and an API: classify, name tasks, watch experts and circuits fire."),
+    "plan": ("plan:plan", "What a command would take: tokens, FLOPs, memory, time; nothing is run."),
     "show": ("look:show", "Print a saved result again, or one of its tables."),
     "compare": ("look:compare", "Draw several saved circuit studies side by side."),
     "models": ("look:models", "List the embedded models, with their cards."),
@@ -55,7 +58,7 @@ app.command(_reproduce)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: exit code 0, 2 for a user's mistake, 130 when interrupted, 143 when ended by SIGTERM."""
+    """Entry point: exit code 0, 2 for a user's mistake, 1 when a process of the job died, 130 interrupted, 143 by SIGTERM."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with any_terminal(), terminable():
         _run(arguments)
@@ -63,16 +66,15 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(arguments: list[str] | None) -> None:
     try:
-        app(arguments, exit_on_error=False, print_error=False)
+        with ranks():
+            app(arguments, exit_on_error=False, print_error=False)
     except InputError as error:
         _fail(str(error))
     except CycloptsError as error:
         _fail(_said(error))
+    except ProcessLost as error:
+        _fail(str(error), 1)
     except MemoryError:
-        _fail(_NO_MEMORY)
-    except RuntimeError as error:
-        if not _out_of_memory(error):
-            raise
         _fail(_NO_MEMORY)
     except KeyboardInterrupt as error:
         print(str(error) or "interrupted; nothing was written", file=sys.stderr)
@@ -80,14 +82,19 @@ def _run(arguments: list[str] | None) -> None:
     except BrokenPipeError:
         # The reader of our output has closed it (`| head`): not our error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (RuntimeError, OSError, ImportError) as error:
+        if not _out_of_memory(error):
+            raise
+        _fail(_NO_MEMORY)
 
 
 _NO_MEMORY = "out of memory; use fewer examples (--limit), smaller batches (--batch-tokens) or --dtype bf16"
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    """torch has an exception of its own for a GPU's memory, and a plain one for the machine's."""
-    return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+def _out_of_memory(error: Exception) -> bool:
+    """torch has an exception of its own for a GPU's memory and a plain one for the machine's; the rest is the system's."""
+    words = ("DefaultCPUAllocator", "can't start new thread", "failed to map segment", os.strerror(errno.ENOMEM))
+    return type(error).__name__ == "OutOfMemoryError" or any(word in str(error) for word in words)
 
 
 def _said(error: CycloptsError) -> str:
@@ -109,6 +116,6 @@ def _words(kind: Any) -> str:
     return {int: "a whole number", float: "a number"}.get(kind, getattr(kind, "__name__", str(kind)))
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, code: int = 2) -> None:
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)

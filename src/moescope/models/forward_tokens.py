@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,24 +27,30 @@ class ForwardTokens:
     """
 
     def __init__(self) -> None:
-        self._counts: dict[str, float] = {}
+        self.counts: list[tuple[str, float]] = []
+        """purpose and tokens, as they were counted"""
 
     def totals(self) -> dict[str, int]:
         """Forward tokens by purpose, in the order in which the purposes were first named."""
-        return {purpose: round(count) for purpose, count in self._counts.items()}
+        purposes = dict.fromkeys(purpose for purpose, _ in self.counts)
+        return {name: round(sum(count for purpose, count in self.counts if purpose == name)) for name in purposes}
+
+    def exactly(self, purpose: str) -> float:
+        """Forward tokens of one purpose, shares of a pass not rounded."""
+        return sum(count for one, count in self.counts if one == purpose)
 
     def add(self, purpose: str, tokens: float) -> None:
         """Tokens that are known without a model's run."""
-        self._counts[purpose] = self._counts.get(purpose, 0.0) + tokens
+        self.counts.append((purpose, tokens))
 
     @contextmanager
     def of(self, model: LoadedModel, purpose: str) -> Iterator[None]:
-        """Count whatever ``model`` runs inside the block for ``purpose``."""
+        """Count whatever ``model`` runs inside the block for ``purpose``, in this process and for it in others."""
         self.add(purpose, 0.0)
         entry = body_entry(model)
         layers = [model.tap_point(Site("resid", layer)).module for layer in range(model.n_layers)]
         own = [vars(layer).get("forward") for layer in layers]
-        tokens = 0
+        tokens, ran = 0, 0.0
 
         def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             nonlocal tokens
@@ -51,17 +58,25 @@ class ForwardTokens:
 
         def layer_runs(number: int) -> Any:
             def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+                nonlocal ran
                 # a layer whose forward was replaced meanwhile (`moescope.intervene.resume`) computes nothing
                 if vars(module).get("forward") is own[number]:
-                    self._counts[purpose] += tokens / len(layers)
+                    ran += tokens / len(layers)
 
             return hook
 
         with ExitStack() as hooks:
+            if model.spread is not None:
+                count = partial(self.add, purpose)
+                model.spread.counters.append(count)
+                hooks.callback(model.spread.counters.remove, count)
             hooks.callback(entry.register_forward_pre_hook(begin, with_kwargs=True).remove)
             for number, layer in enumerate(layers):
                 hooks.callback(layer.register_forward_pre_hook(layer_runs(number)).remove)
-            yield
+            try:
+                yield
+            finally:
+                self.add(purpose, ran)
 
 
 def body_entry(model: LoadedModel) -> nn.Module:

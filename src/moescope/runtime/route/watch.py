@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from moescope.capture import capture
-from moescope.capture.activations import padded_batches
-from moescope.capture.encode import Encoded, encode
+from moescope.capture.activations import batches_for
+from moescope.capture.encode import Batch, Encoded, encode
+from moescope.capture.spread import read_batches
 from moescope.errors import InputError
 from moescope.models.past import past_argument, past_of
 from moescope.runtime.choices import Source
@@ -61,9 +62,19 @@ def prompt_features(
         few = "one token only" if least == 1 else f"{least} tokens only, and {left_out} stand before every text"
         raise InputError(f"text {row}: {few}, too short to name its task")
     found = np.empty((len(encoded), sum(model.width(site) for site in sites)), np.float32)
-    done = 0
+    read = partial(_read, sites=sites, source=source, left_out=left_out)
+    groups = batches_for(model, encoded.lengths, batch_tokens, "right")
+    for rows, means in read_batches(model, encoded, groups, "right", read, row_bytes=4 * found.shape[1], progress=progress):
+        found[rows] = means
+    return found, encoded.lengths - left_out
+
+
+def _read(
+    model: LoadedModel, batches: Iterable[Batch], *, sites: Sequence[Site], source: Source, left_out: int
+) -> Iterator[np.ndarray]:
+    """Of each batch float32 (B, F)."""
     with capture(model, sites) as session:
-        for batch in padded_batches(model, encoded, batch_tokens, "right"):
+        for batch in batches:
             weight = _after(left_out, batch.mask).to(model.device)
 
             def reduce(_: Site, tensor: Tensor, weight: Tensor = weight) -> Tensor:
@@ -71,11 +82,7 @@ def prompt_features(
 
             seen = session.run(batch.ids, batch.mask, reduce=reduce)
             sums = torch.cat([seen[site] for site in sites], dim=1)
-            found[batch.rows] = (sums / weight.sum(1, keepdim=True)).cpu().numpy()
-            done += len(batch.rows)
-            if progress is not None:
-                progress(done, len(encoded))
-    return found, encoded.lengths - left_out
+            yield (sums / weight.sum(1, keepdim=True)).cpu().numpy()
 
 
 def name_tasks(router: TaskRouter, model: LoadedModel, texts: Sequence[str] | Encoded, **options: Any) -> list[Named]:

@@ -67,7 +67,7 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
     >>> result.artifacts["route"].router.tasks  # doctest: +SKIP
     ('a', 'b')
     """
-    context = Context("route", settings, run)
+    context = Context("route", settings, run, spread=True)
     parts = context.tasks(tasks)
     if len(parts) < 2:
         raise InputError("at least two tasks with different names are needed, e.g. a=halueval and b=uci-sentiment", "tasks")
@@ -89,7 +89,10 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
     # every layer on the way, which costs no further one to run; the router reads those of its own
     steps = _steps(loaded, source, layer)
     passed = tuple(dict.fromkeys(site for sites in steps.values() for site in sites))
-    every, tokens = read(texts, sites=passed, max_tokens=run.max_tokens, progress=context.counter("reading the first layers"))
+    reading = partial(
+        read, texts, sites=passed, max_tokens=run.max_tokens, progress=context.counter("reading the first layers")
+    )
+    every, tokens = context.stage("reading the first layers", reading)
     ends = np.cumsum([loaded.width(site) for site in passed])
     spans = {site: np.arange(end - loaded.width(site), end) for site, end in zip(passed, ends, strict=True)}
     columns = {number: np.concatenate([spans[site] for site in sites]) for number, sites in steps.items()}
@@ -102,9 +105,12 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
     # as long as the tasks' own prompts: strangeness must not be length alone
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that they are cut
-        foreign = read(foreign_texts, max_tokens=limit)
+        foreign = context.stage(_FOREIGN, partial(read, foreign_texts, max_tokens=limit))
 
     def fitted(rows: Rows, kept: Sequence[int], number: int = layer) -> TaskRouter:
+        return context.stage(f"fitting the router on {rows.name}, layer {number}", partial(fit_on, rows, kept, number))
+
+    def fit_on(rows: Rows, kept: Sequence[int], number: int) -> TaskRouter:
         def of(part: np.ndarray) -> KnownPrompts:
             return KnownPrompts(
                 every[part][:, columns[number]], tokens[part], np.searchsorted(kept, y[part]), rows.groups[part]
@@ -132,6 +138,7 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
     for number in context.steps("a router after each layer", [number for number in steps if number != layer]):
         one = fitted(rows, range(len(names)), number).name(every[rows.judge][:, columns[number]], tokens[rows.judge])
         nearest[number] = [n.nearest for n in one]
+    timed = [texts[i] for i in rows.judge[: settings.timed_texts]]
     tables = {
         "layers": _layers(nearest, y[rows.judge], rows.groups[rows.judge], names, cue, loaded.n_layers, run.seed),
         "named": _confusion(named, y[rows.judge], names),
@@ -141,7 +148,7 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
                 for key, found in strange.items()
             ]
         ),
-        "speed": _speed(router, loaded, [texts[i] for i in rows.judge[: settings.timed_texts]], context),
+        "speed": context.stage("on the clock", partial(_speed, router, loaded, timed, context)),
     }
     return context.result(
         model=loaded,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -40,7 +39,7 @@ def reproduce(
     Raises:
         InputError: see :func:`~moescope.studies.signatures.study.signatures`.
     """
-    context = Context("signatures", settings, run)
+    context = Context("signatures", settings, run, spread=True)
     if prompts is None or isinstance(prompts, str):
         context.note(f"Note: the source's own 80 prompts are not at hand; {prompts or PROMPTS} stands in.")
     if model is None:
@@ -48,7 +47,7 @@ def reproduce(
             f"Note: no model was named, so the embedded {EMBEDDED} stands in for {published.RECORD['model']}; its figures test "
             "the method, not the source's model."
         )
-    inner = signatures(model or EMBEDDED, prompts or PROMPTS, settings, run=dataclasses.replace(run.as_published(), out=None))
+    inner = signatures(model or EMBEDDED, prompts or PROMPTS, settings, run=context.inner(run.as_published()))
     title = f"Published routing signatures beside {inner.meta['model']}"
     return context.beside(inner, title=title, published=published_table(inner.tables))
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 from moescope.capture.encode import encode
 from moescope.errors import InputError
 from moescope.intervene.experts import ExpertEdits, edits_by_layer
+from moescope.intervene.text_loss import Applied
 from moescope.models import LoadedModel
 from moescope.studies.steer.claims import FAMILY, steering_claims
 from moescope.studies.steer.effects import Plan, Texts, compare_effects, prepare_texts
@@ -85,7 +88,7 @@ def steer(
     if settings.ablate is not None:
         check_circuit_of(settings.ablate, loaded)
     if selecting:
-        steerings += by_category(loaded, selecting, settings, run)
+        steerings += context.stage("choosing experts", lambda: by_category(loaded, selecting, settings, run))
     for steering in steerings:  # before the model runs for minutes
         if isinstance(steering.edits, ExpertEdits):
             edits_by_layer(loaded, steering.edits)
@@ -93,9 +96,13 @@ def steer(
     tokens = settings.text_tokens
     if tokens is None:
         tokens = _affordable(loaded, max(sets) * len({p.category for p in passages}))
-    began = time.perf_counter()
-    prepared = prepare_texts(loaded, passages, tokens, settings, run)
-    forward = _announce(context, prepared, sets, time.perf_counter() - began)
+
+    def prepare() -> tuple[Texts, float]:
+        began = time.perf_counter()
+        return prepare_texts(loaded, passages, tokens, settings, run), time.perf_counter() - began
+
+    prepared, took = context.stage("loss without steering", prepare)
+    forward = _announce(context, prepared, sets, took)
     if tokens < (MOST if settings.text_tokens is None else 0):
         context.note(
             f"Note: {tokens} tokens of each category's text judge instead of {MOST}, for what {loaded.name} would take to read "
@@ -104,9 +111,10 @@ def steer(
     context.rows(_rows(selecting, prepared))
     usage: Usage = {}
     if any(isinstance(s.edits, ExpertEdits) for s in steerings):
-        usage = text_usage(loaded, prepared, batch_tokens=run.batch_tokens)
+        usage = context.stage("use of the experts", lambda: text_usage(loaded, prepared, batch_tokens=run.batch_tokens))
     samples = {p.category or p.id: p.text for p in reversed(asked)} if settings.new_tokens else {}
-    before = {name: continuation(loaded, text, settings.new_tokens) for name, text in samples.items()}
+    continued = partial(_continued, loaded, samples, settings.new_tokens)
+    before = context.stage("continuing the samples", continued)
     frames: list[pd.DataFrame] = []
     rows: dict[str, list[dict[str, Any]]] = {"experts": [], "neurons": [], "samples": []}
     for steering in steerings:
@@ -118,15 +126,16 @@ def steer(
             plan = neurons_plan(loaded, neurons, prepared, settings=settings, mode=mode, run=run)
             rows["neurons"] += [{"steering": steering.name, "neuron": str(n)} for n in neurons]
         _record(context, steering, plan)
-        count = context.counter(f"{steering.name}: against random ones")
-        frame = compare_effects(prepared, plan, target=steering.target, run=run, progress=count)
+        name = f"{steering.name}: against random ones"
+        against = partial(compare_effects, prepared, plan, target=steering.target, run=run, progress=context.counter(name))
+        frame = context.stage(name, against)
         frame.insert(0, "steering", steering.name)
         frames.append(frame)
-        for name, text in samples.items():
-            with plan.own():
-                after = continuation(loaded, text, settings.new_tokens)
-            row = {"steering": steering.name, "sample": name, "prompt": text, "before": before[name], "after": after}
-            rows["samples"].append(row)
+        after = context.stage(f"{steering.name}: continuing the samples", partial(continued, plan.own))
+        rows["samples"] += [
+            {"steering": steering.name, "sample": name, "prompt": text, "before": before[name], "after": after[name]}
+            for name, text in samples.items()
+        ]
     effects = pd.concat(frames, ignore_index=True)
     return context.result(
         model=loaded,
@@ -217,6 +226,14 @@ def _expert_rows(name: str, edits: ExpertEdits, usage: Usage) -> list[dict[str, 
         row |= {"boost": edits.boost.get(expert), "scale": edits.scale.get(expert)}
         rows.append(row | {f"usage_{c}": float(u[expert.layer][expert.number]) for c, u in usage.items()})
     return rows
+
+
+def _continued(
+    model: LoadedModel, samples: Mapping[str, str], new_tokens: int, applied: Applied = contextlib.nullcontext
+) -> dict[str, str]:
+    """What the model writes after each sample."""
+    with applied():
+        return {name: continuation(model, text, new_tokens) for name, text in samples.items()}
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from moescope.files.cache import sha256_of
+from moescope.files.hashes import sha256_of
 from tests.seals import flip
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from moescope.capture.encode import Batch, Encoded, PaddingSide, batches, encode, pad
 from moescope.capture.position import Position, check_position, token_index, weights
 from moescope.capture.session import Reduce, capture
+from moescope.capture.spread import Progress, read_batches
 from moescope.errors import InputError
 from moescope.files.memory import empty_array
 from moescope.models.inputs import padding_id
@@ -20,9 +22,6 @@ from moescope.types import Site
 
 if TYPE_CHECKING:
     from moescope.models import LoadedModel, SitesLike
-
-Progress = Callable[[int, int], None]
-"""``progress(done_rows, total_rows)``, called after each batch."""
 
 
 def activations(
@@ -80,41 +79,48 @@ def read_into(
     Raises:
         InputError: a position that a text does not have, or an activation that is not finite.
     """
+    places = tuple(out)
+    read = partial(_read, places=places, skip_special=skip_special)
+    size = 4 * sum(model.width(site) for site, _ in places)
+    groups = batches_for(model, encoded.lengths, batch_tokens, side)
+    for rows, found in read_batches(model, encoded, groups, side, read, row_bytes=size, progress=progress):
+        for place, vectors in zip(places, found, strict=True):
+            out[place][rows] = vectors
+
+
+def _read(
+    model: LoadedModel, batches: Iterable[Batch], *, places: Sequence[tuple[Site, Position]], skip_special: bool | None
+) -> Iterator[list[np.ndarray]]:
+    """Of each batch float32 (B, width) at every place."""
     positions: dict[Site, list[Position]] = {}
-    for site, position in out:
+    for site, position in places:
         positions.setdefault(site, []).append(position)
-    done = 0
     with capture(model, list(positions)) as session:
-        for batch in padded_batches(model, encoded, batch_tokens, side):
-            reducers = {position: vector_reducer(batch, position, skip_special) for _, position in out}
+        for batch in batches:
+            reducers = {position: vector_reducer(batch, position, skip_special) for _, position in places}
 
             def reduce(
                 site: Site, tensor: torch.Tensor, reducers: dict[Position, Reduce] = reducers
             ) -> dict[Position, torch.Tensor]:
                 return {position: reducers[position](site, tensor).cpu() for position in positions[site]}
 
-            for site, found in session.run(batch.ids, batch.mask, reduce=reduce).items():
-                for position, vectors in found.items():
-                    check_finite(vectors[:, None], batch.numbers, [site], model)
-                    out[site, position][batch.rows] = vectors.numpy()
-            done += len(batch.rows)
-            if progress is not None:
-                progress(done, len(encoded))
+            seen = session.run(batch.ids, batch.mask, reduce=reduce)
+            for site, position in places:
+                check_finite(seen[site][position][:, None], batch.numbers, [site], model)
+            yield [seen[site][position].numpy() for site, position in places]
 
 
-def padded_batches(
-    model: LoadedModel, encoded: Encoded, batch_tokens: int, side: PaddingSide, start: int = 0
-) -> Iterator[Batch]:
-    """The length-bucketed batches from number ``start`` on, padded for this model."""
-    if side not in ("left", "right"):
-        raise InputError(f'padding_side: "{side}" is not one of "left", "right"')
+def padded_batches(model: LoadedModel, encoded: Encoded, batch_tokens: int, side: PaddingSide) -> Iterator[Batch]:
+    """The length-bucketed batches, padded for this model."""
     fill = padding_id(model)
-    for rows in batches_for(model, encoded.lengths, batch_tokens, side)[start:]:
+    for rows in batches_for(model, encoded.lengths, batch_tokens, side):
         yield pad(encoded, rows, pad_id=fill, side=side)
 
 
 def batches_for(model: LoadedModel, lengths: np.ndarray, batch_tokens: int, side: PaddingSide) -> list[np.ndarray]:
     """:func:`~moescope.capture.encode.batches`, of one text each where a text's activations depend on what is beside it."""
+    if side not in ("left", "right"):
+        raise InputError(f'padding_side: "{side}" is not one of "left", "right"')
     groups = batches(lengths, batch_tokens)
     return [
         part

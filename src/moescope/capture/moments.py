@@ -7,20 +7,22 @@ machines.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
-from moescope.capture.activations import Progress, batches_for, check_finite, common_width, padded_batches
-from moescope.capture.encode import Encoded, PaddingSide, encode
+from moescope.capture.activations import batches_for, check_finite, common_width
+from moescope.capture.encode import Batch, Encoded, PaddingSide, encode
 from moescope.capture.manifest import parse_site
 from moescope.capture.position import Position, check_position
 from moescope.capture.reduce import RowMoments, RowReducer
 from moescope.capture.session import capture
+from moescope.capture.spread import Progress, read_batches
 from moescope.errors import InputError
 from moescope.files.checkpoint import Damaged, check_arrays, load_arrays, run_id, save_arrays
 from moescope.models.reading import SpecialTokens
@@ -100,6 +102,10 @@ class Moments:
 
     def update(self, rows: RowMoments, labels: np.ndarray, folds: np.ndarray) -> Moments:
         """Add texts with labels (B,) and folds (B,), each summed up already in ``rows``."""
+        return self.merge(self._part(rows, labels, folds))
+
+    def _part(self, rows: RowMoments, labels: np.ndarray, folds: np.ndarray) -> Moments:
+        """These texts alone."""
         n_folds, n_classes = self.n.shape
         group = folds * n_classes + labels  # (B,)
         member = torch.from_numpy(np.eye(n_folds * n_classes)[:, group])  # float64 (F·C, B)
@@ -110,13 +116,12 @@ class Moments:
         mean = (weighted @ flat) / total.clamp(min=1.0)[:, None]
         m2 = member @ rows.m2.double().flatten(1)
         m2 += weighted @ (flat - mean[torch.from_numpy(group)]).square_()
-        part = replace(
+        return replace(
             self,
             n=total.round().long().numpy().reshape(self.n.shape),
             mean=mean.numpy().reshape(self.mean.shape),
             m2=m2.numpy().reshape(self.m2.shape),
         )
-        return self.merge(part)
 
     def fold(self, fold: int) -> ClassMoments:
         """One fold alone (the held-out part)."""
@@ -219,20 +224,33 @@ def moments(
     if done == len(groups):
         return state
 
-    with capture(model, sites) as session:
-        for batch in padded_batches(model, encoded, batch_tokens, padding_side, start=done):
-            reducer = RowReducer(batch, position, skip_special)
-            rows = reducer.collect(session.run(batch.ids, batch.mask, reduce=reducer), sites)
-            check_finite(rows.mean, batch.numbers, sites, model)
-            check_finite(rows.m2, batch.numbers, sites, model)
-            state = state.update(rows, label[batch.rows], fold[batch.rows])
-            done += 1
-            rows_done += len(batch.rows)
-            if path is not None and (done % checkpoint_every == 0 or done == len(groups)):
-                save_arrays(path, {"n": state.n, "mean": state.mean, "m2": state.m2}, meta | {"batches": done})
-            if progress is not None:
-                progress(rows_done, len(encoded))
+    none = Moments.zeros(len(state.n), state.n.shape[1], sites, width)
+    read = partial(_read, none=none, label=label, fold=fold, position=position, skip_special=skip_special)
+    if path is not None:
+        model = replace(model, spread=None)  # a checkpoint counts batches, which other processes do not give in order
+    for rows, part in read_batches(model, encoded, groups[done:], padding_side, read):
+        state = state.merge(part)
+        done += 1
+        rows_done += len(rows)
+        if path is not None and (done % checkpoint_every == 0 or done == len(groups)):
+            save_arrays(path, {"n": state.n, "mean": state.mean, "m2": state.m2}, meta | {"batches": done})
+        if progress is not None:
+            progress(rows_done, len(encoded))
     return state
+
+
+def _read(
+    model: LoadedModel, batches: Iterable[Batch], *, none: Moments, label: np.ndarray, fold: np.ndarray,
+    position: Position, skip_special: bool | None,
+) -> Iterator[Moments]:  # fmt: skip
+    """Each batch's moments alone. Those of any parts, merged in any order, are the same to rounding in float64."""
+    with capture(model, none.sites) as session:
+        for batch in batches:
+            reducer = RowReducer(batch, position, skip_special)
+            rows = reducer.collect(session.run(batch.ids, batch.mask, reduce=reducer), none.sites)
+            check_finite(rows.mean, batch.numbers, none.sites, model)
+            check_finite(rows.m2, batch.numbers, none.sites, model)
+            yield none._part(rows, label[batch.rows], fold[batch.rows])
 
 
 def _state(path: Path, arrays: dict[str, np.ndarray], sites: Sequence[Site]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -13,11 +13,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from moescope.capture.activations import Progress, check_finite, padded_batches, vector_reducer
+from moescope.capture.activations import check_finite, padded_batches, vector_reducer
 from moescope.capture.encode import Batch, Encoded, PaddingSide
 from moescope.capture.manifest import DTYPES, Manifest, Shard, parse_site
 from moescope.capture.position import weights
 from moescope.capture.session import Reduce, capture
+from moescope.capture.spread import Progress
 from moescope.errors import InputError
 from moescope.files.atomic import write_atomic
 from moescope.types import Site

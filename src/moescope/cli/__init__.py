@@ -15,6 +15,7 @@ from cyclopts import App, CoercionError, CycloptsError
 
 from moescope.cli.signals import Terminated, terminable
 from moescope.cli.streams import any_terminal
+from moescope.cluster import ProcessLost, ranks
 from moescope.errors import InputError
 
 app = App(
@@ -41,6 +42,7 @@ _COMMANDS = {
     "exit": ("verbs:exit", "A classifier that leaves the model early, with a bound on what that costs."),
     "route": ("verbs:route", "Name a prompt's task from the first layers, or call it unknown."),
     "serve": ("serve:serve", "A live page and an API: classify, name tasks, watch experts and circuits fire."),
+    "plan": ("plan:plan", "What a command would take: tokens, FLOPs, memory, time; nothing is run."),
     "show": ("look:show", "Print a saved result again, or one of its tables."),
     "compare": ("look:compare", "Draw several saved circuit studies side by side."),
     "models": ("look:models", "List the embedded models, with their cards."),
@@ -56,7 +58,7 @@ app.command(_reproduce)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: exit code 0, 2 for a user's mistake, 130 when interrupted, 143 when ended by SIGTERM."""
+    """Entry point: exit code 0, 2 for a user's mistake, 1 when a process of the job died, 130 interrupted, 143 by SIGTERM."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with any_terminal(), terminable():
         _run(arguments)
@@ -64,11 +66,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(arguments: list[str] | None) -> None:
     try:
-        app(arguments, exit_on_error=False, print_error=False)
+        with ranks():
+            app(arguments, exit_on_error=False, print_error=False)
     except InputError as error:
         _fail(str(error))
     except CycloptsError as error:
         _fail(_said(error))
+    except ProcessLost as error:
+        _fail(str(error), 1)
     except MemoryError:
         _fail(_NO_MEMORY)
     except KeyboardInterrupt as error:
@@ -111,6 +116,6 @@ def _words(kind: Any) -> str:
     return {int: "a whole number", float: "a number"}.get(kind, getattr(kind, "__name__", str(kind)))
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, code: int = 2) -> None:
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)

@@ -7,8 +7,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from moescope.errors import InputError
-from moescope.files.cache import sha256_of
 from moescope.files.folder import system_errors
+from moescope.files.hashes import sha256_of
 from moescope.files.names import inside
 from moescope.files.parse import parse_json
 from moescope.files.seal import BLANK, seal_holds, sealed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,13 +35,18 @@ class ForwardTokens:
         purposes = dict.fromkeys(purpose for purpose, _ in self.counts)
         return {name: round(sum(count for purpose, count in self.counts if purpose == name)) for name in purposes}
 
+    def exactly(self, purpose: str) -> float:
+        """Forward tokens of one purpose, shares of a pass not rounded."""
+        return sum(count for one, count in self.counts if one == purpose)
+
     def add(self, purpose: str, tokens: float) -> None:
         """Tokens that are known without a model's run."""
         self.counts.append((purpose, tokens))
 
     @contextmanager
     def of(self, model: LoadedModel, purpose: str) -> Iterator[None]:
-        """Count whatever ``model`` runs inside the block for ``purpose``."""
+        """Count whatever ``model`` runs inside the block for ``purpose``, in this process and for it in others."""
+        self.add(purpose, 0.0)
         entry = body_entry(model)
         layers = [model.tap_point(Site("resid", layer)).module for layer in range(model.n_layers)]
         own = [vars(layer).get("forward") for layer in layers]
@@ -60,6 +66,10 @@ class ForwardTokens:
             return hook
 
         with ExitStack() as hooks:
+            if model.spread is not None:
+                count = partial(self.add, purpose)
+                model.spread.counters.append(count)
+                hooks.callback(model.spread.counters.remove, count)
             hooks.callback(entry.register_forward_pre_hook(begin, with_kwargs=True).remove)
             for number, layer in enumerate(layers):
                 hooks.callback(layer.register_forward_pre_hook(layer_runs(number)).remove)

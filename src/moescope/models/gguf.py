@@ -22,8 +22,9 @@ import torch
 import transformers
 
 from moescope.errors import InputError
-from moescope.files.cache import cache, sha256_of
+from moescope.files.cache import cache
 from moescope.files.folder import whole_folder
+from moescope.files.hashes import sha256_of
 from moescope.files.names import plain_name
 from moescope.files.parse import parse_object
 

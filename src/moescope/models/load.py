@@ -24,6 +24,7 @@ from moescope.models.reading import Reading, SpecialTokens, reading_of
 from moescope.models.refused import check_source, check_type
 from moescope.models.sites import describe_sites
 from moescope.models.source import Source, find_source, has_tokenizer, weight_files
+from moescope.models.spread import Spread
 from moescope.models.structure import resolve
 from moescope.models.taps import Structure, TapPoint
 from moescope.models.weights import OPTIONAL, HeadMissing, quantization_of, stored
@@ -54,6 +55,8 @@ class LoadedModel:
     quantisation: str | None = None
     """of the file that the weights were read from, where it held them in fewer bits"""
     reading: Reading = field(default_factory=Reading, repr=False)
+    spread: Spread | None = field(default=None, repr=False)
+    """over which processes its reading of texts is shared out; None: this one alone"""
 
     def read_as(self, special_tokens: SpecialTokens = "default", chat: bool | None = None) -> LoadedModel:
         """The same model with its texts read otherwise: :func:`~moescope.models.reading.reading_of` (what it raises too)."""

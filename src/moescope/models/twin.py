@@ -40,6 +40,6 @@ def random_twin(model: LoadedModel, seed: int = 0) -> LoadedModel:
             dtype = target.dtype if target.dtype in numbers or not tensor.is_floating_point() else model.dtype
             tensor.data = tensor.data.to(dtype=dtype, device=model.device if target.is_meta else target.device)
     twin = from_model(module, model.tokenizer, name=f"{model.name} (random twin, seed {seed})")
-    twin = replace(twin, reading=model.reading)
+    twin = replace(twin, reading=model.reading, spread=None if model.spread is None else model.spread.twin(seed))
     vars(twin)["batching"] = model.batching  # of the architecture
     return twin

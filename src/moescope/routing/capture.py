@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 
-from moescope.capture.activations import Progress
-from moescope.capture.encode import Encoded, encode
+from moescope.capture.activations import batches_for
+from moescope.capture.encode import Encoded, PaddingSide, encode
 from moescope.capture.session import CaptureSession
+from moescope.capture.spread import Progress, read_batches
 from moescope.errors import InputError
-from moescope.models.experts import ExpertLayer, describe_gating, recording
+from moescope.models.experts import ExpertLayer, describe_gating, expert_layers, mixes_tokens, recording
 from moescope.routing.generate import GREEDY, Decoding, Piece, can_generate, run_pieces
 from moescope.routing.trace import RoutingTrace, TracedSequence, id_dtype
 
@@ -49,6 +51,7 @@ def trace_prompts(
     tokens: bool = True,
     max_tokens: int | None = None,
     batch_tokens: int = 8192,
+    apart: int | None = None,
     progress: Progress | None = None,
 ) -> RoutingTrace:
     """Trace the routing of prompts and, with ``max_new_tokens``, of what the model generates after them.
@@ -65,6 +68,7 @@ def trace_prompts(
         tokens: keep the token ids, from which the text can be read.
         max_tokens: keep at most this many tokens of a prompt, its last.
         batch_tokens: rows x longest row of a batch, generated tokens counted.
+        apart: no batch holds prompts of two such runs, each of so many prompts.
 
     Raises:
         InputError: the model is dense, or has no head to generate with; a prompt is empty; a layer sent its tokens
@@ -78,14 +82,23 @@ def trace_prompts(
         raise InputError(f"model {model.name} was loaded without its head, so it cannot generate: load it with head=True")
     if encoded is None:
         encoded = encode(model, [prompt.text for prompt in prompts], max_tokens=max_tokens)  # type: ignore[union-attr]
+    layers = expert_layers(model)
+    read = partial(
+        run_pieces, weights=WEIGHT_DTYPES[weight_dtype] if weights else False, scores=scores,
+        max_new_tokens=max_new_tokens, decoding=decoding,
+    )  # fmt: skip
+    side: PaddingSide = "left" if max_new_tokens else "right"
+    # where tokens share the routing, padding too, a sequence must have the batch to itself
+    budget = 1 if mixes_tokens(model, layers) else batch_tokens
+    lengths, run = encoded.lengths + max_new_tokens, apart or max(1, len(encoded))
+    groups = [
+        start + rows
+        for start in range(0, len(encoded), run)
+        for rows in batches_for(model, lengths[start : start + run], budget, side)
+    ]
     pieces: dict[int, Piece] = {}
-    kept = WEIGHT_DTYPES[weight_dtype] if weights else False
-    with recording(model, weights=kept, scores=scores) as recorder:
-        for row, piece in run_pieces(model, recorder, encoded, max_new_tokens, decoding, batch_tokens):
-            pieces[row] = piece
-            if progress is not None:
-                progress(len(pieces), len(encoded))
-    layers = recorder.layers
+    for rows, found in read_batches(model, encoded, groups, side, read, progress=progress):
+        pieces.update(zip(rows.tolist(), found, strict=True))
     columns = _columns([pieces[row] for row in range(len(encoded))], layers)
     factors, logits, text = columns.pop("weights", None), columns.pop("scores", None), columns.pop("tokens")
     return RoutingTrace(

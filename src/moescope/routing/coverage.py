@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES, model_type_to_module_name
 
-from moescope.capture.activations import Progress
 from moescope.capture.encode import Encoded
+from moescope.capture.spread import Progress
 from moescope.errors import InputError
 from moescope.models import LoadedModel, from_model
 from moescope.models.architectures import swept

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from transformers import GenerationConfig
 
-from moescope.capture.activations import batches_for
-from moescope.capture.encode import Batch, Encoded, PaddingSide, pad
+from moescope.capture.encode import Batch
 from moescope.capture.session import CaptureSession
 from moescope.errors import InputError
-from moescope.models.experts import Dispatch, DispatchRecorder, mixes_tokens
+from moescope.models.experts import Dispatch, DispatchRecorder, recording
 from moescope.models.inputs import padding_id
 from moescope.routing.trace import id_dtype
 
@@ -60,27 +59,24 @@ class Piece:
 
 def run_pieces(
     model: LoadedModel,
-    recorder: DispatchRecorder,
-    encoded: Encoded,
+    batches: Iterable[Batch],
+    *,
+    weights: torch.dtype | bool,
+    scores: bool,
     max_new_tokens: int,
     decoding: Decoding,
-    batch_tokens: int,
-) -> Iterator[tuple[int, Piece]]:
-    """Yield the row and the piece of each text, batch by batch."""
-    fill = padding_id(model)
-    # where tokens share the routing, padding too, a sequence must have the batch to itself
-    budget = 1 if mixes_tokens(model, recorder.layers) else batch_tokens
-    side: PaddingSide = "left" if max_new_tokens else "right"
-    for rows in batches_for(model, encoded.lengths + max_new_tokens, budget, side):
-        batch = pad(encoded, rows, pad_id=fill, side=side)
-        recorder.steps.clear()
-        if max_new_tokens:
-            pieces = _generated(model, recorder, batch, max_new_tokens, decoding)
-        else:
-            CaptureSession(model, (), stop=False).run(batch.ids, batch.mask)
-            pieces = _prompts(recorder, batch, 1)
-        recorder.steps.clear()
-        yield from zip(rows.tolist(), pieces, strict=True)
+) -> Iterator[list[Piece]]:
+    """The pieces of each batch's texts; padded on the left where tokens are generated."""
+    with recording(model, weights=weights, scores=scores) as recorder:
+        for batch in batches:
+            recorder.steps.clear()
+            if max_new_tokens:
+                pieces = _generated(model, recorder, batch, max_new_tokens, decoding)
+            else:
+                CaptureSession(model, (), stop=False).run(batch.ids, batch.mask)
+                pieces = _prompts(recorder, batch, 1)
+            recorder.steps.clear()
+            yield pieces
 
 
 def _generated(

@@ -21,12 +21,13 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from moescope.capture.activations import Progress
 from moescope.capture.encode import encode
 from moescope.capture.manifest import FINISHED, UNFINISHED, Shard, chain, check_contents, check_shard
+from moescope.capture.spread import Progress
 from moescope.errors import InputError
 from moescope.files.atomic import write_atomic
 from moescope.files.folder import healed, output, settled, system_errors, whole_folder
+from moescope.files.remote import local, publish
 from moescope.routing.capture import PromptLike, trace_prompts
 from moescope.routing.load import holds_load
 from moescope.routing.manifest import COLUMNS, FORMAT, TraceManifest
@@ -52,7 +53,7 @@ class TraceStore:
         Raises:
             InputError: there is one already, finished or not.
         """
-        folder = Path(path)
+        folder = local(path)
         _refuse_existing(folder)
         store = cls(folder, TraceManifest(settings=settings or {}))
         store.manifest.write(folder / UNFINISHED)
@@ -67,7 +68,7 @@ class TraceStore:
         Raises:
             InputError: there is no store, or a shard of it is missing, truncated or of another trace.
         """
-        folder = Path(path)
+        folder = local(path)
         name = UNFINISHED if (folder / UNFINISHED).exists() else FINISHED
         if not (folder / name).exists():
             raise InputError(f"{folder}: there is no store to resume")
@@ -119,6 +120,7 @@ class TraceStore:
         self.manifest.write(self.path / FINISHED)
         with system_errors(self.path):
             (self.path / UNFINISHED).unlink(missing_ok=True)
+        publish(self.path)
 
     def __enter__(self) -> TraceStore:
         return self
@@ -169,8 +171,8 @@ def load_trace(path: str | Path, *, verify: bool = True) -> RoutingTrace:
     Raises:
         InputError: the store is missing, unfinished, truncated or damaged; names the file, or row, layer and id.
     """
-    healed(settled(path))
-    folder = Path(path)
+    folder = local(path)
+    healed(settled(folder))
     if (folder / UNFINISHED).exists():
         raise InputError(f"{folder}: the trace is unfinished, its writing was cut short; resume it with the same command")
     if holds_load(folder):
@@ -242,13 +244,18 @@ def trace_to_store(
     if store is None:
         _refuse_existing(place)
     done = 0 if store is None else len(store)
-    for part in parts[-(-done // shard_prompts) :]:
-        trace = trace_prompts(model, part, max_tokens=max_tokens, **options)
+    left = parts[-(-done // shard_prompts) :]
+    many = 1 if model.spread is None else 2 * model.spread.engine.processes  # shards at a time: work for every process
+    for some in (left[start : start + many] for start in range(0, len(left), many)):
+        together = [prompt for part in some for prompt in part]
+        trace = trace_prompts(model, together, max_tokens=max_tokens, apart=shard_prompts, **options)
         if store is None:  # not before: what cannot be traced leaves nothing behind
             store = TraceStore.create(place, settings)
-        store.append(trace, _digest(model, part, max_tokens))
-        if progress is not None:
-            progress(len(store), len(prompts))
+        for start, part in zip(range(0, len(together), shard_prompts), some, strict=True):
+            own = trace if len(some) == 1 else trace.select(range(start, start + len(part)))
+            store.append(own, _digest(model, part, max_tokens))
+            if progress is not None:
+                progress(len(store), len(prompts))
     assert store is not None
     store.finish()
     put_trace(folder, place)

@@ -7,7 +7,7 @@ A verb is a plain function ``verb(model, inputs, settings=Settings(), *, run=Run
         loaded = context.load(model, head=True)
         rows = context.rows(halves("prune", groups, chosen))   # who fits, selects, calibrates, judges: kept apart by group
         ...                                                     # measure; context.counter("pruning") shows progress
-        context.control("random masks", differs=…, evidence="…")  # a control that is what it controls is a fault
+        context.control("random masks", differs=…, evidence="…")
         return context.result(model=loaded, title=…, claims=…, tables=…, artifacts={"mask": mask})
 
 The context owns progress, seed, time, provenance, device and the record of rows and controls; ``run.out`` saves the result.
@@ -27,10 +27,12 @@ from typing import Any, TypeVar
 import pandas as pd
 from torch import nn
 
+from moescope.cluster import engine_of, rank_device
 from moescope.errors import InputError, Note
 from moescope.files.folder import output, settled
 from moescope.models import LoadedModel, load
 from moescope.models.forward_tokens import ForwardTokens
+from moescope.models.spread import Spread
 from moescope.study.provenance import machine, spent, subject
 from moescope.study.result import Artifact, StudyResult
 from moescope.study.result import load as load_result
@@ -67,13 +69,14 @@ class ControlFault(AssertionError):
 
 
 class Context:
-    """One run of one study.
+    """One run of one study; ``spread``: of one whose reading of texts can be shared out over processes.
 
     Raises:
-        InputError: ``run.out`` cannot be written to, or another process does, said before any work.
+        InputError: ``run.out`` cannot be written to, or another process does, or several are asked for that are of no use.
     """
 
-    def __init__(self, study: str, settings: Settings, run: Run) -> None:
+    def __init__(self, study: str, settings: Settings, run: Run, *, spread: bool = False) -> None:
+        self.engine = engine_of(run.engine, run.address, alone=None if spread else study)
         self.study, self.settings, self.run = study, settings, run
         self.notes: list[str] = []
         self.leaks: dict[str, Regrouped] = {}
@@ -90,8 +93,6 @@ class Context:
             self._held.enter_context(output(settled(run.out)))
         self.stages = Stages(run.work or (run.out and work_of(settled(run.out))), [study, _plain(settings), _of_run(run)])
 
-    # What a study works with
-
     def load(self, model: ModelLike, *, head: bool = False, required: bool = True, **options: Any) -> LoadedModel:
         """The model, loaded as ``run`` says unless it is in memory already, with its tokenizer.
 
@@ -105,7 +106,8 @@ class Context:
             InputError: the model cannot be had, or has no tokenizer.
         """
         asked = head and (required or isinstance(model, str | Path))
-        loaded = load(model, head=asked, **{**self.run.load_options(), **options})
+        options = {"head": asked, **self.run.load_options(), **options}
+        loaded = load(model, **{**options, "device": rank_device(options["device"])})
         if loaded.tokenizer is None:
             raise InputError(f"{loaded.name} has no tokenizer, and its texts are to be read; give (model, tokenizer)", "model")
         computed = str(loaded.dtype).removeprefix("torch.")
@@ -119,6 +121,7 @@ class Context:
         if (note := loaded.batching.note()) is not None:
             self.note(note)
         loaded = loaded.read_as(self.run.special_tokens, self.run.chat)
+        loaded.spread = loaded.spread or Spread.of(self.engine, model, options)
         self.stages.read(loaded.fingerprint, str(loaded.dtype), str(loaded.device), loaded.reading)
         self._loaded.append(loaded)
         return loaded
@@ -144,7 +147,7 @@ class Context:
         return [found.task for found in apart]
 
     def passages(self, texts: TextsLike) -> Sequence[Passage]:
-        """The passages, read where they are not :class:`Passage` already."""
+        """The passages, read where they are not yet."""
         with self.noted():
             found = load_passages(texts)
         self.stages.read(list(found))
@@ -288,7 +291,7 @@ class Context:
             "rows": self._rows,
             "controls": self._controls,
             "notes": list(dict.fromkeys([*self.notes, *self._notes_of_reading()])),
-            **machine(),
+            **machine(self.engine),
             "seconds": round(time.monotonic() - self._began + self.stages.seconds, 1),
             "cpu_seconds": round(used["cpu_seconds"] - self._before + self.stages.cpu_seconds, 1),
             "peak_gib": used["peak_gib"],

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from moescope.cluster import LOCAL, Engine
 from moescope.models import LoadedModel
 from moescope.types import Task
 
@@ -48,10 +49,11 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}}
 
 
-def machine() -> dict[str, Any]:
-    """What ran: command, versions, revision of moescope, and when."""
+def machine(engine: Engine = LOCAL) -> dict[str, Any]:
+    """What ran: command, processes, versions, revision of moescope, and when."""
     return {
         "command": shlex.join(["moescope", *sys.argv[1:]]) if Path(sys.argv[0]).stem == "moescope" else None,
+        "engine": {"name": engine.name, "processes": engine.processes, "shards_elsewhere": engine.elsewhere},
         "versions": versions(),
         "git_revision": git_revision(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -7,12 +7,25 @@ runs on and gives numbers. Snippets are short, of one line where they can be, an
 from __future__ import annotations
 
 from tests.mutants.fault import Fault
-from tests.mutants.faults import circuits, circuits_used, distill, experts, models, reading, runtime, signatures, study, traces
+from tests.mutants.faults import (
+    circuits,
+    circuits_used,
+    cluster,
+    distill,
+    experts,
+    models,
+    reading,
+    runtime,
+    signatures,
+    study,
+    traces,
+)
 
 FAULTS: tuple[Fault, ...] = (
     *circuits.FAULTS,
     *circuits_used.FAULTS,
     *signatures.FAULTS,
+    *cluster.FAULTS,
     *distill.FAULTS,
     *runtime.FAULTS,
     *experts.FAULTS,

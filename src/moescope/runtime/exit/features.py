@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moescope.capture.activations import Progress, read_into
+from moescope.capture.activations import read_into
 from moescope.capture.encode import Encoded, encode
 from moescope.capture.position import Position
+from moescope.capture.spread import Progress
 from moescope.types import Site
 
 if TYPE_CHECKING:

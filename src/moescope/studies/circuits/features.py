@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from moescope.capture import Encoded, Position, encode
-from moescope.capture.activations import Progress, read_into
+from moescope.capture.activations import read_into
+from moescope.capture.spread import Progress
 from moescope.errors import InputError
 from moescope.files.memory import empty_array
 from moescope.models import LoadedModel, SitesLike, parse_sites

@@ -57,7 +57,7 @@ def dynamics(
     >>> import moescope
     >>> result = moescope.dynamics(["out/step-0", "out/step-1000"], ["certainty=halueval"])  # doctest: +SKIP
     """
-    context = Context("circuits", settings, run)
+    context = Context("circuits", settings, run, spread=True)
     series = _series(checkpoints, revisions)
     loaded_tasks = context.tasks(tasks)
     rows: list[dict[str, Any]] = []

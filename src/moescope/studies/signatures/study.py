@@ -75,7 +75,7 @@ def signatures(
     >>> result = moescope.signatures("moe-tiny", "routing-80", run=moescope.Run(seed=1))  # doctest: +SKIP
     >>> result.to_frame("routing_nulls")  # doctest: +SKIP
     """
-    context = Context("signatures", settings, run)
+    context = Context("signatures", settings, run, spread=True)
     twin = None
     if is_trace(model):
         trace = load_trace(model) if isinstance(model, Path) else model

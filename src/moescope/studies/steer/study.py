@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -32,6 +33,10 @@ from moescope.tasks.passages import Passage
 from moescope.tasks.wikitext import plain_text
 
 WIKITEXT = "wikitext"
+MOST = 1536
+"""Tokens of each category's text where the settings name none"""
+_LEAST = 256
+_BUDGET = 5e13  # weights times forward tokens of one steering: a quarter of an hour on a few cores
 _SETTINGS, _RUN = SteerSettings(), Run()
 
 
@@ -87,7 +92,22 @@ def steer(
     for steering in steerings:  # before the model runs for minutes
         if isinstance(steering.edits, ExpertEdits):
             edits_by_layer(loaded, steering.edits)
-    prepared = context.stage("loss without steering", lambda: prepare_texts(loaded, passages, settings, run))
+    sets = [_sets(steering, settings) for steering in steerings]
+    tokens = settings.text_tokens
+    if tokens is None:
+        tokens = _affordable(loaded, max(sets) * len({p.category for p in passages}))
+
+    def prepare() -> tuple[Texts, float]:
+        began = time.perf_counter()
+        return prepare_texts(loaded, passages, tokens, settings, run), time.perf_counter() - began
+
+    prepared, took = context.stage("loss without steering", prepare)
+    forward = _announce(context, prepared, sets, took)
+    if tokens < (MOST if settings.text_tokens is None else 0):
+        context.note(
+            f"Note: {tokens} tokens of each category's text judge instead of {MOST}, for what {loaded.name} would take to read "
+            "(text_tokens)."
+        )
     context.rows(_rows(selecting, prepared))
     usage: Usage = {}
     if any(isinstance(s.edits, ExpertEdits) for s in steerings):
@@ -123,7 +143,34 @@ def steer(
         claims=[c for s in steerings for c in steering_claims(s, effects, settings.margin, settings.alpha)],
         tables={"effects": effects} | {name: pd.DataFrame(found) for name, found in rows.items() if found},
         texts={c: _size(prepared, c) for c in prepared.categories},
+        forward_tokens={"steered": forward},
     )
+
+
+def _sets(steering: Steering, settings: SteerSettings) -> int:
+    """How often the texts are run for a steering: its own, and every random set."""
+    matched = isinstance(steering.edits, ExpertEdits) and steering.target is not None
+    return 1 + settings.n_random * (len(settings.match) if matched else 1)
+
+
+def _affordable(model: LoadedModel, runs: int) -> int:
+    """Tokens of a category's text, of which each is run ``runs`` times: by what a token costs, so that it is the same on every
+    machine."""
+    chosen = getattr(model.config.get_text_config(), "num_experts_per_tok", None)
+    weights = 0.0
+    for layer in model.structure.layers:
+        for name, weight in layer.named_parameters():
+            routed = ".experts." in f".{name}" and weight.dim() == 3
+            weights += weight.numel() * (chosen / len(weight) if chosen and routed else 1)
+    return int(np.clip(_BUDGET / (weights * runs), _LEAST, MOST))
+
+
+def _announce(context: Context, texts: Texts, sets: Sequence[int], seconds: float) -> int:
+    """Say what the work will be, from the clean pass, before it is begun; returns the forward tokens."""
+    forward = int(texts.encoded.lengths.sum()) * sum(sets)
+    minutes = seconds * sum(sets) / 60
+    context.tell(f"{forward:,} forward tokens, at most {max(1, round(minutes))} min", 1, 1)
+    return forward
 
 
 def _wikitext() -> list[Passage]:

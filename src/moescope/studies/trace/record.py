@@ -49,7 +49,8 @@ def trace(
 
 
 def _traced(model: ModelLike, prompts: PromptsLike, settings: TraceSettings, run: Run) -> RoutingTrace:
-    context = Context("trace", settings, replace(run, out=None))  # what goes to the folder is a trace, not a result
+    # what goes to the folder is a trace, not a result
+    context = Context("trace", settings, replace(run, out=None), spread=True)
     read = context.prompts(prompts)
     loaded = context.load(model, head=settings.new_tokens > 0, required=False)
     options: dict[str, Any] = {

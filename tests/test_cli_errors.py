@@ -159,7 +159,7 @@ def test_a_place_that_is_taken_is_refused_before_the_work(tmp_path: Path, capsys
     assert kept.read_text() == "years of work"
 
 
-def test_a_full_disk_leaves_nothing(
+def test_a_full_disk_leaves_what_was_measured_and_no_result(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -169,7 +169,7 @@ def test_a_full_disk_leaves_nothing(
     task = write(tmp_path / "a.jsonl", ROWS)
     line = refused(circuits(tmp_path, f"t={task}", site="resid:1"), capsys)
     assert "No space left" in line
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.work", "a.jsonl"]  # for the same command to go on from
 
 
 @pytest.mark.parametrize(

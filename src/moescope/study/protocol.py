@@ -91,7 +91,9 @@ class Context:
         if run.out is not None:
             check_target(run.out, overwrite=run.overwrite)
             self._held.enter_context(output(settled(run.out)))
-        self.stages = Stages(run.work or (run.out and work_of(settled(run.out))), [study, _plain(settings), _of_run(run)])
+        # how reading is shared out decides its last digits
+        of_run = [study, _plain(settings), _of_run(run), self.engine.name, self.engine.processes]
+        self.stages = Stages(run.work or (run.out and work_of(settled(run.out))), of_run)
 
     def load(self, model: ModelLike, *, head: bool = False, required: bool = True, **options: Any) -> LoadedModel:
         """The model, loaded as ``run`` says unless it is in memory already, with its tokenizer.

@@ -2,6 +2,7 @@
 
     python benchmarks/capture.py                   # all parts, about eight minutes on two cores
     python benchmarks/capture.py --part overhead   # one part; the others stay in the results file as they were
+    python benchmarks/capture.py --part real       # on SmolLM2-135M, left out where its package is not there
     python benchmarks/capture.py --small           # about a minute, smaller model
 
 Writes benchmarks/results/capture.json and capture_memory.png/.svg, and prints a table. Times are medians over repeats that
@@ -18,6 +19,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,15 +29,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import torch
 
-from capture_contenders import SITE_KIND, contenders, random_gpt2, wrap
+from capture_contenders import SITE_KIND, Calls, contenders, random_gpt2, wrap
 from machine import describe, interleaved
 from moescope.capture import Encoded, batches, moments
 from moescope.capture.activations import vector_reducer
-from moescope.capture.encode import pad
+from moescope.capture.encode import encode, pad
 from moescope.capture.session import capture
+from moescope.errors import InputError
 from moescope.files.atomic import write_atomic
+from moescope.models import load
+from moescope.tasks import load_task
 
 RESULTS = Path(__file__).parent / "results"
+REAL = "smollm2"  # what `--part real` measures on: pretrained weights out of a package
 MEMORY_SHAPE = (4, 256, 4)  # layers, width, heads: small, since 20,000 texts have to pass through it
 
 
@@ -44,13 +50,37 @@ MEMORY_SHAPE = (4, 256, 4)  # layers, width, heads: small, since 20,000 texts ha
 
 def overhead(small: bool, repeats: int) -> dict[str, Any]:
     shape = (4, 256, 4) if small else (12, 768, 12)
-    head_model = random_gpt2(*shape)
     ids = torch.randint(1, 50257, (8, 64 if small else 256), generator=torch.Generator().manual_seed(0))
-    calls, missing = contenders(head_model, ids)
+    named = dict(zip(("layers", "width", "heads"), shape, strict=True))
+    return {"shape": named} | compared(*contenders(random_gpt2(*shape), ids), repeats) | {"batch": list(ids.shape)}
+
+
+def real(small: bool, repeats: int, cpu_time: bool) -> dict[str, Any]:
+    """The same on pretrained weights and real text: eight rows of HaluEval answers, of 64 tokens each."""
+    try:
+        model = load(REAL, head=True)
+    except InputError as error:  # says which package brings it
+        return {"model": REAL, "skipped": str(error)}
+    texts = [example.text for example in load_task("certainty=halueval").examples]
+    encoded = encode(model, ["\n".join(texts[i : i + 8]) for i in range(0, 32 if small else 64, 8)])
+    length = min(64, int(encoded.lengths.min()))
+    ids = torch.from_numpy(np.stack([encoded[i][:length] for i in range(len(encoded))]).astype(np.int64))
+    config = model.config
+    named = {"layers": model.n_layers, "width": model.d_model, "heads": config.num_attention_heads}
+    about = {"model": REAL, "dtype": str(model.dtype), "quantised copy": model.quantisation, "shape": named}
+    about["clock"] = "CPU seconds of the process" if cpu_time else "wall clock"
+    clock = time.process_time if cpu_time else time.perf_counter
+    return about | compared(*contenders(model.module, ids, model), repeats, clock) | {"batch": list(ids.shape)}
+
+
+def compared(
+    calls: Calls, missing: dict[str, str], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, Any]:
+    """Every contender in turn, ``repeats`` times, each beside the bare body of its own turn."""
     with torch.no_grad():
         for call in calls.values():
             call()  # warm up
-        seconds = interleaved(calls, repeats)
+        seconds = interleaved(calls, repeats, clock)
     bare = seconds["bare body"]
     table = {
         name: {
@@ -61,13 +91,7 @@ def overhead(small: bool, repeats: int) -> dict[str, Any]:
         }
         for name, times in seconds.items()
     }
-    return {
-        "shape": dict(zip(("layers", "width", "heads"), shape, strict=True)),
-        "batch": list(ids.shape),
-        "repeats": repeats,
-        "rows": table,
-        "missing": missing,
-    }
+    return {"repeats": repeats, "rows": table, "missing": missing}
 
 
 # --- batching ------------------------------------------------------------------------------------------------------------
@@ -178,8 +202,13 @@ def plot_memory(result: dict[str, Any], stem: str) -> None:
 
 
 def show(result: dict[str, Any]) -> None:
-    if over := result.get("overhead"):
-        print(f"\nTime over a bare body, {over['shape']}, batch {over['batch']}")
+    for part in ("overhead", "real"):
+        if not (over := result.get(part)):
+            continue
+        if "skipped" in over:
+            print(f"\n{over['model']} is left out: {over['skipped']}")
+            continue
+        print(f"\nTime over a bare body, {over.get('model', 'random GPT-2')}, {over['shape']}, batch {over['batch']}")
         for name, row in over["rows"].items():
             print(f"  {name:62s} {row['seconds']:8.3f} s   {row['over_bare']:5.3f}   (best runs {row['over_bare_best']:5.3f})")
         for name, reason in over["missing"].items():
@@ -197,10 +226,13 @@ def show(result: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What reading activations costs.")
-    parser.add_argument("--part", choices=["overhead", "batching", "memory"], default=None, help="one part only")
+    parser.add_argument("--part", choices=["overhead", "real", "batching", "memory"], default=None, help="one part only")
     parser.add_argument("--small", action="store_true", help="smaller model, fewer texts")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=None, help="interleaved repeats (9; 5 if small)")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="of the real part, with --threads 1: where others use the machine"
+    )
     parser.add_argument("--memory-child", type=int, default=None, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -210,6 +242,7 @@ def main() -> None:
     repeats = arguments.repeats or (5 if arguments.small else 9)
     parts = {
         "overhead": lambda: overhead(arguments.small, repeats),
+        "real": lambda: real(arguments.small, repeats, arguments.cpu_time),
         "batching": lambda: batching(arguments.small, max(1, repeats // 3)),
         "memory": lambda: memory(arguments.small, arguments.threads),
     }
@@ -218,7 +251,8 @@ def main() -> None:
     result = json.loads(file.read_text()) if file.exists() else {}
     for name, measure in parts.items():
         if arguments.part in (None, name):
-            result[name] = measure() | {"machine": describe("nnsight", "transformer-lens")}
+            machine = describe("nnsight", "transformer-lens")  # first: the load is to be that of others
+            result[name] = measure() | {"machine": machine}
     RESULTS.mkdir(parents=True, exist_ok=True)
     if "memory" in result:
         plot_memory(result["memory"], file.stem)

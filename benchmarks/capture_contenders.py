@@ -32,11 +32,14 @@ def wrap(head_model: Any) -> LoadedModel:
     return from_model(head_model.transformer, None, name="random GPT-2")
 
 
-def contenders(head_model: Any, ids: torch.Tensor) -> tuple[Calls, dict[str, str]]:
-    """Name -> one call on the batch ids (B, T); and the peers that are missing, with the reason."""
-    body = head_model.transformer
+def contenders(head_model: Any, ids: torch.Tensor, model: LoadedModel | None = None) -> tuple[Calls, dict[str, str]]:
+    """Name -> one call on the batch ids (B, T); and the peers that are missing, with the reason.
+
+    ``model`` is ``head_model`` as moescope loaded it; without it, it is wrapped.
+    """
+    model = model if model is not None else wrap(head_model)
+    body: Any = model.body
     mask = torch.ones_like(ids)
-    model = wrap(head_model)
     encoded = Encoded.from_ids(ids.numpy())
     sites = model.sites(SITE_KIND)
     rng = np.random.default_rng(0)
@@ -47,7 +50,7 @@ def contenders(head_model: Any, ids: torch.Tensor) -> tuple[Calls, dict[str, str
 
     def by_hand() -> list[torch.Tensor]:
         kept: list[torch.Tensor] = []
-        handles = [block.register_forward_hook(lambda _, __, output: kept.append(output)) for block in body.h]
+        handles = [block.register_forward_hook(lambda _, __, output: kept.append(output)) for block in _blocks(body)]
         try:
             body(input_ids=ids, attention_mask=mask, use_cache=False)
         finally:
@@ -68,32 +71,43 @@ def contenders(head_model: Any, ids: torch.Tensor) -> tuple[Calls, dict[str, str
     missing: dict[str, str] = {}
     for name, build in (("nnsight", nnsight_call), ("transformer_lens", transformer_lens_calls)):
         try:
-            calls |= build(head_model, ids)
+            calls |= build(head_model, ids, model.tokenizer)
         except ImportError:
             missing[name] = "not installed"
+        except Exception as error:  # a peer that cannot take the model is a row, not the end of the others' measurement
+            missing[name] = f"cannot take this model: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
     return calls, missing
 
 
-def nnsight_call(head_model: Any, ids: torch.Tensor) -> Calls:
+def _blocks(body: Any) -> Any:
+    return body.h if hasattr(body, "h") else body.layers
+
+
+def nnsight_call(head_model: Any, ids: torch.Tensor, _: Any) -> Calls:
     """All residual streams through nnsight's trace on the bare body."""
     import nnsight
 
-    traced = nnsight.NNsight(head_model.transformer)
+    traced = nnsight.NNsight(head_model.base_model)
 
     def call() -> Any:
         with traced.trace(ids):
-            kept = nnsight.save([layer.output for layer in traced.h])
+            kept = nnsight.save([layer.output for layer in _blocks(traced)])
         return kept
+
+    with torch.no_grad():
+        call()
 
     return {f"nnsight {nnsight.__version__} trace, all layers": call}
 
 
-def transformer_lens_calls(head_model: Any, ids: torch.Tensor) -> Calls:
+def transformer_lens_calls(head_model: Any, ids: torch.Tensor, tokenizer: Any) -> Calls:
     """TransformerLens >= 4: run_with_cache of its bridge over the same weights."""
     from transformer_lens.model_bridge import TransformerBridge
 
     with tempfile.TemporaryDirectory() as folder:
         head_model.config.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
         # a copy, because the bridge rewires the attention of the model that it is given
         bridge = TransformerBridge.boot_transformers(folder, hf_model=copy.deepcopy(head_model), device="cpu")
 

@@ -31,21 +31,25 @@ def describe(*packages: str) -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": platform.system(),
         "threads": torch.get_num_threads(),
+        "load_average": [round(load, 2) for load in os.getloadavg()],  # of one, five and fifteen minutes
         "versions": versions,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
 
 
-def interleaved(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each call in each of ``repeats`` turns; none is always first, or always after the most costly."""
+def interleaved(
+    calls: Mapping[str, Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Seconds of each call in each of ``repeats`` turns; none is always first, or always after the most costly. On one thread
+    of a machine that others use ``clock`` may be ``time.process_time``."""
     names = list(calls)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for repeat in range(repeats):
         turn = repeat % len(names)
         for name in names[turn:] + names[:turn]:
-            start = time.perf_counter()
+            start = clock()
             calls[name]()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return seconds
 
 

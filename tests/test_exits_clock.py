@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from moescope.capture.encode import Encoded
 from moescope.models import LoadedModel
 from moescope.runtime.exit.classifier import ExitClassifier
 from moescope.runtime.exit.heads import Heads
+from moescope.runtime.exit.layers import Stepper
 from moescope.studies.exit.speed import measure
 from tests.architectures import tiny_model
 
@@ -21,29 +23,29 @@ TEXTS = Encoded.from_ids([np.arange(n) % 7 + 1 for n in (6, 5, 5, 4)])
 class Clock:
     """Time that passes in modules alone, and a little at every look."""
 
-    def __init__(self) -> None:
-        self.now, self.handles = 0.0, []  # type: ignore[var-annotated]
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.now, self.patch = 0.0, patch
 
     def perf_counter(self) -> float:
         self.now += 1e-6
         return self.now
 
     def charge(self, module: nn.Module, seconds: float) -> None:
-        """Every run of ``module`` takes as long."""
+        """Every run of ``module`` takes as long: within its forward, not in what is hooked on it."""
+        forward = module.forward
 
-        def spend(*_: object) -> None:
+        def spend(*args: object, **kwargs: object) -> object:
             self.now += seconds
+            return forward(*args, **kwargs)
 
-        self.handles.append(module.register_forward_hook(spend, prepend=True))
+        self.patch.setattr(module, "forward", spend)
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
-    made = Clock()
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock(monkeypatch)
     monkeypatch.setattr("moescope.studies.exit.speed.time", made)
-    yield made
-    for handle in made.handles:
-        handle.remove()
+    return made
 
 
 @pytest.fixture
@@ -66,13 +68,19 @@ def test_a_layer_weighs_what_it_takes(model: LoadedModel, made: ExitClassifier, 
     for number, layer in enumerate(model.structure.layers):
         clock.charge(layer, 9.0 if number == n - 1 else 1 / (n - 1))
     full, row = measure({"full depth": made.full, "without the last": made.fixed(n - 2)}, TEXTS, batch, seconds=1e6).rows
-    assert (full["share"], full["speedup"], full["low"], full["high"]) == (1, 1, 1, 1)
+    assert (full["share"], full["speedup"]) == (1, 1)
     assert row["share"] == pytest.approx(0.1, abs=1e-4)
     assert row["speedup"] == pytest.approx(10, abs=0.01)
     assert row["of_layers"] == pytest.approx(1, abs=1e-3)
-    assert row["low"] <= row["speedup"] <= row["high"]
-    assert (row["batch"], row["texts"], row["turns"]) == (batch, 4, 5)
+    for name, low, high in (("speedup", "low", "high"), ("of_layers", "of_layers_low", "of_layers_high")):
+        if batch == 1:
+            assert row[low] <= row[name] <= row[high]
+            assert full[low] == full[high] == 1
+        else:
+            assert np.isnan([row[low], row[high]]).all()  # one batch says nothing of another
+    assert (row["batch"], row["texts"], row["batches"], row["turns"]) == (batch, 4, 4 if batch == 1 else 1, 3)
     assert row["outside"] < 1e-4
+    assert row["inside"] == pytest.approx(1, abs=1e-3)
 
 
 def test_what_comes_before_the_layers_is_told(model: LoadedModel, made: ExitClassifier, clock: Clock) -> None:
@@ -90,14 +98,63 @@ def test_what_comes_before_the_layers_is_told(model: LoadedModel, made: ExitClas
 
 
 def test_a_budget_leaves_texts_out(model: LoadedModel, made: ExitClassifier, clock: Clock) -> None:
-    """A first pass in which the turns to come have a share, so that all of it takes what was given."""
+    """As many batches as fit into what was given, each with all of its turns."""
+    made.run(TEXTS)  # how a model batches is tried once
     for layer in model.structure.layers:
         clock.charge(layer, 1.0)
     contenders = {"full depth": made.full, "first layer": made.fixed(0)}
-    for seconds, texts in ((0.0, 1), (15.0 * model.n_layers, 2), (1e6, 4)):
+    n = model.n_layers
+    text = 4 * n + 4  # full depth asked once and timed three times, the first layer timed three times and noted once
+    for seconds, texts in ((0.0, 1), (2.5 * text, 2), (1e6, 4)):
         began = clock.now
         timed = measure(contenders, TEXTS, 1, seconds=seconds)
         assert [row["texts"] for row in timed.rows] == [texts, texts]
         assert len(timed.texts) == len(timed.ends) == texts
-        if texts == 2:
-            assert clock.now - began < seconds + 2 * model.n_layers
+        assert clock.now - began == pytest.approx(texts * text + n, abs=0.1)  # and one that warms up
+
+
+def test_a_stall_in_one_turn_does_not_count(model: LoadedModel, made: ExitClassifier, clock: Clock) -> None:
+    """A pause of the machine amid one of three turns leaves the figures as they are."""
+    for layer in model.structure.layers:
+        clock.charge(layer, 1.0)
+    calls = itertools.count()
+    stall = {1 + 4 + 8 * text + text % 3 for text in range(4)}  # one pass of each text's turns
+
+    def pause(*_: object) -> None:
+        clock.now += 1000.0 * (next(calls) in stall)
+
+    handle = model.body.get_input_embeddings().register_forward_hook(pause)  # type: ignore[operator]
+    row = measure({"full depth": made.full, "first layer": made.fixed(0)}, TEXTS, 1, seconds=1e6).rows[1]
+    handle.remove()
+    assert row["speedup"] == pytest.approx(model.n_layers, abs=1e-3)
+
+
+def test_the_interval_is_over_texts(model: LoadedModel, made: ExitClassifier, clock: Clock) -> None:
+    """Texts of which some gain more than others: the interval holds both their ratio and the spread, not the clock alone."""
+    for layer in model.structure.layers:
+        clock.charge(layer, 1.0)
+    checks = dataclasses.replace(made, threshold=0.995)
+    depths = checks.exit_depth(TEXTS)
+    assert len(np.unique(depths)) > 1
+    row = measure({"full depth": made.full, "early exit": checks}, TEXTS, 1, seconds=1e6).rows[1]
+    assert row["speedup"] == pytest.approx(model.n_layers / depths.mean(), abs=1e-3)
+    assert row["low"] < 0.95 * row["speedup"]
+    assert row["high"] > 1.05 * row["speedup"]
+    assert row["of_layers_high"] - row["of_layers_low"] < 1e-3  # every layer that is left out is gained
+
+
+def test_what_asking_takes_is_not_inside(
+    model: LoadedModel, made: ExitClassifier, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Time beside the layers, in what decides who leaves, is told apart from theirs."""
+    for layer in model.structure.layers:
+        clock.charge(layer, 1.0)
+    after = Stepper.after
+
+    def slow(stepper: Stepper, layer: int, output: object) -> object:
+        clock.now += 1.0
+        return after(stepper, layer, output)
+
+    monkeypatch.setattr(Stepper, "after", slow)
+    row = measure({"full depth": made.full, "first layer": made.fixed(0)}, TEXTS, 1, seconds=1e6).rows[1]
+    assert row["inside"] == pytest.approx(0.5, abs=1e-3)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from moescope.capture import activations
-from moescope.capture.encode import Encoded, encode, pad
+from moescope.capture.encode import Batch, Encoded, encode, pad
 from moescope.errors import InputError
 from moescope.files import atomic
 from moescope.files.checkpoint import load_arrays, save_arrays
@@ -148,6 +148,28 @@ def test_hooks_are_removed() -> None:
     with pytest.raises(ZeroDivisionError), classifier(model, "linear").running():
         raise ZeroDivisionError
     assert before == [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.body.modules()]
+
+
+def test_a_text_does_not_pay_for_a_search_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the layers are and what the body takes is known once a classifier stands: to look it up takes longer than a text."""
+    made = classifier(tiny_model("llama"), "linear")
+    said = made.run(TEXTS)
+
+    def searched(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("moescope.models.experts.layers.find_layers", searched)
+    monkeypatch.setattr("moescope.models.inputs.first_position", searched)
+    np.testing.assert_array_equal(made.run(TEXTS).depth, said.depth)
+
+
+def test_a_text_without_tokens_is_named() -> None:
+    """Also where a caller makes the batches."""
+    made = classifier(tiny_model("llama"), "linear")
+    nothing = torch.zeros(1, 3, dtype=torch.bool)
+    batch = Batch(np.array([0]), np.array([7]), torch.ones(1, 3, dtype=torch.int64), nothing, nothing)
+    with made.running() as run, pytest.raises(InputError, match="text 7 has only 0 tokens"):
+        run(batch)
 
 
 def test_an_architecture_that_cannot_shrink_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

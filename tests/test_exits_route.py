@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 
 import moescope
+from moescope.capture import capture
+from moescope.capture.encode import encode
 from moescope.cli import main
 from moescope.errors import InputError
 from moescope.models import LoadedModel, load
@@ -18,6 +22,7 @@ from moescope.runtime.route.store import ModelRouter, load_router
 from moescope.runtime.route.watch import name_tasks, prompt_features, stream, watching
 from moescope.types import Example, Site, Task
 from tests.architectures import tiny_model
+from tests.chat import HEAD, chat_model
 
 WIDTH = 100  # more than the basis keeps
 
@@ -137,8 +142,6 @@ def test_watching_equals_reading(name: str, source: str) -> None:
 
 def test_features_leave_out_the_first_token_and_padding() -> None:
     model = tiny_model("llama")
-    from moescope.capture import capture
-
     x, tokens = prompt_features(model, TEXTS, "residual", 2)
     for row, text in enumerate(TEXTS):
         ids = torch.tensor([model.tokenizer(text)["input_ids"]])
@@ -146,6 +149,22 @@ def test_features_leave_out_the_first_token_and_padding() -> None:
             seen = session.run(ids)[Site("resid", 2)][0, 1:]
         np.testing.assert_allclose(x[row], seen.mean(0).numpy(), atol=1e-5)
         assert tokens[row] == len(seen)
+
+
+def test_what_stands_before_every_prompt_names_no_task() -> None:
+    """The head of a chat template is left out, in texts that are read and in one that is generated from."""
+    model = chat_model().read_as(chat=True)
+    head = len(model.tokenizer(HEAD, add_special_tokens=False)["input_ids"])
+    x, tokens = prompt_features(model, TEXTS, "residual", 2)
+    encoded = encode(model, TEXTS)
+    for row in range(len(TEXTS)):
+        with capture(model, [Site("resid", 2)]) as session:
+            seen = session.run(torch.from_numpy(encoded[row].astype(np.int64))[None])[Site("resid", 2)][0, head:]
+        np.testing.assert_allclose(x[row], seen.mean(0).numpy(), atol=1e-5)
+        assert tokens[row] == len(seen)
+    router = dataclasses.replace(on(model, "residual"), reading=model.reading)
+    steps = list(stream(router, model, TEXTS[0], max_new_tokens=1))
+    assert steps[0][1].p == pytest.approx(name_tasks(router, model, TEXTS[:1])[0].p, abs=1e-6)
 
 
 def test_routing_features_are_the_routers_softmax() -> None:
@@ -170,7 +189,7 @@ def test_hooks_are_removed_and_an_unused_watch_says_so() -> None:
     model = tiny_model("llama", head=True)
     router = on(model, "residual")
     before = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.module.modules()]
-    with watching(router, model) as watch, pytest.raises(InputError, match="fewer than two tokens"):
+    with watching(router, model) as watch, pytest.raises(InputError, match="fewer than 2 tokens"):
         watch.now()
     assert before == [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.module.modules()]
 
@@ -208,7 +227,9 @@ def alphabet(name: str, letters: str, n: int = 160) -> Task:
 def test_the_study() -> None:
     """Three alphabets: named apart, though a bag of characters would do; a task left out is told from the others."""
     tasks = [alphabet("one", "abcd"), alphabet("two", "wxyz."), alphabet("three", "012345")]
-    study = moescope.route(tiny_model("llama"), tasks, moescope.RouteSettings(layer=0, timed_texts=3, margin=0.06))
+    model = tiny_model("llama")
+    study_layers = model.n_layers
+    study = moescope.route(model, tasks, moescope.RouteSettings(layer=0, timed_texts=3, margin=0.06))
     first, rate, *_ = study.claims
     assert first.statement == "the task is named from residual features of layer 0, better than from a surface cue"
     assert first.measured > 0.9
@@ -221,8 +242,33 @@ def test_the_study() -> None:
     assert [c.outcome for c in left_out if c.measured > 0.5] == ["holds"] * sum(c.measured > 0.5 for c in left_out)
     table = study.to_frame("unknown").set_index("prompts")["unknown"]
     assert table.filter(like="left out").mean() > 0.5
+    layers = study.to_frame("layers").iloc[0]
+    assert (layers["layer"], layers["used"], layers["share"]) == (0, True, 1 / study_layers)
+    assert layers["accuracy"] == first.measured
+    assert layers["cue_accuracy"] == first.control.value
+    assert layers["chance"] == 1 / 3
     confusion = study.to_frame("named")
     np.testing.assert_allclose(confusion.filter(like="as ").sum(axis=1), 1)
+
+
+@pytest.mark.parametrize(("name", "source", "layer"), [("llama", "residual", 2), ("olmoe", "routing", 1)])
+def test_a_router_after_each_layer(name: str, source: Literal["residual", "routing"], layer: int) -> None:
+    """Each is the router that a study of that layer alone keeps, and they are drawn beside the cue and chance."""
+    tasks = [alphabet("one", "abcdef"), alphabet("two", "defghi")]
+
+    def study(number: int) -> moescope.StudyResult:
+        settings = moescope.RouteSettings(layer=number, features=source, timed_texts=1)
+        return moescope.route(tiny_model(name), tasks, settings)
+
+    whole = study(layer)
+    table = whole.to_frame("layers").set_index("layer")
+    assert list(table.index) == list(range(layer + 1))
+    assert list(table["used"]) == [False] * layer + [True]
+    alone = study(0).to_frame("layers").iloc[0]
+    assert alone["accuracy"] == table.loc[0, "accuracy"]
+    assert alone["low"] == table.loc[0, "low"]
+    shown = " ".join(whole.figure("layers").axes[0].get_legend_handles_labels()[1])
+    assert [word for word in ("nearest task", "router's layer", "no layer", "chance") if word not in shown] == []
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,11 +14,12 @@ import pytest
 
 import moescope
 from moescope import StudyResult
-from moescope.cli import main
+from moescope.cli import app, main
 from moescope.errors import InputError
 from moescope.files import folder as folders
 from moescope.files.lock import locked
 from tests.faults.check import damage_everywhere, strike_everywhere
+from tests.faults.commands import COMMANDS
 from tests.faults.kinds import Kind, kinds
 from tests.seals import flip
 
@@ -149,3 +150,8 @@ def test_a_signal_ends_a_command_in_one_line(number: signal.Signals, code: int, 
     said = running.communicate()[1].strip().splitlines()
     assert (said[-1], running.returncode) == ("interrupted; nothing was written", code)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_the_commands_of_the_table_are_commands(name: str) -> None:
+    app.parse_args([name, *COMMANDS[name], "--out", "out"], exit_on_error=False, print_error=False)

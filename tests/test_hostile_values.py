@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import numpy as np
 import pytest
 import torch
 
+import moescope
 from moescope.cli import main
 from moescope.errors import InputError
 from moescope.routing import trace_prompts
@@ -31,12 +35,34 @@ def test_constant_activations_have_no_directions() -> None:
     assert not projection.any()
 
 
-@pytest.mark.parametrize("message", ["[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"])
-def test_torch_without_memory_is_one_line(
-    message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_two_texts_again_and_again_have_one_direction() -> None:
+    x = np.tile([[1.0] * 50, [-1.0] * 50], (10, 1))  # centred, so that a start of ones is turned to nought
+    share, projection = _components(x)
+    assert share == pytest.approx(1)
+    assert np.abs(projection[:, 0]) == pytest.approx(np.sqrt(50))
+    assert projection[:, 1] == pytest.approx(0, abs=1e-6)
+
+
+def test_categories_of_one_text_each_are_refused() -> None:
+    prompts = [Prompt(str(i), ["The same text.", "Another one, longer."][i % 2], "ab"[i % 2]) for i in range(20)]
+    with pytest.raises(InputError, match="prompts: those of one category are all routed alike"):
+        moescope.robustness("moe-tiny", prompts, moescope.RobustnessSettings(attacked=0))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("can't start new thread"),
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+        ImportError("libx.so: failed to map segment from shared object"),
+    ],
+)
+def test_a_machine_without_memory_is_one_line(
+    fault: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def starved(*_: object, **__: object) -> None:
-        raise RuntimeError(message)
+        raise fault
 
     monkeypatch.setattr("moescope.cli.app", starved)
     with pytest.raises(SystemExit, match="2"):

@@ -17,6 +17,7 @@ from moescope.study.protocol import Context
 from moescope.study.provenance import subject
 from moescope.study.run import Run
 from moescope.study.settings import Settings
+from tests.seals import flip
 
 gguf = pytest.importorskip("gguf")
 
@@ -94,6 +95,17 @@ def test_a_file_or_its_folder_is_dequantised_exactly_and_only_once(tmp_path: Pat
     assert again.fingerprint == model.fingerprint
     assert again.quantisation == model.quantisation
     assert (folder / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_a_damaged_copy_is_made_anew(tmp_path: Path, own_cache: Path) -> None:
+    write(tmp_path / "tiny.gguf")
+    load(tmp_path / "tiny.gguf")
+    (folder,) = (own_cache / "gguf").iterdir()
+    before = (folder / "model.safetensors").read_bytes()
+    flip(folder / "model.safetensors", at=0.9)
+    assert (folder / "model.safetensors").read_bytes() != before
+    load(tmp_path / "tiny.gguf")
+    assert (folder / "model.safetensors").read_bytes() == before
 
 
 def test_a_result_names_the_quantisation(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from moescope.capture.encode import Encoded, encode
 from moescope.server import Limits, Served, gather
 from moescope.server.app import create_app
-from moescope.server.lane import Answered, Lane, ModelThread
+from moescope.server.lane import Answered, Lane
 from moescope.server.limits import Refused
 from moescope.server.run import Server, bind
 from moescope.server.served import Classifier
 from moescope.server.service import Service
+from moescope.server.thread import SLICE, ModelThread
 from moescope.server.wire import StreamBody
 from moescope.server.writer import Sampling, Writer
 from tests.architectures import save_tiny, tiny_model
@@ -260,6 +261,49 @@ def test_a_large_request_lets_small_ones_pass(served: Served, monkeypatch: pytes
     assert len(order) > 7
     assert [r["tokens"] for r in answered.results] == [100] * 64
     assert answered.notes[0] == "texts 0 to 2: 3 of 3 texts were longer than 100 tokens; the start of each was dropped"
+
+
+def test_one_long_text_lets_others_pass_within_it(served: Served) -> None:
+    """And neither it nor they are told anything else than they would be alone."""
+    long, short, sampling = "w1 w2 w7 " * 2000, "w3 w4 w5", Sampling(new_tokens=2)
+    made = served.classifiers["wandering"].exit
+    alone = [made.run(encode(made.model, [text])) for text in (" ".join(long.split()[-128:]), short)]
+    read = Writer(served, short, sampling).step()
+    begun, come = threading.Event(), threading.Event()
+
+    def wait(_: Any, args: tuple[Any, ...]) -> None:
+        if args[0].shape[1] > 100:
+            begun.set()
+            come.wait(20)
+
+    gate = served.model.structure.layers[1].register_forward_pre_hook(wait)
+    service, order = Service(served, Limits(), ModelThread()), []
+
+    async def told(name: str, answer: Awaitable[Any]) -> Any:
+        said = await answer
+        order.append(name)
+        return said
+
+    async def scenario() -> list[Any]:
+        first = asyncio.ensure_future(told("long", service.classify([long], None)))
+        await asyncio.to_thread(begun.wait, 20)
+        others = [asyncio.ensure_future(told("short", service.classify([short], None)))]
+        others.append(asyncio.ensure_future(told("step", service._thread.do(Writer(served, short, sampling).step))))
+        await asyncio.sleep(SLICE)
+        come.set()
+        return [await first, *(await asyncio.gather(*others))]
+
+    try:
+        *answers, step = asyncio.run(scenario())
+    finally:
+        gate.remove()
+        service.close()
+    assert sorted(order[:2]) == ["short", "step"]
+    for (answer,), (probability, depth) in zip(answers, alone, strict=True):
+        assert answer["results"][0]["depth"] == depth[0]
+        assert list(answer["results"][0]["probabilities"].values()) == pytest.approx(probability[0].tolist(), abs=1e-6)
+    assert step == read
+    assert not any(layer._forward_hooks for layer in served.model.structure.layers)
 
 
 def test_what_small_requests_leave_of_their_turns_is_not_the_large_ones(served: Served) -> None:

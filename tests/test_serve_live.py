@@ -28,9 +28,10 @@ from moescope.report.format import page_source
 from moescope.routing.capture import trace_prompts
 from moescope.server import Limits, Served, gather
 from moescope.server.app import create_app
-from moescope.server.lane import Lane, ModelThread
+from moescope.server.lane import Lane
 from moescope.server.limits import Refused
 from moescope.server.service import Service
+from moescope.server.thread import ModelThread
 from moescope.server.wire import StreamBody
 from moescope.server.writer import Sampling, Writer
 from tests.architectures import save_tiny, tiny_model
@@ -198,10 +199,10 @@ def test_a_client_that_goes_away_stops_its_generation() -> None:
     steps = 0
     do = service._thread.do
 
-    async def counting(work: Any, due: float | None = None) -> Any:
+    async def counting(work: Any, *when: float | None) -> Any:
         nonlocal steps
         steps += 1
-        return await do(work, due)
+        return await do(work, *when)
 
     service._thread.do = counting  # type: ignore[method-assign]
     came = asyncio.run(_ask(app, {"prompt": "w1 w2", "max_new_tokens": 100}, until=5))

@@ -164,6 +164,29 @@ def test_what_chooses_experts_does_not_judge_them() -> None:
         steer(planted(0.2), texts, settings, prompts=[*prompts, Prompt("new", texts[5].text, "capitals")])
 
 
+def test_the_work_is_told_before_it_is_begun_and_fits_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward tokens and minutes come before the first random set; of a model whose tokens cost too much fewer are read."""
+    told: list[str] = []
+    run = Run(progress=lambda stage, done, total: told.append(stage))
+    settings = replace(SETTINGS, text_tokens=None)
+
+    def studied() -> StudyResult:
+        told.clear()
+        return steer(planted(0.2), passages(), settings, run=run)
+
+    whole = studied()
+    texts = sum(found["tokens"] for found in whole.meta["texts"].values())
+    forward = texts * (1 + 2 * 95)  # the steering itself, and random experts matched overall and on the target
+    assert whole.meta["forward_tokens"] == {"steered": forward}
+    assert told[0].startswith(f"{forward:,} forward tokens, at most ")
+    assert any("against random ones" in stage for stage in told[1:])
+    assert not any("text_tokens" in note for note in whole.meta["notes"])
+    monkeypatch.setattr("moescope.studies.steer.study._BUDGET", 1.0)
+    less = studied()
+    assert less.meta["forward_tokens"]["steered"] < forward
+    assert any("256 tokens of each category's text judge instead of 1536" in note for note in less.meta["notes"])
+
+
 def test_hurting_less_than_random_experts_is_not_called_help() -> None:
     row = {
         **{"steering": "s", "match": "overall", "category": "a", "target": True, "baseline": 3.0, "effect": 0.03},
@@ -183,7 +206,7 @@ def test_hurting_less_than_random_experts_is_not_called_help() -> None:
 def test_effects_are_those_of_the_steered_model_text_by_text() -> None:
     """Batched, padded and against clean losses: the same as each text by itself, written out."""
     model = planted(0.2)
-    texts = prepare_texts(model, passages()[:24], SETTINGS, Run())
+    texts = prepare_texts(model, passages()[:24], 400, SETTINGS, Run())
     frame = steer(model, passages()[:24], SETTINGS).to_frame("effects").query("match == 'overall'")
     losses = {"capitals": [], "small": []}
     for row, passage in enumerate(texts.passages):

@@ -1,8 +1,9 @@
-"""Whole commands that are killed, interrupted and ended at shares of their work, and two of them on one output."""
+"""Whole commands: killed, interrupted and ended at shares of their work and run again, short of memory, two at once."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,61 +13,119 @@ from typing import Any
 
 import moescope
 from moescope.errors import InputError
+from moescope.routing.store import load_trace
+from tests.faults.check import Tally
+from tests.same_result import difference
 
+TASK = ["--task", "certainty=halueval", "--limit", "160"]
 COMMANDS = {
-    "convert": ["dense-tiny", "--calibration-tokens", "2048", "--heldout-tokens", "512", "--no-speed"],
-    "exit": ["dense-tiny", "--task", "certainty=halueval", "--limit", "400", "--risk", "0.05", "--timed-texts", "4"],
+    "circuits": ["dense-tiny", *TASK, "--k", "8", "--permutations", "200", "--ablate-rows", "40"],
+    "signatures": ["moe-tiny", "--prompts", "routing-80", "--new-tokens", "4", "--permutations", "200"],
+    "trace": ["moe-tiny", "--prompts", "routing-480", "--new-tokens", "4"],
+    "distill": ["dense-tiny", "--layer", "2", "--experts", "64", "--steps", "60", "--seeds", "2"],
+    "steer": ["moe-tiny", "--ban-top", "each", "--new-tokens", "4"],
+    "prune": ["moe-tiny", "--ratios", "0.5", "--text-tokens", "512", "--length", "32"],
+    "robustness": ["moe-tiny", "--prompts", "routing-80", "--attacked", "4", "--queries", "64"],
+    "transfer": ["moe-tiny", "dense-tiny", "--prompts", "routing-80"],
+    "convert": ["dense-tiny", "--calibration-tokens", "2048", "--heldout-tokens", "512", "--finetune", "12", "--no-speed"],
+    "exit": ["dense-tiny", *TASK[:3], "400", "--risk", "0.05", "--timed-texts", "4"],
+    "route": ["dense-tiny", "--task", "a=halueval", "--task", "b=uci-sentiment", "--limit", "160", "--unknown", "0.1"],
 }
-SHARES = (0.2, 0.4, 0.6, 0.8, 0.97)
+SHARES = {signal.SIGKILL: (0.2, 0.4, 0.6, 0.8), signal.SIGINT: (0.5,), signal.SIGTERM: (0.7,)}
 _SAYS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+FAULTS_OF_COMMANDS = ("kill −9", "SIGINT", "SIGTERM", "run again", "short of memory", "clock jumps", "two at once")
+_ROOM = (4, 32, 256)
+"""MiB that a process may have beyond what it has once everything is imported"""
+_LIMITED = """
+import resource, sys, psutil, torch, transformers, sklearn.linear_model, moescope.study.protocol
+from moescope.cli import main
+room = psutil.Process().memory_info().vms + int(sys.argv.pop(1)) * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (room, room))
+main(sys.argv[1:])
+"""
+_JUMPING = """
+import itertools, sys, time
+calls, now, by = itertools.count(), time.time, float(sys.argv.pop(1))
+time.time = lambda: now() + (by if next(calls) > 20 else 0.0)
+from moescope.cli import main
+main(sys.argv[1:])
+"""
 
 
-def begun(command: str, out: Path, *more: str) -> subprocess.Popen[str]:
+def begun(command: str, out: Path, *more: str, script: tuple[str, ...] = ("-m", "moescope")) -> subprocess.Popen[str]:
     """The command, running."""
-    line = [sys.executable, "-m", "moescope", command, *COMMANDS[command], "--out", str(out), *more]
+    line = [sys.executable, *script, command, *COMMANDS[command], "--out", str(out), *more]
     settings = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=settings)
+    heard = None if os.name == "nt" else _hear
+    return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=settings, preexec_fn=heard)
 
 
-def interrupted(command: str, work: Path) -> dict[str, tuple[int, list[str]]]:
+def _hear() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is told to ignore it
+
+
+def of_command(command: str, work: Path) -> dict[str, Tally]:
     """By fault: how often it struck, and what was not as it must be."""
     out = work / "out"
     start = time.monotonic()
-    assert begun(command, out).wait() == 0
+    first = begun(command, out)
+    said = first.communicate()[1]
+    assert first.returncode == 0, said
     took = time.monotonic() - start
-    whole = moescope.load(out)
-    found: dict[str, tuple[int, list[str]]] = {}
-    for number in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM):
-        wrong = []
-        for share in SHARES if number == signal.SIGKILL else SHARES[1:4]:
+    whole = _read(command, out)
+    found = {fault: Tally() for fault in FAULTS_OF_COMMANDS}
+    again = found["run again"]
+    for number, fault in ((signal.SIGKILL, "kill −9"), (signal.SIGINT, "SIGINT"), (signal.SIGTERM, "SIGTERM")):
+        for share in SHARES[number]:
             running = begun(command, out, "--overwrite")
             time.sleep(share * took)
             running.send_signal(number)
-            said = running.communicate()[1].strip().splitlines()
+            last = running.communicate()[1].strip().splitlines()[-1:]
+            at = f"{fault} at {share:.0%}"
+            wrong = _differs(command, out, whole)
             if number in _SAYS and running.returncode not in (0, _SAYS[number]):
-                wrong.append(f"{share:.0%}: exit code {running.returncode}")
-            if running.returncode == _SAYS.get(number) and said[-1:] != ["interrupted; nothing was written"]:
-                wrong.append(f"{share:.0%}: said {said[-1:]}")
-            wrong += [f"{share:.0%}: {words}" for words in _differs(out, whole)]
-        found[number.name] = (len(SHARES) if number == signal.SIGKILL else 3, wrong)
-    wrong = [] if begun(command, out, "--overwrite").wait() == 0 else ["the next run fails"]
-    wrong += _differs(out, whole)
-    if left := sorted(p.name for p in work.iterdir() if p != out):
-        wrong.append(f"left beside it: {left}")
-    found["again"] = (1, wrong)
+                wrong = f"exit code {running.returncode}"
+            if running.returncode == _SAYS.get(number) and not last[0].startswith("interrupted; "):
+                wrong = f"said {last}"
+            found[fault].add(at, wrong)
+            ended, said, wrong = _finished(command, out, whole, "--overwrite")
+            left = sorted(p.name for p in work.iterdir() if p != out)
+            again.add(at, f"ended with {ended}: {said}" if ended else wrong or (f"left beside it: {left}" if left else None))
+    for room in _ROOM:
+        ended, said, wrong = _finished(command, out, whole, "--overwrite", script=("-c", _LIMITED, str(room)))
+        refused = ended == 2 and said[-1].startswith(("error: ", "Error: ")) and not any("Traceback" in line for line in said)
+        found["short of memory"].add(f"{room} MiB", wrong or (None if ended == 0 or refused else f"{ended}: {said[-3:]}"))
+    for by in ("-864000", "864000"):
+        ended, said, wrong = _finished(command, out, whole, "--overwrite", script=("-c", _JUMPING, by))
+        found["clock jumps"].add(f"by {by} s", f"{ended}: {said}" if ended else wrong)
+    shutil.rmtree(out)
+    found["two at once"].add(command, two_at_once(command, work))
     return found
 
 
-def _differs(out: Path, whole: Any) -> list[str]:
+def _finished(command: str, out: Path, whole: Any, *more: str, **options: Any) -> tuple[int, list[str], str | None]:
+    """How the command ended, the last of what it said, and in what its result differs from ``whole``."""
+    running = begun(command, out, *more, **options)
+    said = running.communicate()[1].strip().splitlines()
+    return running.returncode, said[-8:], _differs(command, out, whole)
+
+
+def _read(command: str, out: Path) -> Any:
+    return load_trace(out) if command == "trace" else moescope.load(out)
+
+
+def _differs(command: str, out: Path, whole: Any) -> str | None:
+    """In what the result differs from ``whole``; None where in nothing."""
     try:
-        now = moescope.load(out)
+        now = _read(command, out)
     except InputError as error:
-        return [str(error)]
-    same = now.claims == whole.claims and now.tables.keys() == whole.tables.keys()
-    return [] if same else ["another result"]
+        return str(error)
+    if command == "trace":
+        return None if (now.ids == whole.ids).all() and now.sequences == whole.sequences else "another trace"
+    return difference(now, whole)
 
 
-def two_at_once(command: str, work: Path) -> list[str]:
+def two_at_once(command: str, work: Path) -> str | None:
     """What is wrong when a second process is begun on an output while the first works on it."""
     out = work / "both"
     first = begun(command, out)
@@ -76,11 +135,10 @@ def two_at_once(command: str, work: Path) -> list[str]:
     second = begun(command, out, "--overwrite")
     said = second.communicate()[1].strip().splitlines()
     alone = first.poll() is None
-    wrong = []
-    if alone and (second.returncode != 2 or f"is being written by another process ({first.pid})" not in said[-1]):
-        wrong.append(f"the second ended with {second.returncode}: {said[-1:]}")
     if not alone:
-        wrong.append("the first was done before the second began")
-    if first.wait() != 0 or lock.exists():
-        wrong.append(f"the first ended with {first.returncode}")
-    return wrong
+        return "the first was done before the second began"
+    if second.returncode != 2 or f"is being written by another process ({first.pid})" not in said[-1]:
+        first.communicate()
+        return f"the second ended with {second.returncode}: {said[-1:]}"
+    first.communicate()
+    return f"the first ended with {first.returncode}" if first.returncode != 0 or lock.exists() else None

@@ -21,17 +21,16 @@ from moescope.models import load as load_model
 from moescope.routing.export import export_parquet
 from moescope.routing.store import load_trace, save_trace
 from moescope.runtime.exit.classifier import ExitClassifier
-from moescope.runtime.exit.heads import Heads
 from moescope.runtime.exit.store import load_exit
 from moescope.runtime.mask import PruneMask
 from moescope.runtime.route.store import ModelRouter, load_router
 from moescope.studies.convert.checkpoint import Checkpoint
 from moescope.studies.distill.save import DistilledStudent, load_student, save_student
-from moescope.studies.distill.spec import StudentSpec
-from moescope.studies.distill.students import LayerShape, Student
+from moescope.studies.distill.students import Student
 from moescope.study.result import Artifact, StudyResult
 from moescope.types import Claim, Site
 from tests.architectures import tiny_model
+from tests.made_artifacts import exit_classifier, student
 from tests.synthetic_result import synthetic_result
 from tests.test_exits_route import on
 from tests.test_routing_trace_store import make
@@ -65,14 +64,15 @@ def kinds(work: Path) -> dict[str, Kind]:
     """All kinds by name; ``work`` is a folder for what they are made from."""
     model = load_model("dense-tiny", head=True)
     router_model = tiny_model("llama")
-    students = [_student(seed) for seed in (0, 1)]
+    students = [student(seed) for seed in (0, 1)]
     masks = [PruneMask({0: np.arange(8) % 3 != n, 2: np.arange(8) % 2 == n}, {"model": "m", "n": n}) for n in (0, 1)]
-    exits = [_classifier(model, sign) for sign in (1, -1)]
+    exits = [exit_classifier(model, sign) for sign in (1, -1)]
     routers = [ModelRouter(on(router_model, "residual", layer), router_model) for layer in (0, 1)]
     copies = [_copy(model, work / f"model{n}", n) for n in (0, 1)]
     traces = [make(seed=n) for n in (0, 1)]
     moments = [
-        Moments(*(np.full((1, 2, *size), n + 1.0) for size in ((), (1, 4), (1, 4))), (Site("resid", 0),)) for n in (0, 1)
+        Moments(np.full((1, 2), n + 1), *(np.full((1, 2, 1, 4), n + 1.0) for _ in range(2)), (Site("resid", 0),))
+        for n in (0, 1)
     ]
 
     def result(name: str, parts: list[Artifact], key: str, read: Read, **more: Any) -> Kind:
@@ -127,7 +127,7 @@ def kinds(work: Path) -> dict[str, Kind]:
         ),
         Kind(
             "trace as Parquet", "t.parquet", *[lambda at, t=t: export_parquet(t, at, overwrite=True) for t in traces],
-            lambda at: _table(at), apart=False,
+            lambda at: _table(at), apart=False, unread=("*",),  # for others to read
         ),
         Kind(
             "store of activations", "store", *[lambda at: _collect(at, model)] * 2,
@@ -154,14 +154,6 @@ def _sum(array: np.ndarray, more: str = "") -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes() + more.encode()).hexdigest()
 
 
-def _classifier(model: LoadedModel, sign: int) -> ExitClassifier:
-    rng = np.random.default_rng(0)
-    n, size = model.n_layers, model.d_model
-    weight = tuple((sign * rng.standard_normal((2, size))).astype(np.float32) for _ in range(n))
-    heads = Heads("linear", weight, tuple(np.zeros(2, np.float32) for _ in range(n)), None)
-    return ExitClassifier(model, heads, ("no", "yes"), 0.6, tuple(range(n)), task="a")
-
-
 def _mask(at: Path) -> str:
     return str(PruneMask.load(at).keep)
 
@@ -172,10 +164,6 @@ def _heads(classifier: ExitClassifier) -> str:
 
 def _router(router: Any) -> str:
     return str(router.layer) + _sum(router.basis)
-
-
-def _student(seed: int) -> Student:
-    return Student(StudentSpec(experts=8, active=2, rank=2), LayerShape(4, 4), seed=seed)
 
 
 def _weights(student: Student) -> str:

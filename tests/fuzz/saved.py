@@ -11,9 +11,6 @@ import torch
 import moescope
 from moescope.capture.moments import Moments, moments
 from moescope.capture.store import ActivationStore
-from moescope.runtime.exit.classifier import ExitClassifier
-from moescope.runtime.exit.heads import Heads
-from moescope.runtime.exit.rule import Guarantee
 from moescope.runtime.exit.store import load_exit
 from moescope.runtime.mask import PruneMask
 from moescope.runtime.route.router import KnownPrompts, fit_router
@@ -22,11 +19,10 @@ from moescope.runtime.route.watch import name_tasks
 from moescope.studies.distill.layer_data import store_lengths
 from moescope.studies.distill.neighbours import load_dictionary
 from moescope.studies.distill.save import load_student, save_student
-from moescope.studies.distill.spec import StudentSpec
-from moescope.studies.distill.students import LayerShape, Student
 from moescope.studies.steer.neurons_effect import load_circuit
 from moescope.types import Circuit, Claim, Control, Neuron, Published, Site
 from tests.fuzz.registry import TEXTS, register, tiny
+from tests.made_artifacts import exit_classifier, student
 
 
 def _make_store(folder: Path) -> None:
@@ -106,13 +102,7 @@ register("result", lambda f: _result().save(f / "out", figures=False), _read_res
 
 
 def _make_exit(folder: Path) -> None:
-    rng, model = np.random.default_rng(0), tiny()
-    width, n = model.d_model, model.n_layers
-    weight = tuple(rng.standard_normal((2, 3)).astype(np.float32) for _ in range(n))
-    bias = tuple(rng.standard_normal(2).astype(np.float32) for _ in range(n))
-    columns = tuple(np.sort(rng.choice((i + 1) * width, 3, replace=False)).astype(np.int64) for i in range(n))
-    promise = Guarantee(0.7, 0.05, 0.05, "accuracy", "ltt", 60, 0.01)
-    ExitClassifier(model, Heads("circuit", weight, bias, columns), ("a", "b"), 0.7, (0, 2), promise, "t", 50).write(folder)
+    exit_classifier(tiny()).write(folder)
 
 
 def _read_exit(folder: Path) -> None:
@@ -136,8 +126,7 @@ def _read_router(folder: Path) -> None:
 
 
 def _make_student(folder: Path) -> None:
-    spec = StudentSpec(kind="moe", shared=4, experts=16, active=2, rank=4)
-    save_student(Student(spec, LayerShape(12, 10, "silu", True)), folder / "student.safetensors", fingerprint="f", layer=1)
+    save_student(student(), folder / "student.safetensors", fingerprint="f", layer=1)
 
 
 def _read_student(folder: Path) -> None:

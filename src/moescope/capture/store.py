@@ -21,6 +21,8 @@ from moescope.capture.position import Position
 from moescope.capture.shards import Vectors, read_shard, shard_tensors, write_shard
 from moescope.capture.spread import Progress
 from moescope.errors import InputError
+from moescope.files.folder import system_errors
+from moescope.files.remote import local, publish
 from moescope.models.reading import SpecialTokens
 from moescope.models.sites import parse_sites
 from moescope.types import Site
@@ -64,7 +66,7 @@ class ActivationStore:
         Raises:
             InputError: there is a store already, or the folder cannot be made.
         """
-        folder = Path(path)
+        folder = local(path)
         if (folder / FINISHED).exists() or (folder / UNFINISHED).exists():
             state = "a store" if (folder / FINISHED).exists() else "an unfinished store"
             raise InputError(f"{folder}: {state} is there already; resume it, delete it or choose another folder")
@@ -79,7 +81,7 @@ class ActivationStore:
         Raises:
             InputError: there is no store, a shard is missing, truncated or foreign, or the model is another one.
         """
-        folder = Path(path)
+        folder = local(path)
         source = folder / (UNFINISHED if (folder / UNFINISHED).exists() else FINISHED)
         if not source.exists():
             raise InputError(f"{folder}: no store of activations there; create one")
@@ -103,7 +105,7 @@ class ActivationStore:
             InputError: the store is unfinished or not there, a shard is missing, truncated or foreign, or the model is
                 another one.
         """
-        folder = Path(path)
+        folder = local(path)
         if not (folder / FINISHED).exists():
             if (folder / UNFINISHED).exists() or any(folder.glob("shard-*.safetensors")):
                 raise InputError(f"{folder}: the store is unfinished (no {FINISHED}); resume it, or delete it and begin anew")
@@ -139,7 +141,7 @@ class ActivationStore:
             InputError: as :meth:`create`, :meth:`resume` and :meth:`append`, or the folder holds a store of other
                 texts, sites or settings.
         """
-        folder, sites = Path(path), parse_sites(sites, model)
+        folder, sites = local(path), parse_sites(sites, model)
         settings = (position, dtype, skip_special, special_tokens, max_tokens)
         if (folder / FINISHED).exists() or (folder / UNFINISHED).exists():
             store = cls.resume(folder, model)
@@ -195,7 +197,9 @@ class ActivationStore:
         if not self._writable:
             raise InputError(f"{self.path}: the store is open for reading; use resume() to add to it")
         self.manifest.write(self.path / FINISHED)
-        (self.path / UNFINISHED).unlink(missing_ok=True)
+        with system_errors(self.path):
+            (self.path / UNFINISHED).unlink(missing_ok=True)
+        publish(self.path)
 
     def read(self, site: Site | None = None, rows: slice | int | None = None) -> Vectors:
         """Vectors of consecutive texts at one site; only the wanted part of each shard is read.

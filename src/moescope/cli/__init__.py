@@ -5,6 +5,7 @@ A user's mistake is one line on stderr, ``error: …``, and exit code 2. Results
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from types import UnionType
@@ -41,6 +42,7 @@ _COMMANDS = {
     "exit": ("verbs:exit", "A classifier that leaves the model early, with a bound on what that costs."),
     "route": ("verbs:route", "Name a prompt's task from the first layers, or call it unknown."),
     "serve": ("serve:serve", "A live page and an API: classify, name tasks, watch experts and circuits fire."),
+    "plan": ("plan:plan", "What a command would take: tokens, FLOPs, memory, time; nothing is run."),
     "show": ("look:show", "Print a saved result again, or one of its tables."),
     "compare": ("look:compare", "Draw several saved circuit studies side by side."),
     "models": ("look:models", "List the embedded models, with their cards."),
@@ -74,24 +76,25 @@ def _run(arguments: list[str] | None) -> None:
         _fail(str(error), 1)
     except MemoryError:
         _fail(_NO_MEMORY)
-    except RuntimeError as error:
-        if not _out_of_memory(error):
-            raise
-        _fail(_NO_MEMORY)
     except KeyboardInterrupt as error:
         print(str(error) or "interrupted; nothing was written", file=sys.stderr)
         sys.exit(143 if isinstance(error, Terminated) else 130)
     except BrokenPipeError:
         # The reader of our output has closed it (`| head`): not our error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (RuntimeError, OSError, ImportError) as error:
+        if not _out_of_memory(error):
+            raise
+        _fail(_NO_MEMORY)
 
 
 _NO_MEMORY = "out of memory; use fewer examples (--limit), smaller batches (--batch-tokens) or --dtype bf16"
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    """torch has an exception of its own for a GPU's memory, and a plain one for the machine's."""
-    return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+def _out_of_memory(error: Exception) -> bool:
+    """torch has an exception of its own for a GPU's memory and a plain one for the machine's; the rest is the system's."""
+    words = ("DefaultCPUAllocator", "can't start new thread", "failed to map segment", os.strerror(errno.ENOMEM))
+    return type(error).__name__ == "OutOfMemoryError" or any(word in str(error) for word in words)
 
 
 def _said(error: CycloptsError) -> str:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import inspect
 import re
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from cyclopts import CoercionError, CycloptsError, Group, Parameter
@@ -20,6 +21,7 @@ from cyclopts import convert as cyclopts_convert
 
 from moescope.cli.output import prepare, print_json, print_result, progress
 from moescope.errors import InputError
+from moescope.files.remote import shown
 from moescope.study.run import Run
 from moescope.study.settings import NAMES, Form, Settings, documentation, hints
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from moescope.study.result import StudyResult
 
 RUN = Group("Run", sort_key=2)
-_LEFT_OUT = ("progress",)
+_LEFT_OUT = ("progress", "work")
 _SHORT = {"out": ("--out", "-o")}
 
 
@@ -100,27 +102,25 @@ def command(verb: Verb, body: Callable[..., None] | None = None) -> Callable[...
     options |= {f: option_of(f) for cls in (settings, Run) for f in hints(cls) if f not in _LEFT_OUT and f not in fixed}
 
     def run(*positional: Any, **given: Any) -> None:
-        json, quiet = given.pop("json", False), given.pop("quiet", False)
-        arguments = dict(zip([i.name for i in verb.inputs if i.option is None], positional, strict=False))
-        arguments |= {i.name: given.pop(i.name, i.default) for i in verb.inputs if i.name not in arguments}
         try:
-            of_run = {f: given.pop(f) for f in hints(Run) if f in given}
-            chosen = settings(**{**verb.defaults, **given, **fixed})
-            how = Run(**of_run)
+            arguments, chosen, how, shown_as = told(verb, positional, given)
             if body is not None:
-                return body(arguments, chosen, how, json=json, quiet=quiet)
+                return body(arguments, chosen, how, **shown_as)
             folder = prepare(how.out, name, overwrite=how.overwrite)
-            with progress(quiet=quiet) as report:
+            with progress(quiet=shown_as["quiet"]) as report:
                 # The default folder is ours to replace; one that the user names is theirs.
                 place = replace(how, out=folder, overwrite=how.overwrite or how.out is None, progress=report)
                 function = verb.verb()
                 taken = inspect.signature(function).parameters
                 named = {n: arguments.pop(n) for n, p in taken.items() if n in arguments and p.kind == p.KEYWORD_ONLY}
-                result = function(*verb.arguments(arguments), chosen, **named, run=place)
+                try:
+                    result = function(*verb.arguments(arguments), chosen, **named, run=place)
+                except KeyboardInterrupt as error:
+                    raise type(error)(_interrupted(folder)) from error
         except InputError as error:
             raise translated(error, options) from error
-        if json:
-            print_json({**result.json(), "folder": str(folder)})
+        if shown_as["json"]:
+            print_json({**result.json(), "folder": shown(folder)})
         else:
             print_result(result, folder, verb.tables)
 
@@ -136,6 +136,29 @@ def command(verb: Verb, body: Callable[..., None] | None = None) -> Callable[...
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     run.__name__ = name
     return run
+
+
+def _interrupted(folder: Path) -> str:
+    """What to say; empty where nothing was kept."""
+    from moescope.files.folder import settled
+    from moescope.study.stages import kept_stages
+
+    kept = kept_stages(settled(folder))
+    stages = "1 finished stage" if kept == 1 else f"{kept} finished stages"
+    return f"interrupted; no result was written, the same command goes on after {stages}" if kept else ""
+
+
+def told(verb: Verb, positional: Sequence[Any], given: dict[str, Any]) -> tuple[dict[str, Any], Any, Run, dict[str, bool]]:
+    """What a command was given: inputs by name, settings, how it is run, and ``json`` and ``quiet``.
+
+    Raises:
+        InputError: a setting is out of range.
+    """
+    shown_as = {name: given.pop(name, False) for name in ("json", "quiet")}
+    arguments = dict(zip([i.name for i in verb.inputs if i.option is None], positional, strict=False))
+    arguments |= {i.name: given.pop(i.name, i.default) for i in verb.inputs if i.name not in arguments}
+    of_run = {f: given.pop(f) for f in hints(Run) if f in given}
+    return arguments, verb.settings_class()(**{**verb.defaults, **given, **verb.fixed}), Run(**of_run), shown_as
 
 
 def _parameter(cls: type[Settings], name: str, defaults: Mapping[str, Any], group: Group | None = None) -> inspect.Parameter:

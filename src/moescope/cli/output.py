@@ -29,16 +29,18 @@ def prepare(out: Path | None, command: str, *, overwrite: bool = False) -> Path:
 
 def print_result(result: StudyResult, folder: Path, tables: tuple[str, ...] = ()) -> None:
     """The claims, the tables named, the notes, and where the report and the artifacts are."""
+    from moescope.files.remote import address
     from moescope.study.store import place
 
     print_claims(result)
+    where = folder if address(folder) else folder.resolve()
     for name in (name for name in tables if name in result.tables):
         print(result.to_frame(name).to_string(index=False), end="\n\n")
     for note in result.meta.get("notes") or []:
         print(note)
     for name in result.artifacts:
-        print(f"{name}: {(folder / place(name)).resolve()}")
-    print(f"report: {(folder / 'report.html').resolve()}")
+        print(f"{name}: {where / place(name)}")
+    print(f"report: {where / 'report.html'}")
 
 
 def print_claims(result: StudyResult) -> None:

@@ -57,8 +57,8 @@ def serve(
     from moescope.server import Limits, gather
     from moescope.server.app import create_app
     from moescope.server.guard import LOOPBACK
-    from moescope.server.lane import ModelThread
     from moescope.server.run import Server, address, bind, connections
+    from moescope.server.thread import ModelThread
 
     with ExitStack() as stack:
         try:

@@ -12,6 +12,7 @@ from typing import IO
 
 from moescope.errors import InputError
 from moescope.files.lock import abandoned, hold
+from moescope.files.remote import refuse
 
 _MEND = {
     errno.ENOSPC: "the disk is full; free some space or write to another folder",
@@ -40,6 +41,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         InputError: the disk is full or cannot be written to. The temporary file has been removed.
     """
+    refuse(path, "name a file of this machine")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path, PurePath
 from typing import Any
 
 from moescope.errors import InputError
 from moescope.files.folder import system_errors
+from moescope.files.hashes import sha256_of
 from moescope.files.names import inside
 from moescope.files.parse import parse_json
 from moescope.files.seal import BLANK, seal_holds, sealed
@@ -21,7 +21,7 @@ MANIFEST = "results.json"
 def write_manifest(folder: Path, values: dict[str, Any]) -> None:
     """Write ``values`` and the list of all files in ``folder``, which this is the last of."""
     files = (f for f in sorted(folder.rglob("*")) if f.is_file())
-    listed = {f.relative_to(folder).as_posix(): {"size": f.stat().st_size, "sha256": _sha256(f)} for f in files}
+    listed = {f.relative_to(folder).as_posix(): {"size": f.stat().st_size, "sha256": sha256_of(f)} for f in files}
     manifest = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "seal": BLANK, **values, "files": listed}
     text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with (folder / MANIFEST).open("wb") as out:
@@ -83,7 +83,7 @@ def check_file(folder: Path, file: PurePath, files: dict[str, Any]) -> None:
     if not path.is_file():
         raise InputError(f"{path} is missing, though {MANIFEST} lists it; run the study again")
     with system_errors(path):
-        if not isinstance(entry, dict) or _sha256(path) != entry.get("sha256"):
+        if not isinstance(entry, dict) or sha256_of(path) != entry.get("sha256"):
             raise InputError(f"{path} is damaged: its sha256 is not the one in {MANIFEST}; run the study again")
 
 
@@ -98,8 +98,3 @@ def check_model(folder: Path) -> None:
         for file in files:
             if "/" not in file and file != "report.html":
                 check_file(folder, inside(file), files)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as source:
-        return hashlib.file_digest(source, "sha256").hexdigest()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from moescope.errors import InputError
 from moescope.files.atomic import write_atomic
@@ -44,9 +45,20 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any])
         InputError: it cannot be written, or holds something that this did not write.
     """
     _check_ours(path)
-    # safetensors takes the buffer as it lies, so a transposed view must be straightened first
-    straight = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    write_atomic(path, sealed(save(straight, {"moescope": json.dumps({"seal": BLANK, **meta})})))
+    straight = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    # the format's own writer copies all of it into one buffer
+    header: dict[str, Any] = {"__metadata__": {"moescope": json.dumps({"seal": BLANK, **meta})}}
+    end = 0
+    for name, array in straight.items():
+        kind = "BOOL" if array.dtype == bool else f"{array.dtype.kind.upper()}{8 * array.itemsize}"
+        header[name] = {"dtype": kind, "shape": array.shape, "data_offsets": [end, end := end + array.nbytes]}
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)
+    write_atomic(path, sealed(struct.pack("<Q", len(head)) + head, *(_buffer(a) for a in straight.values())))
+
+
+def _buffer(array: np.ndarray) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
 
 
 def _check_ours(path: Path) -> None:
@@ -67,9 +79,12 @@ def _check_ours(path: Path) -> None:
 
 
 def load_arrays(
-    path: Path, form: str, *, expected: dict[str, Any] | None = None
+    path: Path, form: str, *, expected: dict[str, Any] | None = None, mapped: bool = False
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read what :func:`save_arrays` wrote.
+
+    Args:
+        mapped: leave the arrays in the file; what is written to them is not written there.
 
     Raises:
         InputError: the file is missing, damaged, not of format ``form``, or its note differs from ``expected``.
@@ -81,7 +96,7 @@ def load_arrays(
                 raise InputError(f"{path}: not a file of format {form}; choose another file name")
             if not seal_holds(path):
                 raise InputError(f"{path}: is damaged: its sha256 is not the one in it; delete it and run again")
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+            arrays = _mapped(path) if mapped else {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except InputError:
         raise
     except FileNotFoundError as error:
@@ -93,6 +108,19 @@ def load_arrays(
         if meta.get(key) != value:
             raise InputError(f"{path}: was written with other {key}; delete it or choose another file name")
     return arrays, meta
+
+
+def _mapped(path: Path) -> dict[str, np.ndarray]:
+    with path.open("rb") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        header = parse_object(file.read(size))
+    found: dict[str, np.ndarray] = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            kind, shape, at = entry["dtype"], tuple(entry["shape"]), 8 + size + entry["data_offsets"][0]
+            dtype = np.dtype(bool if kind == "BOOL" else f"{kind[0].lower()}{int(kind[1:]) // 8}")
+            found[name] = np.memmap(path, dtype, "c", at, shape) if math.prod(shape) else np.empty(shape, dtype)
+    return found
 
 
 def check_array(name: str, array: np.ndarray, kind: type[np.generic], shape: tuple[int, ...] | None = None) -> None:

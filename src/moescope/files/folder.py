@@ -16,11 +16,12 @@ from pathlib import Path, PurePath
 from moescope.errors import InputError
 from moescope.files.atomic import sync
 from moescope.files.lock import hidden, locked, standing
+from moescope.files.remote import local, publish
 
 
 def settled(folder: str | Path) -> Path:
-    """``folder`` as an absolute path; a link to a folder stays, and stands for what it points to."""
-    path = Path(os.path.abspath(folder))
+    """``folder`` as an absolute path; a link to a folder stays, and stands for what it points to. Of an address the copy."""
+    path = Path(os.path.abspath(local(folder)))
     return path.resolve() if path.is_symlink() else path
 
 
@@ -77,6 +78,7 @@ def whole_folder(folder: Path, own: Collection[str | PurePath]) -> Iterator[Path
     with output(folder), system_errors(folder), _parents(folder.parent), draft_of(folder) as draft:
         yield draft
         put_in_place(draft, folder, own=own)
+        publish(folder)
 
 
 def put_in_place(draft: Path, folder: Path, *, own: Collection[str | PurePath]) -> None:

@@ -16,12 +16,16 @@ _HEAD = 1 << 12
 _CHUNK = 1 << 20
 
 
-def sealed(data: bytes) -> Iterator[bytes | memoryview]:
-    """``data`` in parts, with its checksum in the place of the first :data:`BLANK`."""
+def sealed(data: bytes, *more: memoryview) -> Iterator[bytes | memoryview]:
+    """``data`` and what follows it in parts, with their checksum in the place of the first :data:`BLANK`."""
     place = data.index(BLANK.encode()) + len("sha256-")
+    digest = hashlib.sha256(data)
+    for part in more:
+        digest.update(part)
     yield data[:place]
-    yield hashlib.sha256(data).hexdigest().encode()
+    yield digest.hexdigest().encode()
     yield memoryview(data)[place + 64 :]
+    yield from more
 
 
 def sealed_json(values: dict[str, Any]) -> Iterator[bytes | memoryview]:

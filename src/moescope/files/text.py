@@ -17,6 +17,7 @@ from typing import Any
 from moescope.errors import InputError, Note
 from moescope.files.memory import gib
 from moescope.files.parse import packed_most
+from moescope.files.remote import address, local
 
 PACKED = (".gz", ".bz2", ".xz")
 """Suffixes of files that are unpacked when read; what they are is told by their first bytes, not by these."""
@@ -84,15 +85,15 @@ def read_bytes(path: str | Path) -> bytes:
     Raises:
         InputError: there is no such file, it is a folder, cannot be read, is cut short, or is a Git-LFS pointer.
     """
-    path = Path(path)
+    named, path = address(path) or path, local(path)
     if not os.path.exists(path):  # False too for a name that no system takes
-        raise InputError(f"{path}: no such file; check the path")
+        raise InputError(f"{named}: no such file; check the path")
     if os.path.isdir(path):
-        raise InputError(f"{path}: is a folder, not a file")
+        raise InputError(f"{named}: is a folder, not a file")
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from error
+        raise InputError(f"{named}: cannot be read ({error.strerror or error}); check its permissions") from error
     for beginning, unpack in _UNPACK.items():
         if data.startswith(beginning):
             try:
@@ -102,10 +103,10 @@ def read_bytes(path: str | Path) -> bytes:
                 if len(data) > most:
                     raise ValueError(f"more than {gib(most)} from so few bytes is no text")
             except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
-                raise InputError(f"{path}: cannot be unpacked ({error}); it is cut short or damaged: copy it again") from error
+                raise InputError(f"{named}: cannot be unpacked ({error}); it is cut short or damaged: copy it again") from error
             break
     if data.startswith(_POINTER):
-        raise pointer_error(path)
+        raise pointer_error(named)
     return data
 
 
@@ -118,7 +119,7 @@ def check_pointers(folder: Path) -> None:
                     raise pointer_error(path)
 
 
-def pointer_error(path: Path) -> InputError:
+def pointer_error(path: str | Path) -> InputError:
     return InputError(f"{path}: is a Git-LFS pointer, not the file itself; fetch that with git lfs pull")
 
 

@@ -27,19 +27,21 @@ class ForwardTokens:
     """
 
     def __init__(self) -> None:
-        self._counts: dict[str, float] = {}
+        self.counts: list[tuple[str, float]] = []
+        """purpose and tokens, as they were counted"""
 
     def totals(self) -> dict[str, int]:
         """Forward tokens by purpose, in the order in which the purposes were first named."""
-        return {purpose: round(count) for purpose, count in self._counts.items()}
+        purposes = dict.fromkeys(purpose for purpose, _ in self.counts)
+        return {name: round(sum(count for purpose, count in self.counts if purpose == name)) for name in purposes}
 
     def exactly(self, purpose: str) -> float:
         """Forward tokens of one purpose, shares of a pass not rounded."""
-        return self._counts[purpose]
+        return sum(count for one, count in self.counts if one == purpose)
 
     def add(self, purpose: str, tokens: float) -> None:
         """Tokens that are known without a model's run."""
-        self._counts[purpose] = self._counts.get(purpose, 0.0) + tokens
+        self.counts.append((purpose, tokens))
 
     @contextmanager
     def of(self, model: LoadedModel, purpose: str) -> Iterator[None]:
@@ -48,7 +50,7 @@ class ForwardTokens:
         entry = body_entry(model)
         layers = [model.tap_point(Site("resid", layer)).module for layer in range(model.n_layers)]
         own = [vars(layer).get("forward") for layer in layers]
-        tokens = 0
+        tokens, ran = 0, 0.0
 
         def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             nonlocal tokens
@@ -56,9 +58,10 @@ class ForwardTokens:
 
         def layer_runs(number: int) -> Any:
             def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+                nonlocal ran
                 # a layer whose forward was replaced meanwhile (`moescope.intervene.resume`) computes nothing
                 if vars(module).get("forward") is own[number]:
-                    self._counts[purpose] += tokens / len(layers)
+                    ran += tokens / len(layers)
 
             return hook
 
@@ -70,7 +73,10 @@ class ForwardTokens:
             hooks.callback(entry.register_forward_pre_hook(begin, with_kwargs=True).remove)
             for number, layer in enumerate(layers):
                 hooks.callback(layer.register_forward_pre_hook(layer_runs(number)).remove)
-            yield
+            try:
+                yield
+            finally:
+                self.add(purpose, ran)
 
 
 def body_entry(model: LoadedModel) -> nn.Module:

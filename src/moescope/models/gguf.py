@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -23,23 +22,18 @@ import torch
 import transformers
 
 from moescope.errors import InputError
+from moescope.files.cache import cache
 from moescope.files.folder import whole_folder
+from moescope.files.hashes import sha256_of
+from moescope.files.names import plain_name
 from moescope.files.parse import parse_object
 
 SUFFIX = ".gguf"
 RECORD = "moescope.json"
 _MAGIC = b"GGUF"
 _WIDE = 10**9  # weights up to which float32 is kept
-_FORMAT = 1
+_FORMAT = 2
 _CHUNK = 1 << 24
-
-
-def cache() -> Path:
-    """Where converted copies are kept: ``$MOESCOPE_CACHE``, else ``$XDG_CACHE_HOME/moescope``, else ``~/.cache/moescope``."""
-    own = os.environ.get("MOESCOPE_CACHE")
-    if own:
-        return Path(os.path.expanduser(own))
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moescope"
 
 
 def only_file(folder: Path) -> Path | None:
@@ -58,7 +52,7 @@ def only_file(folder: Path) -> Path | None:
 
 
 def converted(parts: Sequence[Path], name: str, *, sha256: str | None = None) -> Path:
-    """The folder with the dequantised copy of a GGUF file, made where it is not in the cache yet.
+    """The folder with the dequantised copy of a GGUF file, made where it is not in the cache yet, or not whole.
 
     Args:
         parts: the file, or the pieces that make it up, in order.
@@ -70,17 +64,17 @@ def converted(parts: Sequence[Path], name: str, *, sha256: str | None = None) ->
             package ``gguf`` is missing; the cache cannot be written to.
     """
     _check(parts, name)
-    if sha256 is not None and quantisation(_place(sha256)) is not None:
+    if sha256 is not None and _whole(_place(sha256)):
         return _place(sha256)
-    found = _digest(parts)
+    found = sha256_of(parts[0]) if len(parts) == 1 else _digest(parts)
     if sha256 is not None and found != sha256:
         raise InputError(f"model {name!r}: its pieces do not make up the file with SHA-256 {sha256}; install its package again")
     folder = _place(found)
-    if quantisation(folder) is not None:
+    if _whole(folder):
         return folder
     if find_spec("gguf") is None:
         raise InputError(f"model {name!r} is a GGUF file, which takes a package to read: pip install 'moescope[gguf]'")
-    with whole_folder(folder, own=[]) as draft:
+    with whole_folder(folder, own=[path.name for path in folder.iterdir()] if folder.is_dir() else ()) as draft:
         if len(parts) == 1:
             _convert(parts[0].resolve(), draft, name, found)
             return folder
@@ -101,6 +95,17 @@ def quantisation(folder: Path) -> str | None:
         return str(record["quantisation"]) if record["format"] == _FORMAT else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _whole(folder: Path) -> bool:
+    """Whether a copy is there and all of its files are as they were written."""
+    if quantisation(folder) is None:
+        return False
+    try:
+        files = parse_object((folder / RECORD).read_bytes())["files"]
+        return all(sha256_of(folder / plain_name(name)) == sha256 for name, sha256 in files.items())
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _place(sha256: str) -> Path:
@@ -165,7 +170,14 @@ def _convert(file: Path, draft: Path, name: str, sha256: str) -> None:
         tokenizer.save_pretrained(draft)
     total = sum(counts.values())
     kinds = [f"{kind} {count / total:.0%}".replace("%", " %") for kind, count in counts.most_common() if count > total / 200]
-    record = {"format": _FORMAT, "quantisation": ", ".join(kinds), "sha256": sha256, "dtype": str(dtype).removeprefix("torch.")}
+    made = sorted(path for path in draft.iterdir() if path.is_file() and path.suffix != SUFFIX)
+    record = {
+        "format": _FORMAT,
+        "quantisation": ", ".join(kinds),
+        "sha256": sha256,
+        "dtype": str(dtype).removeprefix("torch."),
+        "files": {path.name: sha256_of(path) for path in made},
+    }
     (draft / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

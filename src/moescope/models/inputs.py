@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +25,18 @@ class Runs(Protocol):
     def dtype(self) -> torch.dtype: ...
 
 
+_known: WeakKeyDictionary[nn.Module, tuple[frozenset[str], int]] = WeakKeyDictionary()
+"""What a body's forward takes and where its positions begin, since all of its modules are searched for that."""
+
+
 class BodyInputs:
-    """Made once for a model, since the body's modules are searched; called for every batch."""
+    """Made once for a model; called for every batch."""
 
     def __init__(self, model: Runs) -> None:
         self._model = model
-        self._accepts = frozenset(inspect.signature(model.body.forward).parameters)
-        self._first_position = first_position(model)
+        if model.body not in _known:
+            _known[model.body] = frozenset(inspect.signature(model.body.forward).parameters), first_position(model)
+        self._accepts, self._first_position = _known[model.body]
 
     def __call__(self, ids: Tensor, mask: Tensor | None) -> dict[str, Any]:
         """Keyword arguments on the model's device for token ids (B, T) and their mask (B, T), true where there is a token;

@@ -15,6 +15,7 @@ from moescope.errors import InputError
 from moescope.files.bundle import check_model
 from moescope.files.names import plain_name
 from moescope.files.parse import parse_json
+from moescope.files.remote import refuse
 from moescope.models import gguf
 from moescope.models.zoo import PACKAGED, embedded, packaged
 
@@ -59,6 +60,7 @@ def find_source(model: str | Path, *, revision: str | None = None, trust_remote_
         _no_revision(text, "a model of an installed package", revision)
         parts = packaged(text)
         return Source(text, parts[0] if parts[0].is_dir() else gguf.converted(parts, text, sha256=PACKAGED[text].sha256))
+    refuse(text, "copy the model's folder to this machine, or give its Hub id")
     folder = Path(os.path.expanduser(text))
     try:
         is_folder, is_file = folder.is_dir(), folder.is_file()

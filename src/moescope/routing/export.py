@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from moescope.errors import InputError
 from moescope.files.atomic import whole_file
+from moescope.files.remote import refuse
 from moescope.routing.trace import RoutingTrace
 
 _FIRST = ("sequence", "category", "group", "position", "generated")
@@ -22,6 +23,7 @@ def check_export_target(path: str | Path, *, overwrite: bool) -> None:
     Raises:
         InputError: it is there, and is not an earlier export or may not be replaced.
     """
+    refuse(path, "name a file of this machine")
     target = Path(path)
     if not target.exists():
         return

@@ -8,6 +8,7 @@ from moescope.capture.manifest import FINISHED, UNFINISHED
 from moescope.errors import InputError
 from moescope.files.atomic import cannot_write
 from moescope.files.folder import check_place, healed, put_in_place, settled
+from moescope.files.remote import publish
 from moescope.routing.manifest import TraceManifest
 
 
@@ -46,5 +47,6 @@ def put_trace(folder: Path, place: Path) -> None:
     if place != folder:
         try:
             put_in_place(place, folder, own=files_of(folder))
+            publish(folder)
         except OSError as error:
             raise cannot_write(folder, error) from error

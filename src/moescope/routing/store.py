@@ -26,7 +26,8 @@ from moescope.capture.manifest import FINISHED, UNFINISHED, Shard, chain, check_
 from moescope.capture.spread import Progress
 from moescope.errors import InputError
 from moescope.files.atomic import write_atomic
-from moescope.files.folder import healed, output, settled, whole_folder
+from moescope.files.folder import healed, output, settled, system_errors, whole_folder
+from moescope.files.remote import local, publish
 from moescope.routing.capture import PromptLike, trace_prompts
 from moescope.routing.load import holds_load
 from moescope.routing.manifest import COLUMNS, FORMAT, TraceManifest
@@ -52,7 +53,7 @@ class TraceStore:
         Raises:
             InputError: there is one already, finished or not.
         """
-        folder = Path(path)
+        folder = local(path)
         _refuse_existing(folder)
         store = cls(folder, TraceManifest(settings=settings or {}))
         store.manifest.write(folder / UNFINISHED)
@@ -67,7 +68,7 @@ class TraceStore:
         Raises:
             InputError: there is no store, or a shard of it is missing, truncated or of another trace.
         """
-        folder = Path(path)
+        folder = local(path)
         name = UNFINISHED if (folder / UNFINISHED).exists() else FINISHED
         if not (folder / name).exists():
             raise InputError(f"{folder}: there is no store to resume")
@@ -117,7 +118,9 @@ class TraceStore:
     def finish(self) -> None:
         """Write the manifest; from now on the store can be read."""
         self.manifest.write(self.path / FINISHED)
-        (self.path / UNFINISHED).unlink(missing_ok=True)
+        with system_errors(self.path):
+            (self.path / UNFINISHED).unlink(missing_ok=True)
+        publish(self.path)
 
     def __enter__(self) -> TraceStore:
         return self
@@ -168,8 +171,8 @@ def load_trace(path: str | Path, *, verify: bool = True) -> RoutingTrace:
     Raises:
         InputError: the store is missing, unfinished, truncated or damaged; names the file, or row, layer and id.
     """
-    healed(settled(path))
-    folder = Path(path)
+    folder = local(path)
+    healed(settled(folder))
     if (folder / UNFINISHED).exists():
         raise InputError(f"{folder}: the trace is unfinished, its writing was cut short; resume it with the same command")
     if holds_load(folder):

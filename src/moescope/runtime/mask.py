@@ -13,6 +13,7 @@ from moescope.errors import InputError
 from moescope.files.atomic import write_atomic
 from moescope.files.checkpoint import load_arrays, save_arrays
 from moescope.files.parse import parse_object
+from moescope.files.remote import local
 from moescope.files.seal import seal_holds, sealed_json
 
 FORMAT = "moescope-prune-mask-2"
@@ -78,7 +79,7 @@ class PruneMask:
         Raises:
             InputError: there is no such file, or it is damaged or something else.
         """
-        source = Path(path)
+        source = local(path)
         wrong = InputError(f"{source}: this is not a prune mask, or it is damaged; write it again with moescope prune")
         try:
             if source.suffix != ".json":

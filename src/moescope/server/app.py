@@ -17,11 +17,11 @@ from starlette.types import Receive, Scope, Send
 from moescope.errors import InputError
 from moescope.report.format import page_source
 from moescope.server.guard import HEADERS, LOOPBACK, Guard, Room, more_headers
-from moescope.server.lane import ModelThread
 from moescope.server.limits import Limits, Refused
 from moescope.server.metrics import CONTENT_TYPE, Measured
 from moescope.server.served import Served
 from moescope.server.service import OURS, Service
+from moescope.server.thread import ModelThread
 from moescope.server.wire import ClassifyBody, RouteBody, StreamBody, bounded, events, failures
 from moescope.server.writer import Writer
 

@@ -1,100 +1,24 @@
-"""One thread for the model, shared out by how much each request has had of it; requests that wait together share a pass."""
+"""Requests that wait together for one function of the model share a pass."""
 
 from __future__ import annotations
 
 import asyncio
-import heapq
-import itertools
-import threading
-import time
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from moescope.capture.encode import Encoded
 from moescope.server.limits import Refused
-
-T = TypeVar("T")
+from moescope.server.thread import SLICE, ModelThread, Turn
 
 LARGE = 0.25
 """share of a busy model that requests which go in parts get at least, all together"""
-SLICE = 0.25
-"""seconds of the model after which a large request lets others go first"""
 _SMALLEST, _FIRST, _LARGEST = 4096, 8192, 2**20  # characters of a batch
-
-
-@dataclass(eq=False)
-class Turn:
-    """When a request is due: when it came, and later the more of the model it has had. The next piece of work is that of the
-    request which is due first, so a short one that comes late goes before the rest of a long one, which still gets its share.
-    """
-
-    due: float = field(default_factory=time.monotonic)
-
-    def charge(self, seconds: float, share: float) -> None:
-        """``seconds`` of the model were used by a request that gets ``share`` of it at least."""
-        self.due += seconds / share
-
-    def timed(self, work: Callable[[], T], share: float) -> T:
-        """``work()``, charged."""
-        start = time.monotonic()
-        try:
-            return work()
-        finally:
-            self.charge(time.monotonic() - start, share)
-
-
-class ModelThread:
-    """All work on the model: one piece at a time, the one first that is due first. PyTorch uses the cores within a piece.
-
-    Load the model on it too. OpenMP keeps workers for every thread that has ever computed with them, and once there are more
-    of those than cores, GCC's lets them sleep between operations: a pass of a small model takes twice as long.
-    """
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="moescope-model")
-        self._waiting: list[tuple[float, int, Callable[[], Any], Future[Any]]] = []
-        self._lock, self._number = threading.Lock(), itertools.count()
-
-    def run(self, work: Callable[[], T]) -> T:
-        """What ``work()`` returns or raises; for callers outside an event loop."""
-        return self.submit(work).result()
-
-    async def do(self, work: Callable[[], T], due: float | None = None) -> T:
-        """The same, inside one."""
-        return await asyncio.wrap_future(self.submit(work, due))
-
-    def submit(self, work: Callable[[], T], due: float | None = None) -> Future[T]:
-        """``due`` is of :class:`Turn`; None: now."""
-        asked: Future[T] = Future()
-        with self._lock:
-            heapq.heappush(self._waiting, (time.monotonic() if due is None else due, next(self._number), work, asked))
-        self._pool.submit(self._next)
-        return asked
-
-    def _next(self) -> None:
-        with self._lock:
-            _, _, work, asked = heapq.heappop(self._waiting)
-        if not asked.set_running_or_notify_cancel():
-            return
-        try:
-            result = work()
-        except BaseException as error:
-            asked.set_exception(error)
-        else:
-            asked.set_result(result)
-
-    def close(self) -> None:
-        """Waits for the piece that runs; what waits is dropped."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        for _, _, _, asked in self._waiting:
-            asked.cancel()
-        self._waiting.clear()
 
 
 @dataclass(frozen=True)
@@ -117,6 +41,9 @@ class _Asked:
     results: list[dict[str, Any]] = field(default_factory=list)
     together: int = 0
     notes: list[str] = field(default_factory=list)
+    short: bool = False
+    """what is left of it takes no more than a slice"""
+    running: bool = False
 
     def part(self, texts: int, characters: int) -> list[str]:
         """The next texts, at least one and as many as fit."""
@@ -168,12 +95,17 @@ class Lane:
 
     def _submit(self, asked: _Asked) -> None:
         """One turn for each request that is not answered. Those are free that find nothing which is due by then."""
-        self._thread.submit(partial(self._turn, asked.turn.due), asked.turn.due)
+        part = asked.part(self._most, self._characters)
+        asked.short = len(asked.results) + len(part) == len(asked.texts) and sum(map(len, part)) <= self._characters
+        work = partial(self._turn, asked.turn.due, asked.short)
+        self._thread.submit(work, asked.turn.due, None if asked.short else self._share)
 
-    def _turn(self, due: float) -> None:
-        start = time.monotonic()
-        taken = self._take(due)
+    def _turn(self, due: float, short: bool) -> None:
+        start = self._thread.clock()
+        taken = self._take(due, short)
         ready = []
+        for asked, _ in taken:
+            asked.running = True
         for asked, texts in taken:
             try:
                 ready.append((asked, self._encoded(asked, texts)))
@@ -181,21 +113,26 @@ class Lane:
                 self._end(asked, error)
         if ready:
             self._answer(ready)
-        seconds = time.monotonic() - start
+        seconds = self._thread.clock() - start
         self._measure(sum(len(text) for _, texts in taken for text in texts), seconds)
         begun = sum(bool(asked.results) for asked in self._waiting)
         for asked, _ in ready:
+            asked.running = False
             if asked in self._waiting:  # it goes in parts
                 asked.turn.charge(seconds, self._share / max(1, begun))
                 self._submit(asked)
 
-    def _take(self, due: float) -> list[tuple[_Asked, list[str]]]:
-        """As many whole requests as fit, those first that are due first; where that is none, a part of the first."""
+    def _take(self, due: float, short: bool) -> list[tuple[_Asked, list[str]]]:
+        """As many whole requests as fit, those first that are due first; where that is none, a part of the first. For a
+        ``short`` turn, which may stand within a long one, only of those that are short.
+        """
         taken: list[tuple[_Asked, list[str]]] = []
         texts, characters = self._most, self._characters
         for asked in sorted(self._waiting, key=lambda asked: asked.turn.due):
-            if asked.future.cancelled():  # its client has gone away
+            if asked.future.cancelled() and not asked.running:  # its client has gone away
                 self._waiting.remove(asked)
+                continue
+            if asked.running or (short and not asked.short):
                 continue
             if not taken and asked.turn.due > due:  # it has a turn of its own
                 break

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moescope.errors import InputError
+from moescope.files.remote import local
 from moescope.models import LoadedModel, load
 from moescope.models.experts.layers import ExpertLayer, find_layers
 from moescope.models.weights import HeadMissing
@@ -139,8 +140,8 @@ def gather(
         InputError: a folder is something else, damaged, or belongs to another model; two classifiers of one task.
     """
     # before the model is loaded, which may take minutes
-    places = [place for folder in exits for place in _classifier_folders(Path(folder))]
-    routing = _router_folder(Path(route)) if route is not None else None
+    places = [place for folder in exits for place in _classifier_folders(local(folder))]
+    routing = _router_folder(local(route)) if route is not None else None
     study = load_result(circuits) if circuits is not None else None
     loaded = (model if isinstance(model, LoadedModel) else _load(model, load_options)).read_as(chat=chat)
     classifiers: dict[str, Classifier] = {}

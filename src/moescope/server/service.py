@@ -16,10 +16,12 @@ from moescope.capture.encode import Encoded, encode
 from moescope.errors import InputError
 from moescope.runtime.exit.classifier import ExitClassifier
 from moescope.runtime.route.watch import name_tasks
-from moescope.server.lane import LARGE, Lane, ModelThread, Turn
+from moescope.server.lane import LARGE, Lane
 from moescope.server.limits import Limits, Refused
 from moescope.server.metrics import Metrics
+from moescope.server.pauses import Pauses
 from moescope.server.served import Served
+from moescope.server.thread import ModelThread, Turn
 from moescope.server.wire import StreamBody
 from moescope.server.writer import Sampling, Writer
 
@@ -37,6 +39,7 @@ class Service:
         self._thread = thread
         self._starting = 0
         self._writers: weakref.WeakSet[Writer] = weakref.WeakSet()  # a stream that is never begun is never ended either
+        thread.pausing = Pauses(served.model, thread).attached
         lanes = len(served.classifiers) + (served.router is not None)
         room: dict[str, Any] = {"texts": limits.texts, "waiting": limits.waiting, "share": LARGE / max(1, lanes)}
         self._classify = {
@@ -131,8 +134,9 @@ class Service:
         began, kind, turn = time.perf_counter(), "prompt", Turn()
         try:
             while writer.over is None and not self.stopping:
-                step = partial(turn.timed, writer.step, WRITING / max(1, self.generating))
-                said = await self._thread.do(step, turn.due)
+                share = WRITING / max(1, self.generating)
+                step = partial(turn.timed, writer.step, share, self._thread.clock)
+                said = await self._thread.do(step, turn.due, share if writer.long else None)
                 if said is None:  # a long prompt is read in parts
                     continue
                 if kind == "prompt":

@@ -74,6 +74,11 @@ class Writer:
         self.over: Literal["length", "end"] | None = None
         """why there is nothing more to write"""
 
+    @property
+    def long(self) -> bool:
+        """Whether the next step reads more than a part of a prompt."""
+        return len(self._feed) > CHUNK
+
     @torch.no_grad()
     def step(self) -> dict[str, Any] | None:
         """Run the model on the prompt, or on the token chosen last, and choose the next.

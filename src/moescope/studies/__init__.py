@@ -12,6 +12,7 @@ FIGURES = {
     "exit": "moescope.studies.exit.figures",
     "prune": "moescope.studies.prune.figures",
     "robustness": "moescope.studies.robustness.figures",
+    "route": "moescope.studies.route.figures",
     "signatures": "moescope.studies.signatures.figures",
     "steer": "moescope.studies.steer.figures",
     "transfer": "moescope.studies.transfer.figures",

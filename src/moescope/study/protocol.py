@@ -20,7 +20,7 @@ import dataclasses
 import time
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +31,7 @@ from moescope.cluster import engine_of, rank_device
 from moescope.errors import InputError, Note
 from moescope.files.folder import output, settled
 from moescope.models import LoadedModel, load
+from moescope.models.forward_tokens import ForwardTokens
 from moescope.models.spread import Spread
 from moescope.study.provenance import machine, spent, subject
 from moescope.study.result import Artifact, StudyResult
@@ -39,6 +40,7 @@ from moescope.study.rows import FOLDS, FoldRows, Rows
 from moescope.study.run import Counter, Run
 from moescope.study.schema import check_tables
 from moescope.study.settings import Settings
+from moescope.study.stages import Stages, work_of
 from moescope.study.store import check_target
 from moescope.study.verdicts import ALPHA, Case, verdicts
 from moescope.tasks import Prompt, Regrouped, load_prompts, load_tasks, regroup
@@ -59,6 +61,7 @@ CircuitsLike = StudyResult | str | Path | Sequence[Circuit] | None
 """A result of :func:`moescope.circuits` or its folder, or circuits themselves."""
 
 _R = TypeVar("_R", Rows, FoldRows)
+_V = TypeVar("_V")
 
 
 class ControlFault(AssertionError):
@@ -78,7 +81,8 @@ class Context:
         self.notes: list[str] = []
         self.leaks: dict[str, Regrouped] = {}
         """tasks that hold near-duplicates, by name"""
-        self._began, self._before = time.time(), spent()["cpu_seconds"]
+        self.tokens = ForwardTokens()
+        self._began, self._before = time.monotonic(), spent()["cpu_seconds"]
         self._rows: list[dict[str, Any]] = []
         self._controls: list[dict[str, Any]] = []
         self._loaded: list[LoadedModel] = []
@@ -87,6 +91,7 @@ class Context:
         if run.out is not None:
             check_target(run.out, overwrite=run.overwrite)
             self._held.enter_context(output(settled(run.out)))
+        self.stages = Stages(run.work or (run.out and work_of(settled(run.out))), [study, _plain(settings), _of_run(run)])
 
     def load(self, model: ModelLike, *, head: bool = False, required: bool = True, **options: Any) -> LoadedModel:
         """The model, loaded as ``run`` says unless it is in memory already, with its tokenizer.
@@ -117,6 +122,7 @@ class Context:
             self.note(note)
         loaded = loaded.read_as(self.run.special_tokens, self.run.chat)
         loaded.spread = loaded.spread or Spread.of(self.engine, model, options)
+        self.stages.read(loaded.fingerprint, str(loaded.dtype), str(loaded.device), loaded.reading)
         self._loaded.append(loaded)
         return loaded
 
@@ -137,17 +143,22 @@ class Context:
         apart = [regroup(task, getattr(self.settings, "n_folds", FOLDS)) for task in loaded]
         self.notes += [found.note for found in apart if found.note]
         self.leaks = {found.task.name: found for found in apart if found.note}
+        self.stages.read([found.task for found in apart])
         return [found.task for found in apart]
 
     def passages(self, texts: TextsLike) -> Sequence[Passage]:
         """The passages, read where they are not yet."""
         with self.noted():
-            return load_passages(texts)
+            found = load_passages(texts)
+        self.stages.read(list(found))
+        return found
 
     def prompts(self, prompts: PromptsLike) -> Sequence[Prompt]:
         """The prompts, read where they are not :class:`Prompt` already."""
         with self.noted():
-            return load_prompts(prompts, limit=self.run.limit, seed=self.run.seed)
+            found = load_prompts(prompts, limit=self.run.limit, seed=self.run.seed)
+        self.stages.read(list(found))
+        return found
 
     @contextlib.contextmanager
     def noted(self) -> Iterator[None]:
@@ -170,7 +181,9 @@ class Context:
         if source is None:
             return {}
         if not isinstance(source, StudyResult | str | Path):
-            return {circuit.task: circuit for circuit in source}
+            found = {circuit.task: circuit for circuit in source}
+            self.stages.read(found)
+            return found
         result = source if isinstance(source, StudyResult) else load_result(source)
         where = result.meta.get("title") or "the result" if isinstance(source, StudyResult) else source
         if not result.circuits:
@@ -181,7 +194,25 @@ class Context:
                 f"run `moescope circuits` on {model.name}",
                 "circuits",
             )
+        self.stages.read(result.circuits)
         return dict(result.circuits)
+
+    # Progress
+
+    def stage(self, name: str, compute: Callable[[], _V], /, **shared: object) -> _V:
+        """What ``compute`` gives; or, where a run of the same settings, inputs and code was cut off after it, what it gave.
+
+        What it says to this context (rows, controls, notes, tokens) is kept with it. Stages come in one order in every run.
+
+        Args:
+            shared: what the value refers to without being of the stage: the model, activations.
+        """
+        said: Any = (self._rows, self._controls, self.notes, self.tokens.counts)
+        return self.stages.run(name, compute, shared, said, self.tell)
+
+    def inner(self, run: Run) -> Run:
+        """``run`` for a study within this one, which saves that one's result and keeps its stages with its own."""
+        return dataclasses.replace(run, out=None, work=self.stages.inner)
 
     def tell(self, stage: str, done: int, total: int) -> None:
         """Say how far a stage is."""
@@ -256,13 +287,13 @@ class Context:
             "title": title,
             "seed": self.run.seed,
             "settings": _plain(self.settings),
-            "run": {k: v for k, v in _plain(self.run).items() if k not in ("out", "overwrite", "progress", "seed")},
+            "run": {k: v for k, v in _of_run(self.run).items() if k != "seed"},
             "rows": self._rows,
             "controls": self._controls,
             "notes": list(dict.fromkeys([*self.notes, *self._notes_of_reading()])),
             **machine(self.engine),
-            "seconds": round(time.time() - self._began, 1),
-            "cpu_seconds": round(used["cpu_seconds"] - self._before, 1),
+            "seconds": round(time.monotonic() - self._began + self.stages.seconds, 1),
+            "cpu_seconds": round(used["cpu_seconds"] - self._before + self.stages.cpu_seconds, 1),
             "peak_gib": used["peak_gib"],
             **meta,
         }
@@ -290,9 +321,15 @@ class Context:
         try:
             if self.run.out is not None:
                 result.save(self.run.out, overwrite=self.run.overwrite)
+                self.stages.clear()
         finally:
             self._held.close()
         return result
+
+
+def _of_run(run: Run) -> dict[str, Any]:
+    """What of a run decides its result."""
+    return {name: value for name, value in _plain(run).items() if name not in ("out", "overwrite", "progress", "work")}
 
 
 def _plain(settings: Settings) -> dict[str, Any]:

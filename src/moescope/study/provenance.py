@@ -44,12 +44,17 @@ def git_revision() -> str | None:
     return out.stdout.strip() or None
 
 
+def versions() -> dict[str, str]:
+    """Of python and of the packages that figures depend on."""
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}}
+
+
 def machine(engine: Engine = LOCAL) -> dict[str, Any]:
     """What ran: command, processes, versions, revision of moescope, and when."""
     return {
         "command": shlex.join(["moescope", *sys.argv[1:]]) if Path(sys.argv[0]).stem == "moescope" else None,
         "engine": {"name": engine.name, "processes": engine.processes, "shards_elsewhere": engine.elsewhere},
-        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
+        "versions": versions(),
         "git_revision": git_revision(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

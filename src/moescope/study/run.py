@@ -49,6 +49,9 @@ class Run(Settings):
     """Of the Ray cluster, e.g. auto or ray://head:10001 (default: one on this machine)."""
     progress: Progress | None = field(default=None, compare=False, repr=False)
     """Called with (stage, done, total); not an option of the command line."""
+    work: Path | None = field(default=None, compare=False, repr=False)
+    """Folder for finished stages, from which a run that was cut off goes on (default: beside ``out`` until the result is
+    saved; without ``out`` none); not an option of the command line."""
 
     def load_options(self) -> dict[str, Any]:
         """What :func:`moescope.models.load` is told."""

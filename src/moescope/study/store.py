@@ -13,6 +13,7 @@ from moescope.errors import InputError
 from moescope.files.bundle import MANIFEST, check_file, is_result, own_files, read_manifest, write_manifest
 from moescope.files.folder import check_place, healed, output, settled, system_errors, whole_folder
 from moescope.files.names import inside
+from moescope.files.remote import local, shown
 from moescope.study.encode import circuit_from_json, claim_from_json
 from moescope.types import Circuit, Claim
 
@@ -102,10 +103,11 @@ def _write(
 
 def load_result(folder: Path) -> Parts:
     """See :func:`moescope.study.result.load`."""
+    named, folder = shown(folder), local(folder)
     healed(settled(folder))
     path = folder / MANIFEST
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; name one that moescope saved a result in")
+        raise InputError(f"{named}: no such folder; name one that moescope saved a result in")
     data = read_manifest(path)
     try:
         made, files = _mapping(data, "artifacts", path), _mapping(data, "files", path)

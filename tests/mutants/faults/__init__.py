@@ -17,6 +17,7 @@ from tests.mutants.faults import (
     reading,
     runtime,
     signatures,
+    study,
     traces,
 )
 
@@ -30,5 +31,6 @@ FAULTS: tuple[Fault, ...] = (
     *experts.FAULTS,
     *models.FAULTS,
     *reading.FAULTS,
+    *study.FAULTS,
     *traces.FAULTS,
 )

@@ -49,8 +49,8 @@ FAULTS = faults(
         "text loss",
         "the loss on other text is measured on the task's texts",
         _CIRCUITS + "causal_run.py",
-        "                plain_text(),",
-        "                [e.text for f in features.values() for e in f.task.examples],",
+        "            plain_text(),",
+        "            [e.text for t in tasks for e in t.trial.task.examples],",
         ("test_the_loss_on_other_text_is_of_other_text",),
     ),
     (

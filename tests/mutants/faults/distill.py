@@ -130,8 +130,8 @@ FAULTS = faults(
         "splits",
         "pieces of one text train and judge",
         _DISTILL + "study.py",
-        "pairs = model_pairs(teacher, read, settings, run, documents=of[rows.fit],",
-        "pairs = model_pairs(teacher, read, settings, run, documents=None,",
+        'with_rows: Any = {"documents": of[rows.fit],',
+        'with_rows: Any = {"documents": None,',
         ("test_pieces_of_one_text_are_in_one_split",),
     ),
     (

@@ -169,8 +169,8 @@ CONVERT = faults(
         "random split",
         "the random split is the chosen one",
         _CONVERT + "layers.py",
-        "method=method,\n                circuits",
-        "method=settings.method,\n                circuits",
+        "method=method,\n            circuits",
+        "method=settings.method,\n            circuits",
         ("test_neurons_that_work_together_are_split_together_and_at_random_are_not",),
     ),
     (

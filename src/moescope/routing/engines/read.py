@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from moescope.errors import InputError
+from moescope.files.remote import local
 from moescope.routing.engines import arrays, recorder, responses, table
 from moescope.routing.engines.build import build
 from moescope.routing.engines.model import EngineModel
@@ -31,7 +32,7 @@ def import_routing(
     Raises:
         InputError: names the file, the request or line, and what is wrong; a trace that cannot be routing is refused.
     """
-    file, prompts = Path(path), prompt_tokens or {}
+    file, prompts = local(path), prompt_tokens or {}
     suffixes = {s.lower() for s in file.suffixes}
     if file.is_dir():
         return build(list(arrays.requests(file, prompts)), model, str(file), "a folder of arrays")

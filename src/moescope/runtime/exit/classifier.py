@@ -98,7 +98,8 @@ class ExitClassifier:
     def running(self) -> Iterator[_Run]:
         """``with classifier.running() as run: run(batch)``: for callers who make their batches (right padding) themselves."""
         training = [module for module in self.model.body.modules() if module.training]
-        self.model.body.eval()
+        if training:
+            self.model.body.eval()
         try:
             with stepping(self.model) as stepper:
                 yield _Run(self, stepper)
@@ -194,7 +195,10 @@ class _Run:
         probability = np.empty((n, self._n_classes), np.float32)
         depth = np.empty(n, np.int64)
         rows = np.arange(n)  # still there
-        at = token_index(batch, "final", None).to(device)
+        ends = batch.mask.numpy().sum(1) - 1  # padding is on the right
+        if (ends < 0).any():
+            token_index(batch, "final", None)  # which names the text
+        at = torch.from_numpy(ends).to(device)
         pooling = weights(batch, "mean", None).to(device) if self._kind == "pooled" else None
         if pooling is not None:
             pooling = pooling / pooling.sum(1, keepdim=True)

@@ -126,17 +126,13 @@ class Stepper:
 
 @contextmanager
 def stepping(model: LoadedModel) -> Iterator[Stepper]:
-    """``with stepping(model) as stepper``: the hooks are on the layers; they are removed on the way out.
-
-    Raises:
-        InputError: the model cannot be stopped between layers: weights are offloaded, routing mixes the rows of a batch, or
-            its layers' outputs are not known.
-    """
-    layers = _layers(model)
+    """``with stepping(model) as stepper``: the hooks are on the layers; they are removed on the way out. Of a model that
+    :func:`check_leaving` has let pass."""
     stepper = Stepper(model, _axes.get(model.body))
     handles = []
     try:
-        for number, module in enumerate(layers):
+        for number in range(model.n_layers):
+            module = model.structure.taps[Site("resid", number)].module
             handles.append(module.register_forward_pre_hook(lambda _, a, k: stepper.before(a, k), with_kwargs=True))
             handles.append(module.register_forward_hook(lambda _, __, out, n=number: stepper.after(n, out)))
         yield stepper
@@ -145,7 +141,8 @@ def stepping(model: LoadedModel) -> Iterator[Stepper]:
             handle.remove()
 
 
-def _layers(model: LoadedModel) -> list[Any]:
+def _check_layers(model: LoadedModel) -> None:
+    """Raises InputError where the model cannot be stopped between layers."""
     from moescope.capture.session import is_offloaded
     from moescope.models.experts import mixes_tokens
     from moescope.models.experts.layers import find_layers
@@ -161,7 +158,6 @@ def _layers(model: LoadedModel) -> list[Any]:
         raise InputError(
             f"model type {model.config.model_type!r} routes a token by what else is in the batch, so rows cannot leave it"
         )
-    return [p.module for p in points if p is not None]
 
 
 _axes: WeakKeyDictionary[nn.Module, dict[Place, tuple[int, ...]] | None] = WeakKeyDictionary()
@@ -173,10 +169,13 @@ def check_leaving(model: LoadedModel) -> None:
     A body for which that holds only with its padding left in place keeps it.
 
     Raises:
-        InputError: it does not: this architecture hands something from layer to layer that cannot be cut to fewer rows.
+        InputError: it does not: this architecture hands something from layer to layer that cannot be cut to fewer rows. Or the
+            model cannot be stopped between layers: weights are offloaded, routing mixes the rows of a batch, or its layers'
+            outputs are not known.
     """
     if model.body in _axes:
         return
+    _check_layers(model)  # once: it reads the signature of every module, which takes longer than a text's first layers
     problem: Exception | None = None
     for trims in (True, False):
         _axes[model.body] = {} if trims else None

@@ -10,6 +10,7 @@ import numpy as np
 
 from moescope.errors import InputError
 from moescope.files.checkpoint import check_array
+from moescope.files.remote import local
 from moescope.runtime.choices import Kind
 from moescope.runtime.exit.classifier import ExitClassifier
 from moescope.runtime.exit.heads import Heads
@@ -29,7 +30,7 @@ def load_exit(folder: str | Path, model: LoadedModel | None = None, **load_optio
     Raises:
         InputError: the folder is not a saved classifier, is damaged, or belongs to another model.
     """
-    folder = Path(folder)
+    folder = local(folder)
     data, tensors = read_artifact(folder, "exit")
     try:
         known = read_record(_Stored, {name: value for name, value in data.items() if name in hints(_Stored)})

@@ -40,11 +40,12 @@ class Named(NamedTuple):
 class TaskRouter:
     """How like each known task a prompt is, and how strange held-out prompts of that task were.
 
-    A prompt's features x (F,) are the mean over its tokens but the first, which often carries massive activations. They are
-    standardised and projected, a = (x - mean) / scale @ basis (R,). The nearest task is that of linear discriminant
-    analysis on a. Strangeness to a task is the Mahalanobis distance (Lee et al. 2018, "A simple unified framework for
-    detecting out-of-distribution samples and adversarial attacks") under a covariance of the task's own, with one more axis
-    for the size of what the basis leaves of x. A mean over n tokens spreads less the larger n is, so along each axis the
+    A prompt's features x (F,) are the mean over its tokens, without those that stand before every prompt and without the first,
+    which often carries massive activations. They are standardised and projected, a = (x - mean) / scale @ basis (R,). The
+    nearest task is that of linear discriminant analysis on a. Strangeness to a task is the Mahalanobis distance (Lee et al.
+    2018, "A simple unified framework for detecting out-of-distribution samples and adversarial attacks") under a covariance of
+    the task's own, with one more axis for the size of what the basis leaves of x. A mean over n tokens spreads less the larger
+    n is, so along each axis the
     variance is base + per_token / n: a long text in the middle of a cloud of short ones is strange. Each task's strangeness
     has its own conformal p-value, and a prompt is unknown where the largest is at most ``rate``: of every known task, no
     more than that share of prompts is lost, on average over calibration sets.

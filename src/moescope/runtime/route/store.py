@@ -10,6 +10,7 @@ import numpy as np
 
 from moescope.errors import InputError
 from moescope.files.checkpoint import check_array
+from moescope.files.remote import local
 from moescope.runtime.choices import Source
 from moescope.runtime.route.router import TaskRouter, source_sites
 from moescope.study.artifacts import artifact_model, read_artifact, write_artifact
@@ -46,7 +47,7 @@ def load_router(folder: str | Path, model: LoadedModel) -> TaskRouter:
     Raises:
         InputError: the folder is not a saved router, is damaged, or belongs to another model.
     """
-    folder = Path(folder)
+    folder = local(folder)
     data, tensors = read_artifact(folder, "route")
     try:
         known = read_record(_Stored, {name: value for name, value in data.items() if name in _FIELDS})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,38 +26,56 @@ if TYPE_CHECKING:
     from moescope.models import LoadedModel
 
 
+def opening(model: LoadedModel) -> int:
+    """How many tokens of a text are left out because they say nothing of its task: what stands before every text (``<bos>``,
+    the head of a chat template), and one at least, since the first token often carries massive activations."""
+    if model.tokenizer is None:
+        return 1
+    special = encode(replace(model, reading=replace(model.reading, met={})), ["a"]).special
+    return max(1, int(special.argmin()))
+
+
 def prompt_features(
     model: LoadedModel,
     texts: Sequence[str] | Encoded,
     source: Source,
     layer: int,
     *,
+    sites: Sequence[Site] | None = None,
     max_tokens: int | None = None,
     batch_tokens: int = 8192,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(N, F) float32, the mean over each text's tokens but the first, and (N,) their number; later layers are not run.
+    """(N, F) float32, the mean over each text's tokens behind its :func:`opening`, and (N,) their number; later layers are not
+    run.
+
+    Args:
+        sites: which to read, one after another in F, where they are others than the router's.
 
     Raises:
-        InputError: a text of a single token, no such layer, or a dense model whose routing is asked for.
+        InputError: a text of too few tokens, no such layer, or a dense model whose routing is asked for.
     """
-    sites = source_sites(model, source, layer)
-    encoded = encode(model, texts, max_tokens=max_tokens)
-    if len(encoded) and encoded.lengths.min() < 2:
-        raise InputError(f"text {encoded.first + int(encoded.lengths.argmin())}: one token only, too short to name its task")
+    sites = source_sites(model, source, layer) if sites is None else sites
+    encoded, left_out = encode(model, texts, max_tokens=max_tokens), opening(model)
+    if len(encoded) and encoded.lengths.min() <= left_out:
+        row, least = encoded.first + int(encoded.lengths.argmin()), int(encoded.lengths.min())
+        few = "one token only" if least == 1 else f"{least} tokens only, and {left_out} stand before every text"
+        raise InputError(f"text {row}: {few}, too short to name its task")
     found = np.empty((len(encoded), sum(model.width(site) for site in sites)), np.float32)
-    read = partial(_read, sites=sites, source=source)
+    read = partial(_read, sites=sites, source=source, left_out=left_out)
     groups = batches_for(model, encoded.lengths, batch_tokens, "right")
     for rows, means in read_batches(model, encoded, groups, "right", read, row_bytes=4 * found.shape[1], progress=progress):
         found[rows] = means
-    return found, encoded.lengths - 1
+    return found, encoded.lengths - left_out
 
 
-def _read(model: LoadedModel, batches: Iterable[Batch], *, sites: Sequence[Site], source: Source) -> Iterator[np.ndarray]:
+def _read(
+    model: LoadedModel, batches: Iterable[Batch], *, sites: Sequence[Site], source: Source, left_out: int
+) -> Iterator[np.ndarray]:
     """Of each batch float32 (B, F)."""
     with capture(model, sites) as session:
         for batch in batches:
-            weight = _after_first(batch.mask).to(model.device)
+            weight = _after(left_out, batch.mask).to(model.device)
 
             def reduce(_: Site, tensor: Tensor, weight: Tensor = weight) -> Tensor:
                 return weighted_sum(source, tensor, weight)
@@ -74,8 +93,8 @@ def name_tasks(router: TaskRouter, model: LoadedModel, texts: Sequence[str] | En
 class Watch:
     """Made by :func:`watching`: running sums over the tokens that the model has seen since its cache was empty."""
 
-    def __init__(self, router: TaskRouter, on_update: Callable[[list[Named]], None] | None) -> None:
-        self._router, self._on_update = router, on_update
+    def __init__(self, router: TaskRouter, on_update: Callable[[list[Named]], None] | None, left_out: int = 1) -> None:
+        self._router, self._on_update, self._left_out = router, on_update, left_out
         self._sums: list[Tensor] = []
         self._count: Tensor | None = None
         self._weight: Tensor | None = None
@@ -85,10 +104,10 @@ class Watch:
         """What each row of the batch looks like by the tokens so far.
 
         Raises:
-            InputError: nothing has run yet, or a row has had one token only.
+            InputError: nothing has run yet, or a row has had no token behind its opening.
         """
         if self._count is None or not self._sums or not bool((self._count > 0).all()):
-            raise InputError("the router has seen fewer than two tokens of a row; run the prompt first")
+            raise InputError(f"the router has seen fewer than {self._left_out + 1} tokens of a row; run the prompt first")
         features = torch.cat(self._sums, dim=1) / self._count[:, None]
         return self._router.name(features.cpu().numpy(), self._count.cpu().numpy())
 
@@ -107,7 +126,7 @@ class Watch:
         mask = torch.ones(rows, seen + length, dtype=torch.bool, device=given.device) if mask is None else mask.bool()
         if seen == 0:
             self._sums, self._count = [], None
-        self._weight = _after_first(mask)[:, seen : seen + length]
+        self._weight = _after(self._left_out, mask)[:, seen : seen + length]
         self._step = []
 
     def add(self, last: bool, tensor: Tensor) -> None:
@@ -142,7 +161,7 @@ def watching(
     Raises:
         InputError: the model has no such layer or router.
     """
-    watch = Watch(router, on_update) if resume is None else resume
+    watch = Watch(router, on_update, opening(router.read_by(model))) if resume is None else resume
     sites = source_sites(model, router.source, router.layer)
     handles = [model.body.register_forward_pre_hook(lambda _, args, kwargs: watch.begin(args, kwargs), with_kwargs=True)]
     try:
@@ -173,6 +192,6 @@ def stream(router: TaskRouter, model: LoadedModel, text: str, max_new_tokens: in
             piece = model.tokenizer.decode(ids[0])
 
 
-def _after_first(mask: Tensor) -> Tensor:
-    """bool (B, T): the tokens of each row but the first."""
-    return mask.bool() & (mask.long().cumsum(1) > 1)
+def _after(left_out: int, mask: Tensor) -> Tensor:
+    """bool (B, T): the tokens of each row but the first ``left_out``."""
+    return mask.bool() & (mask.long().cumsum(1) > left_out)

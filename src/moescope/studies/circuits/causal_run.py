@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from moescope.errors import InputError
 from moescope.intervene.running_text import RunningText
 from moescope.intervene.together import KeyedSets, run_together
 from moescope.models import LoadedModel
-from moescope.models.forward_tokens import ForwardTokens
 from moescope.stats import class_weights
 from moescope.studies.circuits.causal import PROBE, NeuronAblation
 from moescope.studies.circuits.erasure import ClassErasure
@@ -28,6 +28,7 @@ from moescope.studies.circuits.spread import between
 from moescope.studies.circuits.trial import Trial, prepare_trial
 from moescope.study.protocol import Context
 from moescope.study.rows import Rows
+from moescope.study.run import Counter
 from moescope.tasks import plain_text, split_half, subset
 from moescope.tasks.passages import load_passages
 from moescope.types import Example, Site, Task
@@ -56,7 +57,6 @@ def causal_tables(
     features: Mapping[str, Features],
     settings: CircuitSettings,
     context: Context,
-    tokens: ForwardTokens,
 ) -> dict[str, pd.DataFrame]:
     """Circuits are ranked on one half of the groups and switched off on the other, beside erasure of the direction.
 
@@ -69,34 +69,22 @@ def causal_tables(
     measured = []
     for task in tasks:
         others = [other for other in tasks if other is not task]
-        with tokens.of(model, "edited"):
-            replicas = task.trial.replicas(batch_tokens=context.run.batch_tokens)
-            progress = context.counter(f"{task.name}: switching neurons off, erasing the class")
-            own: list[KeyedSets] = [task.ablation.sets, task.ablation.direction, task.erasure.sets]
-            sets = [*own, *(other.ablation.on_task(task.trial) for other in others)]
-            found = [_balanced(scores, task.trial) for scores in run_together(replicas, sets, task.trial.readout, progress)]
+        name = f"{task.name}: switching neurons off, erasing the class"
+        sets: list[KeyedSets] = [task.ablation.sets, task.ablation.direction, task.erasure.sets]
+        sets += [other.ablation.on_task(task.trial) for other in others]
+        scores = context.stage(name, partial(_scores, context, "edited", task.trial, sets, context.counter(name)))
+        found = [_balanced(one, task.trial) for one in scores]
         measured.append(found[:3])
-        interference += [_beside(other.name, task.trial, scores) for other, scores in zip(others, found[3:], strict=True)]
+        interference += [_beside(other.name, task.trial, one) for other, one in zip(others, found[3:], strict=True)]
     if len(tasks) == 1:
-        with tokens.of(model, "off task"):
+        with context.tokens.of(model, "off task"):
             passages = _passages(model, settings, context)
-            replicas = passages.replicas(batch_tokens=context.run.batch_tokens)
-            (scores,) = run_together(replicas, [tasks[0].ablation.on_task(passages)], passages.readout)
-        interference.append(_beside(tasks[0].name, passages, _balanced(scores, passages)))
+        sets = [tasks[0].ablation.on_task(passages)]
+        (only,) = context.stage("passages: switching neurons off", partial(_scores, context, "off task", passages, sets))
+        interference.append(_beside(tasks[0].name, passages, _balanced(only, passages)))
     losses: list[Any] = [None] * len(tasks)
     if model.has_head and not model.is_encoder:
-        with tokens.of(model, "text"):
-            text = RunningText(
-                model,
-                plain_text(),
-                tokens=settings.ablate_text_tokens,
-                batch_tokens=context.run.batch_tokens,
-                max_tokens=context.run.max_tokens,
-            )
-            if settings.ablate in ("mean", "resample"):  # their values are the text's own: read for all tasks at once
-                text.read([site for task in tasks for site in task.ablation.sites])
-            counter = context.counter("other text: switching neurons off")
-            losses = list(text.losses([task.ablation.on_text(text) for task in tasks], counter))
+        losses = context.stage("other text: switching neurons off", lambda: _text_losses(model, tasks, settings, context))
     for task, (circuit, direction, cleared), loss in zip(tasks, measured, losses, strict=True):
         curves.append(task.ablation.table(circuit, direction, loss))
         erased.append(task.erasure.table(cleared))
@@ -105,6 +93,30 @@ def causal_tables(
         "interference": pd.DataFrame(interference),
         "erasure": pd.concat(erased, ignore_index=True),
     }
+
+
+def _scores(
+    context: Context, purpose: str, trial: Trial, sets: Sequence[KeyedSets], progress: Counter | None = None
+) -> list[dict[str, np.ndarray]]:
+    with context.tokens.of(trial.model, purpose):
+        replicas = trial.replicas(batch_tokens=context.run.batch_tokens)
+        return run_together(replicas, sets, trial.readout, progress)
+
+
+def _text_losses(model: LoadedModel, tasks: Sequence[_Switched], settings: CircuitSettings, context: Context) -> list[Any]:
+    run = context.run
+    with context.tokens.of(model, "text"):
+        text = RunningText(
+            model,
+            plain_text(),
+            tokens=settings.ablate_text_tokens,
+            batch_tokens=run.batch_tokens,
+            max_tokens=run.max_tokens,
+        )
+        if settings.ablate in ("mean", "resample"):  # their values are the text's own: read for all tasks at once
+            text.read([site for task in tasks for site in task.ablation.sites])
+        counter = context.counter("other text: switching neurons off")
+        return list(text.losses([task.ablation.on_text(text) for task in tasks], counter))
 
 
 def _switched(model: LoadedModel, here: Features, settings: CircuitSettings, context: Context) -> _Switched:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,6 @@ import pandas as pd
 
 from moescope.errors import InputError
 from moescope.models import LoadedModel
-from moescope.models.forward_tokens import ForwardTokens
 from moescope.select.nested import CVResult
 from moescope.select.ranking import divergence, fold_class_sums, top_k
 from moescope.studies.circuits.claims_formation import formation_case
@@ -59,7 +60,6 @@ def dynamics(
     context = Context("circuits", settings, run, spread=True)
     series = _series(checkpoints, revisions)
     loaded_tasks = context.tasks(tasks)
-    tokens = ForwardTokens()
     rows: list[dict[str, Any]] = []
     tops: dict[tuple[int, str], np.ndarray] = {}
     hits: dict[tuple[int, str], np.ndarray] = {}
@@ -70,39 +70,17 @@ def dynamics(
     model: LoadedModel | None = None
     for i, (name, step, arguments) in enumerate(series):
         model = context.load(**arguments)
-        tokens.add("batching", model.batching.tokens)
+        context.tokens.add("batching", model.batching.tokens)
         for task in loaded_tasks:
             context.tell(f"{name}: {task.name}", i, len(series))
-            with tokens.of(model, "main"):
-                features = capture_features(
-                    model,
-                    task,
-                    columns_of(model, settings.site),
-                    settings,
-                    seed=run.seed,
-                    folds=folds[task.name].folds,
-                    batch_tokens=run.batch_tokens,
-                    max_tokens=run.max_tokens,
-                )
-            scorer = scorer_of(features, settings)
-            row, cv, tops[i, task.name] = _at_checkpoint(features, settings, scorer)
-            hits[i, task.name] = cv.even[0]
-            rows.append({"checkpoint": name, "step": step, "task": task.name, **row})
-            if i == last:
-                cues = read_cues(features, model.tokenizer)
-                both, bits = cues.with_circuit(features.x, cv.selected, settings.classifier)
-                gained = scorer.gap(cv.even[0], hits[0, task.name])
-                alone = cues.chosen_hits()
-                beyond = scorer.gap(both, alone)
-                rival = Effect(
-                    *beyond[:3],
-                    "the best trivial cue",
-                    settings.margin,
-                    beyond.p,
-                    kind="trivial cue",
-                    seen=scorer.bits(bits, alone, settings.margin) > 0,
-                )
-                cases.append(formation_case([r for r in rows if r["task"] == task.name], task.name, gained, rival, settings))
+            here = partial(_at_checkpoint, context, model, task, folds[task.name].folds, settings, last=i == last)
+            found = context.stage(f"{name}: {task.name}", here)
+            tops[i, task.name], hits[i, task.name] = found.top, found.hits
+            rows.append({"checkpoint": name, "step": step, "task": task.name, **found.row})
+            if found.rival is not None:
+                gained = found.scorer.gap(found.hits, hits[0, task.name])
+                own = [r for r in rows if r["task"] == task.name]
+                cases.append(formation_case(own, task.name, gained, found.rival, settings))
     assert model is not None
     table = pd.DataFrame(rows)
     table["overlap_with_last"] = [
@@ -115,7 +93,7 @@ def dynamics(
         claims=cases,
         tables={"dynamics": table},
         kind="dynamics",
-        forward_tokens=tokens.totals(),
+        forward_tokens=context.tokens.totals(),
     )
 
 
@@ -137,7 +115,25 @@ def _series(checkpoints: Sequence[str | Path], revisions: Sequence[str] | None) 
     return sorted(steps, key=lambda item: item[1])
 
 
-def _at_checkpoint(features: Features, settings: SearchSettings, scorer: Scorer) -> tuple[dict[str, Any], CVResult, np.ndarray]:
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """One task at one checkpoint: its row, hits (N,) and top columns; at the last one also what it adds to the best cue."""
+
+    row: dict[str, Any]
+    hits: np.ndarray
+    top: np.ndarray
+    scorer: Scorer
+    rival: Effect | None
+
+
+def _at_checkpoint(
+    context: Context, model: LoadedModel, task: Task, folds: np.ndarray, settings: SearchSettings, *, last: bool
+) -> _Found:
+    run = context.run
+    limits: Any = {"seed": run.seed, "folds": folds, "batch_tokens": run.batch_tokens, "max_tokens": run.max_tokens}
+    with context.tokens.of(model, "main"):
+        features = capture_features(model, task, columns_of(model, settings.site), settings, **limits)
+    scorer = scorer_of(features, settings)
     sums = fold_class_sums(features.x, features.y, features.folds)
     cv = own_cv(features, settings, sums=sums)
     scores = divergence(*sums.total(), sigma=settings.sigma)
@@ -151,7 +147,23 @@ def _at_checkpoint(features: Features, settings: SearchSettings, scorer: Scorer)
         "probe_accuracy": float(probe[RAW].mean()),
         "max_divergence": float(scores.max()),
     }
-    return row, cv, top_k(scores, settings.k)
+    rival = _beyond_cues(features, cv, scorer, model, settings) if last else None
+    return _Found(row, cv.even[0], top_k(scores, settings.k), scorer, rival)
+
+
+def _beyond_cues(features: Features, cv: CVResult, scorer: Scorer, model: LoadedModel, settings: SearchSettings) -> Effect:
+    cues = read_cues(features, model.tokenizer)
+    both, bits = cues.with_circuit(features.x, cv.selected, settings.classifier)
+    alone = cues.chosen_hits()
+    beyond = scorer.gap(both, alone)
+    return Effect(
+        *beyond[:3],
+        "the best trivial cue",
+        settings.margin,
+        beyond.p,
+        kind="trivial cue",
+        seen=scorer.bits(bits, alone, settings.margin) > 0,
+    )
 
 
 def _folds(task: Task, settings: SearchSettings, run: Run) -> FoldRows:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
-from scipy.sparse.linalg import svds
+from scipy.sparse.linalg import ArpackError, svds
 
 from moescope.files.memory import empty_array
 from moescope.stats import permutation_p, permuted_label_matrix
@@ -107,8 +107,12 @@ def _components(centred: np.ndarray) -> tuple[float, np.ndarray]:
     if total <= 1e-12 * centred.size:  # constant activations have no directions
         return 0.0, np.zeros((len(centred), 2))
     # Lanczos for two directions: at N = 5,000 and d = 4,096 a full decomposition would take a minute, 40 times over.
-    v0 = np.full(min(centred.shape), 1.0)
-    _, singular, directions = svds(centred, k=2, v0=v0)
+    v0 = np.random.default_rng(0).standard_normal(min(centred.shape))  # not of ones, which centred columns turn to nought
+    try:
+        _, singular, directions = svds(centred, k=2, v0=v0)
+    except ArpackError:  # a few texts repeated leave too few directions for it
+        _, singular, directions = np.linalg.svd(centred, full_matrices=False)
+        singular, directions = singular[:2], directions[:2]
     order = np.argsort(-singular)
     directions = directions[order]
     # The sign of a component is arbitrary: its largest loading is made positive, so that a run repeats itself.

@@ -65,7 +65,7 @@ def reproduce_circuits(
         )
     loaded_tasks = _published_tasks(context) if tasks is None else context.tasks(tasks)
     loaded = context.load(EMBEDDED if model is None else model)
-    result = circuits(loaded, loaded_tasks, settings, run=dataclasses.replace(run, out=None))
+    result = circuits(loaded, loaded_tasks, settings, run=context.inner(run))
     if tasks is None:
         claims, pc1 = _projections(loaded, context, settings, run)
         tables = {**result.tables, "pc1": pd.concat([result.tables["pc1"], *pc1], ignore_index=True)}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from moescope.errors import InputError
-from moescope.models import random_twin
-from moescope.models.forward_tokens import ForwardTokens
+from moescope.models import LoadedModel, random_twin
 from moescope.studies.circuits.causal_run import causal_sites, causal_tables
 from moescope.studies.circuits.claims import circuit_claims
 from moescope.studies.circuits.claims_causal import ablation_claims, erasure_claims
@@ -18,13 +19,14 @@ from moescope.studies.circuits.cues import read_cues
 from moescope.studies.circuits.features import Columns, Features, capture_features, columns_of
 from moescope.studies.circuits.language import language_rows
 from moescope.studies.circuits.pairs import Ranked, cross_task_rows, map_k, native_row, overlap_rows, task_map_rows
-from moescope.studies.circuits.reread import prove_reread, reread
+from moescope.studies.circuits.reread import Reread, prove_reread, reread
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.single import TaskFindings, analyse, overlap_ks
 from moescope.study.protocol import Context, ModelLike, TasksLike
 from moescope.study.result import StudyResult
 from moescope.study.rows import FoldRows
 from moescope.study.run import Run
+from moescope.types import Task
 
 _SETTINGS, _RUN = CircuitSettings(), Run()
 
@@ -54,52 +56,35 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
     loaded = context.load(model, head=settings.ablate is not None, required=False)
     columns = columns_of(loaded, settings.site)
     _check_sizes(columns, settings)
-    tokens = ForwardTokens()
-    tokens.add("batching", loaded.batching.tokens)
+    context.tokens.add("batching", loaded.batching.tokens)
     # What the interventions need of the untouched model is read in the same pass.
     final = causal_sites(loaded, columns) if settings.ablate is not None else ()
     limits: dict[str, Any] = {"batch_tokens": run.batch_tokens, "max_tokens": run.max_tokens}
     features: dict[str, Features] = {}
     for task in loaded_tasks:
-        reading = context.counter(f"{task.name}: reading activations")
-        with tokens.of(loaded, "main"):
-            here = capture_features(loaded, task, columns, settings, seed=run.seed, final=final, progress=reading, **limits)
-        features[task.name] = here
+        name = f"{task.name}: reading activations"
+        with_final: dict[str, Any] = {"final": final, "progress": context.counter(name), **limits}
+
+        def reading(task: Task = task, more: dict[str, Any] = with_final) -> Features:
+            with context.tokens.of(loaded, "main"):
+                return capture_features(loaded, task, columns, settings, seed=run.seed, **more)
+
+        here = features[task.name] = context.stage(name, reading, task=task, columns=columns)
         if isinstance(here.x, np.memmap):
             context.note(f"{task.name}: activations were kept in a temporary file, for memory had no room for them")
         who = "circuit" if settings.selection == "nested" else "circuit, its neurons selected on all rows as published"
         context.rows(FoldRows(f"{task.name}: {who}", here.groups, here.folds))
-    twin = random_twin(loaded, run.seed) if settings.twin else None
+    twin = cache(lambda: random_twin(loaded, run.seed) if settings.twin else None)
     found: dict[str, TaskFindings] = {}
     parts: dict[str, list[pd.DataFrame]] = {}
-    for task in loaded_tasks:
-        stage, total = f"{task.name}: circuit and controls", 3 + len(STEPS)
-        context.tell(stage, 0, total)
-        here = features[task.name]
-        cues = read_cues(here, loaded.tokenizer)
-        found[task.name] = analyse(here, settings, cues=cues, n_layers=loaded.n_layers)
-        read = reread(here, settings, model=loaded, twin=twin, tokens=tokens, **limits)
-        if read.sampled:
-            context.rows(FoldRows(f"{task.name}: controls read anew", read.own.groups, read.own.folds))
-        prove_reread(context, read, loaded, twin)
-        controls = control_tables(
-            found[task.name],
-            settings,
-            n_layers=loaded.n_layers,
-            tokenizer=loaded.tokenizer,
-            read=read,
-            context=context,
-            step=lambda name, stage=stage, total=total: context.tell(stage, 3 + STEPS.index(name), total),  # type: ignore[misc]
-        )
-        for name, table in {**found[task.name].tables, **controls}.items():
-            parts.setdefault(name, []).append(table)
+    for here in features.values():
+        found[here.task.name], own = _of_task(context, here, settings, loaded, twin, limits)
+        for name, frame in own.items():
+            parts.setdefault(name, []).append(frame)
     tables = {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
-    tables |= _across_tasks(found, settings, context)
-    languages = [row for task in found.values() for row in language_rows(task.features, settings)]
-    if languages:
-        tables["language"] = pd.DataFrame(languages)
+    tables |= context.stage("comparing tasks", lambda: _across_tasks(found, settings, context))
     if settings.ablate is not None:
-        tables |= causal_tables(loaded, features, settings, context, tokens)
+        tables |= causal_tables(loaded, features, settings, context)
     claims = circuit_claims(found, tables, settings)
     if settings.ablate is not None:
         claims += [*ablation_claims(tables, settings), *erasure_claims(tables["erasure"], settings)]
@@ -111,8 +96,48 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
         claims=claims,
         tables=tables,
         circuits={name: task.circuit for name, task in found.items()},
-        forward_tokens={"bare": bare, **tokens.totals()},
+        forward_tokens={"bare": bare, **context.tokens.totals()},
     )
+
+
+def _of_task(
+    context: Context,
+    here: Features,
+    settings: CircuitSettings,
+    model: LoadedModel,
+    twin: Callable[[], LoadedModel | None],
+    limits: dict[str, Any],
+) -> tuple[TaskFindings, dict[str, pd.DataFrame]]:
+    """What is found on one task, and the tables of it and of its controls."""
+    name, shared = here.task.name, {"features": here, "task": here.task, "columns": here.columns}
+    stage, total = f"{name}: circuit and controls", 3 + len(STEPS)
+    context.tell(stage, 0, total)
+
+    def circuit() -> TaskFindings:
+        return analyse(here, settings, cues=read_cues(here, model.tokenizer), n_layers=model.n_layers)
+
+    def read_anew() -> Reread:
+        read = reread(here, settings, model=model, twin=twin(), tokens=context.tokens, **limits)
+        if read.sampled:
+            context.rows(FoldRows(f"{name}: controls read anew", read.own.groups, read.own.folds))
+        prove_reread(context, read, model, twin())
+        return read
+
+    found = context.stage(f"{name}: circuit", circuit, **shared)
+    read = context.stage(f"{name}: controls read anew", read_anew, **shared)
+    controls = context.stage(
+        f"{name}: controls",
+        lambda: control_tables(
+            found,
+            settings,
+            n_layers=model.n_layers,
+            tokenizer=model.tokenizer,
+            read=read,
+            context=context,
+            step=lambda step: context.tell(stage, 3 + STEPS.index(step), total),
+        ),
+    )
+    return found, {**found.tables, **controls}
 
 
 def _check_sizes(columns: Columns, settings: CircuitSettings) -> None:
@@ -132,8 +157,10 @@ def _check_sizes(columns: Columns, settings: CircuitSettings) -> None:
 
 def _across_tasks(found: dict[str, TaskFindings], settings: CircuitSettings, context: Context) -> dict[str, pd.DataFrame]:
     names = list(found)
+    languages = [row for task in found.values() for row in language_rows(task.features, settings)]
+    tables = {"language": pd.DataFrame(languages)} if languages else {}
     if len(names) < 2:
-        return {}
+        return tables
     stage, total = "comparing tasks", len(names) ** 2
     cross: list[dict[str, Any]] = []
     overlap: list[dict[str, Any]] = []
@@ -147,7 +174,7 @@ def _across_tasks(found: dict[str, TaskFindings], settings: CircuitSettings, con
             if i < j:
                 overlap += overlap_rows(a, b, ranked, ks)
             cross += [native_row(found[a], settings)] if i == j else cross_task_rows(found[a], found[b], settings)
-    return {
+    return tables | {
         "overlap": pd.DataFrame(overlap),
         "cross_task": pd.DataFrame(cross),
         "task_map": pd.DataFrame(task_map_rows(list(found.values()), ranked, settings)),

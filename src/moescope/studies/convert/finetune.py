@@ -13,6 +13,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from moescope.studies.convert.settings import ConvertSettings
 from moescope.studies.convert.student import Fixed, RoutedMLP, measure_spread, route, twin_of, unroute
 from moescope.studies.convert.target import Target
 from moescope.studies.convert.text import Windows
+from moescope.study.stages import Stages
 
 RATES = (3e-4, 1e-3)  # tried, where none is given
 WINDOWS = 4  # sequences of one step
@@ -65,6 +67,8 @@ def finetune(
     settings: ConvertSettings,
     seed: int,
     report: Callable[[int, int], None] | None = None,
+    stages: Stages | None = None,
+    name: str = "fine-tuning",
 ) -> Tuned:
     """Train for ``settings.finetune`` steps; the state that validates best is kept, the untuned one included.
 
@@ -72,6 +76,7 @@ def finetune(
         choices: makes the choice of neurons of every layer (:class:`TopK`, or ``Fixed``), anew
             for every rate that is tried.
         training, validation: windows of calibration text, apart from each other.
+        stages: keeps where each training stands, under ``name``, at every look at the validation text.
 
     Raises:
         InputError: peft is not installed, or the loss is no finite number at the rate given, or at every rate tried.
@@ -83,7 +88,8 @@ def finetune(
 
     def run(rate: float, length: int, before: int) -> _Run:
         made = _Run(model, target, choices(), rate, settings, seed)
-        made.train(training, validation, length, lambda step: report(before + step, total) if report else None)
+        told = partial(_told, report, before, total)
+        made.train(training, validation, length, told, stages or Stages(None, None), f"{name} at {rate:g}, {length} steps")
         return made
 
     outcomes: dict[float, float] = {}
@@ -100,6 +106,11 @@ def finetune(
             f"the loss is no finite number at step {error} with a learning rate of {best:g}; try finetune_lr={best / 10:g}",
             "finetune",
         ) from error
+
+
+def _told(report: Callable[[int, int], None] | None, before: int, total: int, step: int) -> None:
+    if report is not None:
+        report(before + step, total)
 
 
 def untouched(model: LoadedModel, target: Target, validation: Windows, settings: ConvertSettings, seed: int) -> float:
@@ -134,17 +145,27 @@ class _Run:
         self.trained = [p for p in self.student.parameters() if p.requires_grad]
 
     @torch.enable_grad()
-    def train(self, training: Windows, validation: Windows, steps: int, report: Callable[[int], None]) -> None:
+    def train(
+        self, training: Windows, validation: Windows, steps: int, report: Callable[[int], None], stages: Stages, name: str
+    ) -> None:
         """Leaves the student in the state that validated best."""
         optimizer = torch.optim.AdamW(self.trained, lr=self.rate, weight_decay=0.0)
         draw = torch.Generator().manual_seed(self.seed)
         looks = {round(steps * i / _CHECKS) for i in range(1, _CHECKS + 1)}
-        self.before = self.best = self.validate(validation)
-        self.best_step, kept = 0, self._state()
-        self.history = [{"step": 0, "train": math.nan, "validation": self.before}]
         order: list[int] = []
         losses: list[float] = []
-        for step in range(1, steps + 1):
+        done, before = 0, stages.kept(name)
+        if before is None:
+            self.before = self.best = self.validate(validation)
+            self.best_step, kept = 0, self._state()
+            self.history = [{"step": 0, "train": math.nan, "validation": self.before}]
+        else:
+            done, weights, kept, moments, order, drawn, said = before
+            self.before, self.best, self.best_step, self.history = said
+            self._put(weights)
+            optimizer.load_state_dict(moments)
+            draw.set_state(drawn)
+        for step in range(done + 1, steps + 1):
             for group in optimizer.param_groups:
                 group["lr"] = self.rate * _schedule(step, steps)
             while len(order) < WINDOWS:
@@ -164,12 +185,13 @@ class _Run:
                     raise _Diverged(step)
                 self.history.append({"step": step, "train": sum(losses) / len(losses), "validation": found})
                 losses = []
+                now = self._state()
                 if found < self.best:
-                    self.best, self.best_step, kept = found, step, self._state()
+                    self.best, self.best_step, kept = found, step, now
+                said = (self.before, self.best, self.best_step, self.history)
+                stages.keep(name, (step, now, kept, optimizer.state_dict(), order, draw.get_state(), said))
             report(step)
-        with torch.no_grad():
-            for parameter, value in zip(self.trained, kept, strict=True):
-                parameter.copy_(value)
+        self._put(kept)
 
     def result(self, validation: Windows) -> Tuned:
         """Adapters added to the weights, out of place, for the original holds the same memory; the MLPs as they were."""
@@ -201,6 +223,11 @@ class _Run:
             found = self.student(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
             total += float((wanted.exp() * (wanted - found)).sum())
         return total / windows.tokens
+
+    @torch.no_grad()
+    def _put(self, state: Sequence[Tensor]) -> None:
+        for parameter, value in zip(self.trained, state, strict=True):
+            parameter.copy_(value)
 
     def _state(self) -> list[Tensor]:
         return [p.detach().clone() for p in self.trained]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -48,55 +49,77 @@ def convert_layers(
     seed: int,
     circuits: Sequence[Circuit] = (),
     report: Callable[[int, int], None] | None = None,
+    keep: Callable[[str, Callable[[], Converted]], Converted] = lambda name, convert: convert(),
 ) -> Converted:
-    """One pass over the calibration text. Circuits are the lists of neurons that must stay together."""
+    """One pass over the calibration text. Circuits are the lists of neurons that must stay together.
+
+    Args:
+        keep: given the name of each layer's part and what makes it; gives the part.
+    """
     seats = circuit_neurons(circuits, model) if settings.method == "circuits" else {}
     found = Converted()
-    module: Any = model.module
     for layer, x in mlp_inputs(model, windows, report):
-        mlp = module.model.layers[layer].mlp
-        gate, up, down = (t.float().cpu() for t in layer_tensors(target, mlp))
-        activate = activation_of(mlp, target.activation)
-        seen = Coactivation(down, counts.active / counts.experts, seed + layer)
-        importance = torch.zeros(len(gate))
-        for h in activations(x, gate, up, activate):
-            seen.add(h)
-            importance += contributions(h, down).square().sum(0)
-        found.importance.append(importance / len(x))
-        methods: list[tuple[Method, Layers]] = [(settings.method, found.chosen)]
-        if settings.controls and settings.method != "random":
-            methods.append(("random", found.random))
-        for method, kept in methods:
-            split = split_neurons(
-                seen,
-                experts=counts.experts,
-                shared=counts.shared,
-                method=method,
-                circuits=seats.get(layer, ()),
-                seed=seed + layer,
-            )
-            members = torch.from_numpy(split.routed)
-            mass = torch.cat([expert_masses(h, down, members) for h in activations(x, gate, up, activate)])
-            router = fit_router(
-                x,
-                mass,
-                counts.active - counts.shared,
-                settings.router,
-                gate=gate,
-                members=members,
-                biased=target.has_shared,
-                seed=seed + layer,
-            )
-            kept.append((split, router))
-            found.rows.append(
-                {
-                    "layer": layer,
-                    "method": method,
-                    "captured": router.captured,
-                    "oracle": router.oracle,
-                    "chance": router.chance,
-                }
-            )
+        here = keep(f"splitting layer {layer}", partial(_layer, model, target, counts, layer, x, settings, seed, seats))
+        for whole, part in zip(vars(found).values(), vars(here).values(), strict=True):
+            whole += part
+    return found
+
+
+def _layer(
+    model: LoadedModel,
+    target: Target,
+    counts: Counts,
+    layer: int,
+    x: Tensor,
+    settings: ConvertSettings,
+    seed: int,
+    seats: dict[int, list[list[int]]],
+) -> Converted:
+    found = Converted()
+    module: Any = model.module
+    mlp = module.model.layers[layer].mlp
+    gate, up, down = (t.float().cpu() for t in layer_tensors(target, mlp))
+    activate = activation_of(mlp, target.activation)
+    seen = Coactivation(down, counts.active / counts.experts, seed + layer)
+    importance = torch.zeros(len(gate))
+    for h in activations(x, gate, up, activate):
+        seen.add(h)
+        importance += contributions(h, down).square().sum(0)
+    found.importance.append(importance / len(x))
+    methods: list[tuple[Method, Layers]] = [(settings.method, found.chosen)]
+    if settings.controls and settings.method != "random":
+        methods.append(("random", found.random))
+    for method, kept in methods:
+        split = split_neurons(
+            seen,
+            experts=counts.experts,
+            shared=counts.shared,
+            method=method,
+            circuits=seats.get(layer, ()),
+            seed=seed + layer,
+        )
+        members = torch.from_numpy(split.routed)
+        mass = torch.cat([expert_masses(h, down, members) for h in activations(x, gate, up, activate)])
+        router = fit_router(
+            x,
+            mass,
+            counts.active - counts.shared,
+            settings.router,
+            gate=gate,
+            members=members,
+            biased=target.has_shared,
+            seed=seed + layer,
+        )
+        kept.append((split, router))
+        found.rows.append(
+            {
+                "layer": layer,
+                "method": method,
+                "captured": router.captured,
+                "oracle": router.oracle,
+                "chance": router.chance,
+            }
+        )
     return found
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import platform
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ def convert(
     with context.noted():
         calibrating, testing = read_windows(loaded, texts, heldout, settings, target.max_positions)
     calibrating, testing = put_on_record(context, "calibration", fit=calibrating, judge=testing)
+    context.stages.read(calibrating, testing)
     text = {"calibration": calibrating, "held-out": testing}
     tuning = None
     if settings.finetune is None:
@@ -91,10 +93,13 @@ def convert(
     else:
         training, validation = _tuning_windows(loaded, finetune_text, texts, heldout, settings, run, target.max_positions)
         training, validation, _ = put_on_record(context, "fine-tuning", fit=training, select=validation, judge=testing)
+        context.stages.read(training, validation)
         text |= {"fine-tuning": training, "validation": validation}
-    began = time.time()
+    began = time.monotonic()
     splitting = context.counter("splitting the MLPs")
-    found = convert_layers(loaded, target, counts, calibrating, settings, run.seed, tuple(seats.values()), splitting)
+    found = convert_layers(
+        loaded, target, counts, calibrating, settings, run.seed, tuple(seats.values()), splitting, context.stage
+    )
     made = {"converted": build_model(loaded, target, counts, found.chosen)}
     # of what was split: a model that was tuned is another one, however many experts are active
     equality = checked_equality(loaded, made["converted"], counts, testing)
@@ -104,11 +109,11 @@ def convert(
         made["random"] = build_model(loaded, target, counts, found.random)
         pruned["static"] = loaded.module
     if settings.finetune is not None:
-        tuning = tune_all(loaded, target, counts, found, training, validation, settings, run.seed, context.counter)
+        tuning = tune_all(loaded, target, counts, found, training, validation, settings, run.seed, context)
         for kind, tuned in tuning.models.items():
             (pruned if kind == STATIC else made)[kind] = tuned
     chosen = TUNED if TUNED in made else "converted"
-    minutes = (time.time() - began) / 60
+    minutes = (time.monotonic() - began + context.stages.seconds) / 60
     with contextlib.ExitStack() as stack:
         if run.out is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="moescope-")))
@@ -122,24 +127,25 @@ def convert(
         made[chosen] = converted
         if chosen == "converted":
             equality = checked_equality(loaded, converted, counts, testing)
-        frontier, qualities = measure_frontier(
-            loaded, made, pruned, found, counts, testing, seed=run.seed, report=context.counter("held-out text")
-        )
+        said: Any = {"seed": run.seed, "report": context.counter("held-out text")}
+        measuring = partial(measure_frontier, loaded, made, pruned, found, counts, testing, **said)
+        frontier, qualities = context.stage("held-out text", measuring)
         tables = {"layers": found.table, "frontier": frontier} | ({"finetuning": tuning.table} if tuning else {})
         limits = ceilings(loaded.module, converted)
         speed = None
         if settings.speed:
             runners = [Runner("dense", loaded.module), *(Runner(name, converted, name) for name in IMPLEMENTATIONS)]
-            speed = pd.DataFrame(measure(runners, fitting(target.max_positions), report=context.counter("tokens per second")))
+            clock = partial(measure, runners, fitting(target.max_positions), report=context.counter("tokens per second"))
+            speed = pd.DataFrame(context.stage("tokens per second", clock))
             for bound in ("ceiling", "ceiling_reading"):
                 of_work = speed["workload"].map({name: limit[bound] for name, limit in limits.items()})
                 speed[bound] = of_work.where(speed["runner"] != "dense")
             tables["speed"] = speed
         if settings.eval_task:
             models = {"original": loaded.module, "converted": converted}
-            tables["tasks"] = evaluate_tasks(
-                models, loaded.tokenizer, settings.eval_task, include=settings.eval_include, limit=run.limit, seed=run.seed
-            )
+            options: Any = {"include": settings.eval_include, "limit": run.limit, "seed": run.seed}
+            evaluating = partial(evaluate_tasks, models, loaded.tokenizer, settings.eval_task, **options)
+            tables["tasks"] = context.stage("evaluating tasks", evaluating)
         share = active_share(loaded.module, converted)
         claims = convert_claims(counts, share, equality, qualities, frontier, speed, limits, settings, run.seed, tuning)
         for note in (claims[0].words.partition("; a decision")[0], *target.notes):

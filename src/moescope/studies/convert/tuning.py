@@ -17,6 +17,7 @@ from moescope.studies.convert.settings import ConvertSettings, Counts
 from moescope.studies.convert.student import Fixed, TopK
 from moescope.studies.convert.target import Target
 from moescope.studies.convert.text import Windows
+from moescope.study.protocol import Context
 
 TUNED, RANDOM, STATIC = "tuned", "random tuned", "static tuned"  # kinds of the frontier
 
@@ -50,7 +51,7 @@ def tune_all(
     validation: Windows,
     settings: ConvertSettings,
     seed: int,
-    stage: Callable[[str], Callable[[int, int], None]],
+    context: Context,
 ) -> Tuning:
     """Fine-tune the conversion and, where they were made, its controls, each at the rate that suits it."""
     k = counts.active - counts.shared
@@ -66,11 +67,13 @@ def tune_all(
     models: dict[str, Any] = {}
     for kind, choices in students.items():
         name = "fine-tuning" if kind == TUNED else f"fine-tuning the control: {kind.split()[0]}"
-        run = finetune(model, target, choices, training, validation, settings, seed, stage(name))
+        told = context.counter(name)
+        run = finetune(model, target, choices, training, validation, settings, seed, told, context.stages, name)
         runs[kind] = run
         if run.module is not None:
             models[kind] = run.module if kind == STATIC else _cut(model, target, counts, found, kind, run)
-    return Tuning(runs, models, untouched(model, target, validation, settings, seed), training, validation)
+    dense = context.stage("validating the original", lambda: untouched(model, target, validation, settings, seed))
+    return Tuning(runs, models, dense, training, validation)
 
 
 def _cut(model: LoadedModel, target: Target, counts: Counts, found: Converted, kind: str, run: Tuned) -> Any:

@@ -29,6 +29,7 @@ from moescope.types import Site
 
 Progress = Callable[[int, int], None]
 Record = Callable[[Rows], Rows]
+Keep = Callable[[str, Callable[[], dict[Split, Block]]], dict[Split, Block]]
 
 
 TOGETHER = 8  # texts that the source pads to one length
@@ -177,6 +178,7 @@ def model_pairs(
     documents: np.ndarray | None = None,
     progress: Progress | None = None,
     record: Record = lambda rows: rows,
+    keep: Keep = lambda name, read: read(),
 ) -> Pairs:
     """Read a layer's inputs and outputs on ``texts``; no document is in two splits.
 
@@ -186,6 +188,7 @@ def model_pairs(
         documents: int64 (texts,), which of them are of one document; None: each is its own.
         settings: ``tokens``, ``memory`` and ``buffer`` are used.
         record: given the rows that train, validate and test.
+        keep: given the name of what is read into memory and what reads it; gives it.
 
     Raises:
         InputError: too little text, or an activation that is not finite (the text is named).
@@ -200,10 +203,12 @@ def model_pairs(
     streamed = kind(teacher, split_texts, owners, buffer=settings.buffer, batch_tokens=run.batch_tokens)
     if not _fits(teacher, streamed, settings):
         return streamed
-    kept: dict[Split, Block] = {}
-    for split in SPLITS:
-        units = np.arange(len(streamed.lengths(split)))
-        kept[split] = streamed.load(split, units, progress if split == "train" else None)
+
+    def read() -> dict[Split, Block]:
+        units = {split: np.arange(len(streamed.lengths(split))) for split in SPLITS}
+        return {split: streamed.load(split, units[split], progress if split == "train" else None) for split in SPLITS}
+
+    kept = keep(f"reading {streamed.name}, padding {settings.padding}", read)
     return ArrayPairs(streamed.name, kept, buffer=settings.buffer)
 
 

@@ -59,7 +59,7 @@ def reproduce(
     source = next((name for name in published.MODELS if name in loaded.name.lower()), None)
     if source and settings.layer is None:
         settings = dataclasses.replace(settings, layer=published.RECORD["layers"][source]["layer"])
-    result = distill(loaded, texts, settings, run=dataclasses.replace(run.as_published(), out=None))
+    result = distill(loaded, texts, settings, run=context.inner(run.as_published()))
     if not source:
         context.note(f"Note: {loaded.name} stands in for the source's models; its figures test the method, not them.")
     steps = int(result.tables["curves"]["step"].max())

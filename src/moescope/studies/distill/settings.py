@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 from moescope.errors import InputError
@@ -82,8 +81,6 @@ class DistillSettings(Judged):
     """GiB of vectors to keep; more are read again in every epoch."""
     buffer: Annotated[int, at_least(1)] = 65536
     """Vectors held at once where they are read again."""
-    checkpoint: Path | None = None
-    """Where to keep checkpoints; run again to go on from them."""
 
     def check(self) -> None:
         self.students()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +86,14 @@ def distill(
     context = Context("distill", settings, run)
     with context.noted():
         given = read_texts(texts)
+    context.stages.read(list(given))
     loaded = context.load(model, head=True, required=False)
     layer = loaded.n_layers // 2 if settings.layer is None else settings.layer
     teacher = Teacher(loaded, layer)
     shape, width = teacher.shape, _width(teacher)
     known = context.circuits(circuits, loaded)
     directions = None if dictionary is None else load_dictionary(dictionary, shape.d_out)
+    context.stages.read(directions)
     check_draws(settings.n_permutations, EXPERT_CLAIMS + len(known), "n_permutations", settings.alpha)
     characters = 2 * (model_limit(loaded) or 1024)  # a token is seldom under two characters
     parts, of = units_of(given, characters, settings.padding)
@@ -99,9 +102,12 @@ def distill(
     read, held = ([parts[i] for i in which] for which in (rows.fit, rows.judge))
     if store is None:
         reading = context.counter(f"reading {loaded.name}")
-        pairs = model_pairs(teacher, read, settings, run, documents=of[rows.fit], progress=reading, record=context.rows)
+        with_rows: Any = {"documents": of[rows.fit], "record": context.rows, "keep": context.stage}
+        pairs = model_pairs(teacher, read, settings, run, progress=reading, **with_rows)
     else:
-        pairs = store_pairs(teacher, ActivationStore.open(store), settings, run, record=context.rows)
+        opened = ActivationStore.open(store)
+        context.stages.read([[shard.file, shard.sha256] for shard in opened.manifest.shards])
+        pairs = store_pairs(teacher, opened, settings, run, record=context.rows)
     specs = settings.students()
     if settings.equal_cost:
         specs |= equal_cost_students(specs, shape, width)
@@ -113,7 +119,9 @@ def distill(
     unpadded: Pairs | None = None
     if any(name.startswith(NO_PADDING) for name in settings.control):
         plain, reading = dataclasses.replace(settings, padding="drop", control=()), context.counter("reading without padding")
-        unpadded = model_pairs(teacher, read, plain, run, documents=of[rows.fit], progress=reading, record=context.rows)
+        unpadded = model_pairs(
+            teacher, read, plain, run, documents=of[rows.fit], progress=reading, record=context.rows, keep=context.stage
+        )
     for name in (ACTIVATIONS, *settings.control):
         here, labeller = pairs, teacher
         if name != ACTIVATIONS:
@@ -125,15 +133,13 @@ def distill(
             settings,
             seed=run.seed,
             teacher=labeller,
-            checkpoint=None
-            if settings.checkpoint is None
-            else settings.checkpoint.with_name(f"{settings.checkpoint.stem}-{name}"),
+            checkpoint=context.stages.place(f"training on {name}"),
             progress=context.counter(f"training on {name}"),
         )
         sizes[name] = _sizes(here, found[name].scaling)
         if not found[ACTIVATIONS].best:
             raise InputError("every student diverged; give lower ones", "lr")
-        explained = baseline_fvu(here, embedding)
+        explained = context.stage(f"baselines on {name}", partial(baseline_fvu, here, embedding))
         baselines.append(pd.DataFrame({"data": name, "baseline": [*explained], "fvu": [*explained.values()]}))
     frames = {
         "students": pd.concat([runs.rows.assign(data=name) for name, runs in found.items()], ignore_index=True),
@@ -146,13 +152,13 @@ def distill(
     best = found[ACTIVATIONS].best
     frames["load"] = _loads(found[ACTIVATIONS])
     if loaded.has_head:
-        frames["splice"] = splice_table(
-            teacher, best, held, documents=of[rows.judge], batch_tokens=run.batch_tokens, seed=run.seed
-        )
-        frames["generation"] = generation_table(teacher, best, held)
+        spliced = partial(splice_table, teacher, best, held, documents=of[rows.judge], seed=run.seed)
+        frames["splice"] = context.stage("splicing students in", partial(spliced, batch_tokens=run.batch_tokens))
+        frames["generation"] = context.stage("generating with students", partial(generation_table, teacher, best, held))
     about_experts: list[Case | Claim] = []
     for read_one, untrained in found[ACTIVATIONS].untrained.items():
-        found_experts, about_experts = expert_study(
+        reading_experts = partial(
+            expert_study,
             teacher,
             read_one,
             best[read_one],
@@ -164,6 +170,7 @@ def distill(
             characters=characters,
             run=run,
         )
+        found_experts, about_experts = context.stage(f"reading experts of {read_one}", reading_experts)
         frames |= found_experts
     students: dict[str, Artifact] = {
         f"students/{slug(name)}": DistilledStudent(student, loaded.fingerprint, layer) for name, student in best.items()
@@ -197,7 +204,9 @@ def _control(
         twin: LoadedModel = random_twin(teacher.model, run.seed)
         labeller, evidence = Teacher(twin, teacher.layer), f"fingerprint {twin.fingerprint}, not {teacher.model.fingerprint}; "
         reading = context.counter(f"reading {twin.name}")
-        here = model_pairs(labeller, texts, settings, run, documents=documents, progress=reading, record=context.rows)
+        here = model_pairs(
+            labeller, texts, settings, run, documents=documents, progress=reading, record=context.rows, keep=context.stage
+        )
     elif unpadded is not None and name.startswith(NO_PADDING):
         here = unpadded if name == NO_PADDING else control_pairs("gaussian", unpadded, teacher, seed=run.seed)
         pairs = pairs if name == NO_PADDING else unpadded

@@ -143,15 +143,18 @@ def _saved(found: TaskExit, run: Run) -> Claim:
 
 def _clock(found: TaskExit, batch: int) -> Claim:
     row = _speed(found, "early exit", batch)
-    scale = row["of_layers"] / row["speedup"]
+    known = row["batches"] > 1
+    between = f" ({row['of_layers_low']:.0%} to {row['of_layers_high']:.0%})" if known else ""
     return Claim(
         f"{found.task.name}: speed-up at batch {batch}",
         row["speedup"],
-        interval=(row["low"], row["high"]),
+        interval=(row["low"], row["high"]) if known else None,
         words=f"the layers left out would give {row['layer_speedup']:.2f}×, weighed by their time in a full pass: "
-        f"{row['of_layers']:.0%} of that is reached ({scale * row['low']:.0%} to {scale * row['high']:.0%}); "
+        f"{row['of_layers']:.0%} of that is reached{between}; {row['inside']:.1%} of its own time is in the layers that it "
+        "runs, on batches as they are by then, and before them: the rest asks and cuts; "
         f"{row['outside']:.1%} of a full pass comes before its first layer; wall clock, {row['texts']} test texts in "
-        f"{row['turns']} turns, interval over turns and so of the clock, not of the texts",
+        f"{row['batches']} batches, each run {row['turns']} times in turn, "
+        + ("interval over batches and so of texts and clock" if known else "no interval: it takes two batches"),
     )
 
 

@@ -31,7 +31,7 @@ class ExitSettings(Judged):
     """Neurons of a circuit head."""
     layers: Annotated[tuple[int, ...] | None, NonEmpty(), at_least(0)] = None
     """Layers after which a row may leave; after the last it always does (default: all)."""
-    timed_texts: Annotated[int, at_least(1)] = 64
+    timed_texts: Annotated[int, at_least(1)] = 128
     """Test texts that go on the clock, at most."""
     timed_seconds: Annotated[float, between(0, 3600)] = 45.0
     """Seconds that a task may be on the clock at each of two batch sizes: fewer texts are timed where these would take

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import t as student
+from torch import nn
 
 from moescope.capture.activations import padded_batches
 from moescope.capture.encode import Batch, Encoded
@@ -19,10 +20,8 @@ from moescope.runtime.exit.classifier import ExitClassifier
 from moescope.study.run import Counter
 from moescope.types import Site
 
-_TURNS = 5
-"""Times that every contender runs: the interval of a speed-up is from these, by Student's t on its logarithm."""
-_COST = 0.7
-"""Of a contender in full passes, as a guess before it has run: one goes whole, the others leave a part out."""
+_TURNS = 3
+"""Times that every contender runs a batch; the median counts, so that a stall of the machine in one of them does not."""
 
 
 @dataclass(frozen=True)
@@ -50,58 +49,89 @@ def measure(
 ) -> Timed:
     """Time contenders on the same texts, ``batch`` of them given at a time; the first is what the others are compared with.
 
-    Texts go through in the product's own batches. A first pass, which also warms up, runs whole with every head asked and
-    notes when each layer ends: a contender's share is of that time, not of layers times tokens, since a layer has costs that
-    no token shares (its weights are read once a batch). It takes batches, in random order, for as long as the turns that
-    follow will fit into ``seconds`` by its pace; the others are left out. Then contenders take turns batch by batch, each
-    beginning in turn; a speed-up is the geometric mean of those of the turns.
+    Texts go through in the product's own batches, in random order, as many as ``seconds`` suffice for. Each batch runs whole
+    once with every head asked, which notes when each layer ends: a contender's share is of that time, not of layers times
+    tokens, since a layer has costs that no token shares (its weights are read once a batch). Then contenders take turns on it,
+    each beginning in turn, and once more while the time inside their layers is noted. A speed-up is one of sums over batches;
+    its interval is from leaving out each batch, and so of the texts as well as of the clock.
     """
     names = list(contenders)
     first = contenders[names[0]]
     asking = dataclasses.replace(first, checks=tuple(range(first.model.n_layers)), threshold=float("inf"))
-    kept, ends = _kept(
-        asking, _batches(first.model, encoded, batch, batch_tokens, seed), seconds / (1 + _TURNS * _COST * len(names))
-    )
-    if progress is not None:
-        progress(1, _TURNS + 1)
-    spent = np.zeros((len(names), _TURNS))
-    layers = np.diff(ends, axis=1)
-    left_out = np.zeros(len(names))
-    for turn in range(_TURNS):
-        for number, one in enumerate(kept):
+    batches = _batches(first.model, encoded, batch, batch_tokens, seed)
+    _run(asking, batches[0])  # the first pass of a process sets up what later ones reuse
+    began = time.perf_counter()
+    kept: list[Batch] = []
+    passes: list[_Pass] = []
+    spent: list[np.ndarray] = []  # of each batch (contenders, turns)
+    left_out: list[list[float]] = []
+    inside: list[list[float]] = []  # of each batch and contender, share of a pass in its layers and before them
+    for number, one in enumerate(batches):
+        whole, _ = _noted(asking, one)
+        layers = np.diff(whole.ends)
+        took = np.zeros((len(names), _TURNS))
+        for turn in range(_TURNS):
             for place in range(len(names)):
                 which = (place + turn + number) % len(names)
-                took, depth = _run(contenders[names[which]], one)
-                spent[which, turn] += took
-                if turn == 0:
-                    left_out[which] += sum(layers[number, d:].sum() for d in depth) / len(depth)
+                took[which, turn], _ = _run(contenders[names[which]], one)
+        noted = [_noted(contenders[name], one) for name in names[1:]]
+        kept.append(one)
+        passes.append(whole)
+        spent.append(took)
+        inside.append([whole.inside / whole.ends[-1], *(found.inside / found.ends[-1] for found, _ in noted)])
+        left_out.append([0.0, *(float(np.mean([layers[d:].sum() for d in depth])) for _, depth in noted)])
         if progress is not None:
-            progress(turn + 2, _TURNS + 1)
-    share = 1 - left_out / layers.sum()
+            progress(number + 1, len(batches))
+        if (time.perf_counter() - began) * (number + 2) / (number + 1) > seconds:
+            break
+    ends = np.stack([found.ends for found in passes])
+    middle = np.median(np.stack(spent), axis=2)  # (batches, contenders)
+    weighed = np.diff(ends, axis=1).sum(1)  # (batches,) seconds of all layers
+    run = 1 - np.array(left_out) / weighed[:, None]  # (batches, contenders) of those seconds
     texts = np.concatenate([one.numbers for one in kept]).astype(np.int64)
-    outside = float(ends[:, 0].sum() / ends[:, -1].sum())
-    half = float(student.ppf(0.975, _TURNS - 1)) / np.sqrt(_TURNS)
     rows = []
     for which, name in enumerate(names):
-        logs = np.log(spent[0] / spent[which])
-        middle, error = float(logs.mean()), float(half * logs.std(ddof=1))
+        share = _ratio(run[:, which] * weighed, weighed)
+        faster = _ratio(middle[:, 0], middle[:, which])
+        reached = faster * share
         rows.append(
             {
                 "contender": name,
                 "batch": batch,
                 "texts": len(texts),
+                "batches": len(kept),
                 "turns": _TURNS,
-                "milliseconds": 1e3 * float(np.median(spent[which])) / len(texts),
-                "speedup": float(np.exp(middle)),
-                "low": float(np.exp(middle - error)),
-                "high": float(np.exp(middle + error)),
-                "share": float(share[which]),
-                "layer_speedup": float(share[0] / share[which]),
-                "of_layers": float(np.exp(middle) * share[which] / share[0]),
-                "outside": outside,
+                "milliseconds": 1e3 * float(middle[:, which].sum()) / len(texts),
+                "speedup": faster[-1],
+                "low": _interval(faster)[0],
+                "high": _interval(faster)[1],
+                "share": share[-1],
+                "layer_speedup": 1 / share[-1],
+                "of_layers": reached[-1],
+                "of_layers_low": _interval(reached)[0],
+                "of_layers_high": _interval(reached)[1],
+                "inside": float(np.average(np.array(inside)[:, which], weights=middle[:, which])),
+                "outside": float(ends[:, 0].sum() / ends[:, -1].sum()),
             }
         )
     return Timed(rows, texts, ends)
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """(batches + 1,): a ratio of sums over batches without each of them, and at last of all."""
+    sums = [np.append(values.sum() - values, values.sum()) for values in (above, below)]
+    with np.errstate(invalid="ignore"):  # of a single batch, nothing is left without it
+        return np.asarray(sums[0] / sums[1])
+
+
+def _interval(ratios: np.ndarray) -> tuple[float, float]:
+    """95 % by the jackknife of the logarithm (Student's t), of what :func:`_ratio` gives; NaN of a single batch."""
+    n = len(ratios) - 1
+    if n < 2:
+        return float("nan"), float("nan")
+    logs = np.log(ratios)
+    error = float(np.sqrt((n - 1) * logs[:-1].var()) * student.ppf(0.975, n - 1))
+    return float(np.exp(logs[-1] - error)), float(np.exp(logs[-1] + error))
 
 
 def _batches(model: LoadedModel, encoded: Encoded, at_once: int, batch_tokens: int, seed: int) -> list[Batch]:
@@ -111,31 +141,35 @@ def _batches(model: LoadedModel, encoded: Encoded, at_once: int, batch_tokens: i
     return [found[i] for i in np.random.default_rng(seed).permutation(len(found))]
 
 
-def _kept(asking: ExitClassifier, batches: list[Batch], seconds: float) -> tuple[list[Batch], np.ndarray]:
-    """The batches that ``seconds`` suffice for, one at least, and when their layers end (batches, L + 1)."""
-    _run(asking, batches[0])  # the first pass of a process sets up what later ones reuse
-    began, kept, ends = time.perf_counter(), [], []
-    for one in batches:
-        with asking.running() as run, _noting(asking.model) as noted:
-            start = time.perf_counter()
-            run(one)
-            noted.append(time.perf_counter())
-        kept.append(one)
-        ends.append(np.array(noted) - start)
-        if time.perf_counter() - began > seconds:
-            break
-    return kept, np.stack(ends)
+class _Pass(NamedTuple):
+    """When a batch's layers ran, in seconds from its start."""
+
+    ends: np.ndarray
+    """(n + 1,) float64: until the first of the n layers that it ran, and until the end of each, its head asked"""
+    inside: float
+    """in the layers, on the batch as it was cut by then, and in what the body does before the first"""
+
+
+def _noted(classifier: ExitClassifier, batch: Batch) -> tuple[_Pass, np.ndarray]:
+    """A pass of which the layers are noted, and how many of them each row took (B,)."""
+    with classifier.running() as run, _noting(classifier.model) as (starts, stops):
+        began = time.perf_counter()
+        depth = run(batch).depth
+        end = time.perf_counter()
+    body, *layers = starts
+    return _Pass(np.array([*layers, end]) - began, layers[0] - body + float(np.sum(np.subtract(stops, layers)))), depth
 
 
 @contextmanager
-def _noting(model: LoadedModel) -> Iterator[list[float]]:
-    """When the first layer begins, and when each but the last ends: the caller adds that one, since the pass stops there."""
-    layers = [model.structure.taps[Site("resid", i)].module for i in range(model.n_layers)]
-    noted: list[float] = []
-    handles = [layers[0].register_forward_pre_hook(lambda *_: noted.append(time.perf_counter()))]
-    handles += [layer.register_forward_hook(lambda *_: noted.append(time.perf_counter())) for layer in layers[:-1]]
+def _noting(model: LoadedModel) -> Iterator[tuple[list[float], list[float]]]:
+    """When the body and each layer begins, after all that is hooked on it, and when each layer ends, before that."""
+    starts: list[float] = []
+    stops: list[float] = []
+    layers: Sequence[nn.Module] = [model.structure.taps[Site("resid", i)].module for i in range(model.n_layers)]
+    handles = [one.register_forward_pre_hook(lambda *_: starts.append(time.perf_counter())) for one in (model.body, *layers)]
+    handles += [one.register_forward_hook(lambda *_: stops.append(time.perf_counter()), prepend=True) for one in layers]
     try:
-        yield noted
+        yield starts, stops
     finally:
         for handle in handles:
             handle.remove()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -77,20 +78,18 @@ def exit_task(context: Context, model: LoadedModel, task: Task, rows: Rows, sett
     y = np.array([e.label for e in task.examples])
     checks = settings.layers if settings.layers is not None else tuple(range(model.n_layers))
     texts = [e.text for e in task.examples]
-    features = read_features(
-        model,
-        texts,
-        max_tokens=run.max_tokens,
-        batch_tokens=run.batch_tokens,
-        progress=context.counter(f"{task.name}: reading activations"),
-    )
+    stage = f"{task.name}: reading activations"
+    limits: Any = {"max_tokens": run.max_tokens, "batch_tokens": run.batch_tokens, "progress": context.counter(stage)}
+    features = context.stage(stage, lambda: read_features(model, texts, **limits))
     # Temperatures and the choices between heads and between cues come from fitting rows that are left out in turn.
     fitting = rows.groups[rows.fit]
     folds = group_folds(y[rows.fit], fitting, n_folds=_FOLDS, seed=run.seed)
     inner = context.rows(FoldRows(f"{task.name}: within fit", fitting, folds))
     train = features.rows(rows.fit)
     fitted = {
-        kind: fit_heads(kind, train, y[rows.fit], inner.folds, k=settings.k)
+        kind: context.stage(
+            f"{task.name}: heads, {kind}", partial(fit_heads, kind, train, y[rows.fit], inner.folds, k=settings.k)
+        )
         for kind in context.steps(f"{task.name}: heads", KINDS)
     }
     chosen: Kind = settings.head if settings.head != "auto" else max(KINDS, key=lambda kind: fitted[kind].accuracy.mean())
@@ -107,7 +106,8 @@ def exit_task(context: Context, model: LoadedModel, task: Task, rows: Rows, sett
     cue, cue_said = chosen_cue(task, rows.fit, rows.judge, inner.folds, model.tokenizer)
     cue_right = cue_said == tested_y
     published = max(0, round(SHARE * model.n_layers) - 1)
-    speed, singly = _speed(classifier, heads["circuit"], published, [texts[i] for i in rows.judge], settings, context)
+    clocked = partial(_speed, classifier, heads["circuit"], published, [texts[i] for i in rows.judge], settings, context)
+    speed, singly = context.stage(f"{task.name}: on the clock", clocked)
     accuracies = [
         {
             "kind": kind,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from moescope.capture.encode import Encoded
 from moescope.errors import InputError
 from moescope.intervene.experts import ExpertEdits, steer_experts
 from moescope.intervene.text_loss import encode_texts, text_losses
+from moescope.models import LoadedModel
 from moescope.runtime.mask import PruneMask, prune_mask
 from moescope.stats import group_bootstrap
 from moescope.studies.prune.claims import mask_cases, prune_claims
@@ -52,7 +54,8 @@ def prune(model: ModelLike, texts: TextsLike = None, settings: PruneSettings = _
     documents = np.array([f"{p.category}/{p.group}" for p in used])
     rows = context.rows(halves("documents", documents, _half(documents, np.array([p.category for p in used]), run.seed)))
     read, held = (Encoded.from_ids([encoded[i] for i in part.tolist()]) for part in (rows.select, rows.judge))
-    found = expert_saliency(loaded, read, progress=context.counter("reading saliency"))
+    reading = partial(expert_saliency, loaded, read, progress=context.counter("reading saliency"))
+    found = context.stage("reading saliency", reading)
     masks = _masks(found, settings, run)
     for (criterion, ratio), members in masks.items():
         if criterion == "random":
@@ -63,22 +66,12 @@ def prune(model: ModelLike, texts: TextsLike = None, settings: PruneSettings = _
                 differs=others > 0 or not own.pruned,
                 evidence=f"{others} of {len(members)} leave out other experts than {settings.by} does",
             )
-    clean = text_losses(loaded, held, batch_tokens=run.batch_tokens)
+    clean = context.stage("loss of the whole model", partial(text_losses, loaded, held, batch_tokens=run.batch_tokens))
     lines: list[dict[str, Any]] = []
     by_text: dict[tuple[str, float], np.ndarray] = {}
     for criterion, ratio in context.steps("pruning", list(masks)):
-        effects = np.stack(
-            [
-                text_losses(
-                    loaded,
-                    held,
-                    partial(steer_experts, loaded, ExpertEdits(ban=mask.pruned)),  # type: ignore[arg-type]
-                    batch_tokens=run.batch_tokens,
-                )
-                - clean
-                for mask in masks[criterion, ratio]
-            ]
-        )
+        pruning = partial(_effects, loaded, held, masks[criterion, ratio], clean, run)
+        effects = context.stage(f"pruning by {criterion}, {ratio:g}", pruning)
         mean = effects.mean(0)
         # losses are no proportions: where none changed there is no doubt for Wilson's interval to add
         low, high = group_bootstrap(mean, documents[rows.judge], seed=run.seed) if mean.any() else (0.0, 0.0)
@@ -120,6 +113,12 @@ def prune(model: ModelLike, texts: TextsLike = None, settings: PruneSettings = _
         loss=float(clean.mean()),
         tokens={"saliency": found.tokens, "loss": int(held.lengths.sum())},
     )
+
+
+def _effects(model: LoadedModel, held: Encoded, masks: Sequence[PruneMask], clean: np.ndarray, run: Run) -> np.ndarray:
+    """(masks, texts): loss with what each leaves out banned, less the whole model's."""
+    applied = [partial(steer_experts, model, ExpertEdits(ban=mask.pruned)) for mask in masks]  # type: ignore[arg-type]
+    return np.stack([text_losses(model, held, one, batch_tokens=run.batch_tokens) - clean for one in applied])
 
 
 def _masks(found: Saliency, settings: PruneSettings, run: Run) -> dict[tuple[str, float], list[PruneMask]]:

@@ -66,9 +66,9 @@ def robustness(
     y, categories = check_categories([p.id for p in asked], [p.category for p in asked])
     loaded = context.load(model)
     read = partial(encode, loaded, max_tokens=run.max_tokens)
-    make = _counters(loaded, asked, settings, run)
+    make = _counters(context, loaded, asked, settings)
     counter, encoded = make(loaded), read([p.text for p in asked])
-    clean = counter(encoded)  # (N, L, E)
+    clean = context.stage("reading the prompts", lambda: counter(encoded))  # (N, L, E)
     topics = np.array([p.topic for p in asked]) if all(p.topic for p in asked) else None
     folds = context.rows(prompt_folds(y, topics, settings.n_folds, run.seed))
     monitors = Monitors.fit(flat_signatures(clean), y, folds)
@@ -77,31 +77,34 @@ def robustness(
     changes: list[dict[str, Any]] = []
     predicted: dict[str, np.ndarray] = {}
 
-    def add(name: str, counts: np.ndarray, lengths: np.ndarray) -> None:
-        predicted[name] = monitors.predict(flat_signatures(counts), rows)
-        changes.append({"change": name, **base.compare(counts, lengths, predicted[name], run.seed)})
+    def change(name: str) -> tuple[str, np.ndarray, np.ndarray, int]:
+        """Its name, counts, lengths and how many texts it changed."""
+        if name == "precision":
+            other = _other_precision(loaded)
+            return f"precision {str(other.dtype).removeprefix('torch.')}", make(other)(encoded), encoded.lengths, 0
+        if name == "batch":
+            alone = np.concatenate([counter(encoded.rows(i, i + 1)) for i in range(len(encoded))])
+            return "one by one", alone, encoded.lengths, 0
+        written = perturbed(asked, name, run.seed)  # type: ignore[arg-type]
+        texts = read([p.text for p in written])
+        return name, counter(texts), texts.lengths, sum(p.text != q.text for p, q in zip(asked, written, strict=True))
 
     others = ["precision"] * settings.precision + ["batch"] * settings.batches
     changed: dict[str, int] = {}
     for name in context.steps("perturbing", [*settings.perturbations, *others]):
-        if name == "precision":
-            other = _other_precision(loaded)
-            add(f"precision {str(other.dtype).removeprefix('torch.')}", make(other)(encoded), encoded.lengths)
-        elif name == "batch":
-            alone = np.concatenate([counter(encoded.rows(i, i + 1)) for i in range(len(encoded))])
-            add("one by one", alone, encoded.lengths)
-        else:
-            written = perturbed(asked, name, run.seed)
-            changed[name] = sum(p.text != q.text for p, q in zip(asked, written, strict=True))
-            texts = read([p.text for p in written])
-            add(name, counter(texts), texts.lengths)
+        label, counts, lengths, texts = context.stage(f"perturbing: {name}", partial(change, name))
+        if name in settings.perturbations:
+            changed[name] = texts
+        predicted[label] = monitors.predict(flat_signatures(counts), rows)
+        changes.append({"change": label, **base.compare(counts, lengths, predicted[label], run.seed)})
     _identity(context, changed, len(asked))
     tables = {"changes": pd.DataFrame(changes), "by_category": _by_category(predicted, base, categories)}
     known = above_chance(base.predicted == y, y, folds.groups, settings.margin, run.seed)
     attack = None
     if settings.attacked:
         chosen = _chosen(y, base.predicted, settings.attacked, run.seed)
-        attack = find_suffixes(
+        search = partial(
+            find_suffixes,
             counter,
             monitors,
             [_ids(encoded, i) for i in chosen],
@@ -112,6 +115,7 @@ def robustness(
             seed=run.seed,
             progress=context.counter("searching suffixes"),
         )
+        attack = context.stage("searching suffixes", search)
         context.control(
             "random suffixes", differs=attack.own > 0, evidence=f"{attack.own:.1%} of them are none that the search tried"
         )
@@ -126,15 +130,15 @@ def robustness(
 
 
 def _counters(
-    model: LoadedModel, prompts: Sequence[Prompt], settings: RobustnessSettings, run: Run
+    context: Context, model: LoadedModel, prompts: Sequence[Prompt], settings: RobustnessSettings
 ) -> Callable[[LoadedModel], Counter]:
     """What makes the counter of a model of this kind: its router's experts, or a dense model's groups of neurons."""
+    run = context.run
     if not is_dense(model):
         return lambda other: partial(routing_counts, other, batch_tokens=run.batch_tokens)
     texts = encode(model, [p.text for p in prompts], max_tokens=run.max_tokens)
-    fitted = fit_dense_experts(
-        model, texts, n_experts=settings.n_experts, k=settings.active, seed=run.seed, batch_tokens=run.batch_tokens
-    )
+    options = {"n_experts": settings.n_experts, "k": settings.active, "seed": run.seed, "batch_tokens": run.batch_tokens}
+    fitted = context.stage("grouping neurons", partial(fit_dense_experts, model, texts, **options))
     return lambda other: partial(fitted.counts, other, batch_tokens=run.batch_tokens)
 
 
@@ -175,6 +179,12 @@ class _Base:
             # equal counts are at distance 0, not at the rounding of a cosine
             moved = np.where(still, 0.0, 1 - similar[np.arange(n), n + np.arange(n)])
             within = float((1 - similar[:n, :n])[same].mean())
+            if not within > 1e-12:
+                raise InputError(
+                    "those of one category are all routed alike, so no change can be measured by their distance: give texts "
+                    "that differ",
+                    "prompts",
+                )
             # distances are no proportions: where none moved there is no doubt for Wilson's interval to add
             low, high = group_bootstrap(moved, self.groups, seed=seed) if moved.any() else (0.0, 0.0)
             row |= {

@@ -18,17 +18,26 @@ from moescope.capture.encode import encode
 from moescope.errors import InputError
 from moescope.models import LoadedModel
 from moescope.runtime.choices import Source
-from moescope.runtime.route.router import KnownPrompts, Named, TaskRouter, check_calibration, fit_router
+from moescope.runtime.route.router import (
+    KnownPrompts,
+    Named,
+    TaskRouter,
+    check_calibration,
+    fit_router,
+    source_sites,
+)
 from moescope.runtime.route.store import ModelRouter
 from moescope.runtime.route.watch import prompt_features, watching
+from moescope.stats import group_bootstrap
 from moescope.studies.route.claims import route_claims
 from moescope.studies.route.settings import RouteSettings
+from moescope.study.paired import balanced
 from moescope.study.protocol import Context, ModelLike, TasksLike
 from moescope.study.result import StudyResult
 from moescope.study.rows import FoldRows, Rows, calibrated
 from moescope.study.run import Run
 from moescope.tasks import chosen_cue, group_folds, plain_text
-from moescope.types import Example, Task
+from moescope.types import Example, Site, Task
 
 _SETTINGS, _RUN = RouteSettings(), Run()
 _FOREIGN = "WikiText paragraphs"
@@ -46,7 +55,7 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
         tasks: two or more, or specifications of them (``"a=halueval"``); names must differ.
 
     Returns:
-        A result of kind ``"route"``: tables ``named``, ``unknown`` and ``speed``; artifact ``route``, a
+        A result of kind ``"route"``: tables ``layers``, ``named``, ``unknown`` and ``speed``; artifact ``route``, a
         :class:`~moescope.runtime.route.store.ModelRouter`.
 
     Raises:
@@ -77,7 +86,17 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
     source, layer = _where(loaded, settings)
     texts = [e.text for e in together.examples]
     read = partial(prompt_features, loaded, source=source, layer=layer, batch_tokens=run.batch_tokens)
-    x, tokens = read(texts, max_tokens=run.max_tokens, progress=context.counter("reading the first layers"))
+    # every layer on the way, which costs no further one to run; the router reads those of its own
+    steps = _steps(loaded, source, layer)
+    passed = tuple(dict.fromkeys(site for sites in steps.values() for site in sites))
+    reading = partial(
+        read, texts, sites=passed, max_tokens=run.max_tokens, progress=context.counter("reading the first layers")
+    )
+    every, tokens = context.stage("reading the first layers", reading)
+    ends = np.cumsum([loaded.width(site) for site in passed])
+    spans = {site: np.arange(end - loaded.width(site), end) for site, end in zip(passed, ends, strict=True)}
+    columns = {number: np.concatenate([spans[site] for site in sites]) for number, sites in steps.items()}
+    x = every[:, columns[layer]]
     limit = int(np.quantile(encode(loaded, [texts[i] for i in rows.fit]).lengths, 0.9))
     known = set(texts)
     foreign_texts = [text for text in plain_text() if text not in known][:200]
@@ -86,14 +105,19 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
     # as long as the tasks' own prompts: strangeness must not be length alone
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that they are cut
-        foreign = read(foreign_texts, max_tokens=limit)
+        foreign = context.stage(_FOREIGN, partial(read, foreign_texts, max_tokens=limit))
 
-    def fitted(rows: Rows, kept: Sequence[int]) -> TaskRouter:
+    def fitted(rows: Rows, kept: Sequence[int], number: int = layer) -> TaskRouter:
+        return context.stage(f"fitting the router on {rows.name}, layer {number}", partial(fit_on, rows, kept, number))
+
+    def fit_on(rows: Rows, kept: Sequence[int], number: int) -> TaskRouter:
         def of(part: np.ndarray) -> KnownPrompts:
-            return KnownPrompts(x[part], tokens[part], np.searchsorted(kept, y[part]), rows.groups[part])
+            return KnownPrompts(
+                every[part][:, columns[number]], tokens[part], np.searchsorted(kept, y[part]), rows.groups[part]
+            )
 
         chosen = [names[i] for i in kept]
-        return fit_router(of(rows.fit), of(rows.calibrate), chosen, source=source, layer=layer, rate=settings.unknown)
+        return fit_router(of(rows.fit), of(rows.calibrate), chosen, source=source, layer=number, rate=settings.unknown)
 
     router = dataclasses.replace(fitted(rows, range(len(names))), reading=loaded.reading)
     named = router.name(x[rows.judge], tokens[rows.judge])
@@ -110,7 +134,13 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
         )
         strange[alone] = other.name(x[judge], tokens[judge])
     cue = chosen_cue(together, rows.fit, rows.judge, inner.folds, loaded.tokenizer)
+    nearest = {layer: [n.nearest for n in named]}
+    for number in context.steps("a router after each layer", [number for number in steps if number != layer]):
+        one = fitted(rows, range(len(names)), number).name(every[rows.judge][:, columns[number]], tokens[rows.judge])
+        nearest[number] = [n.nearest for n in one]
+    timed = [texts[i] for i in rows.judge[: settings.timed_texts]]
     tables = {
+        "layers": _layers(nearest, y[rows.judge], rows.groups[rows.judge], names, cue, loaded.n_layers, run.seed),
         "named": _confusion(named, y[rows.judge], names),
         "unknown": pd.DataFrame(
             [
@@ -118,7 +148,7 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
                 for key, found in strange.items()
             ]
         ),
-        "speed": _speed(router, loaded, [texts[i] for i in rows.judge[: settings.timed_texts]], context),
+        "speed": context.stage("on the clock", partial(_speed, router, loaded, timed, context)),
     }
     return context.result(
         model=loaded,
@@ -148,6 +178,35 @@ def _where(model: LoadedModel, settings: RouteSettings) -> tuple[Source, int]:
     else:
         source = settings.features
     return source, layer
+
+
+def _steps(model: LoadedModel, source: Source, layer: int) -> dict[int, tuple[Site, ...]]:
+    """What a router after each layer up to ``layer`` reads, by layer: the residual stream there, or all routing so far."""
+    if source == "residual":
+        source_sites(model, source, layer)  # that there is such a layer
+        return {number: (Site("resid", number),) for number in range(layer + 1)}
+    sites = source_sites(model, source, layer)
+    numbers = dict.fromkeys([*(site.layer for site in sites), layer])
+    return {number: tuple(site for site in sites if site.layer <= number) for number in numbers}
+
+
+def _layers(
+    nearest: dict[int, list[str]],
+    y: np.ndarray,
+    groups: np.ndarray,
+    names: Sequence[str],
+    cue: tuple[str, np.ndarray],
+    n_layers: int,
+    seed: int,
+) -> pd.DataFrame:
+    beside = {"cue": cue[0], "cue_accuracy": float(balanced(cue[1] == y, y).mean()), "chance": 1 / len(names)}
+    rows = []
+    for number in sorted(nearest):
+        right = balanced(np.array([names.index(name) for name in nearest[number]]) == y, y)
+        low, high = group_bootstrap(right, groups, seed=seed)
+        row = {"layer": number, "share": (number + 1) / n_layers, "accuracy": float(right.mean()), "low": low, "high": high}
+        rows.append(row | {"used": number == max(nearest), **beside})
+    return pd.DataFrame(rows)
 
 
 def _confusion(named: list[Named], y: np.ndarray, names: Sequence[str]) -> pd.DataFrame:

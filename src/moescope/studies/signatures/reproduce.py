@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -48,7 +47,7 @@ def reproduce(
             f"Note: no model was named, so the embedded {EMBEDDED} stands in for {published.RECORD['model']}; its figures test "
             "the method, not the source's model."
         )
-    inner = signatures(model or EMBEDDED, prompts or PROMPTS, settings, run=dataclasses.replace(run.as_published(), out=None))
+    inner = signatures(model or EMBEDDED, prompts or PROMPTS, settings, run=context.inner(run.as_published()))
     title = f"Published routing signatures beside {inner.meta['model']}"
     return context.beside(inner, title=title, published=published_table(inner.tables))
 

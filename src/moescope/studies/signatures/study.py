@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -38,6 +39,8 @@ from moescope.study.run import Run
 from moescope.tasks.prompts import Prompt
 
 DEFAULT_PROMPTS = "routing-480"
+_BLOCK = 128
+"""prompts that are traced between two points from which an interrupted study goes on"""
 _SETTINGS, _RUN = SignatureSettings(), Run()
 
 
@@ -76,6 +79,7 @@ def signatures(
     twin = None
     if is_trace(model):
         trace = load_trace(model) if isinstance(model, Path) else model
+        context.stages.read(trace)
         labelled = None if prompts is None else context.prompts(prompts)
         loaded = None if settings.tokenizer is None else context.load(settings.tokenizer)
     else:
@@ -100,7 +104,9 @@ def signatures(
     name = trace.meta.get("model") or "a recorded trace" if loaded is None else loaded.name
     whole = loaded is None or loaded.quantisation is None
     same = whole and _published_protocol(str(name), subject, settings)
-    tables, found = _tables(context, subject, settings, twin, same=same)
+    tables, found = context.stage(
+        "signatures and their nulls", lambda: _tables(context, subject, settings, twin, same=same), subject=subject
+    )
     return context.result(
         model=loaded or name,
         title=f"{'Neuron-group' if grouped else 'Routing'} signatures of {name}",
@@ -207,7 +213,7 @@ def _trace(
     run = context.run
     shared: dict[str, Any] = {"max_tokens": run.max_tokens, "batch_tokens": run.batch_tokens}
     if not is_dense(model):
-        return trace_prompts(model, prompts, max_new_tokens=new_tokens, progress=context.counter(stage), **shared)
+        return _in_blocks(context, model, prompts, stage, {"max_new_tokens": new_tokens, **shared})
     n = settings.dense_experts
     if not n:
         raise InputError(
@@ -215,7 +221,22 @@ def _trace(
             "experts, or study it with `moescope circuits`"
         )
     k = max(1, n // 4)
-    return dense_trace(model, prompts, n_experts=n, k=k, seed=run.seed, progress=context.counter("reading"), **shared)
+    shared |= {"seed": run.seed, "progress": context.counter("reading")}
+    return context.stage(stage, lambda: dense_trace(model, prompts, n_experts=n, k=k, **shared))
+
+
+def _in_blocks(
+    context: Context, model: LoadedModel, prompts: Sequence[Prompt], stage: str, options: dict[str, Any]
+) -> RoutingTrace:
+    parts = []
+    for start in range(0, len(prompts), _BLOCK):
+
+        def tell(done: int, total: int, start: int = start) -> None:
+            context.tell(stage, start + done, len(prompts))
+
+        block = partial(trace_prompts, model, prompts[start : start + _BLOCK], progress=tell, **options)
+        parts.append(context.stage(f"{stage}: from prompt {start + 1}", block))
+    return RoutingTrace.concat(parts)
 
 
 def _note_lengths(context: Context, subject: Subject, new_tokens: int) -> None:

@@ -62,13 +62,13 @@ class Texts:
         return np.array([f"{self.passages[r].category}/{self.passages[r].group}" for r in rows])
 
 
-def prepare_texts(model: LoadedModel, passages: Sequence[Passage], settings: SteerSettings, run: Run) -> Texts:
-    """Encode the passages and run the untouched model on them.
+def prepare_texts(model: LoadedModel, passages: Sequence[Passage], tokens: int, settings: SteerSettings, run: Run) -> Texts:
+    """Encode so many ``tokens`` of each category's passages and run the untouched model on them.
 
     Raises:
         InputError: a category with fewer than two texts, or a model without its head.
     """
-    encoded, used = encode_texts(model, passages, tokens=settings.text_tokens, length=settings.length)
+    encoded, used = encode_texts(model, passages, tokens=tokens, length=settings.length)
     clean = text_losses(model, encoded, batch_tokens=run.batch_tokens)
     return Texts(encoded, tuple(used), clean)
 

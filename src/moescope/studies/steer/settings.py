@@ -49,8 +49,9 @@ class SteerSettings(Judged):
     in it (the harder control: an expert that the category uses more is missed more for that alone)."""
     n_random: Annotated[int, at_least(1)] = 199
     """Matched random sets of experts or neurons."""
-    text_tokens: Annotated[int, at_least(2)] = 1536
-    """Of each category's text; the cost is tokens x categories x random sets."""
+    text_tokens: Annotated[int | None, at_least(2)] = None
+    """Of each category's text; the cost is tokens x categories x random sets. Default: 1536, and fewer, down to 256, of a model
+    with so many weights that a steering would take a processor hours."""
     length: Annotated[int, at_least(8)] = 64
     """Tokens of one text that count; short pieces of many documents give narrower intervals than long ones of few."""
     new_tokens: Annotated[int, at_least(0)] = 40

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import contextlib
+import time
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,7 @@ import torch
 from moescope.capture.encode import encode
 from moescope.errors import InputError
 from moescope.intervene.experts import ExpertEdits, edits_by_layer
+from moescope.intervene.text_loss import Applied
 from moescope.models import LoadedModel
 from moescope.studies.steer.claims import FAMILY, steering_claims
 from moescope.studies.steer.effects import Plan, Texts, compare_effects, prepare_texts
@@ -29,6 +33,10 @@ from moescope.tasks.passages import Passage
 from moescope.tasks.wikitext import plain_text
 
 WIKITEXT = "wikitext"
+MOST = 1536
+"""Tokens of each category's text where the settings name none"""
+_LEAST = 256
+_BUDGET = 5e13  # weights times forward tokens of one steering: a quarter of an hour on a few cores
 _SETTINGS, _RUN = SteerSettings(), Run()
 
 
@@ -80,17 +88,33 @@ def steer(
     if settings.ablate is not None:
         check_circuit_of(settings.ablate, loaded)
     if selecting:
-        steerings += by_category(loaded, selecting, settings, run)
+        steerings += context.stage("choosing experts", lambda: by_category(loaded, selecting, settings, run))
     for steering in steerings:  # before the model runs for minutes
         if isinstance(steering.edits, ExpertEdits):
             edits_by_layer(loaded, steering.edits)
-    prepared = prepare_texts(loaded, passages, settings, run)
+    sets = [_sets(steering, settings) for steering in steerings]
+    tokens = settings.text_tokens
+    if tokens is None:
+        tokens = _affordable(loaded, max(sets) * len({p.category for p in passages}))
+
+    def prepare() -> tuple[Texts, float]:
+        began = time.perf_counter()
+        return prepare_texts(loaded, passages, tokens, settings, run), time.perf_counter() - began
+
+    prepared, took = context.stage("loss without steering", prepare)
+    forward = _announce(context, prepared, sets, took)
+    if tokens < (MOST if settings.text_tokens is None else 0):
+        context.note(
+            f"Note: {tokens} tokens of each category's text judge instead of {MOST}, for what {loaded.name} would take to read "
+            "(text_tokens)."
+        )
     context.rows(_rows(selecting, prepared))
     usage: Usage = {}
     if any(isinstance(s.edits, ExpertEdits) for s in steerings):
-        usage = text_usage(loaded, prepared, batch_tokens=run.batch_tokens)
+        usage = context.stage("use of the experts", lambda: text_usage(loaded, prepared, batch_tokens=run.batch_tokens))
     samples = {p.category or p.id: p.text for p in reversed(asked)} if settings.new_tokens else {}
-    before = {name: continuation(loaded, text, settings.new_tokens) for name, text in samples.items()}
+    continued = partial(_continued, loaded, samples, settings.new_tokens)
+    before = context.stage("continuing the samples", continued)
     frames: list[pd.DataFrame] = []
     rows: dict[str, list[dict[str, Any]]] = {"experts": [], "neurons": [], "samples": []}
     for steering in steerings:
@@ -102,15 +126,16 @@ def steer(
             plan = neurons_plan(loaded, neurons, prepared, settings=settings, mode=mode, run=run)
             rows["neurons"] += [{"steering": steering.name, "neuron": str(n)} for n in neurons]
         _record(context, steering, plan)
-        count = context.counter(f"{steering.name}: against random ones")
-        frame = compare_effects(prepared, plan, target=steering.target, run=run, progress=count)
+        name = f"{steering.name}: against random ones"
+        against = partial(compare_effects, prepared, plan, target=steering.target, run=run, progress=context.counter(name))
+        frame = context.stage(name, against)
         frame.insert(0, "steering", steering.name)
         frames.append(frame)
-        for name, text in samples.items():
-            with plan.own():
-                after = continuation(loaded, text, settings.new_tokens)
-            row = {"steering": steering.name, "sample": name, "prompt": text, "before": before[name], "after": after}
-            rows["samples"].append(row)
+        after = context.stage(f"{steering.name}: continuing the samples", partial(continued, plan.own))
+        rows["samples"] += [
+            {"steering": steering.name, "sample": name, "prompt": text, "before": before[name], "after": after[name]}
+            for name, text in samples.items()
+        ]
     effects = pd.concat(frames, ignore_index=True)
     return context.result(
         model=loaded,
@@ -118,7 +143,34 @@ def steer(
         claims=[c for s in steerings for c in steering_claims(s, effects, settings.margin, settings.alpha)],
         tables={"effects": effects} | {name: pd.DataFrame(found) for name, found in rows.items() if found},
         texts={c: _size(prepared, c) for c in prepared.categories},
+        forward_tokens={"steered": forward},
     )
+
+
+def _sets(steering: Steering, settings: SteerSettings) -> int:
+    """How often the texts are run for a steering: its own, and every random set."""
+    matched = isinstance(steering.edits, ExpertEdits) and steering.target is not None
+    return 1 + settings.n_random * (len(settings.match) if matched else 1)
+
+
+def _affordable(model: LoadedModel, runs: int) -> int:
+    """Tokens of a category's text, of which each is run ``runs`` times: by what a token costs, so that it is the same on every
+    machine."""
+    chosen = getattr(model.config.get_text_config(), "num_experts_per_tok", None)
+    weights = 0.0
+    for layer in model.structure.layers:
+        for name, weight in layer.named_parameters():
+            routed = ".experts." in f".{name}" and weight.dim() == 3
+            weights += weight.numel() * (chosen / len(weight) if chosen and routed else 1)
+    return int(np.clip(_BUDGET / (weights * runs), _LEAST, MOST))
+
+
+def _announce(context: Context, texts: Texts, sets: Sequence[int], seconds: float) -> int:
+    """Say what the work will be, from the clean pass, before it is begun; returns the forward tokens."""
+    forward = int(texts.encoded.lengths.sum()) * sum(sets)
+    minutes = seconds * sum(sets) / 60
+    context.tell(f"{forward:,} forward tokens, at most {max(1, round(minutes))} min", 1, 1)
+    return forward
 
 
 def _wikitext() -> list[Passage]:
@@ -174,6 +226,14 @@ def _expert_rows(name: str, edits: ExpertEdits, usage: Usage) -> list[dict[str, 
         row |= {"boost": edits.boost.get(expert), "scale": edits.scale.get(expert)}
         rows.append(row | {f"usage_{c}": float(u[expert.layer][expert.number]) for c, u in usage.items()})
     return rows
+
+
+def _continued(
+    model: LoadedModel, samples: Mapping[str, str], new_tokens: int, applied: Applied = contextlib.nullcontext
+) -> dict[str, str]:
+    """What the model writes after each sample."""
+    with applied():
+        return {name: continuation(model, text, new_tokens) for name, text in samples.items()}
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,14 @@ def transfer(
         one if isinstance(one, RoutingTrace) else context.load(one, **options)
         for one, options in ((model_a, {}), (model_b, other))
     ]
-    traces = [
-        one
-        if isinstance(one, RoutingTrace)
-        else any_trace(
+    traces = []
+    for name, one in zip("AB", both, strict=True):
+        if isinstance(one, RoutingTrace):
+            context.stages.read(one)
+            traces.append(one)
+            continue
+        reading = partial(
+            any_trace,
             one,
             asked or (),
             n_experts=settings.n_experts,
@@ -84,13 +89,13 @@ def transfer(
             batch_tokens=run.batch_tokens,
             progress=context.counter(f"reading model {name}"),
         )
-        for name, one in zip("AB", both, strict=True)
-    ]
+        traces.append(context.stage(f"reading model {name}", reading))
     a, b = _paired(traces[0], traces[1], asked)
     y, left, right = a.y, signatures_of(a.trace), signatures_of(b.trace)
     tokens = signature_similarity(token_counts(a.trace).toarray()) if a.trace.tokens is not None else None
     context.tell("similarity", 0, 2)
-    overall = rsa(
+    likeness = partial(
+        rsa,
         signature_similarity(left.flat()),
         signature_similarity(right.flat()),
         y,
@@ -99,6 +104,7 @@ def transfer(
         n_permutations=settings.n_permutations,
         seed=run.seed,
     )
+    overall = context.stage("similarity", likeness)
     context.tell("similarity", 1, 2)
     tables = {
         "similarity": pd.DataFrame(
@@ -106,13 +112,14 @@ def transfer(
         )
     }
     rows = context.rows(prompt_folds(y, a.topics, settings.n_folds, run.seed))
-    tables["alignment"], held = _aligned(context, settings, left, right, a, rows)
+    aligned = partial(_aligned, context, settings, left, right, a, rows)
+    tables["alignment"], held = context.stage("alignment", aligned)
     claims: list[Claim | Case] = [
         *similarity_claims(overall, settings.rho_margin),
         *alignment_claims(tables["alignment"], held, settings.margin),
     ]
     if same_shape(traces[0], traces[1]):
-        found = counterparts(traces[0], traces[1], seed=run.seed)
+        found = context.stage("counterparts", lambda: counterparts(traces[0], traces[1], seed=run.seed))
         tables["counterparts"] = pd.DataFrame({"layer": traces[0].layers, **dataclasses.asdict(found)})
         claims += counterpart_claims(tables["counterparts"])
         context.control(

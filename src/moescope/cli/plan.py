@@ -1,0 +1,89 @@
+"""The command that says what another would take."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from importlib import import_module
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from moescope.cli.generate import told, translated
+from moescope.cli.output import print_json
+from moescope.errors import InputError
+
+_MODELS = ("model", "model_a", "checkpoints")
+
+
+def plan(
+    command: str,
+    /,
+    *arguments: Annotated[str, Parameter(allow_leading_hyphen=True, help="MODEL and options, as COMMAND takes them.")],
+    flops: Annotated[
+        float | None, Parameter(help="FLOP a second of the machine meant (default: this one's, measured).")
+    ] = None,
+    json: Annotated[bool, Parameter(negative="", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """What COMMAND would take: parameters, forward tokens, FLOPs, memory, disk and time. Nothing is run or loaded.
+
+    MODEL may be a config.json alone, or a folder that holds no more.
+    """
+    from moescope.cli import app
+    from moescope.cli.trace import _TRACE
+    from moescope.cli.verbs import VERBS
+    from moescope.planning import plan as planned
+
+    verbs = {
+        **{name: v for name, v in VERBS.items() if "_" not in name and any(i.name in _MODELS for i in v.inputs)},
+        "trace": _TRACE,
+    }
+    verb = verbs.get(command)
+    if verb is None:
+        raise InputError(f"plan: {command!r} is no command that it knows; there is {', '.join(sorted(verbs))}")
+    if flops is not None and not flops > 0:
+        raise InputError(f"--flops: must be above 0, got {flops:g}")
+    _, bound, _ = app.parse_args([command, *arguments], exit_on_error=False, print_error=False)
+    try:
+        inputs, settings, run, options = told(verb, bound.args, dict(bound.kwargs))
+    except InputError as error:
+        raise translated(error, {i.name: i.option or i.name.upper() for i in verb.inputs}) from error
+    model = next((inputs[name] for name in _MODELS if inputs.get(name)), None)
+    model = model[0] if isinstance(model, list) else model
+    if not isinstance(model, str):
+        raise InputError("plan: give MODEL, one that is to be run; a recorded trace costs nothing to read")
+    verb.verb()  # its modules, and those that draw its result, are part of what the command takes
+    if command != "trace":
+        import_module("moescope.report.html")
+    found = planned(command, model, inputs, settings, run, flop_s=flops)
+    if json or options["json"]:
+        print_json(found.json())
+        return
+    _print(asdict(found))
+
+
+def _print(found: dict[str, Any]) -> None:
+    from moescope.files.memory import gib
+
+    tokens = ", ".join(f"{n:,} {purpose}" for purpose, n in found["forward_tokens"].items())
+    parts = ", ".join(f"{name} {gib(n)}" for name, n in found["memory"].items() if n)
+    rows = {
+        "model": f"{found['model']}: {found['parameters']:,} parameters, {found['active_parameters']:,} of them for a token",
+        "coordinates": ", ".join(f"{kind} {n:,}" for kind, n in found["coordinates"].items()),
+        "weights": f"{gib(found['weight_bytes'])} in {found['dtype']}",
+        "reads": f"{tokens or 'no text that is known beforehand'} tokens",
+        "work": f"{found['flops']:.3g} FLOPs, {found['flops_a_token']:.3g} a token",
+        "memory": f"{gib(found['peak_bytes'])} at most ({parts}); {gib(found['free_bytes'])} are free",
+        "disk": gib(found["disk_bytes"]),
+        "time": f"{_words(found['seconds'])} to read, at {found['flop_s'] / 1e9:,.0f} GFLOP/s; statistics come on top",
+    }
+    for name, text in rows.items():
+        print(f"{name:12} {text}")
+    for name in ("missing", "advice", "notes"):
+        for text in found[name]:
+            print(f"{name:12} {text}")
+
+
+def _words(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:,.1f} hours"

@@ -1,0 +1,38 @@
+"""In what two results of one command differ, but for what the clock says."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from moescope import StudyResult
+from moescope.types import Claim
+
+CLOCKED = {"exit": {"speed": None, "frontier": ["time"]}, "route": {"speed": None}, "convert": {"speed": None}}
+"""of each study the tables that hold times, and in which columns (None: all)"""
+_TOLD = ("rows", "controls", "settings", "run", "forward_tokens")
+
+
+def difference(now: StudyResult, whole: StudyResult) -> str | None:
+    """The first difference, to the last bit; None where there is none."""
+    clocked = CLOCKED.get(whole.kind, {})
+    if now.tables.keys() != whole.tables.keys():
+        return f"tables {sorted(now.tables.keys() ^ whole.tables.keys())}"
+    for name, table in whole.tables.items():
+        times = clocked.get(name, [])
+        if times is None:
+            continue
+        try:
+            pd.testing.assert_frame_equal(now.tables[name].drop(columns=times), table.drop(columns=times), check_exact=True)
+        except AssertionError as error:
+            return f"table {name}: {' '.join(str(error).split())[:300]}"
+    if now.circuits != whole.circuits or len(now.claims) != len(whole.claims):
+        return "circuits, or the number of claims"
+    for a, b in zip(now.claims, whole.claims, strict=True):
+        if str(a) != str(b) and not (clocked and _of_times(a)):  # as text: NaN is itself
+            return f"claim {a} was {b}"
+    told = (*_TOLD, *(() if clocked else ("notes",)))
+    return next((f"{key}: {now.meta.get(key)}" for key in told if now.meta.get(key) != whole.meta.get(key)), None)
+
+
+def _of_times(claim: Claim) -> bool:
+    return any(word in f"{claim.statement} {claim.words}" for word in ("clock", "faster", "time", "second", "speed"))

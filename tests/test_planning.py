@@ -1,0 +1,117 @@
+"""A plan is what the run then takes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import moescope
+from moescope.cli import main
+from moescope.models import load as load_model
+from moescope.planning import plan
+from moescope.planning.blueprint import blueprint
+from moescope.study.run import Run
+from tests.architectures import save_tiny
+from tools.plan import PAGE, RESULT, page
+
+PAGES = Path(__file__).parents[1] / "docs" / "plan"
+QUICK: dict[str, Any] = {"n_permutations": 99, "n_label_permutations": 0, "n_random": 20, "ks": (2,), "k": 3}
+
+
+def attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    return int(2 * q[0] * q[1] * q[2] * k[-2] * (q[-1] + v[-1]))
+
+
+def counted(model: Any, ids: torch.Tensor) -> int:
+    """FLOPs of the body, as torch counts them while it runs."""
+    known: Any = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=known) as mode:
+        model.body(input_ids=ids)
+    return int(mode.get_total_flops())
+
+
+def test_forward_tokens_are_those_of_the_run() -> None:
+    task, run, settings = "certainty=halueval", Run(limit=60, seed=3), moescope.CircuitSettings(**QUICK)
+    found = plan("circuits", "dense-tiny", {"tasks": [task]}, settings, run, flop_s=1e12)
+    read = moescope.circuits("dense-tiny", [task], settings, run=run).meta["forward_tokens"]
+    assert found.forward_tokens == {name: read[name] for name in ("main", "template", "twin")}
+    without = moescope.CircuitSettings(**QUICK, twin=False)
+    assert "twin" not in plan("circuits", "dense-tiny", {"tasks": [task]}, without, run, flop_s=1e12).forward_tokens
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("tokens", [7, 200])
+def test_flops_are_those_that_torch_counts(rows: int, tokens: int) -> None:
+    model = load_model("dense-tiny")
+    assert blueprint("dense-tiny").flops(rows, tokens) == pytest.approx(
+        counted(model, torch.ones(rows, tokens, dtype=torch.long)), rel=0.01
+    )
+
+
+def test_of_experts_the_chosen_ones_count() -> None:
+    made, model = blueprint("moe-tiny"), load_model("moe-tiny")
+    experts = sum(p.numel() for name, p in model.body.named_parameters() if p.dim() == 3)
+    config = model.config
+    idle = experts * (1 - config.num_experts_per_tok / config.num_experts)
+    assert made.active == pytest.approx(sum(p.numel() for p in model.body.parameters()) - idle, rel=1e-6)
+    table = config.vocab_size * config.hidden_size
+    assert made.flops(1, 1) == pytest.approx(2 * (made.active - table), rel=0.02)
+    assert made.coordinates["resid"] == model.n_layers * model.d_model
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "active", "layers"), [("llama-405b", 405.9e9, 403.8e9, 126), ("deepseek-671b", 671.0e9, 36.6e9, 61)]
+)
+def test_a_config_alone_will_do(name: str, parameters: float, active: float, layers: int) -> None:
+    made = blueprint(PAGES / f"{name}.json")
+    assert made.parameters == pytest.approx(parameters, rel=1e-3)
+    assert made.active == pytest.approx(active, rel=1e-3)
+    assert made.model.n_layers == layers
+    assert made.held.nbytes == pytest.approx(parameters * (2 if name == "llama-405b" else 1), rel=1e-3)
+    assert not made.weighed
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_tiny(tmp_path)
+    main(["plan", "circuits", str(tmp_path), "--task", "certainty=halueval", "--limit", "40", "--flops", "1e9", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["flop_s"] == 1e9
+    assert found["seconds"] == pytest.approx(found["flops"] / 1e9)
+    assert found["peak_bytes"] == sum(found["memory"].values())
+    for file in tmp_path.glob("*.safetensors"):
+        file.unlink()
+    main(["plan", "circuits", str(tmp_path), "--task", "certainty=halueval", "--limit", "40", "--flops", "1e9"])
+    said = capsys.readouterr().out
+    assert f"{found['parameters']:,} parameters" in said
+    assert "from a config alone" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nothing", "dense-tiny"], "'nothing' is no command that it knows; there is circuits, "),
+        (["circuits", "dense-tiny", "--task", "certainty=halueval", "--flops", "-1"], "--flops: must be above 0"),
+        (["circuits", "dense-tiny", "--task", "certainty=halueval", "--k", "0"], "--k: must be at least 1"),
+        (["signatures", "--trace", "somewhere"], "give MODEL, one that is to be run"),
+        (["circuits", "no/where/at/all", "--task", "certainty=halueval"], "no folder, no embedded name"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["plan", *arguments])
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+
+
+def test_the_page_is_what_was_measured() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "run python tools/plan.py"
+    for row in json.loads(RESULT.read_text(encoding="utf-8"))["rows"]:
+        planned, measured = row["planned"], row["measured"]
+        assert planned["flops"] == pytest.approx(measured["flops"], rel=0.2), row["command"]
+        assert planned["peak_bytes"] == pytest.approx(measured["peak_bytes"], rel=0.2), row["command"]

@@ -52,7 +52,7 @@ def measure(way: str, name: str, rows: int) -> dict[str, Any]:
     model = load(name, device="cpu")
     encoded = encode(model, [example.text for example in moescope.load_task(TASK, limit=rows).examples])
     model.spread = Spread.of(engine_of(engine), name, {"device": "cpu"})
-    activations(model, encoded.rows(0, min(16, rows)), "resid", batch_tokens=1)  # every process has the model then
+    activations(model, encoded.rows(0, min(16, len(encoded))), "resid", batch_tokens=1)  # every process has the model then
     began = time.perf_counter()
     found = activations(model, encoded, "resid")
     read = time.perf_counter() - began

@@ -21,7 +21,32 @@ def synthetic_results(name: str = "{}") -> list[StudyResult]:
         StudyResult("prune", {}, tables={"pruning": _pruning(name)}),
         StudyResult("robustness", {}, tables=_robustness(name, rng)),
         StudyResult("transfer", {}, tables={"similarity": _layer_pairs(28, rng)}),
+        StudyResult("route", {}, tables={"layers": _routers(name)}),
+        StudyResult("agreement", {}, tables={"layers": _agreement(rng)}),
     ]
+
+
+def _routers(name: str) -> pd.DataFrame:
+    layers = list(range(8))
+    return pd.DataFrame(
+        {
+            "layer": layers,
+            "share": [(i + 1) / 30 for i in layers],
+            "accuracy": [0.6 + 0.04 * i for i in layers],
+            "low": [0.5 + 0.04 * i for i in layers],
+            "high": [0.7 + 0.03 * i for i in layers],
+            "used": [i == 7 for i in layers],
+            "cue": name.format("ends with a full stop"),
+            "cue_accuracy": 0.7,
+            "chance": 0.33,
+        }
+    )
+
+
+def _agreement(rng: np.random.Generator) -> pd.DataFrame:
+    shared = 1 - np.sort(rng.uniform(0, 0.2, 16))
+    columns = {"shared": shared, "low": shared - 0.02, "high": shared + 0.01, "same": shared**8, "yardstick": shared + 0.01}
+    return pd.DataFrame({"layer": range(16), **columns, "first": rng.dirichlet(np.ones(16)) / 3, "chance": 0.14})
 
 
 def _signatures(kinds: list[str], name: str, rng: np.random.Generator) -> dict[str, pd.DataFrame]:

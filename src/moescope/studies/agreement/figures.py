@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from moescope.report.registry import TableFigure, Tables
-from moescope.report.style import BLUE, INK, ORANGE, SOFT, band, legend_below, letter, new_figure
+from moescope.report.style import BLUE, INK, ORANGE, SOFT, band, layer_axis, legend_below, letter, new_figure
 
 
 def _layers(tables: Tables) -> Figure:
@@ -18,12 +18,12 @@ def _layers(tables: Tables) -> Figure:
         left.plot(frame["layer"], frame["yardstick"], color=ORANGE, marker="s", ms=3, label="yardstick")
     left.plot(frame["layer"], frame["chance"], color=SOFT, ls="--", label="choices dealt out anew")
     left.set_ylim(0, 1.02)
-    left.set_xlabel("layer")
     left.set_ylabel("share of a token's experts")
     legend_below(left, columns=2)
     right.bar(frame["layer"], frame["first"], color=INK, width=0.7)
-    right.set_xlabel("layer")
     right.set_ylabel("share of all tokens")
+    for axes in (left, right):
+        layer_axis(axes, int(frame["layer"].max()) + 1)
     letter(left, 0, "How far A and B agree")
     letter(right, 1, "Where a token first differs")
     return figure

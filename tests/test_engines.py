@@ -113,12 +113,17 @@ def test_several_answers_to_one_prompt_count_it_once(tmp_path: Path, whole: bool
     assert trace.select(["c0/1"]).position.tolist() == list(range(PROMPT, PROMPT + MADE))
     assert (~trace.generated).sum() == 3 * PROMPT
     assert trace.counts().sum() == (3 * PROMPT + 6 * MADE) * L * K
-    if not whole:  # what the answers themselves tell is enough
-        bare = write(tmp_path / "bare.jsonl", [{k: v for k, v in line.items() if k != "usage"} for line in lines])
-        np.testing.assert_array_equal(import_vllm(bare, MODEL).lengths, trace.lengths)
     lines[1]["usage"]["completion_tokens"] += 1
     with pytest.raises(InputError, match=r"line 2: truncated: 20 tokens have experts, but 21 were fed"):
         import_routing(write(tmp_path / "r.jsonl", lines), MODEL)
+
+
+def test_several_answers_tell_their_prompt_without_usage(tmp_path: Path) -> None:
+    choices = [{"routed_experts": ids[PROMPT:].tolist()} for ids in IDS[:2]]
+    answer = {"id": "c", "prompt_routed_experts": IDS[0][:PROMPT].tolist(), "choices": choices}
+    trace = import_vllm(write(tmp_path / "r.jsonl", [answer]), MODEL)
+    assert trace.lengths.tolist() == [PROMPT + MADE, MADE]
+    assert trace.generated.sum() == 2 * MADE
 
 
 def test_the_layers_of_raw_integers(tmp_path: Path) -> None:

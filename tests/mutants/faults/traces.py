@@ -16,7 +16,7 @@ ENGINES = faults(
         _RESPONSES,
         "later = index > 0 and prompt is not None",
         "later = index < 0 and prompt is not None",
-        ("test_several_answers_to_one_prompt_count_it_once",),
+        ("test_several_answers_tell_their_prompt_without_usage",),
     ),
     (
         "prompt-lost",

@@ -50,9 +50,9 @@ _TRACE = Verb(
 def _trace(given: dict[str, Any], settings: TraceSettings, run: Run, *, json: bool, quiet: bool) -> None:
     from moescope.routing.engines import import_routing
     from moescope.routing.export import check_export_target, export_parquet
-    from moescope.routing.load import RoutingLoad, check_load_target, holds_load, load_load
+    from moescope.routing.load import RoutingLoad, check_load_target
     from moescope.routing.place import check_trace_target
-    from moescope.routing.store import load_trace, save_trace
+    from moescope.routing.store import save_trace
 
     sources = {"MODEL": "model", "--vllm": "vllm", "--sglang": "sglang", "--llama-cpp": "llama_cpp", "--read": "read"}
     if sum(given[name] is not None for name in sources.values()) != 1:
@@ -64,7 +64,7 @@ def _trace(given: dict[str, Any], settings: TraceSettings, run: Run, *, json: bo
         check_export_target(parquet, overwrite=run.overwrite)
     if given["read"] is not None:
         folder = given["read"]
-        found: RoutingTrace | RoutingLoad = load_load(folder) if holds_load(folder) else load_trace(folder)
+        found: RoutingTrace | RoutingLoad = _stored(folder)
     elif given["model"] is not None:
         with progress(quiet=quiet) as report:
             place = replace(run, out=folder, overwrite=overwrite, progress=report)
@@ -88,7 +88,7 @@ def _trace(given: dict[str, Any], settings: TraceSettings, run: Run, *, json: bo
     facts = _facts(found, folder)
     if parquet is not None:
         facts |= {"parquet": str(parquet), "rows": export_parquet(found, parquet, overwrite=run.overwrite)}
-    _print({**facts, **found.meta} if not json else facts, json=json)
+    _print(facts, json=json)
 
 
 record = command(_TRACE, _trace)
@@ -113,25 +113,29 @@ def check(
     """
     from moescope.capture.manifest import FINISHED
     from moescope.routing.engines import import_routing
-    from moescope.routing.load import RoutingLoad, holds_load, load_load
+    from moescope.routing.load import RoutingLoad, holds_load
     from moescope.routing.sense import check_sense
-    from moescope.routing.store import load_trace
 
     found: RoutingTrace | RoutingLoad
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", Note)
-        if holds_load(source):
-            found = load_load(source)
-        elif (source / FINISHED).exists():
-            found = load_trace(source)
-            check_sense(found, str(source))
+        if holds_load(source) or (source / FINISHED).exists():
+            found = _stored(source)
+            if not isinstance(found, RoutingLoad):
+                check_sense(found, str(source))
         else:
             found = import_routing(source, _engine(experts, layers, top_k))
     odd = [str(w.message) for w in caught if issubclass(w.category, Note)]
     if isinstance(found, RoutingLoad):
         return _print_load(found, {"source": str(source), "odd": odd}, json=json)
-    facts = {**_facts(found, source), "odd": odd}
-    _print(facts if json else {**facts, **found.meta}, json=json)
+    _print({**_facts(found, source), "odd": odd}, json=json)
+
+
+def _stored(folder: Path) -> RoutingTrace | RoutingLoad:
+    from moescope.routing.load import holds_load, load_load
+    from moescope.routing.store import load_trace
+
+    return load_load(folder) if holds_load(folder) else load_trace(folder)
 
 
 def _engine(experts: int | None, layers: str | None, top_k: int | None) -> EngineModel:
@@ -145,7 +149,7 @@ def _engine(experts: int | None, layers: str | None, top_k: int | None) -> Engin
 def _print(facts: dict[str, Any], *, json: bool) -> None:
     if json:
         return print_json(facts)
-    for name, value in facts.items():
+    for name, value in {**facts, **facts["meta"]}.items():
         for line in value if name == "odd" else [value]:
             if line is not None and name != "meta":
                 print(f"{name:12} {line}")
@@ -159,7 +163,7 @@ def _print_load(found: RoutingLoad, facts: dict[str, Any], *, json: bool) -> Non
     facts |= {"choices": int(found.counts.sum()), "meta": found.meta}
     if json:
         return print_json({**facts, "table": table.to_dict("records")})
-    _print({**facts, **found.meta}, json=False)
+    _print(facts, json=False)
     print()
     print(table.to_string(index=False, float_format=lambda v: f"{v:.3f}"))
 

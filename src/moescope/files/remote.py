@@ -20,6 +20,7 @@ from typing import Any
 from moescope.errors import InputError
 from moescope.files.cache import cache
 from moescope.files.names import inside
+from moescope.files.parse import parse_object
 
 SCHEMES = ("s3", "gs", "hf", "memory")
 _ADDRESS = re.compile(rf"({'|'.join(SCHEMES)}):/+(.+)", re.S)
@@ -203,8 +204,7 @@ def _stamps(copy: Path) -> dict[str, list[int]]:
 
 def _read(index: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
-        found = json.loads(index.read_bytes())
-        return found if isinstance(found, dict) else {}
+        return parse_object(index.read_bytes())
     return {}
 
 

@@ -49,8 +49,8 @@ class RoutingLoad:
                     "busiest": int(load.argmax()),
                     "most": float(load.max() / max(choices, 1) * self.n_experts),
                     "even_most": float(even.max(1).mean() / max(choices, 1) * self.n_experts),
-                    "effective": effective(load),
-                    "even_effective": float(np.mean([effective(draw) for draw in even])),
+                    "effective": float(effective_share(shares(load))),
+                    "even_effective": float(effective_share(shares(even)).mean()),
                     "idle": int((load == 0).sum()),
                 }
             )
@@ -106,7 +106,16 @@ def load_load(folder: str | Path) -> RoutingLoad:
     return RoutingLoad(layers, n_experts, counts, about)
 
 
-def effective(load: np.ndarray) -> float:
-    """The exponential of a load's entropy over the number of experts: 1 where it is even."""
-    shares = load / max(load.sum(), 1)
-    return float(np.exp(-(shares * np.log(np.maximum(shares, 1e-300))).sum()) / len(load))
+def shares(counts: np.ndarray) -> np.ndarray:
+    """Counts (..., E) over their sum; of none nought."""
+    return np.asarray(counts / np.maximum(counts.sum(-1, keepdims=True), 1))
+
+
+def entropy(shares: np.ndarray) -> np.ndarray:
+    """(...) in nats, of shares (..., E)."""
+    return np.asarray(-(shares * np.log(np.maximum(shares, 1e-300))).sum(-1))
+
+
+def effective_share(shares: np.ndarray) -> np.ndarray:
+    """(...) the exponential of the entropy of shares (..., E) over E: 1 where the load is even."""
+    return np.asarray(np.exp(entropy(shares)) / shares.shape[-1])

@@ -63,9 +63,9 @@ AGREEMENT = faults(
         "popularity-is-uniform",
         "popularity",
         "chance is that of a uniform router",
-        _MATCHED,
-        "usage = [np.bincount(ids[ids < n].ravel(), minlength=n) / len(ids) for ids in (left, right)]",
-        "usage = [np.full(n, (ids < n).sum() / len(ids) / n) for ids in (left, right)]",
+        "routing/overlap.py",
+        "usage = [np.bincount(ids[one], minlength=n_experts) / len(ids) for ids, one in ((left, used), (right, other))]",
+        "usage = [np.full(n_experts, one.sum() / len(one) / n_experts) for one in (used, other)]",
         ("test_two_that_have_nothing_in_common_but_popularity",),
     ),
     (

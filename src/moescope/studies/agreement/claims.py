@@ -54,7 +54,7 @@ def _interval(values: np.ndarray, units: np.ndarray, seed: int) -> tuple[float, 
 def _beside(
     statement: str, found: Agreement, noise: Agreement, own: tuple[float, float, float], margin: float, seed: int
 ) -> Case:
-    ours, theirs = _common(found, noise)
+    _, ours, theirs = np.intersect1d(found.rows, noise.rows, return_indices=True)  # the same tokens of A
     here, there = found.shared[ours].mean(1), noise.shared[theirs].mean(1)
     units = found.unit[ours]
     if len(np.unique(units)) > 1:
@@ -70,15 +70,6 @@ def _beside(
         control=Control(NOISE, float(there.mean())),
         words=f"on the {len(ours):,} tokens that all three have",
     )
-
-
-def _common(found: Agreement, noise: Agreement) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the same tokens of A in both."""
-    place = {key: i for i, key in enumerate(zip(noise.name.tolist(), noise.position.tolist(), strict=True))}
-    keys = zip(found.name.tolist(), found.position.tolist(), strict=True)
-    pairs = [(i, place[key]) for i, key in enumerate(keys) if key in place]
-    both = np.array(pairs, np.int64).reshape(-1, 2)
-    return both[:, 0], both[:, 1]
 
 
 def _first(found: Agreement, layers: tuple[int, ...]) -> Claim:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from moescope.errors import InputError
+from moescope.routing.overlap import overlap
 from moescope.routing.trace import RoutingTrace
 
 
@@ -15,10 +16,8 @@ from moescope.routing.trace import RoutingTrace
 class Agreement:
     """Two traces token by token; T tokens of both, L layers."""
 
-    name: np.ndarray
-    """(T,) str: the sequence's id"""
-    position: np.ndarray
-    """(T,) place in it"""
+    rows: np.ndarray
+    """(T,) their rows in A"""
     unit: np.ndarray
     """(T,) what is independent: the sequence's group, or the sequence"""
     shared: np.ndarray
@@ -58,23 +57,14 @@ def agreement_of(a: RoutingTrace, b: RoutingTrace, names: tuple[str, str]) -> Ag
     same = np.empty(shared.shape, bool)
     chance = np.empty(len(a.layers))
     for layer, n in enumerate(a.n_experts):
-        left, right = a.ids[rows_a, layer], b.ids[rows_b, layer]
-        used = left != a.empty
-        size = np.maximum(used.sum(1), 1)
-        common = ((left[:, :, None] == right[:, None, :]).any(2) & used).sum(1)
-        shared[:, layer] = common / size
-        same[:, layer] = (common == used.sum(1)) & ((right != b.empty).sum(1) == used.sum(1))
-        usage = [np.bincount(ids[ids < n].ravel(), minlength=n) / len(ids) for ids in (left, right)]
-        chance[layer] = (usage[0] * usage[1]).sum() / size.mean()
-    number = a.sequence[rows_a]
-    ids = np.array([s.id for s in a.sequences])
+        shared[:, layer], same[:, layer], chance[layer] = overlap(a.ids[rows_a, layer], b.ids[rows_b, layer], n)
     units = np.array([s.group or s.id for s in a.sequences])
-    differs = ~same.all(1)
-    summary["shared"] = [float(shared[number == n].mean()) for n in summary.pop("number")]
-    firsts = {int(n): int(a.position[rows_a][differs & (number == n)][0]) for n in np.unique(number[differs])}
-    by_id = {s.id: n for n, s in enumerate(a.sequences)}
-    summary["first"] = [firsts.get(by_id[s]) for s in summary["sequence"]]
-    return Agreement(ids[number], a.position[rows_a], units[number], shared, same, chance, summary)
+    # a sequence's tokens stand together
+    parts = np.split(np.arange(len(rows_a)), np.cumsum(summary["compared"])[:-1])
+    summary["shared"] = [float(shared[part].mean()) for part in parts]
+    changed = [part[~same[part].all(1)] for part in parts]
+    summary["first"] = [int(a.position[rows_a[rows[0]]]) if len(rows) else None for rows in changed]
+    return Agreement(rows_a, units[a.sequence[rows_a]], shared, same, chance, summary)
 
 
 def _matched(a: RoutingTrace, b: RoutingTrace) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
@@ -96,8 +86,6 @@ def _matched(a: RoutingTrace, b: RoutingTrace) -> tuple[np.ndarray, np.ndarray, 
         if len(i):
             left.append(i)
             right.append(j)
-            lines.append(
-                {"number": n, "sequence": sequence.id, "compared": len(i), "left_out": max(len(here), len(there)) - len(i)}
-            )
+            lines.append({"sequence": sequence.id, "compared": len(i), "left_out": max(len(here), len(there)) - len(i)})
     joined = [np.concatenate(part) if part else np.zeros(0, np.int64) for part in (left, right)]
     return joined[0], joined[1], pd.DataFrame(lines)

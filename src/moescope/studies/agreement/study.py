@@ -52,8 +52,9 @@ def agreement(
     names = _name(trace_a, "A"), _name(trace_b, "B")
     found = agreement_of(a, b, names)
     noise = None if yardstick is None else agreement_of(a, _read(yardstick), (names[0], _name(yardstick, "the yardstick")))
+    compared = set(found.sequences["sequence"])
     left_out = int(found.sequences["left_out"].sum()) + sum(
-        int(n) for s, n in zip(a.sequences, a.lengths, strict=True) if s.id not in set(found.sequences["sequence"])
+        int(n) for s, n in zip(a.sequences, a.lengths, strict=True) if s.id not in compared
     )
     if left_out:
         context.note(f"Note: {left_out:,} tokens are in one trace alone, or follow a token that differs, and are not compared.")

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pandas as pd
 
+from moescope.routing.load import effective_share, entropy, shares
 from moescope.routing.nulls import Router
 from moescope.routing.separation import Cells, Estimate, estimate, two_sided
 from moescope.routing.signatures import Signatures
@@ -139,17 +140,17 @@ def load_table(trace: RoutingTrace, cells: Cells, balanced: Router, n: int, seed
     null = np.stack([balanced(rng).sum(0) for _ in range(n)])
     rows, gaps = [], []
     for i, (layer, experts) in enumerate(zip(trace.layers, trace.n_experts, strict=True)):
-        load, without, drawn = (_shares(v[..., i, :experts]) for v in (whole, left, null))
+        load, without, drawn = (shares(v[..., i, :experts]) for v in (whole, left, null))
         busiest = int(load.argmax())
         most = estimate(float(load[busiest] * experts), without[:, busiest] * experts, cells)
-        effective = estimate(float(_effective(load)), _effective(without), cells)
-        chance = float(_effective(drawn).mean())
-        gaps.append(_effective(np.concatenate([load[None], without])) - chance)
+        effective = estimate(float(effective_share(load)), effective_share(without), cells)
+        chance = float(effective_share(drawn).mean())
+        gaps.append(effective_share(np.concatenate([load[None], without])) - chance)
         rows.append(
             {
                 "layer": layer,
                 "experts": experts,
-                "entropy": float(_entropy(load) / np.log(experts)) if experts > 1 else 1.0,
+                "entropy": float(entropy(load) / np.log(experts)) if experts > 1 else 1.0,
                 "effective": effective.value,
                 "effective_low": effective.low,
                 "effective_high": effective.high,
@@ -169,7 +170,7 @@ def load_table(trace: RoutingTrace, cells: Cells, balanced: Router, n: int, seed
 def spread(counts: np.ndarray, null: np.ndarray, cells: Cells) -> Estimate:
     """Effective share of the experts beyond balanced routing, of one layer: counts (N, 1, E), balanced draws (B, 1, E)."""
     whole, left = _with_and_without(counts, cells)
-    gap = _effective(_shares(np.concatenate([whole[None], left])[:, 0])) - _effective(_shares(null[:, 0])).mean()
+    gap = effective_share(shares(np.concatenate([whole[None], left])[:, 0])) - effective_share(shares(null[:, 0])).mean()
     return estimate(float(gap[0]), gap[1:], cells)
 
 
@@ -178,15 +179,3 @@ def _with_and_without(counts: np.ndarray, cells: Cells) -> tuple[np.ndarray, np.
     by_block = np.zeros((len(np.unique(cells.block)), *counts.shape[1:]))
     np.add.at(by_block, cells.groups, counts)
     return by_block.sum(0), by_block.sum(0) - by_block
-
-
-def _shares(counts: np.ndarray) -> np.ndarray:
-    return np.asarray(counts / np.maximum(counts.sum(-1, keepdims=True), 1))
-
-
-def _entropy(shares: np.ndarray) -> np.ndarray:
-    return np.asarray(-(shares * np.log(np.maximum(shares, 1e-300))).sum(-1))
-
-
-def _effective(shares: np.ndarray) -> np.ndarray:
-    return np.asarray(np.exp(_entropy(shares)) / shares.shape[-1])

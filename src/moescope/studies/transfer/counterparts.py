@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from moescope.routing.overlap import overlap
 from moescope.routing.trace import RoutingTrace
 
 
@@ -44,11 +45,10 @@ def counterparts(a: RoutingTrace, b: RoutingTrace, *, n_permutations: int = 20, 
     found: dict[str, list[float]] = {name: [] for name in Counterparts.__dataclass_fields__}
     for layer, n in enumerate(a.n_experts):
         left, right = _chosen(a.ids[:, layer], n), _chosen(b.ids[:, layer], n)  # (T, E) bool
-        size = np.maximum(left.sum(1), 1)
-        found["same_set"].append(float((left == right).all(1).mean()))
-        found["overlap"].append(float(((left & right).sum(1) / size).mean()))
-        # expected overlap under reshuffled tokens: sum over experts of usage in A x usage in B
-        found["chance"].append(float((left.mean(0) * right.mean(0)).sum() / size.mean()))
+        shared, same, chance = overlap(a.ids[:, layer], b.ids[:, layer], n)
+        found["same_set"].append(float(same.mean()))
+        found["overlap"].append(float(shared.mean()))
+        found["chance"].append(chance)
         together = left.T.astype(np.float64) @ right  # (E, E) tokens that A sends to i and B to j
         joint = together / np.maximum(np.sqrt(np.outer(left.sum(0), right.sum(0))), 1)
         rows, columns = linear_sum_assignment(-joint)

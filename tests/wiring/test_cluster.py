@@ -200,6 +200,7 @@ def test_what_is_not_spread_says_so(model: LoadedModel) -> None:
 
 _SCRIPT = """
 import os, sys, time
+from moescope.cli.signals import terminable
 from moescope.cluster import ProcessLost, engine_of, ranks
 from moescope.errors import InputError
 
@@ -215,7 +216,7 @@ def answers(*shards):
     return sorted(engine_of("local").map(collect, shards, [1] * len(shards), here=collect))
 
 try:
-    with ranks():
+    with terminable(), ranks():  # torchrun ends the ranks that are left when one dies
         print(answers("one", "two", "three", "four"))
         answers("one", sys.argv[1])
         time.sleep(5)  # not reached, but where torchrun's signal comes before the silence is heard

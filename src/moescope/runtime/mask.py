@@ -187,7 +187,9 @@ def prune_mask(
         for part in np.split(np.arange(len(values)), groups):
             least = [e for e in part[::-1][np.argsort(values[part][::-1], kind="stable")] if not stays[e]][: n // groups]
             if len(least) < n // groups:
-                raise InputError(f"{ratio} leaves no room for the {stays[part].sum()} experts of layer {layer} that stay", "ratio")
+                raise InputError(
+                    f"{ratio} leaves no room for the {stays[part].sum()} experts of layer {layer} that stay", "ratio"
+                )
             mask[least] = False
         keep[layer] = mask
     return PruneMask(keep, meta or {})

@@ -8,30 +8,17 @@ states in the place of the last layer's. So peak memory is that of one layer, or
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import accelerate
 import torch
-import transformers
-from torch import Tensor, nn
+from torch import Tensor
 
-from moescope.errors import InputError
-from moescope.models.batching import SIDES, Batching
-from moescope.models.fit import DTYPES, check_precision, plan_of
 from moescope.models.layered.files import WeightFiles
-from moescope.models.load import LoadedModel, device_of, digest_of, from_model, sampled
-from moescope.models.pretrained import is_encoder, quiet, read_config, read_tokenizer
-from moescope.models.refused import check_source, check_type
-from moescope.models.source import find_source, weight_files
-from moescope.models.weights import quantization_of, stored
-from moescope.types import Precision
+from moescope.models.load import LoadedModel, digest_of, sampled
 
 Edit = Callable[[int, Any], AbstractContextManager[Any]]
 """Given a layer's number and the layer, a context that gives what is called in its place."""
@@ -66,7 +53,7 @@ class _Reached(Exception):
 
 
 class Layered:
-    """A model whose layers are filled from its files, one at a time; made by :func:`open_layered`.
+    """A model whose layers are filled from its files, one at a time; made by :func:`moescope.models.layered.open_layered`.
 
     ``model`` has its shapes, sites and tokenizer, and no weights.
     """
@@ -121,9 +108,7 @@ class Layered:
         return found
 
     @torch.no_grad()
-    def sweep(
-        self, begun: Pass, edits: Sequence[Edit], report: Callable[[int, int], None] | None = None
-    ) -> list[list[Tensor]]:
+    def sweep(self, begun: Pass, edits: Sequence[Edit], report: Callable[[int, int], None] | None = None) -> list[list[Tensor]]:
         """What leaves the last layer, (B, T, D) for every batch, of the model under each edit in turn."""
         variants = [list(begun.states) for _ in edits]
         for number in range(len(self._layers)):
@@ -220,69 +205,3 @@ def _together(texts: Sequence[Tensor], batch_tokens: int) -> tuple[list[Tensor],
         part for length, numbers in by_length.items() for part in torch.tensor(numbers).split(max(1, batch_tokens // length))
     ]
     return rows, [torch.stack([texts[i] for i in part.tolist()]) for part in rows]
-
-
-def open_layered(
-    model: Any, *, dtype: Precision = "auto", device: str | None = None, config: Any = None
-) -> Layered:
-    """A causal language model whose layers are filled from its files.
-
-    Args:
-        model: as :func:`moescope.models.load` takes it. One in memory is written to a temporary folder first.
-        config: in place of the folder's own.
-
-    Raises:
-        InputError: there is no such model, or it cannot be run so: it is an encoder, quantised, or has code of its own that
-            keeps more than one residual stream between layers.
-    """
-    if isinstance(model, LoadedModel):
-        return _of_memory(model)
-    check_precision(dtype)
-    source = find_source(model)
-    check_source(source)
-    with quiet(), torch.random.fork_rng(devices=[]):
-        config = config or read_config(source, False)
-        check_type(config)
-        if is_encoder(config) or type(config) not in transformers.AutoModelForCausalLM._model_mapping:  # type: ignore[attr-defined]
-            raise InputError(f"model {source.name!r} of type {config.model_type!r} is no causal language model")
-        if how := quantization_of(config):
-            raise InputError(f"the weights of {source.name} are quantised ({how}): take or save a copy in 16 bits")
-        files = weight_files(source.folder)
-        held = stored(files, config, source.name)
-        plan = plan_of(dtype, held, config, source.name)
-        if plan.quantise:
-            raise InputError(f"{dtype} does not apply: layers are run from their files, in fp32, bf16 or fp16", "dtype")
-        with accelerate.init_empty_weights(include_buffers=False):  # rotary frequencies are computed, not stored
-            module = transformers.AutoModelForCausalLM.from_config(config, dtype=plan.dtype)
-        tokenizer = read_tokenizer(source.folder, False)
-    place = device_of(device)
-    for name, buffer in module.named_buffers():
-        path, _, leaf = name.rpartition(".")
-        module.get_submodule(path)._buffers[leaf] = buffer.to(place)
-    loaded = from_model(module, tokenizer, name=source.name, revision=source.revision)
-    loaded.device, loaded.dtype = place, plan.dtype
-    loaded.quantisation = source.quantisation
-    loaded.stored = held.dtype if DTYPES[held.dtype] != plan.dtype else None
-    made = Layered(source.folder, WeightFiles(files, module, place), loaded)
-    if lost := made.files.missing():
-        raise InputError(f"model {source.name!r}: its weights lack {len(lost)} tensors that its config asks for ({lost[0]})")
-    # texts of one length share a batch, and none is padded
-    vars(loaded)["batching"] = Batching(dict.fromkeys(SIDES, 0.0), 0.0, None, 0)
-    vars(loaded)["fingerprint"] = made.fingerprint()
-    return made
-
-
-def _of_memory(loaded: LoadedModel) -> Layered:
-    if loaded.quantisation is not None and quantization_of(loaded.config):
-        raise InputError(f"the weights of {loaded.name} are quantised ({loaded.quantisation}): load it in fp32, bf16 or fp16")
-    folder = Path(tempfile.mkdtemp(prefix="moescope-"))
-    module: Any = loaded.module
-    with quiet():
-        module.save_pretrained(folder)
-        loaded.tokenizer.save_pretrained(folder)
-    dtype = next(name for name, kind in DTYPES.items() if kind == loaded.dtype)
-    made = open_layered(folder, dtype=dtype, device=str(loaded.device))  # type: ignore[arg-type]
-    weakref.finalize(made, shutil.rmtree, folder, ignore_errors=True)
-    made.model.name, made.model.revision, made.model.tokenizer = loaded.name, loaded.revision, loaded.tokenizer
-    made.model.stored, made.model.quantisation, made.model.reading = loaded.stored, loaded.quantisation, loaded.reading
-    return made

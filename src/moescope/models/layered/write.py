@@ -81,4 +81,3 @@ def _parts(handle: Any, tensor: Written) -> Iterator[torch.Tensor]:
             yield stored[some[0] : some[-1] + 1]
         else:
             yield torch.cat([stored[row : row + 1] for row in some])
-

@@ -50,12 +50,14 @@ def write_pruned(cut: Cut, mask: PruneMask, folder: Path) -> Made:
     """
     banks, layered = cut.banks, cut.layered
     if mask.kept != cut.kept or {n: len(k) for n, k in mask.keep.items()} != {b.layer: b.n_experts for b in banks.layers}:
-        raise InputError(f"the mask is not one of {len(banks.layers)} layers of {banks.n_experts} experts: of another model", "mask")
+        raise InputError(
+            f"the mask is not one of {len(banks.layers)} layers of {banks.n_experts} experts: of another model", "mask"
+        )
     tensors = [one for group in layered.files.groups.values() for one in _written(cut, mask.keep, group)]
     size = write_weights(folder, tensors)
     raw = parse_object((layered.folder / "config.json").read_bytes())
     homeless = tuple(piece.key for piece in layered.files.homeless)
-    changes = {name: cut.kept for name in banks.fields}
+    changes = dict.fromkeys(banks.fields, cut.kept)
     changes |= {name: 0 for name in _FURTHER if raw.get(name) and any(".experts." in key for key in homeless)}
     before = {name: raw.get(name, banks.n_experts) for name in changes}
     raw = {name: value for name, value in (raw | changes).items() if name != "auto_map"}

@@ -93,7 +93,8 @@ def banks_of(layered: Layered) -> Banks:
         raise InputError(f"{model.name} has layers of {counts[0]} and of {counts[-1]} experts: its config could not say fewer")
     raw = parse_object((layered.folder / "config.json").read_bytes())
     values = {**model.config.to_dict(), **raw}
-    fields = tuple(name for name in _FIELDS if values.get(name) == counts[0])
+    said = [tuple(name for name in _FIELDS if place.get(name) == counts[0]) for place in (raw, values)]
+    fields = said[0] or said[1]
     if not fields:
         raise InputError(f"model type {kind!r} cannot be pruned: its config says nowhere that it has {counts[0]} experts")
     chosen = [int(values[n]) for n in ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k") if values.get(n)]
@@ -132,14 +133,17 @@ class Cut:
 
     def _differing(self, whole: Mapping[str, Tensor], cut: Mapping[str, Tensor]) -> frozenset[str]:
         found = set()
+        kind = self.layered.model.config.model_type
         banks = tuple(f"{path}." for path in self.experts.values())
+        blocks = tuple(f"{path.rpartition('.')[0]}." for path in self.experts.values())
         for name, tensor in whole.items():
             other = cut.get(name)
+            if not tensor.is_floating_point() and name.startswith(blocks):
+                raise InputError(f"model type {kind!r} cannot be pruned: {name} is a table of its experts' numbers")
             if other is not None and other.shape == tensor.shape:
                 continue
             rows = (self.banks.n_experts, *tensor.shape[1:]), (self.kept, *tensor.shape[1:])
             if other is None or (tuple(tensor.shape), tuple(other.shape)) != rows:
-                kind = self.layered.model.config.model_type
                 raise InputError(f"model type {kind!r} cannot be pruned: {name} is not cut by leaving out rows")
             if not name.startswith(banks):
                 found.add(name)

@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moescope.models.fit import DTYPES
 from moescope.models.layered.files import WeightFiles
 from moescope.models.load import LoadedModel, digest_of, sampled
+from moescope.types import Precision
 
 Edit = Callable[[int, Any], AbstractContextManager[Any]]
 """Given a layer's number and the layer, a context that gives what is called in its place."""
@@ -71,6 +73,11 @@ class Layered:
         self._entry = next(f"{name}.weight" for name, m in module.named_modules() if m is entry)
         head = module.get_output_embeddings()
         self._head = next(f"{name}.weight" for name, m in module.named_modules() if m is head)
+
+    @property
+    def precision(self) -> Precision:
+        """In which it is computed."""
+        return next(name for name, kind in DTYPES.items() if kind == self.model.dtype)  # type: ignore[return-value]
 
     @property
     def layer_bytes(self) -> int:

@@ -92,6 +92,11 @@ def prune(model: ModelLike, texts: TextsLike = None, settings: PruneSettings = _
     read, held = (Encoded.from_ids([encoded[i] for i in part.tolist()]) for part in (rows.select, rows.judge))
     where, groups = category[rows.judge], documents[rows.judge]
     own = chose[rows.judge]
+    for part, name in ((own, settings.domain or "the text"), (~own, "the other text")):
+        if part.any() and len(np.unique(groups[part])) < 2:
+            raise InputError(
+                f"{name} has one document to judge by, which shows nothing: give more text_tokens, or more documents"
+            )
     reading = partial(expert_saliency, layered, banks, read, progress=context.counter("reading saliency"))
     found = context.stage("reading saliency", reading)
     plan = rivals.plan(found)
@@ -240,7 +245,8 @@ def _domains(
         for category in dict.fromkeys(where.tolist()):
             at = where == category
             values = added[rival.key][:, at]
-            low, high = change(values[..., 0].mean(0), groups[at], seed)
+            several = len(np.unique(groups[at])) > 1
+            low, high = change(values[..., 0].mean(0), groups[at], seed) if several else (np.nan, np.nan)
             lines.append(
                 {
                     "criterion": rival.criterion,

@@ -99,6 +99,19 @@ def test_what_stays_is_the_sources_own(tmp_path: Path, model_type: str) -> None:
     assert cut == {"glm4_moe": 4, "gpt_oss": 6}[model_type] * len(mask.keep)
 
 
+def test_large_tensors_are_read_and_written_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = saved(tmp_path / "whole", "gpt_oss")
+    layered = open_layered(folder, dtype="fp32")
+    mask = random_mask(layered)
+    pruned(layered, mask, tmp_path / "cut")
+    monkeypatch.setattr("moescope.models.layered.files._AT_ONCE", 1000)
+    monkeypatch.setattr("moescope.models.layered.write._AT_ONCE", 20000)
+    again = open_layered(folder, dtype="fp32")
+    assert again.model.fingerprint == layered.model.fingerprint
+    pruned(again, mask, tmp_path / "again")
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (tmp_path / "cut" / "model.safetensors").read_bytes()
+
+
 def test_a_fresh_process_loads_it_with_transformers_alone(tmp_path: Path) -> None:
     layered = open_layered("moe-tiny")
     mask = random_mask(layered)

@@ -182,7 +182,8 @@ def _copy(out: Tensor, handle: Any, piece: Piece) -> None:
     part = handle.get_slice(piece.key)
     step = max(1, _AT_ONCE // (out.numel() // piece.shape[0]))
     for start in range(0, piece.shape[0], step):
-        out[start : start + step].copy_(part[start : start + step])
+        end = min(start + step, piece.shape[0])
+        out[start:end].copy_(part[start:end])
 
 
 def expert_number(key: str) -> tuple[str, int, str]:

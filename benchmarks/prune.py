@@ -1,6 +1,6 @@
 """Prune a random mixture of experts of OLMoE's shape: time and peak memory, layer by layer, and a reload in plain transformers.
 
-python benchmarks/prune.py                # four of OLMoE's sixteen layers, 1.9 billion weights: 4 GB of disk for the model, 3 more
+python benchmarks/prune.py                # four of OLMoE's sixteen layers, 1.9 billion weights: 7 GB of disk
 python benchmarks/prune.py --layers 16    # all of it
 python benchmarks/prune.py --tiny         # a minute, to see that it runs
 
@@ -42,7 +42,8 @@ import moescope, moescope.studies.prune.study
 folder, out, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 imported = psutil.Process().memory_info().rss
 start = time.perf_counter()
-result = moescope.prune(folder, settings=moescope.PruneSettings(**options), run=moescope.Run(out=out, dtype="bf16", batch_tokens=256))
+run = moescope.Run(out=out, dtype="bf16", batch_tokens=256)
+result = moescope.prune(folder, settings=moescope.PruneSettings(**options), run=run)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 table = result.to_frame("pruning")
 print(json.dumps({

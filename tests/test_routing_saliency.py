@@ -12,10 +12,10 @@ import torch
 
 from moescope.capture.encode import Encoded
 from moescope.errors import InputError
-from moescope.routing.counts import routing_counts
-from moescope.runtime.mask import PruneMask, prune_mask
 from moescope.models import LoadedModel
 from moescope.models.layered import open_layered
+from moescope.routing.counts import routing_counts
+from moescope.runtime.mask import PruneMask, prune_mask
 from moescope.studies.prune.cut import banks_of
 from moescope.studies.prune.saliency import Saliency, expert_saliency
 from moescope.studies.prune.settings import PruneSettings

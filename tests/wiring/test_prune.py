@@ -93,7 +93,7 @@ def test_as_many_experts_are_rounded_as_save_the_same_bytes() -> None:
 
 @cache
 def shouting(guard: bool = True) -> tuple[StudyResult, PruneMask]:
-    """A rare word's expert writes a hundred times more than any other, which tells the next word; two experts are chosen more."""
+    """A rare word's expert, which tells the next word, writes a hundred times more than any other; two are chosen more."""
     eye = np.eye(8)
     words = {"rare": eye[0] + 2 * eye[1], "one": eye[0] + 2 * eye[2], "two": eye[0] + 2 * eye[3], "end": eye[0]}
     writes = np.stack([100 * eye[5], 0.1 * eye[6], 0.1 * eye[6], 0.1 * eye[7]])
@@ -117,8 +117,8 @@ def test_the_guard_keeps_what_a_model_breaks_without() -> None:
 
 @cache
 def foreign() -> StudyResult:
-    """Languages 0 to 3 are home; the others are abroad."""
-    passages = [*spoken(range(4), category="home"), *spoken(range(4, 8), category="abroad")]
+    """Languages 4 to 7 are home; the others are abroad."""
+    passages = [*spoken(range(4, 8), category="home"), *spoken(range(4), category="abroad")]
     return call.prune(languages(), passages, domain="home", **SIZES)[0]
 
 

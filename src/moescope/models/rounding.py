@@ -15,7 +15,8 @@ def rounded(weight: Tensor, bits: int = 8) -> Tensor:
     most = 2 ** (bits - 1) - 1
     groups = weight.float().reshape(-1, math.gcd(_GROUP, weight.shape[-1]))
     scale = (groups.abs().amax(1, keepdim=True) / most).half().float().clamp_min(1e-8)
-    return ((groups / scale).round().clamp(-most, most) * scale).reshape(weight.shape).to(weight.dtype)
+    near: Tensor = (groups / scale).round().clamp(-most, most) * scale
+    return near.reshape(weight.shape).to(weight.dtype)
 
 
 def share_of_bytes(bits: int) -> float:

@@ -58,8 +58,8 @@ class PruneMask:
         other = next((layer for layer, n in counts.items() if n != counts[first]), None)
         if other is not None:
             raise InputError(
-                f"the mask keeps {counts[first]} experts in layer {first} and {counts[other]} in layer {other}: a config has one "
-                "number for all layers, so keep as many in each"
+                f"the mask keeps {counts[first]} experts in layer {first} and {counts[other]} in layer {other}: a config has "
+                "one number for all layers, so keep as many in each"
             )
         return counts[first]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from moescope.errors import InputError
 from moescope.models.batching import SIDES, Batching
-from moescope.models.fit import DTYPES, check_precision, plan_of
+from moescope.models.fit import DTYPES, PRECISIONS, check_precision, plan_of
 from moescope.models.layered.files import Group, WeightFiles
 from moescope.models.layered.run import Layered, whole
 from moescope.models.load import LoadedModel, device_of, from_model
@@ -89,7 +89,7 @@ def open_layered(model: Any, *, dtype: Precision = "auto", device: str | None = 
         config = read_config(source, False)
         check_type(config)
         runs_in_layers(config.model_type)
-        if is_encoder(config) or type(config) not in transformers.AutoModelForCausalLM._model_mapping:  # type: ignore[attr-defined]
+        if is_encoder(config) or type(config) not in transformers.AutoModelForCausalLM._model_mapping:
             raise InputError(f"model {source.name!r} of type {config.model_type!r} is no causal language model")
         if how := quantization_of(config):
             raise InputError(f"the weights of {source.name} are quantised ({how}): take or save a copy in 16 bits")
@@ -98,13 +98,9 @@ def open_layered(model: Any, *, dtype: Precision = "auto", device: str | None = 
         plan = plan_of(dtype, held, config, source.name)
         if plan.quantise:
             raise InputError(f"{dtype} does not apply: layers are run from their files, in fp32, bf16 or fp16", "dtype")
-        with accelerate.init_empty_weights(include_buffers=False):  # rotary frequencies are computed, not stored
-            module = transformers.AutoModelForCausalLM.from_config(config, dtype=plan.dtype)
         tokenizer = read_tokenizer(source.folder, False)
     place = device_of(device)
-    for name, buffer in module.named_buffers():
-        path, _, leaf = name.rpartition(".")
-        module.get_submodule(path)._buffers[leaf] = buffer.to(place)
+    module = without_weights(config, plan.dtype, place)
     loaded = from_model(module, tokenizer, name=source.name, revision=source.revision)
     loaded.device, loaded.dtype = place, plan.dtype
     loaded.quantisation = source.quantisation
@@ -118,6 +114,17 @@ def open_layered(model: Any, *, dtype: Precision = "auto", device: str | None = 
     return made
 
 
+def without_weights(config: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    """The causal language model of a config, its parameters on the meta device; what is computed and not stored, such as rotary
+    frequencies, is on ``device``."""
+    with quiet(), torch.random.fork_rng(devices=[]), accelerate.init_empty_weights(include_buffers=False):
+        module: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    for name, buffer in module.named_buffers():
+        path, _, leaf = name.rpartition(".")
+        module.get_submodule(path)._buffers[leaf] = buffer.to(device)
+    return module.eval().requires_grad_(False)
+
+
 def _of_memory(loaded: LoadedModel) -> Layered:
     if loaded.quantisation is not None and quantization_of(loaded.config):
         raise InputError(f"the weights of {loaded.name} are quantised ({loaded.quantisation}): load it in fp32, bf16 or fp16")
@@ -126,8 +133,7 @@ def _of_memory(loaded: LoadedModel) -> Layered:
     with quiet():
         module.save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)
-    dtype = next(name for name, kind in DTYPES.items() if kind == loaded.dtype)
-    made = open_layered(folder, dtype=dtype, device=str(loaded.device))  # type: ignore[arg-type]
+    made = open_layered(folder, dtype=PRECISIONS[loaded.dtype], device=str(loaded.device))
     weakref.finalize(made, shutil.rmtree, folder, ignore_errors=True)
     made.model.name, made.model.revision, made.model.tokenizer = loaded.name, loaded.revision, loaded.tokenizer
     made.model.stored, made.model.quantisation, made.model.reading = loaded.stored, loaded.quantisation, loaded.reading

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moescope.models.fit import DTYPES
+from moescope.models.fit import PRECISIONS
 from moescope.models.layered.files import WeightFiles
 from moescope.models.load import LoadedModel, digest_of, sampled
 from moescope.types import Precision
@@ -77,7 +77,7 @@ class Layered:
     @property
     def precision(self) -> Precision:
         """In which it is computed."""
-        return next(name for name, kind in DTYPES.items() if kind == self.model.dtype)  # type: ignore[return-value]
+        return PRECISIONS[self.model.dtype]
 
     @property
     def layer_bytes(self) -> int:

@@ -28,8 +28,8 @@ def card_text(
         f"`{model}` without {settings.ratio:.1%} of every layer's experts, by {settings.by}"
         + (f" on text of {settings.domain}" if settings.domain else "")
         + f". Of the config, {changed} changed; the tensors that stay are the source's own, bit for bit, in "
-        f"{sizes['after'] / 1e9:.3g} GB instead of {sizes['before'] / 1e9:.3g}. No weight was trained. The licence of the source "
-        "applies.",
+        f"{sizes['after'] / 1e9:.3g} GB instead of {sizes['before'] / 1e9:.3g}. No weight was trained. The licence of the "
+        "source applies.",
         "",
         *LOADING,
         *claim_lines(claims),
@@ -50,8 +50,8 @@ def card_text(
     parts += [
         "## Recipe",
         "",
-        f"- experts chosen on {facts['tokens']['saliency']:,} tokens, judged on {facts['tokens']['loss']:,} of other documents; "
-        f"seed {seed}",
+        f"- experts chosen on {facts['tokens']['saliency']:,} tokens, judged on {facts['tokens']['loss']:,} of other "
+        f"documents; seed {seed}",
         made_by(),
     ]
     return "\n".join(parts) + "\n"

@@ -72,8 +72,10 @@ def write_pruned(cut: Cut, mask: PruneMask, folder: Path) -> Made:
 def _written(cut: Cut, keep: Mapping[int, np.ndarray], group: Group) -> list[Written]:
     pieces = [(number, piece) for held in group.pieces.values() for number, piece in enumerate(held)]
     number = cut.layer_of(group.target)
-    bank = number in cut.experts and group.target.startswith(f"{cut.experts[number]}.")
-    if number not in keep or not (bank or group.target in cut.rows):
+    if number is None or number not in keep:
+        return [Written(piece, piece.key) for _, piece in pieces]
+    bank = group.target.startswith(f"{cut.experts[number]}.")
+    if not (bank or group.target in cut.rows):
         return [Written(piece, piece.key) for _, piece in pieces]
     flags = keep[number]
     if group.by_expert:

@@ -18,8 +18,8 @@ _RIVALS = ("random", "8-bit", "4-bit", "mean output", "unguarded")
 
 
 def recommend(kept: Claim, spared: Claim, cheaper: Claim) -> Claim:
-    """Whether the checkpoint is worth having, from the verdicts on what it costs, beside random masks, and beside the same bytes
-    saved by rounding: ``measured`` says what to do."""
+    """Whether the checkpoint is worth having, from the verdicts on what it costs, also beside random masks and beside the same
+    bytes saved by rounding: ``measured`` says what to do."""
     told: tuple[str, Outcome, str]
     if kept.outcome == "contradicted":
         told = ("do not prune so much", "contradicted", f"too much is lost: {kept.words}")
@@ -117,8 +117,8 @@ def guard_claim(guarded: Sequence[tuple[int, int]], experts: int, *, on: bool, w
     return Claim(
         "super experts, which stay whatever their score",
         len(guarded),
-        words=f"layer:expert {named}, of {experts}: largest outputs beyond the 99.5th percentile of all experts and a tenth of the "
-        f"largest, in the first three quarters of the layers (Su et al. 2025); {said}; counted, so without an interval",
+        words=f"layer:expert {named}, of {experts}: largest outputs beyond the 99.5th percentile of all experts and a tenth of "
+        f"the largest, in the first three quarters of the layers (Su et al. 2025); {said}; counted, so without an interval",
     )
 
 

@@ -2,7 +2,7 @@
 
 Nothing is known of architectures here: the same class is built once more from the config with another number of experts, and
 what differs in shape is what has to be cut. A cut layer is that class's own code (its router, its groups, its normalisation) on
-the whole layer's parameters, the router's rows cut; what it chooses is handed to the whole layer's experts by their old numbers.
+the whole layer's parameters, the router's rows cut; what it chooses goes to the whole layer's experts by their old numbers.
 """
 
 from __future__ import annotations
@@ -13,18 +13,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import accelerate
 import numpy as np
 import torch
-import transformers
 from torch import Tensor, nn
 
 from moescope.errors import InputError
 from moescope.files.parse import parse_object
 from moescope.models.experts.layers import ExpertLayer, find_layers
 from moescope.models.experts.rules import ExpertsCall
-from moescope.models.layered import Edit, Layered
-from moescope.models.pretrained import quiet
+from moescope.models.layered import Edit, Layered, without_weights
 
 _FIELDS = (
     "num_experts",
@@ -118,12 +115,7 @@ class Cut:
         config = copy.deepcopy(layered.model.config)
         for name in banks.fields:
             setattr(config, name, kept)
-        with quiet(), torch.random.fork_rng(devices=[]), accelerate.init_empty_weights(include_buffers=False):
-            self._module: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=layered.model.dtype)
-        self._module.eval().requires_grad_(False)
-        for name, buffer in self._module.named_buffers():
-            path, _, leaf = name.rpartition(".")
-            self._module.get_submodule(path)._buffers[leaf] = buffer.to(layered.model.device)
+        self._module = without_weights(config, layered.model.dtype, layered.model.device)
         module: Any = layered.model.module
         body = {id(m): f"{name}." if name else "" for name, m in module.named_modules()}[id(layered.model.body)]
         self.experts = {layer.layer: f"{body}{layer.path}" for layer in banks.layers}

@@ -69,8 +69,8 @@ FIGURES: tuple[TableFigure, ...] = (
         "pruning",
         "pruning",
         "Loss by bytes saved",
-        "Loss added over the share of the experts' bytes that is saved (of 16-bit weights), by criterion, with 95 % intervals over "
-        "documents; random experts dashed; weights rounded to 8 and 4 bits dotted. The axis is linear up to 0.02 nats.",
+        "Loss added over the share of the experts' bytes that is saved (of 16-bit weights), by criterion, with 95 % intervals "
+        "over documents; random experts dashed; weights rounded to 8 and 4 bits dotted. The axis is linear up to 0.02 nats.",
         _pruning,
     ),
     (

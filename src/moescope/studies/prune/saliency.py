@@ -69,7 +69,8 @@ class Saliency:
     def mean_output(self, layer: int) -> np.ndarray:
         """float32 (E, D): each expert's output, averaged by the weights of its own tokens; 0 where it has none."""
         weight = self.weight[layer][:, None]
-        return np.divide(self.written[layer], weight, where=weight > 0, out=np.zeros_like(self.written[layer]))
+        mean: np.ndarray = self.written[layer] / np.where(weight > 0, weight, 1)
+        return mean.astype(np.float32)
 
     def super_experts(self) -> frozenset[tuple[int, int]]:
         """(layer, expert) whose largest output is beyond the 99.5th percentile of all experts' and a tenth of the largest of

@@ -102,8 +102,8 @@ def harness_model(layered: Layered, batch_tokens: int) -> Any:
 def score(
     layered: Layered, requests: Sequence[tuple[Sequence[int], Sequence[int]]], batch_tokens: int
 ) -> list[tuple[float, bool]]:
-    """Of (context, continuation), token ids each: the continuation's log-probability, and whether each of its tokens is the most
-    likely one."""
+    """Of (context, continuation), token ids each: the continuation's log-probability, and whether each of its tokens is the
+    most likely one."""
     texts = [torch.tensor([*context, *more]) for context, more in requests]
     begun = layered.begin(texts, batch_tokens)
     (final,) = layered.sweep(begun, [whole])

@@ -71,8 +71,8 @@ def rounded_experts(banks: Banks, which: Mapping[int, np.ndarray], bits: int) ->
 
 
 def same_bytes(saliency: Mapping[int, np.ndarray], share: float) -> tuple[int, dict[int, np.ndarray], float]:
-    """As many of the least salient experts in 8 bits as save ``share`` of the experts' bytes, of 16-bit weights; in 4 bits where
-    8 could not save so much.
+    """As many of the least salient experts in 8 bits as save ``share`` of the experts' bytes, of 16-bit weights; in 4 bits
+    where 8 could not save so much.
 
     Returns: the bits, layer -> bool (E,) of the experts, and the share that they save.
     """

@@ -23,7 +23,12 @@ from moescope.models.layered import Layered, open_layered, whole
 from moescope.models.tiny import tiny_module
 from moescope.runtime.mask import PruneMask, prune_mask
 from moescope.studies.prune.checkpoint import Made, write_pruned
+from moescope.studies.prune.claims import task_cases
 from moescope.studies.prune.cut import Cut, banks_of
+from moescope.studies.prune.settings import PruneSettings
+from moescope.studies.prune.tasks import score, task_table
+from moescope.study.run import Run
+from moescope.study.verdicts import verdicts
 from tests.architectures import tiny_tokenizer
 
 # fused experts with biases, experts one by one under two names, shared experts with a selection bias, groups of experts
@@ -237,3 +242,54 @@ def test_further_layers_that_the_model_does_not_run_are_left_out(tmp_path: Path)
     assert made.config == {"n_routed_experts": [8, 4], "num_nextn_predict_layers": [1, 0]}
     assert set(made.dropped) == set(further)
     assert not any("layers.4." in name for name in load_file(tmp_path / "cut" / "model.safetensors"))
+
+
+def test_a_continuation_is_scored_as_by_the_whole_model() -> None:
+    layered, loaded = tiny()
+    requests = [([5, 9, 30], [7, 8]), ([5, 9, 30, 4], [11]), ([40], [7, 8, 9, 10])]
+    for (context, more), (value, greedy) in zip(requests, score(layered, requests, 64), strict=True):
+        with torch.no_grad():
+            logits: torch.Tensor = loaded.module(input_ids=torch.tensor([[*context, *more]])).logits[0]  # type: ignore[operator]
+        likely = logits.log_softmax(-1)[len(context) - 1 : -1]
+        assert value == pytest.approx(float(likely[range(len(more)), more].sum()), rel=1e-4)
+        assert greedy == (likely.argmax(-1).tolist() == more)
+
+
+def test_a_task_that_the_whole_model_cannot_do_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the harness gives is made up: on one task the whole model is always right, on the other by chance."""
+
+    def harness(lm: str, tasks: Any, **_: Any) -> dict[str, Any]:
+        right = {"known": np.ones(40), "coin": np.arange(40) % 2}
+        if lm == "pruned":
+            right["known"][:10] = 0
+        return {"samples": {t: [{"doc_id": i, "acc": a, "arguments": [0, 0]} for i, a in enumerate(right[t])] for t in tasks}}
+
+    monkeypatch.setattr("moescope.studies.prune.tasks.run_tasks", harness)
+    monkeypatch.setattr("moescope.studies.prune.tasks.harness_model", lambda model, batch_tokens: model)
+    models: Any = {"whole": "whole", "pruned": "pruned"}
+    table = task_table(models, PruneSettings(eval_task=("known", "coin")), Run()).set_index("task")
+    assert table["used"].to_dict() == {"known": True, "coin": False}
+    assert table.loc["known", ["chance", "whole", "pruned", "change"]].tolist() == [0.5, 1.0, 0.75, -0.25]
+    known, coin = verdicts(task_cases(table.reset_index()))
+    assert known.outcome == "contradicted"
+    assert (coin.outcome, coin.words[:44]) == ("not tested", "left out: the whole model does not beat chan")
+
+
+@pytest.mark.slow
+def test_one_run_of_the_evaluation_harness(tmp_path: Path) -> None:
+    """A local task over a JSON file, offline."""
+    pytest.importorskip("lm_eval")
+    pairs = [("The sky is", " blue", " bread"), ("He opened the", " door", " seven")] * 6
+    data = tmp_path / "tasks" / "pairs.jsonl"
+    data.parent.mkdir()
+    data.write_text("\n".join(json.dumps({"q": q, "choices": [a, b], "gold": 0}) for q, a, b in pairs))
+    (data.parent / "pairs.yaml").write_text(
+        "task: tiny_pairs\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: " + str(data) + "\n"
+        "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{q}}'\ndoc_to_choice: '{{choices}}'\n"
+        "doc_to_target: '{{gold}}'\nmetric_list:\n  - metric: acc\n"
+    )
+    settings = PruneSettings(eval_task=("tiny_pairs",), eval_include=data.parent)
+    layered, _ = tiny()
+    table = task_table({"whole": layered, "pruned": layered}, settings, Run())
+    assert table["whole"].tolist() == table["pruned"].tolist()
+    assert table["n"].tolist() == [12]

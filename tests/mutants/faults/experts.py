@@ -133,6 +133,15 @@ PRUNE += faults(
         "rows = tuple(range(int(flags.sum())))",
         ("test_what_stays_is_the_sources_own",),
     ),
+    (
+        "task-by-chance",
+        "chance at a task",
+        "a task that the whole model cannot do is judged like any other",
+        _PRUNE + "tasks.py",
+        '"used": bool(low > 0)',
+        '"used": bool(high > 0)',
+        ("test_a_task_that_the_whole_model_cannot_do_is_left_out",),
+    ),
 )
 
 _STEER = "studies/steer/"

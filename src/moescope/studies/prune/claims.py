@@ -110,6 +110,8 @@ def guard_claim(guarded: Sequence[tuple[int, int]], experts: int, *, on: bool, w
     named = ", ".join(f"{layer}:{expert}" for layer, expert in sorted(guarded)) or "none"
     if not on:
         said = "the guard is off"
+    elif not guarded:
+        said = "so the guard changes nothing"
     elif without is None:
         said = "kept by their score, too: the guard changes nothing"
     else:

@@ -29,12 +29,11 @@ def _pruning(tables: Tables) -> Figure:
     axes = figure.subplots()
     for i, name in enumerate(levels(frame, "criterion")):
         rows = frame[frame["criterion"] == name].sort_values("ratio")
-        ink, dash = (SOFT, "--") if name == "random" else (color(i), ":" if name in _BITS else "-")
+        ink, dash = (SOFT, "--" if name == "random" else ":") if name in ("random", *_BITS) else (color(i), "-")
         label = f"{name} weights" if name in _BITS else shorten(name, 40)
         span = errors(rows["effect"], rows["low"], rows["high"])
         axes.errorbar(100 * (1 - rows["bytes"]), rows["effect"], yerr=span, color=ink, ls=dash, marker=marker(i), label=label)
     axes.axhline(0, color=SOFT, lw=0.8, zorder=0)
-    axes.set_yscale("symlog", linthresh=0.02)
     axes.set_xlabel("bytes of the experts saved, %")
     axes.set_ylabel("loss added, nats a token")
     legend_below(axes, columns=4)
@@ -70,7 +69,7 @@ FIGURES: tuple[TableFigure, ...] = (
         "pruning",
         "Loss by bytes saved",
         "Loss added over the share of the experts' bytes that is saved (of 16-bit weights), by criterion, with 95 % intervals "
-        "over documents; random experts dashed; weights rounded to 8 and 4 bits dotted. The axis is linear up to 0.02 nats.",
+        "over documents; random experts dashed; weights rounded to 8 and 4 bits dotted.",
         _pruning,
     ),
     (

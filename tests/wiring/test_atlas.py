@@ -21,7 +21,7 @@ from moescope.routing.store import save_trace
 from moescope.study.result import StudyResult
 from tests.planted_routing import CATEGORIES, random_trace
 
-PLANTED = {(3, c): (e,) for c, e in zip(CATEGORIES, (1, 5, 9, 13), strict=True)}
+PLANTED = {(layer, c): (e,) for layer in (1, 3, 4) for c, e in zip(CATEGORIES, (1, 5, 9, 13), strict=True)}
 
 
 def verdicts(result: StudyResult) -> list[tuple[str, str | None]]:
@@ -43,7 +43,7 @@ def test_tokens_that_always_reach_an_expert_are_its_label() -> None:
 
 def test_a_planted_category_is_found_beyond_the_identity_of_tokens() -> None:
     result = moescope.atlas(
-        random_trace(24, tokens=30, planted=PLANTED, strength=0.7, templates=6), settings=AtlasSettings(margin=0.02)
+        random_trace(32, tokens=30, planted=PLANTED, strength=0.7, templates=8), settings=AtlasSettings(margin=0.02)
     )
     assert verdicts(result)[1] == ("holds", "none found")
     experts = result.to_frame("experts").query("layer == 3").set_index("expert")
@@ -62,7 +62,7 @@ def test_routing_by_token_is_told_from_routing_by_category() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_uniform_router_prefers_nothing(seed: int) -> None:
-    result = moescope.atlas(random_trace(48, tokens=40, templates=12, seed=seed))
+    result = moescope.atlas(random_trace(48, tokens=120, templates=12, seed=seed))
     assert verdicts(result) == [("contradicted", "chance")] * 2
     assert (result.to_frame("experts")["label"] != "").mean() < 0.1
     assert abs(float(result.claims[0].measured)) < 0.1

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moescope.routing.separation import Cells, estimate
-from moescope.studies.atlas.held_out import HeldOut
+from moescope.studies.atlas.held_out import HeldOut, bits
 from moescope.study.verdicts import Case, Effect
 from moescope.types import Claim, Control, Explanation
 
@@ -31,32 +31,37 @@ class Found:
 
 def atlas_claims(found: Found, margin: float) -> list[Case | Claim]:
     """Tokens, categories, and how many experts have a label."""
-    twin = (found.prompt, found.twin) if found.prompt is not None and found.twin is not None else None
+    whole, twin = found.whole, (found.prompt, found.twin) if found.prompt is not None and found.twin is not None else None
     claims: list[Case | Claim] = [
         _case(
             "The tokens that reach an expert most on half of the prompts reach it most on the other half (bits)",
-            found.whole.tokens,
+            whole.tokens,
             found.cells,
             margin,
-            [(twin[0].tokens - twin[1].tokens, TWIN)] if twin else [],
-            Control(TWIN, float(twin[1].tokens[0].mean())) if twin else None,
+            [(bits(twin[0].tokens) - bits(twin[1].tokens), TWIN)] if twin else [],
+            Control(TWIN, float(bits(twin[1].tokens)[0])) if twin else None,
         )
     ]
     statement = "The category that uses an expert most on half of the prompts uses it most on the other half (bits)"
     if found.several:
-        rivals = [(found.whole.categories - found.whole.identity, IDENTITY)]
-        rivals += [(twin[0].categories - twin[1].categories, TWIN)] if twin else []
-        control = Control(IDENTITY, float(found.whole.identity[0].mean()))
-        claims.append(_case(statement, found.whole.categories, found.cells, margin, rivals, control))
+        rivals = [(bits(whole.categories) - bits(whole.identity), IDENTITY)]
+        rivals += [(bits(twin[0].categories) - bits(twin[1].categories), TWIN)] if twin else []
+        control = Control(IDENTITY, float(bits(whole.identity)[0]))
+        claims.append(_case(statement, whole.categories, found.cells, margin, rivals, control))
     else:
         claims.append(Claim(statement, math.nan, outcome="not tested", words="needs prompts of two categories or more"))
     return [*claims, _labelled(found)]
 
 
 def _case(
-    statement: str, bits: np.ndarray, cells: Cells, margin: float, rivals: list[tuple[np.ndarray, str]], control: Control | None
+    statement: str,
+    preference: np.ndarray,
+    cells: Cells,
+    margin: float,
+    rivals: list[tuple[np.ndarray, str]],
+    control: Control | None,
 ) -> Case:
-    effect = _effect(bits, cells, margin, "no preference", "chance")
+    effect = _effect(bits(preference), cells, margin, "no preference", "chance")
     return Case(
         statement,
         effect.value,
@@ -65,13 +70,12 @@ def _case(
         control=control,
         family="atlas",
         rivals=tuple(_effect(left, cells, margin, name, "trivial cue") for left, name in rivals),
-        words=f"mean preference of {bits.shape[1]} experts; {len(bits) - 1} {cells.unit}s judge that did not choose",
+        words=f"{preference.shape[2]} experts together; {preference.shape[1] - 1} {cells.unit}s judge that did not choose",
     )
 
 
-def _effect(bits: np.ndarray, cells: Cells, margin: float, against: str, kind: Explanation) -> Effect:
-    means = bits.mean(1)
-    value, low, high, p = estimate(float(means[0]), means[1:], cells)
+def _effect(found: np.ndarray, cells: Cells, margin: float, against: str, kind: Explanation) -> Effect:
+    value, low, high, p = estimate(float(found[0]), found[1:], cells)
     return Effect(value, low, high, against, margin, p, kind=kind, share=False, unit=UNIT)
 
 

@@ -25,7 +25,7 @@ def _layers(tables: Tables) -> Figure:
             if column in frame and (what == "category" or column != "identity_bits"):
                 axes.plot(frame["layer"], frame[column], color=ink, marker=marker, ms=3, ls=style, label=label)
         axes.axhline(0, color=SOFT, lw=0.6)
-        axes.set_ylabel("bits, mean over experts")
+        axes.set_ylabel("preference, bits")
         layer_axis(axes, int(frame["layer"].max()) + 1)
         letter(axes, i, f"Preference for {'characteristic tokens' if what == 'token' else 'a category'}")
     legend_below(panels[1], columns=4)
@@ -38,7 +38,7 @@ FIGURES: tuple[TableFigure, ...] = (
         "layers",
         "What experts prefer on prompts that did not choose it",
         "Left: how much oftener than at its usual rate an expert gets the tokens that are characteristic of it on the other "
-        "half of the prompts (log2, mean over the experts of a layer). Right: the same of the category that it prefers there, "
+        "half of the prompts (log2, the experts of a layer together). Right: the same of the category that it prefers there, "
         "beside what the identity of tokens alone would give. On prompts alone, beside an untrained twin.",
         _layers,
     ),

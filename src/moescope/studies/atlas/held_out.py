@@ -1,9 +1,9 @@
 """What experts are said to prefer by half of the prompts, measured on the other half.
 
 An expert's best token and best category are the largest of many, and the largest of many is large by chance. So both are
-chosen on one half of the templates and measured on the other, where the selection gives no advantage. A preference is in bits:
-log2 of the rate at which the preferred tokens reach the expert over its rate on all tokens, with one token at that rate added,
-so that an expert without evidence has none.
+chosen on one half of the templates and measured on the other, where the selection gives no advantage. The preference of several
+experts is in bits: log2 of their choices by what each prefers, over those that each expert's rate on all tokens would give. (A
+mean of the experts' own logarithms would be drawn far below 0 by experts that a few prompts use in bursts.)
 """
 
 from __future__ import annotations
@@ -21,21 +21,38 @@ from moescope.stats import wilson_bounds
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """Preferences of the E experts of all layers, in order; row 0 of (1 + U, E) is of the judging half, row u of it without its
-    block number u - 1."""
+    """What the E experts of all layers, in order, get of that which they prefer.
+
+    Each preference is (2, 1 + U, E): choices on the judging half, and those that the expert's rate would give; in row 0 of the
+    whole half, in row u without its block number u - 1.
+    """
 
     layer: np.ndarray
     """(E,) true layer number"""
     labels: list[list[int]]
     """of each expert, ids of the characteristic tokens that were confirmed, surest first"""
-    tokens: np.ndarray
-    """(1 + U, E) bits: its characteristic tokens together"""
     category: np.ndarray
     """(E,) code of the category that it prefers on the choosing half"""
+    tokens: np.ndarray
+    """of its characteristic tokens"""
     categories: np.ndarray
-    """(1 + U, E) bits: that category"""
+    """of that category"""
     identity: np.ndarray
-    """(1 + U, E) bits: that category, were each token sent to the expert as often as its id was on the choosing half"""
+    """of that category, were each token sent to the expert as often as its id was on the choosing half"""
+
+
+def lifts(preference: np.ndarray) -> np.ndarray:
+    """(E,) choices over those that the rate would give, both with one more, so that an expert without evidence has 1."""
+    observed, expected = preference[:, 0]
+    return np.asarray((observed + 1) / (expected + 1))
+
+
+def bits(preference: np.ndarray, experts: np.ndarray | None = None) -> np.ndarray:
+    """(1 + U,) log2 of the choices of ``experts`` (E,) bool together, over those that their rates would give; 0 without any."""
+    kept = preference if experts is None else preference[..., experts]
+    observed, expected = kept.sum(-1)
+    known = (observed > 0) & (expected > 0)
+    return np.asarray(np.log2(np.divide(observed, expected, out=np.ones(len(observed)), where=known)))
 
 
 def held_out(trace: RoutingTrace, y: np.ndarray, cells: Cells, chooses: np.ndarray, top: int) -> HeldOut:
@@ -66,16 +83,16 @@ def held_out(trace: RoutingTrace, y: np.ndarray, cells: Cells, chooses: np.ndarr
         expected = (a.hits + a.rate) / (a.n + 1)[:, None]  # (V, E): of a token of this id
         found.append(
             (
-                _bits(own.hits(member), own.counts() @ member, hits, n),
                 preferred,
-                _bits(own.hits_of_category(preferred), cases, hits, n),
-                _bits(own.expected_of_category(expected, preferred), cases, own.counts() @ expected, n),
+                _preference(own.hits(member), own.counts() @ member, hits, n),
+                _preference(own.hits_of_category(preferred), cases, hits, n),
+                _preference(own.expected_of_category(expected, preferred), cases, own.counts() @ expected, n),
             )
         )
         labels += [_confirmed(b.hits[rows, e], b.n[rows], b.rate[e], a.tokens[rows], top) for e, rows in enumerate(chosen)]
-    tokens, category, categories, identity = (np.concatenate(part, axis=-1) for part in zip(*found, strict=True))
+    category, tokens, categories, identity = (np.concatenate(part, axis=-1) for part in zip(*found, strict=True))
     layer = np.repeat(trace.layers, trace.n_experts)
-    return HeldOut(layer, labels, tokens, category, categories, identity)
+    return HeldOut(layer, labels, category, tokens, categories, identity)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,12 +146,11 @@ class _Sums:
         return np.bincount(flat, minlength=self.n_blocks * self.n_experts).reshape(self.n_blocks, self.n_experts)
 
 
-def _bits(hits: np.ndarray, n: np.ndarray, all_hits: np.ndarray, all_n: np.ndarray) -> np.ndarray:
-    """(1 + U, E) preferences, from sums by block (U, E)."""
+def _preference(hits: np.ndarray, n: np.ndarray, all_hits: np.ndarray, all_n: np.ndarray) -> np.ndarray:
+    """(2, 1 + U, E) from choices and tokens of what is preferred and of all, by block (U, E)."""
     part, size, whole, total = (np.vstack([s.sum(0), s.sum(0) - s]) for s in (hits, n, all_hits, all_n))
-    rate = np.divide(whole, total, out=np.zeros(np.broadcast(whole, total).shape), where=total > 0)
-    ratio = np.divide(part + rate, (size + 1) * rate, out=np.ones(rate.shape), where=rate > 0)
-    return np.asarray(np.log2(ratio))
+    rate = np.divide(whole, total, out=np.zeros(part.shape), where=total > 0)
+    return np.stack([part, size * rate])
 
 
 def _preferred(ids: np.ndarray, y: np.ndarray, width: int) -> np.ndarray:

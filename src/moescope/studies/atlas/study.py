@@ -16,7 +16,7 @@ from moescope.routing.subject import Subject, check_categories, subject_of
 from moescope.routing.trace import RoutingTrace
 from moescope.routing.traced import DEFAULT_PROMPTS, is_trace, traced
 from moescope.studies.atlas.claims import Found, atlas_claims
-from moescope.studies.atlas.held_out import HeldOut, held_out
+from moescope.studies.atlas.held_out import HeldOut, bits, held_out, lifts
 from moescope.studies.atlas.page import atlas_page
 from moescope.studies.atlas.settings import AtlasSettings
 from moescope.study.protocol import Context, ModelLike, PromptsLike
@@ -171,29 +171,33 @@ def _experts(subject: Subject, found: Found) -> pd.DataFrame:
             "share": share,
             "label": [" · ".join(name.strip() or repr(name) for name in label) for label in names],
             "confirmed": list(map(len, whole.labels)),
-            "token_lift": 2 ** whole.tokens[0],
+            "token_lift": lifts(whole.tokens),
             "category": [subject.categories[c] if several else "" for c in whole.category],
-            "category_lift": 2 ** whole.categories[0] if several else np.nan,
-            "identity_lift": 2 ** whole.identity[0] if several else np.nan,
+            "category_lift": lifts(whole.categories) if several else np.nan,
+            "identity_lift": lifts(whole.identity) if several else np.nan,
         }
     )
     if found.twin is not None and several:
-        largest = pd.Series(2 ** found.twin.categories[0]).groupby(found.twin.layer).max()
+        largest = pd.Series(lifts(found.twin.categories)).groupby(found.twin.layer).max()
         frame["twin_largest"] = frame["layer"].map(largest)
     return frame
 
 
 def _layers(found: Found) -> pd.DataFrame:
-    whole = found.whole
-    columns = {
-        "experts": np.ones(len(whole.layer)),
-        "labelled": np.array(list(map(bool, whole.labels)), float),
-        "token_bits": whole.tokens[0],
-        "category_bits": whole.categories[0],
-        "identity_bits": whole.identity[0],
-    }
-    for name, part in (("prompt", found.prompt), ("twin", found.twin)):
-        if part is not None:
-            columns |= {f"{name}_token_bits": part.tokens[0], f"{name}_category_bits": part.categories[0]}
-    how = {name: "sum" if name in ("experts", "labelled") else "mean" for name in columns}
-    return pd.DataFrame({"layer": whole.layer, **columns}).groupby("layer", as_index=False).agg(how)
+    whole, rows = found.whole, []
+    for layer in np.unique(whole.layer):
+        here = whole.layer == layer
+        row = {
+            "layer": layer,
+            "experts": int(here.sum()),
+            "labelled": sum(bool(label) for label, mine in zip(whole.labels, here, strict=True) if mine),
+            "token_bits": bits(whole.tokens, here)[0],
+            "category_bits": bits(whole.categories, here)[0],
+            "identity_bits": bits(whole.identity, here)[0],
+        }
+        for name, part in (("prompt", found.prompt), ("twin", found.twin)):
+            if part is not None:
+                row |= {f"{name}_token_bits": bits(part.tokens, here)[0]}
+                row |= {f"{name}_category_bits": bits(part.categories, here)[0]}
+        rows.append(row)
+    return pd.DataFrame(rows)

@@ -23,6 +23,7 @@ def synthetic_results(name: str = "{}") -> list[StudyResult]:
         StudyResult("transfer", {}, tables={"similarity": _layer_pairs(28, rng)}),
         StudyResult("route", {}, tables={"layers": _routers(name)}),
         StudyResult("agreement", {}, tables={"layers": _agreement(rng)}),
+        StudyResult("atlas", {}, tables={"layers": _atlas()}),
     ]
 
 
@@ -47,6 +48,13 @@ def _agreement(rng: np.random.Generator) -> pd.DataFrame:
     shared = 1 - np.sort(rng.uniform(0, 0.2, 16))
     columns = {"shared": shared, "low": shared - 0.02, "high": shared + 0.01, "same": shared**8, "yardstick": shared + 0.01}
     return pd.DataFrame({"layer": range(16), **columns, "first": rng.dirichlet(np.ones(16)) / 3, "chance": 0.14})
+
+
+def _atlas() -> pd.DataFrame:
+    layers = np.arange(16)
+    names = ("token", "category", "identity", "prompt_token", "twin_token", "prompt_category", "twin_category")
+    bits = {f"{name}_bits": (i + layers / 16) / 4 for i, name in enumerate(names)}
+    return pd.DataFrame({"layer": layers, "experts": 64, "labelled": 40, **bits})
 
 
 def _signatures(kinds: list[str], name: str, rng: np.random.Generator) -> dict[str, pd.DataFrame]:

@@ -1,6 +1,6 @@
 """Prune a random mixture of experts of OLMoE's shape: time and peak memory, layer by layer, and a reload in plain transformers.
 
-python benchmarks/prune.py                # four of OLMoE's sixteen layers, 1.9 billion weights: 7 GB of disk
+python benchmarks/prune.py                # two of OLMoE's sixteen layers, 1.05 billion weights: 4 GB of disk
 python benchmarks/prune.py --layers 16    # all of it
 python benchmarks/prune.py --tiny         # a minute, to see that it runs
 
@@ -122,7 +122,7 @@ def run(script: str, *arguments: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--text-tokens", type=int, default=128)
     parser.add_argument("--work", type=Path, default=Path("/tmp/moescope-prune"))
     parser.add_argument("--tiny", action="store_true")
@@ -135,7 +135,7 @@ def main() -> None:
     per_expert = 3 * shape["hidden_size"] * shape["intermediate_size"]
     outside = shape["num_experts"] * shape["hidden_size"] + 4 * shape["hidden_size"] ** 2
     layer = 2 * (shape["num_experts"] * per_expert + outside)
-    options = {"ratio": 0.25, "ratios": [], "text_tokens": given.text_tokens, "length": 64}
+    options = {"ratio": 0.25, "ratios": [], "text_tokens": given.text_tokens, "length": 32}
     pruned = run(_PRUNE, str(source), str(out), json.dumps(options))
     reloaded = run(_RELOAD, str(out))
     over = pruned["peak_bytes"] - pruned["torch_bytes"]

@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from moescope.errors import InputError
 from moescope.models import LoadedModel
 from moescope.models import load as load_model
+from moescope.models.experts.layers import find_layers
 from moescope.models.layered import Layered, open_layered, whole
-from moescope.models.tiny import tiny_module
+from moescope.models.tiny import FOREIGN, NotBuilt, tiny_module
 from moescope.runtime.mask import PruneMask, prune_mask
 from moescope.studies.prune.checkpoint import Made, write_pruned
 from moescope.studies.prune.claims import task_cases
@@ -83,6 +84,36 @@ def test_layer_by_layer_is_the_model_and_the_cut_model_is_what_was_written(tmp_p
                 expected = reference(input_ids=text[None]).logits[0]
             assert torch.allclose(found[number], expected, atol=1e-5)
     assert not torch.allclose(logits_of(layered, whole)[0], logits_of(layered, cut.edit(mask.keep))[0], atol=1e-2)
+
+
+@pytest.mark.slow
+def test_every_type_of_transformers_is_cut_right_or_refused(tmp_path: Path) -> None:
+    cut, refused = [], []
+    for model_type, config in transformers.CONFIG_MAPPING.items():
+        if config not in transformers.AutoModelForCausalLM._model_mapping:
+            continue
+        try:
+            module: Any = tiny_module(model_type)
+            mixture = bool(find_layers(module.base_model))
+        except (NotBuilt, InputError, *FOREIGN):
+            continue
+        if not mixture:
+            continue
+        folder = tmp_path / model_type
+        module.save_pretrained(folder / "whole")
+        tiny_tokenizer().save_pretrained(folder / "whole")
+        try:
+            layered = open_layered(folder / "whole", dtype="fp32")
+            mask = random_mask(layered)
+            edit = pruned(layered, mask, folder / "cut")[0].edit(mask.keep)
+        except InputError:
+            refused.append(model_type)
+            continue
+        with torch.no_grad():
+            expected = plain(folder / "cut")(input_ids=TEXTS[0][None], use_cache=False).logits[0]
+        assert torch.allclose(logits_of(layered, edit)[0], expected, atol=1e-4), model_type
+        cut.append(model_type)
+    assert len(cut) >= 45, (cut, refused)
 
 
 @pytest.mark.parametrize("model_type", ["glm4_moe", "gpt_oss"])

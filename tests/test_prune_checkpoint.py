@@ -223,7 +223,7 @@ def test_a_mask_that_no_config_could_say_is_refused(tmp_path: Path) -> None:
     other = PruneMask({0: np.arange(8) < 4})
     with pytest.raises(InputError, match=r"^mask: the mask is not one of 5 layers of 16 experts"):
         write_pruned(Cut(layered, banks_of(layered), 4), other, tmp_path)
-    with pytest.raises(InputError, match=r"^ratio: 13 of 16 experts left out: 3 stay, but each token needs 4"):
+    with pytest.raises(InputError, match=r"^ratio: this leaves 3 of 16 experts, but each token needs 4"):
         Cut(layered, banks_of(layered), 3)
     assert list(tmp_path.iterdir()) == []
 
@@ -236,7 +236,10 @@ def test_groups_of_experts_lose_as_many_each(tmp_path: Path) -> None:
     scores = {layer.layer: np.arange(8.0) for layer in banks.layers}
     mask = prune_mask(scores, 0.5, top_k=2, groups=2)
     assert all(np.flatnonzero(keep).tolist() == [2, 3, 6, 7] for keep in mask.keep.values())
-    with pytest.raises(InputError, match=r"^ratio: 3 of 8 experts left out: .* must be a multiple of 2"):
+    with pytest.raises(
+        InputError,
+        match=r"^ratio: this leaves 5 of 8 experts, but .* 2 groups of one size: their number must be a multiple of 2",
+    ):
         banks.check(5)
     with pytest.raises(InputError, match="leaves out 3 of 8 experts, which 2 groups cannot share"):
         prune_mask(scores, 0.375, top_k=2, groups=2)

@@ -79,7 +79,7 @@ VERBS: dict[str, Verb] = {
     "exit": Verb("exit", "ExitSettings", (MODEL, TASKS)),
     "circuits": Verb("circuits", "CircuitSettings", (MODEL, TASKS)),
     "dynamics": Verb("circuits", "SearchSettings", (CHECKPOINTS, TASKS, REVISIONS), function="dynamics", module="formation"),
-    "prune": Verb("prune", "PruneSettings", (MODEL, TEXTS), tables=("pruning", "domains", "tasks")),
+    "prune": Verb("prune", "PruneSettings", (MODEL, TEXTS), tables=("pruning", "tasks")),
     "robustness": Verb("robustness", "RobustnessSettings", (MODEL, PROMPTS)),
     "steer": Verb("steer", "SteerSettings", (MODEL, TEXTS, PROMPTS)),
     "transfer": Verb("transfer", "TransferSettings", (replace(MODEL, name="model_a"), replace(MODEL, name="model_b"), PROMPTS)),

@@ -50,24 +50,27 @@ class Banks:
     fields: tuple[str, ...]
     """of config.json, that say how many experts there are"""
 
-    def check(self, kept: int) -> None:
+    def check(self, kept: int, what: str = "this") -> None:
         """Refuse a number of experts that the router cannot choose among.
+
+        Args:
+            what: leaves so many, in words.
 
         Raises:
             InputError: it is below what a token needs, or not the same in each group.
         """
-        said = f"{self.n_experts - kept} of {self.n_experts} experts left out"
+        said = f"{what} leaves {kept} of {self.n_experts} experts"
         if kept < self.top_k:
-            raise InputError(f"{said}: {kept} stay, but each token needs {self.top_k}", "ratio")
+            raise InputError(f"{said}, but each token needs {self.top_k}", "ratio")
         if self.groups > 1:
             if kept % self.groups:
                 raise InputError(
-                    f"{said}: the router parts experts into {self.groups} groups of one size, so the number that is left out "
-                    f"must be a multiple of {self.groups}",
+                    f"{said}, but the router parts them into {self.groups} groups of one size: their number must be a multiple "
+                    f"of {self.groups}",
                     "ratio",
                 )
             if kept // self.groups < 2 or self.chosen_groups * (kept // self.groups) < self.top_k:
-                raise InputError(f"{said}: {kept // self.groups} stay in a group, which is too few for its router", "ratio")
+                raise InputError(f"{said}, {kept // self.groups} in a group, which is too few for its router", "ratio")
 
 
 def banks_of(layered: Layered) -> Banks:

@@ -56,7 +56,7 @@ class Rivals:
         for ratio in sorted({*settings.ratios, settings.ratio}):
             kept = banks.n_experts - round(ratio * banks.n_experts)
             try:
-                banks.check(kept)
+                banks.check(kept, f"{ratio:g}")
             except InputError as error:
                 if ratio == settings.ratio or banks.groups == 1:
                     raise

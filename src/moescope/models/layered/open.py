@@ -16,6 +16,8 @@ import transformers
 from torch import Tensor
 
 from moescope.errors import InputError
+from moescope.files.folder import system_errors
+from moescope.models.adapters import ADAPTER
 from moescope.models.batching import SIDES, Batching
 from moescope.models.fit import DTYPES, PRECISIONS, check_precision, plan_of
 from moescope.models.layered.files import Group, WeightFiles
@@ -84,6 +86,8 @@ def open_layered(model: Any, *, dtype: Precision = "auto", device: str | None = 
         return _of_memory(model)
     check_precision(dtype)
     source = find_source(model)
+    if (source.folder / ADAPTER).is_file():
+        raise InputError(f"{source.folder} is an adapter: save the model with it merged, and give that folder", "model")
     check_source(source)
     with quiet(), torch.random.fork_rng(devices=[]):
         config = read_config(source, False)
@@ -130,7 +134,7 @@ def _of_memory(loaded: LoadedModel) -> Layered:
         raise InputError(f"the weights of {loaded.name} are quantised ({loaded.quantisation}): load it in fp32, bf16 or fp16")
     folder = Path(tempfile.mkdtemp(prefix="moescope-"))
     module: Any = loaded.module
-    with quiet():
+    with quiet(), system_errors(folder):
         module.save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)
     made = open_layered(folder, dtype=PRECISIONS[loaded.dtype], device=str(loaded.device))

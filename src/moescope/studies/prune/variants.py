@@ -17,6 +17,9 @@ from moescope.studies.prune.cut import Banks
 from moescope.studies.prune.saliency import Saliency
 
 
+_ROWS = 64
+
+
 def mean_output(banks: Banks, found: Saliency, mask: PruneMask) -> Edit:
     """The router chooses as it did; an expert that the mask leaves out writes its own mean output, times its weight.
 
@@ -64,7 +67,8 @@ def rounded_experts(banks: Banks, which: Mapping[int, np.ndarray], bits: int) ->
             for parameter in at[number].module.parameters():
                 if parameter.dim() == 3:
                     for expert in np.flatnonzero(which[number]):
-                        parameter[expert] = rounded(parameter[expert], bits)
+                        for part in parameter[expert].split(_ROWS):  # what is made on the way stays small
+                            part.copy_(rounded(part, bits))
         yield layer
 
     return edit

@@ -125,6 +125,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--text-tokens", type=int, default=128)
     parser.add_argument("--work", type=Path, default=Path("/tmp/moescope-prune"))
+    parser.add_argument("--random", type=int, default=4, help="random masks; below 39 nothing could be shown at 0.05")
     parser.add_argument("--tiny", action="store_true")
     given = parser.parse_args()
     shape = TINY if given.tiny else SHAPE
@@ -136,6 +137,7 @@ def main() -> None:
     outside = shape["num_experts"] * shape["hidden_size"] + 4 * shape["hidden_size"] ** 2
     layer = 2 * (shape["num_experts"] * per_expert + outside)
     options = {"ratio": 0.25, "ratios": [], "text_tokens": given.text_tokens, "length": 32}
+    options |= {"n_random": given.random, "alpha": 0.05 if given.random >= 39 else 0.45}
     pruned = run(_PRUNE, str(source), str(out), json.dumps(options))
     reloaded = run(_RELOAD, str(out))
     over = pruned["peak_bytes"] - pruned["torch_bytes"]

@@ -23,6 +23,7 @@ def synthetic_results(name: str = "{}") -> list[StudyResult]:
         StudyResult("transfer", {}, tables={"similarity": _layer_pairs(28, rng)}),
         StudyResult("route", {}, tables={"layers": _routers(name)}),
         StudyResult("agreement", {}, tables={"layers": _agreement(rng)}),
+        StudyResult("targets", {}, tables=_targets(kinds, rng)),
     ]
 
 
@@ -47,6 +48,21 @@ def _agreement(rng: np.random.Generator) -> pd.DataFrame:
     shared = 1 - np.sort(rng.uniform(0, 0.2, 16))
     columns = {"shared": shared, "low": shared - 0.02, "high": shared + 0.01, "same": shared**8, "yardstick": shared + 0.01}
     return pd.DataFrame({"layer": range(16), **columns, "first": rng.dirichlet(np.ones(16)) / 3, "chance": 0.14})
+
+
+def _targets(kinds: list[str], rng: np.random.Generator) -> dict[str, pd.DataFrame]:
+    names = [*map(str, range(16)), "all"]
+    needed = rng.uniform(1e4, 1e6, 17)
+    layers = pd.DataFrame({"layer": names, "experts": 64, "reached": 60, "unseen": [i % 3 for i in range(17)]})
+    layers["needed"] = np.where(layers["unseen"] > 0, np.nan, needed)
+    layers["needed_low"], layers["needed_high"] = needed / 2, 3 * layers["needed"]
+    layers["even_needed"] = 900
+    carriers = [
+        {"layer": i, "expert": e, "category": kinds[(i + e) % len(kinds)], "lift": 2 ** rng.normal(), "carries": e % 7 == 0}
+        for i in range(16)
+        for e in range(64)
+    ]
+    return {"layers": layers, "carriers": pd.DataFrame(carriers)}
 
 
 def _signatures(kinds: list[str], name: str, rng: np.random.Generator) -> dict[str, pd.DataFrame]:

@@ -89,6 +89,11 @@ def route(run: Run) -> StudyResult:
     return moescope.route("dense-tiny", TASKS, settings, run=run)
 
 
+def targets(run: Run) -> StudyResult:
+    settings = moescope.TargetSettings(n_permutations=159)
+    return moescope.targets("moe-tiny", "routing-480", settings, run=dataclasses.replace(run, limit=300))
+
+
 VERBS: dict[str, tuple[Verb, int]] = {
     "circuits": (circuits, 12),
     "dynamics": (dynamics, 2),
@@ -101,6 +106,7 @@ VERBS: dict[str, tuple[Verb, int]] = {
     "convert": (convert, 5),
     "exit": (exits, 4),
     "route": (route, 4),
+    "targets": (targets, 4),
 }
 """a small run of each study, and how many stages it has at least"""
 

@@ -24,6 +24,7 @@ from moescope.runtime.exit.classifier import ExitClassifier
 from moescope.runtime.exit.store import load_exit
 from moescope.runtime.mask import PruneMask
 from moescope.runtime.route.store import ModelRouter, load_router
+from moescope.runtime.targets import Domain, Targets, load_targets
 from moescope.studies.convert.checkpoint import Checkpoint
 from moescope.studies.distill.save import DistilledStudent, load_student, save_student
 from moescope.studies.distill.students import Student
@@ -68,6 +69,7 @@ def kinds(work: Path) -> dict[str, Kind]:
     masks = [PruneMask({0: np.arange(8) % 3 != n, 2: np.arange(8) % 2 == n}, {"model": "m", "n": n}) for n in (0, 1)]
     exits = [exit_classifier(model, sign) for sign in (1, -1)]
     routers = [ModelRouter(on(router_model, "residual", layer), router_model) for layer in (0, 1)]
+    plans = [Targets("m", "f", {"0": 4}, {"all": Domain({"0": [n]}, ["layers.0.experts.up"])}) for n in (0, 1)]
     copies = [_copy(model, work / f"model{n}", n) for n in (0, 1)]
     traces = [make(seed=n) for n in (0, 1)]
     moments = [
@@ -97,6 +99,7 @@ def kinds(work: Path) -> dict[str, Kind]:
             "students/a",
             lambda at: _weights(load_student(at / "students" / "a" / "student.safetensors")),
         ),
+        result("result with targets", list(plans), "targets", lambda at: str(load_targets(at / "targets"))),
         result("converted checkpoint", list(copies), "checkpoint", lambda at: load_model(at).fingerprint),
         Kind(
             "classifier alone", "exit", *[lambda at, e=e: e.write(at) for e in exits], lambda at: _heads(load_exit(at, model)),

@@ -18,6 +18,7 @@ from tests.mutants.faults import (
     runtime,
     signatures,
     study,
+    targets,
     traces,
 )
 
@@ -33,4 +34,5 @@ FAULTS: tuple[Fault, ...] = (
     *reading.FAULTS,
     *study.FAULTS,
     *traces.FAULTS,
+    *targets.FAULTS,
 )

@@ -251,7 +251,12 @@ def _robustness(name: str, rng: np.random.Generator) -> dict[str, pd.DataFrame]:
         for c in ("identity", "typo", "paraphrase", "other language")
     ]
     attack = {c: rng.normal(2 - i, 1, 40) for i, c in enumerate(("margin", "one_random", "best_random", "search"))}
-    return {"changes": pd.DataFrame(changes), "attack": pd.DataFrame(attack)}
+    monitors = [
+        {"monitor": m, "misses": 0.05, "misses_low": 0.02, "misses_high": 0.1, "alarms": 0.1 * i, "alarms_low": 0.08 * i}
+        | {"alarms_high": 0.15 * i, "second_stage": 0.3, "risk": 0.1}
+        for i, m in enumerate(("cascade", "first stage alone", "whole model alone", "bag of words"))
+    ]
+    return {"changes": pd.DataFrame(changes), "attack": pd.DataFrame(attack), "monitor": pd.DataFrame(monitors)}
 
 
 def _layer_pairs(n: int, rng: np.random.Generator) -> pd.DataFrame:

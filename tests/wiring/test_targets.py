@@ -192,6 +192,7 @@ def test_what_the_tokens_explain_is_said_to_be_so() -> None:
     assert (carriers["p_tokens"] > 0.05).all()
     for claim in result.claims[3:]:
         assert (claim.outcome, claim.explanation) == ("holds", "trivial cue")
+    assert result.to_frame("domains")["token_gap"].abs().max() < 1e-9  # each token has its experts, wherever it stands
     bare = moescope.targets(replace(random_trace(30, lexical=True, templates=30), tokens=None), settings=FAST)
     assert "not run: the tokens' identity" in bare.claims[3].words
 

@@ -36,7 +36,7 @@ def _this_text(whole: Reached, settings: TargetSettings) -> Claim:
         row["reached"] / row["experts"],
         control=Control(EVEN, whole.even_share),
         words=f"{row['reached']} of {row['experts']} in {rates.tokens:,} tokens of {rates.documents} documents; {unseen}, "
-        f"the one with fewest {row['fewest']:,} ({row['even_fewest']:,.0f} by {EVEN}); a count of this text, so without an interval",
+        f"the one with fewest {row['fewest']:,} ({row['even_fewest']:,.0f} by {EVEN}); a count, so without an interval",
     )
 
 
@@ -60,7 +60,7 @@ def _further(whole: Reached, settings: TargetSettings) -> Case:
         interval=(needed.low, needed.high) if np.isfinite(needed.high) else None,
         control=Control(f"tokens that {EVEN} needs", whole.even),
         words=f"{_needed(whole)}, with probability {settings.sure:g}; this text has {tokens:,}; the interval keeps all "
-        f"experts' rates over documents, in which an expert's tokens vary {whole.row['spread']:.3g} times as much as independent ones",
+        f"experts' rates over documents, in which an expert's tokens vary {whole.row['spread']:.3g} times as much as independent",
     )
 
 

@@ -58,7 +58,7 @@ def targets(
     Args:
         model: a mixture of experts, which reads the texts; or a recorded trace, or the folder of one.
         texts: calibration or fine-tuning text: prompts as :func:`moescope.load_prompts` takes them (``topic`` is the document),
-            or a ``.txt`` file of texts parted by blank lines; None: the shipped passages of four categories. A trace has its own.
+            or a ``.txt`` file of texts parted by blank lines; None: the shipped passages. A trace has its own.
 
     Returns:
         A result of kind ``"targets"``: tables ``layers``, ``experts`` and, where there are categories, ``carriers``

@@ -25,9 +25,9 @@ from moescope.runtime.exit.store import load_exit
 from moescope.runtime.mask import PruneMask
 from moescope.runtime.route.store import ModelRouter, load_router
 from moescope.runtime.targets import Domain, Targets, load_targets
-from moescope.studies.convert.checkpoint import Checkpoint
 from moescope.studies.distill.save import DistilledStudent, load_student, save_student
 from moescope.studies.distill.students import Student
+from moescope.study.checkpoint import Checkpoint
 from moescope.study.result import Artifact, StudyResult
 from moescope.types import Claim, Site
 from tests.architectures import tiny_model

@@ -64,7 +64,7 @@ def test_what_it_says_and_costs(result: tuple[moescope.StudyResult, Path]) -> No
     alarms = claims["the cascade lets other prompts pass, at 30% of code missed"]
     assert alarms.outcome == "holds"
     assert alarms.control is not None
-    assert alarms.control.value == table.loc["bag of words", "alarms"] > alarms.measured  # type: ignore[operator]
+    assert alarms.control.value == table.loc["bag of words", "alarms"]
     assert alarms.measured == table.loc["cascade", "alarms"]
     assert 0 < table.loc["cascade", "second_stage"] < 1
     changes = found.to_frame("monitor_changes").set_index("change")

@@ -1,20 +1,20 @@
-"""A monitor in two stages: its promise, who calibrates it, and what it is set beside."""
+"""A monitor in two stages: its promise and who calibrates it; and steering that is written into a checkpoint."""
 
 from __future__ import annotations
 
 from tests.mutants.fault import faults
 
 _CASCADE, _MONITOR = "studies/robustness/cascade.py", "runtime/monitor.py"
-FAULTS = faults(
+MONITOR = faults(
     "monitor",
     "monitor",
     (
-        "promise-on-alarms",
+        "promise-on-what-is-flagged",
         "promise",
-        "prompts that are flagged count as missed",
+        "the bound is on the share that is flagged",
         _MONITOR,
-        "missed = np.stack([~c.decisions(first, second)[0] for c in candidates], axis=1).astype(float)",
-        "missed = np.stack([c.decisions(first, second)[0] for c in candidates][::-1], axis=1).astype(float)",
+        "learn_then_test(missed, risk, delta, binary=True)",
+        "learn_then_test(missed, 1 - risk, delta, binary=True)",
         ("test_the_promise_holds_over_splits",),
     ),
     (
@@ -72,3 +72,54 @@ FAULTS = faults(
         ("test_one_pass_gives_what_the_two_stages_give",),
     ),
 )
+_EXPORT = "studies/steer/export.py"
+EXPORT = faults(
+    "steer",
+    "../steer_export",
+    (
+        "ban-is-boost",
+        "export",
+        "what a ban adds to the router's bias has the other sign",
+        _EXPORT,
+        "NEVER = -1e4",
+        "NEVER = 1e4",
+        ("test_a_ban_and_a_boost_stand_in_the_bias",),
+    ),
+    (
+        "boost-is-taken-off",
+        "export",
+        "a boost is taken from the bias",
+        _EXPORT,
+        "flat[expert] += value",
+        "flat[expert] -= value",
+        ("test_a_ban_and_a_boost_stand_in_the_bias",),
+    ),
+    (
+        "banned-are-kept",
+        "export",
+        "the banned experts are those that stay",
+        _EXPORT,
+        "if e not in dropped[number]]",
+        "if e + 1 not in dropped[number]]",
+        ("test_experts_are_left_out_and_scaled",),
+    ),
+    (
+        "not-compared",
+        "export",
+        "what was written is not compared with the edits",
+        _EXPORT,
+        "if not difference <= most:",
+        "if not difference <= most + 1:",
+        ("test_what_cannot_be_written_is_refused_by_name",),
+    ),
+    (
+        "compared-with-no-edits",
+        "export",
+        "what was written is compared with the model as it is",
+        _EXPORT,
+        "off += float((found - hooked).square().sum())",
+        "off += float((plain - plain).square().sum())",
+        ("test_what_cannot_be_written_is_refused_by_name",),
+    ),
+)
+FAULTS = [*MONITOR, *EXPORT]

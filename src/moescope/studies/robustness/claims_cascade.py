@@ -98,7 +98,7 @@ def _worst(changes: pd.DataFrame, risk: float) -> list[Claim]:
             float(row["misses"]),
             interval=(float(row["misses_low"]), float(row["misses_high"])),
             control=Control("promised for prompts as they are", risk),
-            words=f"{row['change']}; the promise is for prompts like those that calibrated, and not for changed ones; chosen as "
-            "the worst of all changes, so that it is high by that too",
+            words=f"{row['change']}; the promise is for prompts like those that calibrated, and not for changed ones; chosen "
+            "as the worst of all changes, so that it is high by that too",
         )
     ]

@@ -83,8 +83,8 @@ FIGURES: tuple[TableFigure, ...] = (
         "monitor",
         "monitor",
         "A monitor in two stages beside its rivals",
-        "Each with the same promise on misses (dashed), every prompt judged by the turn that had not seen its group. In brackets "
-        "the share of prompts for which the whole model is run. Bars: 95 % intervals.",
+        "Each with the same promise on misses (dashed), every prompt judged by the turn that had not seen its group. In "
+        "brackets the share of prompts for which the whole model is run. Bars: 95 % intervals.",
         _monitor,
     ),
 )

@@ -65,8 +65,8 @@ def prune(run: Run) -> StudyResult:
 
 
 def robustness(run: Run) -> StudyResult:
-    settings = moescope.RobustnessSettings(attacked=2, queries=48)
-    return moescope.robustness("moe-tiny", "routing-80", settings, run=run)
+    settings = moescope.RobustnessSettings(attacked=2, queries=48, monitor="code", risk=0.4, delta=0.2)
+    return moescope.robustness("moe-tiny", "routing-80", settings, run=dataclasses.replace(run, limit=80))
 
 
 def transfer(run: Run) -> StudyResult:
@@ -101,7 +101,7 @@ VERBS: dict[str, tuple[Verb, int]] = {
     "distill": (distill, 5),
     "steer": (steer, 6),
     "prune": (prune, 5),
-    "robustness": (robustness, 8),
+    "robustness": (robustness, 15),
     "transfer": (transfer, 4),
     "convert": (convert, 5),
     "exit": (exits, 4),

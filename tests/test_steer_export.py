@@ -21,6 +21,7 @@ from moescope.models.experts import expert_layers
 from moescope.models.load import from_model
 from moescope.models.tiny import tiny_module
 from moescope.studies.steer.export import export, patch_of
+from moescope.tasks.passages import load_passages
 from tests.architectures import tiny_tokenizer
 
 IDS = np.random.default_rng(1).integers(3, 60, (3, 12))
@@ -140,7 +141,10 @@ def test_what_cannot_be_written_is_refused_by_name() -> None:
 
 
 def test_the_study_exports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    few = ["--text-tokens", "64", "--length", "16", "--new-tokens", "0", "--prompts", "routing-80"]
+    rows = [{"text": p.text[:200], "category": p.category, "group": p.group} for p in load_passages() if p.category != "story"]
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(row) for row in rows[::8]))
+    few = ["--text", str(tmp_path / "t.jsonl"), "--text-tokens", "32", "--length", "8", "--new-tokens", "0"]
+    few += ["--prompts", "routing-80"]
     arguments = ["steer", "moe-tiny", "--ban-top", "code=1", "--match", "overall", *few]
     with pytest.raises(SystemExit):
         main([*arguments, "--export", "llama.cpp", "--out", str(tmp_path / "no")])

@@ -60,7 +60,8 @@ def _further(whole: Reached, settings: TargetSettings) -> Case:
         interval=(needed.low, needed.high) if np.isfinite(needed.high) else None,
         control=Control(f"tokens that {EVEN} needs", whole.even),
         words=f"{_needed(whole)}, with probability {settings.sure:g}; this text has {tokens:,}; the interval keeps all "
-        f"experts' rates over documents, in which counts vary {whole.row['spread']:.3g} times as much as those of independent tokens",
+        "experts' rates over documents, in which counts vary "
+        f"{whole.row['spread']:.3g} times as much as those of independent tokens",
     )
 
 

@@ -49,7 +49,7 @@ class Score(NamedTuple):
 
     def of(self, features: np.ndarray) -> np.ndarray:
         """(N,) float64."""
-        return np.asarray(features, dtype=np.float64) @ self.weight + self.bias
+        return np.asarray(np.asarray(features, dtype=np.float64) @ self.weight + self.bias)
 
 
 def fit_score(x: np.ndarray, y: np.ndarray) -> Score:

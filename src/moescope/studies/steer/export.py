@@ -93,16 +93,16 @@ def patch_of(model: LoadedModel, edits: ExpertEdits) -> Patch:
                 f"{model.name}, layer {number}: no tensor of a router forces an expert; ban or boost instead", "export"
             )
         if edit.scale:
-            part, leaf, new = _scaled(layer, edit.scale)
-            for name, value in zip(leaf, new, strict=True):
-                put(number, part, name, value, "scale " + _said(edit.scale))
+            bank, leaves, new = _scaled(layer, edit.scale)
+            for name, value in zip(leaves, new, strict=True):
+                put(number, bank, name, value, "scale " + _said(edit.scale))
         if not edit.ban and not edit.boost:
             continue
         bias = _logit_bias(layer)
         choice = _choice_bias(model, layer)
         if bias is not None:
             values = {**(edit.boost or {}), **dict.fromkeys(edit.ban, NEVER)}
-            put(number, bias, "bias", _added(bias.bias, values), "add " + _said(values))  # type: ignore[arg-type]
+            put(number, bias, "bias", _added(bias.bias, values), "add " + _said(values))
         elif edit.boost:
             kind = model.config.model_type
             raise InputError(
@@ -134,6 +134,7 @@ def _choice_bias(model: LoadedModel, layer: ExpertLayer) -> tuple[nn.Module, str
             found = getattr(part, leaf, None)
             if isinstance(found, Tensor) and found.numel() == layer.n_experts:
                 return part, leaf
+    return None
 
 
 def _added(tensor: Tensor, values: Mapping[int, float]) -> Tensor:
@@ -231,7 +232,8 @@ def export(model: LoadedModel, edits: ExpertEdits, texts: Encoded) -> Export:
         module.save_pretrained(folder, state_dict=patch.state)
         model.tokenizer.save_pretrained(folder)
     with quiet():
-        again = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype).to(model.device).eval()
+        again: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype)
+    again.to(model.device).eval()
     rows = _few(texts)
     off, whole, nothing, tokens = 0.0, 0.0, 0.0, 0
     with torch.no_grad():

@@ -98,12 +98,15 @@ def targets(
         raise InputError("all of it is one document, so that nothing says how others differ; give several", "texts")
     if n < 20:
         context.note(f"Note: {n} documents; intervals over so few are wide.")
+    context.tell("reach and carriers", 0, 2)
     found = context.stage("reach", partial(reach, trace, settings, run.seed))
+    context.tell("reach and carriers", 1, 2)
     subject = _subject(trace)
     domains = None
     if subject is not None:
         domains = context.stage("experts of the categories", partial(carried, subject, settings, run.seed))
         _record(context, domains, settings)
+    context.tell("reach and carriers", 2, 2)
     whole = found[-1]
     return context.result(
         model=loaded if loaded is not None else str(trace.meta.get("model", "unknown")),

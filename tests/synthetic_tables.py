@@ -24,6 +24,7 @@ def synthetic_results(name: str = "{}") -> list[StudyResult]:
         StudyResult("route", {}, tables={"layers": _routers(name)}),
         StudyResult("agreement", {}, tables={"layers": _agreement(rng)}),
         StudyResult("targets", {}, tables=_targets(kinds, rng)),
+        StudyResult("atlas", {}, tables={"layers": _atlas()}),
     ]
 
 
@@ -63,6 +64,13 @@ def _targets(kinds: list[str], rng: np.random.Generator) -> dict[str, pd.DataFra
         for e in range(64)
     ]
     return {"layers": layers, "carriers": pd.DataFrame(carriers)}
+
+
+def _atlas() -> pd.DataFrame:
+    layers = np.arange(16)
+    names = ("token", "category", "identity", "prompt_token", "twin_token", "prompt_category", "twin_category")
+    bits = {f"{name}_bits": (i + layers / 16) / 4 for i, name in enumerate(names)}
+    return pd.DataFrame({"layer": layers, "experts": 64, "labelled": 40, **bits})
 
 
 def _signatures(kinds: list[str], name: str, rng: np.random.Generator) -> dict[str, pd.DataFrame]:

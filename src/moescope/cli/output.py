@@ -30,9 +30,13 @@ def prepare(out: Path | None, command: str, *, overwrite: bool = False) -> Path:
 def print_result(result: StudyResult, folder: Path, tables: tuple[str, ...] = ()) -> None:
     """The claims, the tables named, the notes, and where the report and the artifacts are."""
     from moescope.files.remote import address
+    from moescope.report.answer import answer
     from moescope.study.store import place
 
     print_claims(result)
+    console = Console(highlight=False, markup=False)
+    for line in answer(result.claims, map(str, result.meta.get("tasks") or ())).lines():
+        console.print(line)
     where = folder if address(folder) else folder.resolve()
     for name in (name for name in tables if name in result.tables):
         print(result.to_frame(name).to_string(index=False), end="\n\n")

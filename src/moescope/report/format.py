@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -231,3 +233,9 @@ def page_source(package: str) -> str:
     """The ``page.html`` of a package with the style that all pages share, ``base.css``, in its place."""
     page, base = (files(where).joinpath(name) for where, name in ((package, "page.html"), ("moescope.report", "base.css")))
     return page.read_text(encoding="utf-8").replace("/* base.css */\n", base.read_text(encoding="utf-8"))
+
+
+def page_script(package: str) -> tuple[str, str]:
+    """The ``page.js`` of a package, and its SHA-256 as a Content-Security-Policy names it."""
+    script = files(package).joinpath("page.js").read_text(encoding="utf-8")
+    return script, base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

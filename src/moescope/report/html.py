@@ -1,16 +1,17 @@
 """One HTML page that says what was found: verdicts first, then figures, tables and provenance.
 
-The page is one file that loads nothing: styles and figures are inside it, and it has no script. Every text of a result is
-escaped. The markup is in ``page.html`` beside this module, what it shares with the
-server's page in ``base.css``.
+The page is one file that loads nothing: styles and figures are inside it. It works without its script, ``page.js``, by which
+tables are sorted, filtered and downloaded; the policy in its head lets no other run. Every text of a result is escaped. The
+markup is in ``page.html`` beside this module, what it shares with other pages in ``base.css``.
 """
 
 from __future__ import annotations
 
 import base64
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +19,17 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
 from moescope.errors import Note
-from moescope.report.format import DASH, beside, headline, number, numbers, page_source, tally, verdict_style
+from moescope.report.answer import answer
+from moescope.report.format import DASH, beside, headline, number, numbers, page_script, page_source, tally, verdict_style
 from moescope.report.registry import Image, available, entries, rendered
-from moescope.study.names import model_name
+from moescope.study.names import model_name, slug
+from moescope.types import Claim
 
 if TYPE_CHECKING:
     from moescope.study.result import StudyResult
 
-ROWS_SHOWN = 50  # of each table; all rows are in the result's folder
+ROWS_SHOWN = 50  # of each table at least; all rows are in the result's folder
+_ROWS_MORE, _CELLS = 500, 12_000  # rows of a table where the page has not that many cells yet
 _CELL = 200  # characters of one table cell
 # What provenance shows first, in this order; whatever else `meta` holds follows. `title` and `notes` stand at the top.
 _FIRST = ("model", "fingerprint", "tasks", "data", "seed", "command", "versions", "git_revision", "date")
@@ -44,7 +48,7 @@ class _Figure:
 class _Table:
     name: str
     columns: list[tuple[str, bool]]  # (name, whether its cells are numbers)
-    rows: list[list[str]]
+    rows: list[list[tuple[str, str]]]  # (as it is read, in full where that says more)
     total: int
 
 
@@ -57,12 +61,17 @@ def html_report(result: StudyResult, images: Mapping[str, Image | None] | None =
     """
     images = images or {}
     drawn = {e.name: images[e.name] if e.name in images else _drawn(result, e.name) for e in entries(result)}
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.globals["zip"] = zip
-    environment.filters |= {"number": number, "numbers": numbers, "style": verdict_style, "beside": beside}
-    template = environment.from_string(page_source(__package__))
+    template = _environment().from_string(page_source(__package__))
+    figures = list(_figures(result, drawn))
+    script, digest = page_script(__package__)
     return template.render(
-        title=result.meta.get("title") or f"{result.kind.capitalize()} study of {model_name(result)}",
+        script=script,
+        script_hash=digest,
+        command=result.meta.get("command"),
+        addresses=_addresses(result.claims),
+        answer=answer(result.claims, map(str, result.meta.get("tasks") or ())),
+        lead=figures[0] if figures else None,
+        title=_title(result),
         kind=result.kind,
         model=model_name(result),
         headline=headline(result.claims),
@@ -70,10 +79,48 @@ def html_report(result: StudyResult, images: Mapping[str, Image | None] | None =
         verdicts=tally(result.claims),
         claims=result.claims,
         circuits=result.circuits,
-        figures=list(_figures(result, drawn)),
-        tables=[_table(name, table) for name, table in result.tables.items()],
+        figures=figures[1:],
+        tables=list(_tables(result.tables)),
         provenance=_provenance(result.meta),
     )
+
+
+def notebook_html(result: StudyResult) -> str:
+    """What a notebook shows of a result: the answer, the claims with their verdicts, and the figure that comes first."""
+    first = next(iter(entries(result)), None)
+    image = None if first is None else _drawn(result, first.name)
+    template = _environment().from_string(files(__package__).joinpath("notebook.html").read_text(encoding="utf-8"))
+    return template.render(
+        title=_title(result),
+        answer=answer(result.claims, map(str, result.meta.get("tasks") or ())),
+        claims=result.claims,
+        figure=None if first is None or image is None else _Figure(first.name, first.title, first.caption, _uri(image)),
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.globals["zip"] = zip
+    environment.filters |= {"number": number, "numbers": numbers, "style": verdict_style, "beside": beside}
+    return environment
+
+
+def _title(result: StudyResult) -> str:
+    return str(result.meta.get("title") or f"{result.kind.capitalize()} study of {model_name(result)}")
+
+
+def _uri(image: Image) -> str:
+    # As an image and not inline: the ids inside two figures cannot clash, and nothing in it can run.
+    return f"data:image/svg+xml;base64,{base64.b64encode(image.svg).decode('ascii')}"
+
+
+def _addresses(claims: Sequence[Claim]) -> list[str]:
+    """An id for each claim, from its statement."""
+    found: list[str] = []
+    for claim in claims:
+        name = f"claim-{slug(claim.statement).lower()}"
+        found.append(name if name not in found else f"{name}-{len(found)}")
+    return found
 
 
 def _drawn(result: StudyResult, name: str) -> Image | None:
@@ -90,15 +137,29 @@ def _figures(result: StudyResult, images: Mapping[str, Image | None]) -> Iterato
         image = images[entry.name]
         if image is None:
             continue
-        # As an image and not inline: the ids inside two figures cannot clash, and nothing in it can run.
-        data = base64.b64encode(image.svg).decode("ascii")
-        yield _Figure(entry.name, entry.title, entry.caption, f"data:image/svg+xml;base64,{data}")
+        yield _Figure(entry.name, entry.title, entry.caption, _uri(image))
 
 
-def _table(name: str, table: pd.DataFrame) -> _Table:
+def _tables(tables: Mapping[str, pd.DataFrame]) -> Iterator[_Table]:
+    """As many rows of each as the page has room for."""
+    room = _CELLS
+    for name, table in tables.items():
+        rows = min(len(table), _ROWS_MORE)
+        if rows * len(table.columns) > room:
+            rows = min(len(table), ROWS_SHOWN)
+        room -= rows * len(table.columns)
+        yield _table(name, table, rows)
+
+
+def _table(name: str, table: pd.DataFrame, n_rows: int) -> _Table:
     numeric = {str(c): pd.api.types.is_numeric_dtype(table[c]) and not pd.api.types.is_bool_dtype(table[c]) for c in table}
-    rows = [[_cell(value) for value in row] for row in table.head(ROWS_SHOWN).itertuples(index=False, name=None)]
+    rows = [[(_cell(value), _full(value)) for value in row] for row in table.head(n_rows).itertuples(index=False, name=None)]
     return _Table(name, list(numeric.items()), rows, len(table))
+
+
+def _full(value: Any) -> str:
+    """A number in all its digits, where the page rounds it."""
+    return repr(float(value)) if isinstance(value, float) and _cell(value) not in (DASH, repr(float(value))) else ""
 
 
 def _cell(value: Any) -> str:

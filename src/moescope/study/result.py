@@ -48,7 +48,7 @@ class Stored:
             shutil.copyfile(self.folder / file, folder / file)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class StudyResult:
     """The outcome of one study.
 
@@ -93,6 +93,16 @@ class StudyResult:
         return all(_same(self.tables[name], other.tables[name]) for name in self.tables)
 
     __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        parts = [f"{len(self.claims)} claims", f"tables: {', '.join(self.tables) or 'none'}"]
+        if self.artifacts:
+            parts.append(f"artifacts: {', '.join(self.artifacts)}")
+        return f"<{self.meta.get('title') or f'{self.kind} result'}; {'; '.join(parts)}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the answer, the claims and a figure."""
+        return str(import_module(_PAGE).notebook_html(self))
 
     @property
     def rows(self) -> list[dict[str, Any]]:

@@ -204,8 +204,28 @@ def verdict(case: Case, p_adjusted: float | None, alpha: float = ALPHA) -> Claim
         outcome=outcome,
         explanation=explanation,
         words=f"{said}; {case.words}" if case.words else said,
-        details={**case.details, "alpha": alpha, "margin": case.effect.margin},
+        details={
+            **case.details,
+            "alpha": alpha,
+            "margin": case.effect.margin,
+            **_told(case, outcome, explanation, p_adjusted, alpha),
+        },
     )
+
+
+def _told(case: Case, outcome: Outcome, explanation: Explanation | None, p: float | None, alpha: float) -> dict[str, Any]:
+    """For the answer in short: ``by``, what explains the figure; ``more``, how many times as many texts could settle it."""
+    if outcome == "holds" and explanation not in (None, "none found"):
+        readings = ((rival, reading(rival, rival.p, alpha)) for rival in case.rivals)
+        return {"by": next(rival.against for rival, state in readings if state in ("absent", "opposite"))}
+    if outcome == "contradicted" and explanation not in (None, "leakage"):
+        return {"by": case.effect.against}
+    if outcome != "inconclusive":
+        return {}
+    open_ = [e for e in (case.effect, *case.rivals) if reading(e, e.p if e is not case.effect else p, alpha) == "unclear"]
+    wide = [(e.could_have_shown(alpha) / e.margin) ** 2 for e in open_ or [case.effect] if e.margin > 0]
+    most = max(wide, default=math.nan)
+    return {"more": most} if most > 1 else {}
 
 
 def _decided(case: Case, p: float | None, alpha: float) -> tuple[Outcome, Explanation | None, str]:

@@ -6,18 +6,15 @@ no other run. Every text of the model and of its prompts is escaped.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
-from moescope.report.format import interval, number, page_source, verdict_style
+from moescope.report.format import interval, number, page_script, page_source, verdict_style
 from moescope.types import Claim
 
 FILE = "index.html"
@@ -61,7 +58,7 @@ def atlas_page(
         rows.setdefault(int(layer), []).append(card)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"number": number, "interval": interval, "style": verdict_style}
-    script = files(__package__).joinpath("page.js").read_text(encoding="utf-8")
+    script, digest = page_script(__package__)
     html = environment.from_string(page_source(__package__)).render(
         title=title,
         model=model,
@@ -72,7 +69,7 @@ def atlas_page(
         cards=cards,
         categories=sorted({card.category for card in cards if card.category}),
         script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        script_hash=digest,
     )
     return Page(html)
 

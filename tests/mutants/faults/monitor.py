@@ -39,7 +39,7 @@ MONITOR = faults(
         "judged-on-calibration",
         "split",
         "the prompts that calibrate judge too",
-        _CASCADE,
+        "studies/robustness/turns.py",
         "for of in ((1, 2), (3, 4), (0,)))",
         "for of in ((1, 2), (3, 4), (0, 3)))",
         ("test_what_it_says_and_costs",),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -15,7 +15,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 
-from moescope.errors import InputError
 from moescope.models import LoadedModel
 from moescope.runtime.exit.layers import check_leaving
 from moescope.runtime.monitor import (
@@ -32,11 +31,11 @@ from moescope.runtime.monitor import (
 from moescope.runtime.route.router import source_sites
 from moescope.runtime.route.watch import prompt_features
 from moescope.stats import group_bootstrap, wilson
-from moescope.stats.conformal import ltt_size
 from moescope.studies.robustness.perturb import perturbed
 from moescope.studies.robustness.settings import RobustnessSettings
+from moescope.studies.robustness.turns import one_each
 from moescope.study.protocol import Context
-from moescope.study.rows import FOLDS, Rows
+from moescope.study.rows import Rows
 from moescope.tasks import Prompt, group_folds
 
 CASCADE, SIGNATURE, WHOLE, WORDS = "cascade", "first stage alone", "whole model alone", "bag of words"
@@ -89,39 +88,6 @@ class Cascade:
     """(n, 2) medians of a prompt's seconds by the cascade, and by the whole model alone"""
 
 
-def turns(y: np.ndarray, groups: np.ndarray, seed: int) -> Iterator[Rows]:
-    """Two fifths of the groups fit, two calibrate, one judges; each group judges once."""
-    folds = group_folds(y.astype(int), groups, n_folds=FOLDS, seed=seed)
-    for turn in range(FOLDS):
-        part = (folds - turn) % FOLDS
-        fit, calibrate, judge = (np.flatnonzero(np.isin(part, of)) for of in ((1, 2), (3, 4), (0,)))
-        yield Rows(f"monitor, turn {turn}", groups, fit=fit, select=fit, calibrate=calibrate, judge=judge)
-
-
-def check_cascade(y: np.ndarray, groups: np.ndarray, settings: RobustnessSettings, seed: int) -> list[Rows]:
-    """The turns, if every one has enough calibration prompts for the promise.
-
-    Raises:
-        InputError: one has too few.
-    """
-    found = list(turns(y, groups, seed))
-    need = ltt_size(settings.risk, settings.delta)
-    have = min(len(_one_each(rows.calibrate[y[rows.calibrate]], groups)) for rows in found)
-    if have < need:
-        raise InputError(
-            f"{settings.risk:g} at delta {settings.delta:g} needs at least {need} calibration prompts of {settings.monitor!r} "
-            f"in groups of their own, there are {have}; ask for more risk, or give more prompts",
-            "risk",
-        )
-    return found
-
-
-def _one_each(rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """One row of each group, drawn at random: exchangeable units."""
-    order = np.random.default_rng(0).permutation(rows)
-    return np.asarray(order[np.unique(groups[order], return_index=True)[1]])
-
-
 def fit_turn(
     rows: Rows, x: tuple[np.ndarray, np.ndarray], texts: Sequence[str], y: np.ndarray, settings: RobustnessSettings
 ) -> tuple[Fitted, dict[str, np.ndarray], np.ndarray]:
@@ -133,7 +99,7 @@ def fit_turn(
     scores = [fit_score(part[rows.fit], y[rows.fit]) for part in x]
     every = [score.of(part) for score, part in zip(scores, x, strict=True)]
     held = [_held_out(part[rows.fit], y[rows.fit], rows.groups[rows.fit]) for part in x]
-    own = _one_each(rows.calibrate[y[rows.calibrate]], rows.groups)
+    own = one_each(rows.calibrate[y[rows.calibrate]], rows.groups)
     words, words_held = _words(texts, y, rows)
     none = np.zeros(len(y))
     target = y[rows.fit]

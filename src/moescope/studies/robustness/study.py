@@ -28,16 +28,16 @@ from moescope.routing.similarity import null_corrected
 from moescope.routing.subject import check_categories
 from moescope.stats import group_bootstrap
 from moescope.studies.robustness.attack import Attack, find_suffixes
-from moescope.studies.robustness.cascade import cascade_of, check_cascade, monitor_layer
+from moescope.studies.robustness.cascade import cascade_of, monitor_layer
 from moescope.studies.robustness.claims import robustness_claims
 from moescope.studies.robustness.claims_cascade import cascade_claims
 from moescope.studies.robustness.monitor import Counter, Monitors, flat_signatures
 from moescope.studies.robustness.perturb import perturbed
 from moescope.studies.robustness.settings import RobustnessSettings
+from moescope.studies.robustness.turns import watched_rows
 from moescope.study.paired import above_chance, paired_effect
 from moescope.study.protocol import Context, ModelLike, PromptsLike
 from moescope.study.result import Artifact, StudyResult
-from moescope.study.rows import Rows
 from moescope.study.run import Run
 from moescope.tasks import Prompt
 
@@ -69,7 +69,7 @@ def robustness(
     context = Context("robustness", settings, run)
     asked = context.prompts(prompts)
     y, categories = check_categories([p.id for p in asked], [p.category for p in asked])
-    parts = _watched(asked, y, categories, settings, run.seed)
+    parts = watched_rows(asked, y, categories, settings, run.seed)
     loaded = context.load(model)
     if parts is not None:
         monitor_layer(loaded, settings)
@@ -143,18 +143,6 @@ def robustness(
         artifacts=artifacts,
         prompts=len(asked),
     )
-
-
-def _watched(
-    prompts: Sequence[Prompt], y: np.ndarray, categories: list[str], settings: RobustnessSettings, seed: int
-) -> list[Rows] | None:
-    """Who fits, calibrates and judges a monitor of one category; None where none is asked for."""
-    if settings.monitor is None:
-        return None
-    if settings.monitor not in categories:
-        raise InputError(f"{settings.monitor!r} is none of the prompts' categories: {', '.join(categories)}", "monitor")
-    groups = np.array([p.group or p.id for p in prompts])
-    return check_cascade(y == categories.index(settings.monitor), groups, settings, seed)
 
 
 def _counters(

@@ -45,7 +45,9 @@ def guessed_ids(
     done = 0
     with recording(model, weights=False, hidden=True) as recorder:
         if tuple(layer.layer for layer in recorder.layers) != trace.layers:
-            raise InputError(f"{model.name} has experts in other layers than the trace, which has {list(trace.layers)}", "model")
+            raise InputError(
+                f"{model.name} has experts in other layers than the trace, which has {list(trace.layers)}", "model"
+            )
         budget = 1 if mixes_tokens(model, recorder.layers) else batch_tokens
         for batch in padded_batches(model, encoded, budget, "right"):
             recorder.steps.clear()
@@ -73,7 +75,9 @@ def _scores(layer: ExpertLayer, hidden: torch.Tensor) -> torch.Tensor:
         try:
             layer.router(hidden)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"{layer}: its router does not take a layer's tokens alone ({error}); leave the model out", "model") from error
+            raise InputError(
+                f"{layer}: its router does not take a layer's tokens alone ({error}); leave the model out", "model"
+            ) from error
         finally:
             for handle in handles:
                 handle.remove()

@@ -12,9 +12,7 @@ from moescope.kernels.loops import compiled
 
 
 @compiled()
-def gather(
-    ids: np.ndarray, order: np.ndarray, bounds: np.ndarray, n_experts: int, flat: np.ndarray, starts: np.ndarray
-) -> int:
+def gather(ids: np.ndarray, order: np.ndarray, bounds: np.ndarray, n_experts: int, flat: np.ndarray, starts: np.ndarray) -> int:
     """The distinct experts of each step, into ``flat`` and ``starts``; how many there are in all.
 
     Args:

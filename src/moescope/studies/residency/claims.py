@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from moescope.stats import bootstrap_sums, expanded_percentiles
 from moescope.studies.residency.cached import NAMES, UNIFORM, Cached, Outcome, interval
 from moescope.studies.residency.placed import CONTIGUOUS, FITTED, Placed
 from moescope.studies.residency.settings import ResidencySettings
-from moescope.study.paired import joined, paired_effect
+from moescope.study.paired import paired_effect
 from moescope.study.verdicts import Case, Effect, beyond_draws, untested
 from moescope.types import Claim, Control
 
@@ -55,10 +56,13 @@ def _known(ends: tuple[float, float]) -> tuple[float, float] | None:
 def _against(own: Outcome, other: Outcome, against: str, settings: ResidencySettings, seed: int, **options: Any) -> Effect:
     """Hit rate of one less that of the other, on the same requests."""
     a, b = own.hits, other.hits
+    gap = float(a.mean() - b.mean())
+    if np.array_equal(a, b):  # no shares of single answers, of which none would leave a doubt
+        return Effect(gap, gap, gap, against, settings.margin, **options)
     if len(np.unique(own.groups)) < 2:
-        gap = float(a.mean() - b.mean())
-        return Effect(gap, *joined(gap, (float("nan"),) * 2), against, settings.margin, **options)
-    return paired_effect(a, b, own.groups, against, settings.margin, seed, **options)
+        return Effect(gap, float("nan"), float("nan"), against, settings.margin, **options)
+    effect = paired_effect(a, b, own.groups, against, settings.margin, seed, **options)
+    return replace(effect, p=None) if effect.no_worse else effect  # whose p is of the margin, not of nought
 
 
 def _locality(found: Cached, settings: ResidencySettings, seed: int) -> Case:
@@ -161,9 +165,7 @@ def _placement(one: Placed, settings: ResidencySettings, *, first: bool) -> Case
         return Claim(statement, own.value, interval=_ends(own), control=control, words=f"{words}; beside the first, not judged")
     margin = settings.margin_imbalance
     gain = one.gain
-    random = beyond_draws(
-        own.value, one.random, f"random placements ({len(one.random)})", margin, alternative=-1, share=False
-    )
+    random = beyond_draws(own.value, one.random, f"random placements ({len(one.random)})", margin, alternative=-1, share=False)
     effect = Effect(gain.value, gain.low, gain.high, "the contiguous placement", margin, _p(gain), share=False)
     return Case(
         statement, own.value, effect, interval=_ends(own), control=control, rivals=(random,), family=FAMILY, words=words
@@ -181,7 +183,9 @@ def _p(known: Estimate) -> float | None:
 def _alternative(capacity: int, n_experts: int, bits: int) -> Claim:
     left = bits * capacity / n_experts
     fitting = [b for b in (8, 4) if b <= left]
-    said = f"{fitting[0]}-bit weights of all experts fit there, and nothing is ever loaded" if fitting else "not even 4 bits fit"
+    said = (
+        f"{fitting[0]}-bit weights of all experts fit there, and nothing is ever loaded" if fitting else "not even 4 bits fit"
+    )
     return Claim(
         "Cheapest alternative: bits a weight if the same memory held all experts",
         left,

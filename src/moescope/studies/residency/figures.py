@@ -52,7 +52,12 @@ def _layers(tables: Tables) -> Figure:
     frame = tables["layers"]
     figure = new_figure(2.4)
     axes = figure.subplots()
-    said = (("lru", BLUE, "last used"), ("static", ORANGE, "pinned"), ("fewest", INK, "fewest loads"), ("uniform", SOFT, "uniform router"))
+    said = (
+        ("lru", BLUE, "last used"),
+        ("static", ORANGE, "pinned"),
+        ("fewest", INK, "fewest loads"),
+        ("uniform", SOFT, "uniform router"),
+    )
     for i, (column, ink, label) in enumerate(said):
         axes.plot(frame["layer"], frame[column], color=ink, marker=marker(i), ms=3, label=label)
     axes.set_ylabel("hit rate")

@@ -79,5 +79,3 @@ def laid_out(counts: np.ndarray, trace: RoutingTrace) -> np.ndarray:
     for i, n in enumerate(trace.n_experts):
         total[i, n:] = -1
     return np.asarray(total)
-
-

@@ -43,7 +43,7 @@ class ResidencySettings(Judged):
     """Random placements per number of devices."""
     margin: Annotated[float, between(0, 1)] = 0.02
     """Smallest difference of hit rates that counts."""
-    margin_imbalance: Annotated[float, above(0)] = 0.02
+    margin_imbalance: Annotated[float, above(0)] = 0.05
     """Smallest difference of the busiest device's load, over the mean of all, that counts."""
 
     def check(self) -> None:

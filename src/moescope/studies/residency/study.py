@@ -123,7 +123,13 @@ def residency(
         model=str(recorded.meta.get("model", "unknown")),
         title=f"Caching and placing the experts of {recorded.meta.get('model', 'a model')}",
         claims=residency_claims(
-            found, placed, settings, n_experts, _BITS.get(str(recorded.meta.get("dtype")), 16), run.seed, looked=guessed is not None
+            found,
+            placed,
+            settings,
+            n_experts,
+            _BITS.get(str(recorded.meta.get("dtype")), 16),
+            run.seed,
+            looked=guessed is not None,
         ),
         tables=tables,
         artifacts={
@@ -145,5 +151,7 @@ def _capacities(n_experts: int, settings: ResidencySettings) -> tuple[int, list[
     further = settings.capacities or tuple(max(1, n_experts * part // 8) for part in (1, 4, 6))
     for name, values in (("capacity", (capacity,)), ("capacities", further)):
         if (largest := max(values)) >= n_experts and (n_experts > 1):
-            raise InputError(f"{largest} is no fewer than the {n_experts} experts of a layer: nothing would ever be loaded", name)
+            raise InputError(
+                f"{largest} is no fewer than the {n_experts} experts of a layer: nothing would ever be loaded", name
+            )
     return capacity, sorted({capacity, *further})

@@ -131,7 +131,7 @@ def test_placement_files_by_the_rules_of_their_readers(tmp_path: Path, redundant
         held = [d["device_expert"] for d in entry["device_list"]]
         assert {len(experts) for experts in held} == {places // 4}
         assert all(len(set(experts)) == len(experts) for experts in held)  # no device holds an expert twice
-        assert sum(held, []) == rows[layer] == trt["initial_global_assignments"][layer]
+        assert [e for experts in held for e in experts] == rows[layer] == trt["initial_global_assignments"][layer]
     # TensorRT-LLM: layers by their true number
     assert list(trt["initial_global_assignments"]) == [1, 2, 4]
     assert (trt["num_slots"], trt["layer_updates_per_iter"]) == (places, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,7 +38,7 @@ def guessed_ids(
     if trace.meta.get("fingerprint") not in (None, model.fingerprint):
         raise InputError(f"the trace is of {trace.meta.get('model')}, not of {model.name}: their fingerprints differ", "model")
     starts = np.searchsorted(trace.sequence, np.arange(len(trace.sequences) + 1))
-    texts = [slice(a, b) for a, b in zip(starts, starts[1:], strict=False) if b > a]
+    texts = [slice(int(a), int(b)) for a, b in pairwise(starts) if b > a]
     if any(int(trace.position[rows.stop - 1]) != rows.stop - rows.start - 1 for rows in texts):
         raise InputError("tokens are missing in the trace's texts, which the model would have to read whole", "model")
     guesses = np.full(trace.ids.shape, trace.empty, trace.ids.dtype)
@@ -75,9 +76,7 @@ def _scores(layer: ExpertLayer, hidden: torch.Tensor) -> torch.Tensor:
         try:
             layer.router(hidden)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(
-                f"{layer}: its router does not take a layer's tokens alone ({error}); leave the model out", "model"
-            ) from error
+            raise InputError(f"{layer}: its router takes more than tokens ({error}); leave the model out", "model") from error
         finally:
             for handle in handles:
                 handle.remove()

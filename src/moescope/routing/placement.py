@@ -36,8 +36,8 @@ def balanced(load: np.ndarray, devices: int, redundant: int = 0) -> np.ndarray:
         each = own / copies
         for expert in np.argsort(-each, kind="stable").tolist():
             for _ in range(copies[expert]):
-                order = np.lexsort((-free, carried, [expert in have for have in held], free == 0))
-                at = int(order[0])
+                twice = np.array([expert in have for have in held])
+                at = int(np.lexsort((-free, carried, twice, free == 0))[0])
                 held[at].append(expert)
                 carried[at] += each[expert]
                 free[at] -= 1

@@ -88,7 +88,7 @@ def static_hits(flat: np.ndarray, starts: np.ndarray, cell: np.ndarray, rank: np
 def lfu_misses(
     flat: np.ndarray, starts: np.ndarray, cell: np.ndarray, n_experts: int, capacity: int, misses: np.ndarray
 ) -> None:
-    """The least used so far goes (of equals the one longest unused), but none that the step needs before one that it does not."""
+    """The least used so far goes (of equals the one longest unused), but none that the step needs before another."""
     uses, last, needed = np.zeros(n_experts, np.int64), np.zeros(n_experts, np.int64), np.full(n_experts, -1, np.int64)
     inside = np.zeros(n_experts, np.bool_)
     held = clock = 0

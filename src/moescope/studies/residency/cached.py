@@ -15,6 +15,7 @@ from moescope.studies.residency.rows import LEAST, Halves, groups_of, laid_out, 
 from moescope.studies.residency.settings import ResidencySettings
 
 UNIFORM = "uniform router"
+POPULAR = "least recently used, with a guess by other requests"
 NAMES = {
     "lru": "least recently used",
     "lfu": "least often used",
@@ -61,8 +62,8 @@ def outcome(found: Loads, steps: Served, groups: np.ndarray) -> Outcome:
     # a unit of one request belongs to the request's group; one of several is its own
     names = groups[first] if len(first) == len(groups) else np.arange(steps.n_units).astype(str)
     by_layer = 1 - late.sum(1) / np.maximum(needed.sum(1), 1)
-    parts = (part.sum(0)[some].astype(float) for part in (needed, loaded, late))
-    return Outcome(*parts, steps.tokens[::2][some].astype(float), names[some], by_layer)
+    needed, loaded, late = (part.sum(0)[some].astype(float) for part in (needed, loaded, late))
+    return Outcome(needed, loaded, late, steps.tokens[::2][some].astype(float), names[some], by_layer)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,10 +89,17 @@ def measure(halves: Halves, settings: ResidencySettings, capacity: int, capaciti
     part = part_of(halves.judge, settings)
     pinned = ranking(laid_out(halves.fit.counts(part=part), halves.fit))
     found = _run(halves.judge, halves.groups, settings, capacities, pinned=pinned, guessed=guessed)
+    if guessed is not None:
+        ids, often = halves.judge.ids, np.argsort(pinned, axis=1)[:, : halves.judge.top_k].astype(halves.judge.ids.dtype)
+        often = np.where(ids == halves.judge.empty, ids, often)
+        run = _run(halves.judge, halves.groups, settings, (capacity,), ("lookahead",), guessed=often)
+        found[POPULAR, capacity] = run["lookahead", capacity]
     drawn = uniform_trace(halves.judge, seed)
     for (policy, c), one in _run(drawn, halves.groups, settings, capacities, ("lru", "belady")).items():
         found[f"{UNIFORM}, {NAMES[policy]}", c] = one
-    own, others, names = [], [], []
+    own: list[Outcome] = []
+    others: list[Outcome] = []
+    names: list[str] = []
     for category in np.unique(halves.categories):
         judge, fits = of_category(halves.judge, category), of_category(halves.fit, category)
         rest = of_category(halves.fit, category, others=True)
@@ -146,7 +154,7 @@ def policy_table(found: Cached, settings: ResidencySettings, expert_bytes: int |
     rows = []
     for (policy, c), one in sorted(found.found.items(), key=lambda item: item[0][1]):
         low, high = interval(one.hits, one.groups, seed)
-        least = found.found["belady" if policy in NAMES else f"{UNIFORM}, {NAMES['belady']}", c]
+        least = found.found[f"{UNIFORM}, {NAMES['belady']}" if policy.startswith(UNIFORM) else "belady", c]
         row = {
             "policy": NAMES.get(policy, policy),
             "capacity": c,

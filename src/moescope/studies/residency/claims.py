@@ -9,7 +9,7 @@ import numpy as np
 
 from moescope.routing.separation import Estimate
 from moescope.stats import bootstrap_sums, expanded_percentiles
-from moescope.studies.residency.cached import NAMES, UNIFORM, Cached, Outcome, interval
+from moescope.studies.residency.cached import NAMES, POPULAR, UNIFORM, Cached, Outcome, interval
 from moescope.studies.residency.placed import CONTIGUOUS, FITTED, Placed
 from moescope.studies.residency.settings import ResidencySettings
 from moescope.study.paired import paired_effect
@@ -108,8 +108,8 @@ def _distance(found: Cached, seed: int) -> Claim:
         float(own.loaded.sum() / least.loaded.sum()),
         interval=ends,
         control=Control(f"{UNIFORM}, {NAMES['lru']}", float(uniform)),
-        words=f"{NAMES[best]}, chosen on the requests that fit: {own.loads.mean():.3g} experts a token where knowing the future "
-        f"would load {least.loads.mean():.3g} ({c} held a layer)" + ("" if ends else "; no interval of a single group"),
+        words=f"{NAMES[best]}, chosen on the requests that fit: {own.loads.mean():.3g} experts a token where knowing the "
+        f"future would load {least.loads.mean():.3g} ({c} held a layer)" + ("" if ends else "; no interval of a single group"),
     )
 
 
@@ -142,7 +142,7 @@ def _lookahead(found: Cached, settings: ResidencySettings, seed: int, *, looked:
     statement = "The next layer's router, asked one layer early, has experts loaded in time (hit rate)"
     if not looked:
         return untested(Claim(statement, "no model"), _NO_MODEL)
-    own, other = found.found["lookahead", found.capacity], found.found["lru", found.capacity]
+    own, other, often = (found.found[name, found.capacity] for name in ("lookahead", "lru", POPULAR))
     return _case(
         statement,
         own,
@@ -150,6 +150,7 @@ def _lookahead(found: Cached, settings: ResidencySettings, seed: int, *, looked:
         seed,
         Control(NAMES["lru"], float(other.hits.mean())),
         f"{own.loads.mean():.3g} experts loaded a token where {other.loads.mean():.3g} would be: a wrong guess costs its bytes",
+        rivals=(_against(own, often, "guessing those that other requests used most", settings, seed, kind="trivial cue"),),
     )
 
 
@@ -157,8 +158,8 @@ def _placement(one: Placed, settings: ResidencySettings, *, first: bool) -> Case
     statement = f"Placing experts over {one.devices} devices by the load of other requests lightens the busiest one"
     own, plain = one.values[FITTED], one.values[CONTIGUOUS]
     words = (
-        f"busiest device's load over the mean, mean over layers; in a batch of {settings.tokens} tokens {one.batch[FITTED]:.3f} "
-        f"where {one.batch[CONTIGUOUS]:.3f}"
+        f"busiest device's load over the mean, mean over layers; in a batch of {settings.tokens} tokens "
+        f"{one.batch[FITTED]:.3f} where {one.batch[CONTIGUOUS]:.3f}"
     )
     control = Control("contiguous placement", plain.value)
     if not first:
@@ -189,6 +190,6 @@ def _alternative(capacity: int, n_experts: int, bits: int) -> Claim:
     return Claim(
         "Cheapest alternative: bits a weight if the same memory held all experts",
         left,
-        words=f"{capacity} of {n_experts} experts of {bits} bits; {said}; arithmetic, without an interval; what fewer bits cost "
-        "is a question for `moescope convert` and `moescope prune`",
+        words=f"{capacity} of {n_experts} experts of {bits} bits; {said}; arithmetic, without an interval; what fewer bits "
+        "cost is a question for `moescope convert` and `moescope prune`",
     )

@@ -111,9 +111,9 @@ FIGURES: tuple[TableFigure, ...] = (
         "policies",
         "policies",
         "What a cache of experts hits and loads",
-        "By experts held in each layer: the share of needed experts that are there, with 95 % intervals over groups of requests, "
-        "and the experts loaded a token, for each rule; the fewest loads possible (who knows the future) dashed, a uniform router "
-        "of the same tokens in grey.",
+        "By experts held in each layer: the share of needed experts that are there, with 95 % intervals over groups of "
+        "requests, and the experts loaded a token, for each rule; the fewest loads possible (who knows the future) dashed, a "
+        "uniform router of the same tokens in grey.",
         _curves,
     ),
     ("layers", "layers", "Hits by layer", "At the judged capacity, by layer.", _layers),
@@ -121,8 +121,8 @@ FIGURES: tuple[TableFigure, ...] = (
         "domains",
         "domains",
         "From one domain to another",
-        "Hit rates of each category's requests, served alone, when the experts are pinned by other requests of that category or "
-        "by those of all others; 95 % intervals over groups of requests.",
+        "Hit rates of each category's requests, served alone, when the experts are pinned by other requests of that category "
+        "or by those of all others; 95 % intervals over groups of requests.",
         _domains,
     ),
     (

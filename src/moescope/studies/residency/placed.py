@@ -100,7 +100,7 @@ def _batches(trace: RoutingTrace, tokens: int, rng: np.random.Generator) -> np.n
 def placement_table(found: Sequence[Placed]) -> pd.DataFrame:
     """Table ``placement``."""
     rows = []
-    for one in found:
+    for one in sorted(found, key=lambda one: one.devices):
         for name in (CONTIGUOUS, FITTED, RANDOM):
             known = one.values.get(name)
             ends = np.quantile(one.random, [0.025, 0.975]) if known is None else (known.low, known.high)

@@ -11,7 +11,6 @@ from moescope.routing.trace import RoutingTrace
 from moescope.study.rows import Rows, halves
 from moescope.tasks.prompts import split_group
 
-
 LEAST = 8
 """Groups of requests that can be halved and give an interval."""
 
@@ -41,8 +40,8 @@ def split(trace: RoutingTrace, seed: int) -> Halves:
     groups = groups_of(trace)
     if len(np.unique(groups)) < LEAST:
         raise InputError(
-            f"the trace has requests of {len(np.unique(groups))} topics (or as many requests), too few: of at least {LEAST}, half "
-            "fit what the others judge"
+            f"the trace has requests of {len(np.unique(groups))} topics (or as many requests), too few: of at least {LEAST}, "
+            "half fit what the others judge"
         )
     rng = np.random.default_rng(seed)
     chosen, dealt = np.zeros(len(groups), bool), np.zeros(0, groups.dtype)

@@ -24,8 +24,8 @@ class ResidencySettings(Judged):
     batch: Annotated[int, at_least(1)] = 1
     """Requests served together: a step needs the experts of all their tokens."""
     prefill: Prefill = "one step"
-    """How a prompt is read: in one step, as engines do, or token by token as if it were generated (always, where a trace has no
-    generated token). Hits and loads are those of the other steps."""
+    """How a prompt is read: in one step, as engines do, whose loads do not count; or token by token as if it were generated
+    (always, where a trace has no generated token)."""
     expert_bytes: Annotated[int | None, at_least(1)] = None
     """Bytes of one expert's weights; by default what the trace says."""
     bandwidth: Annotated[float | None, above(0)] = None
@@ -33,8 +33,8 @@ class ResidencySettings(Judged):
     compute: Annotated[float, at_least(0)] = 0.0
     """Milliseconds that a step takes when all its experts are there."""
     devices: Annotated[tuple[int, ...], at_least(2)] = ()
-    """Numbers of devices that share out each layer's experts, the first for the verdict; by default those of 4, 2 and 8 that divide
-    them."""
+    """Numbers of devices that share out each layer's experts, the first for the verdict; by default those of 4, 2 and 8 that
+    divide them."""
     redundant: Annotated[int, at_least(0)] = 0
     """Copies of busy experts, beyond one each, in every layer of a placement."""
     tokens: Annotated[int, at_least(1)] = 512

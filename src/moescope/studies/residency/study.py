@@ -42,8 +42,8 @@ def residency(
 ) -> StudyResult:
     """Simulate caches of experts over a trace, beside a uniform router and the fewest loads possible, and place experts.
 
-    Half of the trace's groups of requests fit what is pinned and placed; the other half judges. Requests are served in the trace's
-    order, one after the other or ``settings.batch`` at a time, and a cache goes on from one to the next.
+    Half of the trace's groups of requests fit what is pinned and placed; the other half judges. Requests are served in the
+    trace's order, one after the other or ``settings.batch`` at a time, and a cache goes on from one to the next.
 
     Args:
         trace: a trace, or the folder that holds one.
@@ -66,7 +66,7 @@ def residency(
     n_experts, top_k = max(recorded.n_experts), recorded.top_k
     capacity, capacities = _capacities(n_experts, settings)
     devices = devices_of(recorded.n_experts, settings)
-    expert_bytes = settings.expert_bytes or recorded.meta.get("expert_bytes")
+    expert_bytes: int | None = settings.expert_bytes or recorded.meta.get("expert_bytes")
     if settings.bandwidth is not None and expert_bytes is None:
         raise InputError("the trace does not say how large an expert is; give --expert-bytes", "expert_bytes")
     halves = split(recorded, run.seed)
@@ -75,8 +75,8 @@ def residency(
         context.note("Note: no token was generated in the trace: prompt tokens are served one by one, as if they had been.")
     if capacity < top_k:
         context.note(
-            f"Note: a layer that holds {capacity} experts cannot hold the {top_k} of one token: the rest of them pass through the "
-            "buffer, and some rules leave nothing else behind."
+            f"Note: a layer that holds {capacity} experts cannot hold the {top_k} of one token: the rest pass through the "
+            "buffer."
         )
     drawn = uniform_trace(halves.judge, run.seed)
     differing = float((np.sort(drawn.ids, 2) != np.sort(halves.judge.ids, 2)).any(2).mean())
@@ -113,7 +113,7 @@ def residency(
         "placement": placement_table(placed),
     }
     counts = halves.fit.counts().sum(0)
-    if settings.bandwidth is not None:
+    if settings.bandwidth is not None and expert_bytes is not None:
         context.note(
             f"Tokens per second are an upper bound: 1 / max(time to compute, bytes loaded / bandwidth) a token, with "
             f"{settings.compute:g} ms a step, {expert_bytes / 2**20:.3g} MiB an expert and {settings.bandwidth:g} GB/s, as if "

@@ -10,6 +10,8 @@ import numpy as np
 
 from moescope.kernels.loops import compiled
 
+_NEVER, _NEEDED = 2**63 - 1, 2**62
+
 
 @compiled()
 def gather(ids: np.ndarray, order: np.ndarray, bounds: np.ndarray, n_experts: int, flat: np.ndarray, starts: np.ndarray) -> int:
@@ -89,29 +91,30 @@ def lfu_misses(
     flat: np.ndarray, starts: np.ndarray, cell: np.ndarray, n_experts: int, capacity: int, misses: np.ndarray
 ) -> None:
     """The least used so far goes (of equals the one longest unused), but none that the step needs before another."""
-    uses, last, needed = np.zeros(n_experts, np.int64), np.zeros(n_experts, np.int64), np.full(n_experts, -1, np.int64)
-    inside = np.zeros(n_experts, np.bool_)
+    worth = np.zeros(n_experts, np.int64)  # uses, and in the lower half when the last was
+    key = np.full(n_experts, _NEVER, np.int64)  # of those inside their worth; the least goes
     held = clock = 0
     for s in range(len(cell)):
         for i in range(starts[s + 1] - 1, starts[s] - 1, -1):
             e = flat[i]
-            if not inside[e]:
+            if key[e] == _NEVER:
                 misses[cell[s]] += 1
-                inside[e] = True
                 held += 1
             clock += 1
-            uses[e] += 1
-            last[e] = clock
-            needed[e] = s
+            worth[e] = ((worth[e] >> 32) + 1 << 32) + clock
+            key[e] = worth[e] + _NEEDED
         while held > capacity:
-            victim = -1
-            for e in range(n_experts):
-                if inside[e] and (
-                    victim < 0 or (needed[e] == s, uses[e], last[e]) < (needed[victim] == s, uses[victim], last[victim])
-                ):
-                    victim = e
-            inside[victim] = False
+            least = key[0]
+            for e in range(1, n_experts):
+                least = min(least, key[e])
+            victim = 0
+            while key[victim] != least:
+                victim += 1
+            key[victim] = _NEVER
             held -= 1
+        for i in range(starts[s], starts[s + 1]):
+            if key[flat[i]] != _NEVER:
+                key[flat[i]] = worth[flat[i]]
 
 
 @compiled()
@@ -150,10 +153,12 @@ def belady_misses(
                 held += 1
             due[flat[i]] = following[i]
         while held > capacity:
-            victim = 0
+            latest = due[0]  # its place by itself: the maximum alone is one vector instruction for many experts
             for e in range(1, n_experts):
-                if due[e] > due[victim]:
-                    victim = e
+                latest = max(latest, due[e])
+            victim = 0
+            while due[victim] != latest:
+                victim += 1
             due[victim] = -1
             held -= 1
 

@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/residency.py            # a minute or two on one core
     OMP_NUM_THREADS=1 python benchmarks/residency.py --tokens 100000
 
-Writes benchmarks/results/residency.json. The trace is made up (OLMoE's shape: 16 layers, 64 experts, 8 a token): requests of 500
-tokens, half of them a prompt; three tokens in ten take the experts of the token before, the others any. What is compiled is
+Writes benchmarks/results/residency.json. The trace is made up (OLMoE's shape: 16 layers, 64 experts, 8 a token): requests of
+500 tokens, half of them a prompt; three tokens in ten take the experts of the token before, the others any. What is compiled is
 compiled before the clock starts.
 """
 

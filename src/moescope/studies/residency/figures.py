@@ -29,7 +29,8 @@ def _curves(tables: Tables) -> Figure:
     frame = tables["policies"]
     figure = new_figure(2.9)
     left, right = figure.subplots(1, 2)
-    for i, name in enumerate(levels(frame, "policy")):
+    several = frame.groupby("policy")["capacity"].transform("nunique") == frame["capacity"].nunique()
+    for i, name in enumerate(levels(frame[several], "policy")):
         rows = frame[frame["policy"] == name].sort_values("capacity")
         uniform, fewest = name.startswith("uniform"), name.endswith("fewest possible")
         ink = SOFT if uniform else INK if fewest else color(i)

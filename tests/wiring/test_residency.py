@@ -104,6 +104,14 @@ def test_crowded_devices_are_found_and_relieved() -> None:
     assert busiest[0] < 1.2 < 1.9 < busiest[1]  # an expert that has half of the load needs more than one device
 
 
+def test_a_placement_is_judged_by_other_requests() -> None:
+    """Of few tokens under a uniform router, each half has its own busy experts, which say nothing of the other's."""
+    trace = requests(40, 12)
+    table = moescope.residency(trace, settings=QUICK).to_frame("placement").set_index("placement")["busiest"]
+    assert table["fitted"] > 1.08
+    assert table["fitted"] == pytest.approx(table["random"], abs=0.1)
+
+
 @pytest.mark.parametrize("redundant", [0, 4])
 def test_placement_files_by_the_rules_of_their_readers(tmp_path: Path, redundant: int) -> None:
     trace = requests(hot={"": [0, 1, 2, 3]})

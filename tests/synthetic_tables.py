@@ -132,6 +132,13 @@ def _signatures(kinds: list[str], name: str, rng: np.random.Generator) -> dict[s
             {"layer": layers, "effective": 0.9, "effective_low": 0.85, "effective_high": 0.95, "balanced_effective": 1.0}
             | {"most": rng.uniform(1.2, 4, 24), "most_low": 1.1, "most_high": 4.2, "balanced_most": 1.05}
         ),
+        "overflow": pd.DataFrame(
+            [
+                {"tokens": n, "capacity_factor": f, "dropped": 0.2 / f**2, "uniform": 0.05 / f**3}
+                for n in (64, 512)
+                for f in (1, 1.5, 2)
+            ]
+        ).assign(low=0.01, high=0.22, uniform_low=0.0, uniform_high=0.06),
         "experts": pd.DataFrame(
             [
                 {"layer": i, "expert": e, "share": 1 / 16, "p_family": 0.01 * e, "category": kinds[e % 4]}

@@ -114,4 +114,26 @@ RESIDENCY = faults(
         ("test_tokens_that_come_back",),
     ),
 )
-FAULTS = [*CACHE, *RESIDENCY]
+LOAD = faults(
+    "load",
+    "load",
+    (
+        "uniform-is-measured",
+        "uniform router",
+        "the choices that a uniform router would drop are the measured ones",
+        "studies/signatures/overflow.py",
+        "uniform_trace(trace, seed + i).ids[picked]",
+        "trace.ids[picked]",
+        ("test_a_skewed_router_drops_more",),
+    ),
+    (
+        "one-batch",
+        "batches",
+        "tokens of all batches share one capacity",
+        "studies/signatures/overflow.py",
+        "batch = np.repeat(np.arange(_BATCHES), tokens)",
+        "batch = np.zeros(_BATCHES * tokens, np.int64)",
+        ("test_a_uniform_router_drops_what_a_uniform_router_does",),
+    ),
+)
+FAULTS = [*CACHE, *RESIDENCY, *LOAD]

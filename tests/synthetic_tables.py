@@ -24,6 +24,7 @@ def synthetic_results(name: str = "{}") -> list[StudyResult]:
         StudyResult("route", {}, tables={"layers": _routers(name)}),
         StudyResult("agreement", {}, tables={"layers": _agreement(rng)}),
         StudyResult("residency", {}, tables=_residency(kinds, rng)),
+        StudyResult("atlas", {}, tables={"layers": _atlas()}),
     ]
 
 
@@ -68,6 +69,13 @@ def _residency(kinds: list[str], rng: np.random.Generator) -> dict[str, pd.DataF
         "domains": domains.assign(hit_rate=0.5, low=0.4, high=0.6, loaded=60.0),
         "placement": placement.assign(busiest_in_batch=1.25),
     }
+
+
+def _atlas() -> pd.DataFrame:
+    layers = np.arange(16)
+    names = ("token", "category", "identity", "prompt_token", "twin_token", "prompt_category", "twin_category")
+    bits = {f"{name}_bits": (i + layers / 16) / 4 for i, name in enumerate(names)}
+    return pd.DataFrame({"layer": layers, "experts": 64, "labelled": 40, **bits})
 
 
 def _signatures(kinds: list[str], name: str, rng: np.random.Generator) -> dict[str, pd.DataFrame]:

@@ -94,7 +94,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["nothing", "dense-tiny"], "'nothing' is no command that it knows; there is circuits, "),
+        (["nothing", "dense-tiny"], "'nothing' is no command that it knows; there is atlas, "),
         (["circuits", "dense-tiny", "--task", "certainty=halueval", "--flops", "-1"], "--flops: must be above 0"),
         (["circuits", "dense-tiny", "--task", "certainty=halueval", "--k", "0"], "--k: must be at least 1"),
         (["signatures", "--trace", "somewhere"], "give MODEL, one that is to be run"),

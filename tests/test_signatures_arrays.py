@@ -10,6 +10,7 @@ from scipy.stats import kstest
 
 from moescope.errors import InputError
 from moescope.routing import RoutingTrace, TracedSequence
+from moescope.routing.cards import expert_cards
 from moescope.routing.classify import cross_validate, length_matched, permuted_accuracy, score, token_counts
 from moescope.routing.nulls import (
     draws,
@@ -35,7 +36,7 @@ from moescope.routing.separation import (
 from moescope.routing.signatures import signatures_of
 from moescope.routing.similarity import MEASURES, by_category, null_corrected, similarity
 from moescope.routing.subject import subject_of
-from moescope.studies.signatures.experts import expert_card, expert_table, layer_table, variance_explained
+from moescope.studies.signatures.experts import expert_table, layer_table, variance_explained
 from moescope.studies.signatures.separations import some_tokens
 from moescope.studies.signatures.structure import mean_preference
 from moescope.tasks import group_folds
@@ -325,18 +326,19 @@ def test_variance_explained_by_hand():
 def test_an_expert_card_names_its_tokens_categories_and_contexts():
     trace = random_trace(10, tokens=30, planted={(3, "math"): (7,)}, strength=0.6, seed=2)
     trace.ids[np.ix_(trace.tokens == 11, [1])] = np.array([7, 8, 9, 10])  # layer 3: token 11 always takes expert 7
-    card = expert_card(trace, 3, 7, decode=lambda ids: "".join(f"<{i}>" for i in ids))
-    assert card.tokens["token"].iloc[0] == "<11>"
-    assert card.tokens["rate"].iloc[0] == 1
-    assert card.tokens["low"].iloc[0] > 1
-    lifts = card.categories.set_index("category")
+    cards = expert_cards(trace, [(3, 7)], decode=lambda ids: "".join(f"<{i}>" for i in ids))
+    tokens = cards["expert_tokens"]
+    assert tokens["token"].iloc[0] == "<11>"
+    assert tokens["rate"].iloc[0] == 1
+    assert tokens["low"].iloc[0] > 1
+    lifts = cards["expert_categories"].set_index("category")
     assert lifts["lift"].idxmax() == "math"
     assert lifts.loc["math", "low"] > 1
-    assert "⟦<" in card.contexts["text"].iloc[0]
+    assert "⟦<" in cards["expert_contexts"]["text"].iloc[0]
     with pytest.raises(InputError, match="layer 2 is not traced"):
-        expert_card(trace, 2, 7)
+        expert_cards(trace, [(2, 7)])
     with pytest.raises(InputError, match="experts 0 to 15, not 16"):
-        expert_card(trace, 3, 16)
+        expert_cards(trace, [(3, 16)])
 
 
 def test_mean_preference_is_that_of_the_experts_with_and_without_each_block():

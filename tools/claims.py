@@ -40,6 +40,8 @@ FILES = {
     "agnews.test.jsonl": "AG News' test split (text, label)",
 }
 """Files that a command names and that do not ship with moescope: what they are."""
+_WHOLE = re.compile(r"<!-- claims of ([\w-]+), written by tools/claims.py -->\n(.*?)<!-- end -->", re.DOTALL)
+"""In a page of docs: where all claims of one result that is kept stand."""
 _TABLES = ("published", "baselines")  # of a model's page, where a result has them
 
 
@@ -184,6 +186,19 @@ def words() -> str:
     return "\n".join(["| verdict | outcome | explanation | it says |", "|---|---|---|---|", *rows])
 
 
+def whole(path: Path, results: list[Saved]) -> str:
+    """The page at ``path`` with every part that holds the claims of a result written anew."""
+    by_name = {result.name: result for result in results}
+
+    def written(found: re.Match[str]) -> str:
+        result = by_name[found[1]]
+        rows = "\n".join([*HEAD, *(_row(claim) for claim in result.claims)])
+        head = found[0].split("\n", 1)[0]
+        return f"{head}\n{rows}\n\nMeasured by `{result.meta['command']}` ({result.meta['model']}).\n<!-- end -->"
+
+    return _WHOLE.sub(written, path.read_text(encoding="utf-8"))
+
+
 def filled(path: Path, table: str) -> str:
     """The page at ``path`` with the part between the marks written anew."""
     before, rest = path.read_text(encoding="utf-8").split(MARKS[0], 1)
@@ -195,7 +210,10 @@ def pages() -> dict[Path, str]:
     results = saved()
     real = {name: [r for r in results if r.name.endswith(name)] for name in REAL}
     models = {MODELS / f"{name}.md": model_page(name, found) for name, found in real.items() if found}
-    return {PAGE: page(results), README: filled(README, summary(results)), WORDS: filled(WORDS, words()), **models}
+    docs = {
+        path: whole(path, results) for path in sorted((ROOT / "docs").glob("*.md")) if _WHOLE.search(path.read_text("utf-8"))
+    }
+    return {**docs, PAGE: page(results), README: filled(README, summary(results)), WORDS: filled(WORDS, words()), **models}
 
 
 if __name__ == "__main__":

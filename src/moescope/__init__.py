@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from moescope.select.estimators import CircuitClassifier, DivergenceSelector
     from moescope.studies.agreement.settings import AgreementSettings
     from moescope.studies.agreement.study import agreement
+    from moescope.studies.atlas.settings import AtlasSettings
+    from moescope.studies.atlas.study import atlas
     from moescope.studies.circuits.formation import dynamics
     from moescope.studies.circuits.settings import CircuitSettings, SearchSettings
     from moescope.studies.circuits.study import circuits
@@ -55,6 +57,7 @@ __version__ = metadata.version("moescope")
 # Name -> where it stands. Names are imported when first used: `moescope --help` must not wait for torch.
 _WHERE = {
     "AgreementSettings": "moescope.studies.agreement.settings",
+    "AtlasSettings": "moescope.studies.atlas.settings",
     "CircuitClassifier": "moescope.select.estimators",
     "CircuitSettings": "moescope.studies.circuits.settings",
     "Claim": "moescope.types",
@@ -76,6 +79,7 @@ _WHERE = {
     "TraceSettings": "moescope.studies.trace.settings",
     "TransferSettings": "moescope.studies.transfer.settings",
     "agreement": "moescope.studies.agreement.study",
+    "atlas": "moescope.studies.atlas.study",
     "circuits": "moescope.studies.circuits.study",
     "convert": "moescope.studies.convert.study",
     "distill": "moescope.studies.distill.study",
@@ -98,6 +102,7 @@ _WHERE = {
 }
 __all__ = [
     "AgreementSettings",
+    "AtlasSettings",
     "CircuitClassifier",
     "CircuitSettings",
     "Claim",
@@ -119,6 +124,7 @@ __all__ = [
     "TraceSettings",
     "TransferSettings",
     "agreement",
+    "atlas",
     "circuits",
     "convert",
     "distill",

@@ -30,6 +30,7 @@ _COMMANDS = {
     "demo": ("demo:demo", "The main jobs on the embedded models and shipped text, offline."),
     "circuits": ("verbs:circuits", "Find the neurons that carry each task, and test them against chance."),
     "signatures": ("verbs:signatures", "Does a mixture-of-experts model route by task? Against its nulls."),
+    "atlas": ("verbs:atlas", "What every expert is for: one page of cards, with labels that other prompts confirm."),
     "trace": ("trace:trace", "Record which experts each token is sent to, or import that from vLLM or SGLang."),
     "coverage": ("trace:coverage", "Which mixture-of-experts types of the installed transformers can be traced."),
     "dynamics": ("verbs:dynamics", "When a circuit forms: the same tasks over a series of checkpoints."),

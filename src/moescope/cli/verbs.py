@@ -23,6 +23,13 @@ PROMPTS = Input(
 OWN_PROMPTS = replace(PROMPTS, type=str | None, default=None)
 
 
+MODEL_OR_TRACE = (
+    Input("model", str | None, MODEL.help, default=None),
+    OWN_PROMPTS,
+    Input("trace", Path | None, "A recorded trace instead of running MODEL.", "--trace", None),
+)
+
+
 def _model_or_trace(given: dict[str, Any]) -> tuple[Any, Any]:
     if (given["model"] is None) == (given["trace"] is None):
         raise InputError("give MODEL, a model to run (`moescope models` lists the embedded ones), or --trace, one of both")
@@ -86,16 +93,8 @@ VERBS: dict[str, Verb] = {
     "steer": Verb("steer", "SteerSettings", (MODEL, TEXTS, PROMPTS)),
     "transfer": Verb("transfer", "TransferSettings", (replace(MODEL, name="model_a"), replace(MODEL, name="model_b"), PROMPTS)),
     "route": Verb("route", "RouteSettings", (MODEL, TASKS), tables=("named", "unknown")),
-    "signatures": Verb(
-        "signatures",
-        "SignatureSettings",
-        (
-            Input("model", str | None, MODEL.help, default=None),
-            OWN_PROMPTS,
-            Input("trace", Path | None, "A recorded trace instead of running MODEL.", "--trace", None),
-        ),
-        arguments=_model_or_trace,
-    ),
+    "signatures": Verb("signatures", "SignatureSettings", MODEL_OR_TRACE, arguments=_model_or_trace),
+    "atlas": Verb("atlas", "AtlasSettings", MODEL_OR_TRACE, arguments=_model_or_trace),
     "reproduce_circuits": Verb(
         "circuits",
         "CircuitSettings",

@@ -10,6 +10,7 @@ from moescope.stats.intervals import (
     group_bootstrap,
     paired_bootstrap_difference,
     wilson,
+    wilson_bounds,
 )
 from moescope.stats.overlap import disjoint_probability, expected_overlap, kuncheva, nogueira, overlap_p
 from moescope.stats.permutation import benjamini_hochberg, holm, permutation_p, permute_labels, permuted_label_matrix
@@ -37,4 +38,5 @@ __all__ = [
     "selective",
     "sign_free_auroc",
     "wilson",
+    "wilson_bounds",
 ]

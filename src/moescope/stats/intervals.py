@@ -38,6 +38,16 @@ def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
+def wilson_bounds(successes: ArrayLike, n: ArrayLike, level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Lower and upper ends of :func:`wilson` for whole arrays, which broadcast; (0, 1) where ``n`` is 0."""
+    hits, trials = np.asarray(successes, float), np.asarray(n, float)
+    z2 = float(norm.ppf((1 + _checked_level(level)) / 2)) ** 2
+    share = np.divide(hits, trials, out=np.full(np.broadcast(hits, trials).shape, 0.5), where=trials > 0)
+    middle = (share * trials + z2 / 2) / (trials + z2)
+    half = np.sqrt(z2 * (share * (1 - share) * trials + z2 / 4)) / (trials + z2)
+    return np.clip(middle - half, 0, 1), np.clip(middle + half, 0, 1)
+
+
 def group_bootstrap(
     values: ArrayLike,
     groups: ArrayLike | None = None,

@@ -5,6 +5,7 @@ claims, figures, and the study itself.
 # Kind of result -> module with `entries`; by name, so that a kind's figures are imported only for its own results.
 FIGURES = {
     "agreement": "moescope.studies.agreement.figures",
+    "atlas": "moescope.studies.atlas.figures",
     "circuits": "moescope.studies.circuits.figures",
     "convert": "moescope.studies.convert.figures",
     "dynamics": "moescope.studies.circuits.figures",

@@ -96,4 +96,63 @@ AGREEMENT = faults(
         ("test_where_they_part",),
     ),
 )
-FAULTS = [*ENGINES, *AGREEMENT]
+_HELD_OUT, _CARDS = "studies/atlas/held_out.py", "routing/cards.py"
+ATLAS = faults(
+    "atlas",
+    "atlas",
+    (
+        "judges-what-chose",
+        "halves",
+        "tokens and categories are judged on the half that chose them",
+        _HELD_OUT,
+        "    judging = np.flatnonzero(~first)",
+        "    judging = np.flatnonzero(first)",
+        ("test_a_uniform_router_prefers_nothing",),
+    ),
+    (
+        "labels-not-confirmed",
+        "halves",
+        "labels are confirmed on the half that chose them",
+        _HELD_OUT,
+        "_confirmed(b.hits[rows, e], b.n[rows], b.rate[e], a.tokens[rows], top)",
+        "_confirmed(a.hits[rows, e], a.n[rows], a.rate[e], a.tokens[rows], top)",
+        ("test_tokens_that_always_reach_an_expert_are_its_label",),
+    ),
+    (
+        "identity-is-the-rate",
+        "token identity",
+        "the control by token identity knows no token",
+        _HELD_OUT,
+        "expected = (a.hits + a.rate) / (a.n + 1)[:, None]",
+        "expected = np.tile(a.rate, (len(a.n), 1))",
+        ("test_routing_by_token_is_told_from_routing_by_category",),
+    ),
+    (
+        "twin-is-itself",
+        "twin",
+        "all tokens stand beside a twin's prompts",
+        "studies/atlas/claims.py",
+        "[(bits(twin[0].tokens) - bits(twin[1].tokens), TWIN)]",
+        "[(bits(twin[0].tokens), TWIN)]",
+        ("test_a_twin_that_routes_alike_explains_it",),
+    ),
+    (
+        "blocks-straddle",
+        "halves",
+        "prompts of one template stand on both sides",
+        "studies/atlas/study.py",
+        "    return np.isin(cells.groups, chosen)",
+        "    return np.arange(len(cells.groups)) % 2 == 0",
+        ("test_every_token_is_in_no_or_one_half",),
+    ),
+    (
+        "neighbours-unmarked",
+        "contexts",
+        "tokens of another expert are marked",
+        _CARDS,
+        "        chosen[tokens] = False\n",
+        "",
+        ("test_cards_of_many_at_once_are_those_of_each_alone",),
+    ),
+)
+FAULTS = [*ENGINES, *AGREEMENT, *ATLAS]

@@ -1,24 +1,15 @@
-"""Which layers and experts tell the categories apart, with family-wise control, and what each expert is chosen for."""
+"""Which layers and experts tell the categories apart, with family-wise control."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from moescope.errors import InputError
 from moescope.routing.separation import MEASURED, Cells, estimates, pairs_between, separated, without_each
 from moescope.routing.signatures import Signatures
 from moescope.routing.similarity import similarity
 from moescope.routing.subject import Subject
-from moescope.routing.trace import RoutingTrace
-from moescope.stats import permutation_p, wilson
-
-Decode = Callable[[list[int]], str]
-MIN_TOKEN = 5  # a token seen less often has no rate worth a line
-WINDOW = 6  # tokens of context on either side
+from moescope.stats import permutation_p
 
 
 def variance_explained(values: np.ndarray, labels: np.ndarray, cells: Cells | None = None) -> np.ndarray:
@@ -118,110 +109,3 @@ def layer_table(signatures: Signatures, cells: Cells, labels: np.ndarray) -> tup
         for i, (layer, f) in enumerate(zip(signatures.layers, found, strict=True))
     ]
     return pd.DataFrame(rows), np.array([without_each(p, cells)["d"] for p in pairs])
-
-
-@dataclass(frozen=True)
-class ExpertCard:
-    """What one expert is chosen for: its rows of ``expert_tokens``, ``expert_categories`` and ``expert_contexts``."""
-
-    layer: int
-    expert: int
-    rate: float
-    tokens: pd.DataFrame
-    categories: pd.DataFrame
-    contexts: pd.DataFrame
-
-
-def expert_card(
-    trace: RoutingTrace, layer: int, expert: int, *, decode: Decode | None = None, top: int = 8, seed: int = 0
-) -> ExpertCard:
-    """Describe one expert from a trace.
-
-    Args:
-        layer: its true layer number.
-        decode: token ids to text; without it tokens stay numbers.
-        top: tokens and contexts shown.
-
-    Raises:
-        InputError: the layer or expert is not in the trace.
-    """
-    if layer not in trace.layers:
-        raise InputError(f"layer {layer} is not traced; the layers are {', '.join(map(str, trace.layers))}", "experts")
-    at = trace.layers.index(layer)
-    if not 0 <= expert < trace.n_experts[at]:
-        raise InputError(f"layer {layer} has experts 0 to {trace.n_experts[at] - 1}, not {expert}", "experts")
-    hit = trace.ids[:, at] == expert  # (T, K)
-    chosen = hit.any(1)
-    rate = float(chosen.mean())
-    return ExpertCard(
-        layer,
-        expert,
-        rate,
-        _tokens(trace, chosen, rate, decode, top),
-        _categories(trace, chosen, rate, seed),
-        _contexts(trace, at, hit, decode, top),
-    )
-
-
-def _tokens(trace: RoutingTrace, chosen: np.ndarray, rate: float, decode: Decode | None, top: int) -> pd.DataFrame:
-    columns = ["token", "n", "rate", "lift", "low", "high"]
-    if trace.tokens is None or rate == 0:
-        return pd.DataFrame(columns=columns)
-    names, code, n = np.unique(trace.tokens, return_inverse=True, return_counts=True)
-    hits = np.bincount(code, weights=chosen)
-    rows = []
-    for i in np.flatnonzero(n >= MIN_TOKEN):
-        low, high = wilson(hits[i], int(n[i]))
-        text = decode([int(names[i])]) if decode else str(names[i])
-        rows.append((text, int(n[i]), hits[i] / n[i], hits[i] / n[i] / rate, low / rate, high / rate))
-    # By the lower bound: five tokens out of five say less than ninety out of a hundred.
-    frame = pd.DataFrame(rows, columns=columns).sort_values("low", ascending=False, kind="stable")
-    return frame[frame["lift"] > 1].head(top).reset_index(drop=True)
-
-
-def _categories(trace: RoutingTrace, chosen: np.ndarray, rate: float, seed: int) -> pd.DataFrame:
-    columns = ["category", "n", "rate", "lift", "low", "high"]
-    category = np.array([s.category or "" for s in trace.sequences])
-    hits = np.bincount(trace.sequence, weights=chosen, minlength=len(category))
-    size = trace.lengths
-    rng = np.random.default_rng(seed)
-    rows = []
-    for name in dict.fromkeys(category.tolist()):
-        members = np.flatnonzero((category == name) & (size > 0))
-        if not name or not len(members) or rate == 0:
-            continue
-        here = hits[members].sum() / size[members].sum()
-        pick = rng.integers(len(members), size=(1000, len(members)))
-        drawn = hits[members][pick].sum(1) / size[members][pick].sum(1) / rate
-        low, high = np.quantile(drawn, [0.025, 0.975])
-        rows.append((name, len(members), here, here / rate, low, high))
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _contexts(trace: RoutingTrace, at: int, hit: np.ndarray, decode: Decode | None, top: int) -> pd.DataFrame:
-    rows: list[tuple[float, str, str]] = []
-    if trace.tokens is not None:
-        mass = (
-            hit.any(1).astype(float) if trace.weights is None else np.where(hit, trace.weights[:, at], 0).sum(1).astype(float)
-        )
-        seen: set[int] = set()
-        for t in np.argsort(-mass, kind="stable"):
-            sequence = int(trace.sequence[t])
-            if mass[t] <= 0 or len(rows) == top:
-                break
-            if sequence in seen:
-                continue
-            seen.add(sequence)
-            rows.append((float(mass[t]), trace.sequences[sequence].category or "", _window(trace, int(t), decode)))
-    return pd.DataFrame(rows, columns=["weight", "category", "text"])
-
-
-def _window(trace: RoutingTrace, t: int, decode: Decode | None) -> str:
-    assert trace.tokens is not None
-    same = np.flatnonzero(trace.sequence[max(0, t - WINDOW) : t + WINDOW + 1] == trace.sequence[t]) + max(0, t - WINDOW)
-    before, after = trace.tokens[same[same < t]], trace.tokens[same[same > t]]
-
-    def text(ids: np.ndarray) -> str:
-        return decode(ids.tolist()) if decode else " ".join(map(str, ids.tolist()))
-
-    return f"{text(before)}⟦{text(trace.tokens[t : t + 1])}⟧{text(after)}"

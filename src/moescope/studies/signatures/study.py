@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeGuard
 
 import numpy as np
 import pandas as pd
 
 from moescope.errors import InputError
-from moescope.models import LoadedModel, random_twin
-from moescope.models.source import MODEL_FILES
-from moescope.routing.capture import trace_prompts
-from moescope.routing.dense import dense_trace, is_dense
+from moescope.models import random_twin
+from moescope.routing.cards import expert_cards
 from moescope.routing.nulls import uniform_router
 from moescope.routing.separation import Estimate, estimate, two_sided
 from moescope.routing.signatures import Signatures, signatures_of
@@ -22,7 +17,8 @@ from moescope.routing.similarity import similarity
 from moescope.routing.store import load_trace
 from moescope.routing.subject import Subject, check_categories, subject_of
 from moescope.routing.trace import RoutingTrace
-from moescope.studies.signatures.cards import card_tables
+from moescope.routing.traced import DEFAULT_PROMPTS, is_trace, traced
+from moescope.studies.signatures.cards import chosen_experts
 from moescope.studies.signatures.claims import signature_claims
 from moescope.studies.signatures.classifications import classification_tables
 from moescope.studies.signatures.evidence import Evidence
@@ -37,11 +33,7 @@ from moescope.studies.signatures.structure import depth_trend, load_table, prefe
 from moescope.study.protocol import Context, ModelLike, PromptsLike
 from moescope.study.result import StudyResult
 from moescope.study.run import Run
-from moescope.tasks.prompts import Prompt
 
-DEFAULT_PROMPTS = "routing-480"
-_BLOCK = 128
-"""prompts that are traced between two points from which an interrupted study goes on"""
 _SETTINGS, _RUN = SignatureSettings(), Run()
 
 
@@ -89,10 +81,12 @@ def signatures(
         # Before the model runs for minutes.
         check_categories([p.id for p in labelled], [p.category for p in labelled])
         loaded = context.load(model, head=settings.new_tokens > 0, required=False)
-        trace = _trace(context, loaded, labelled, settings, "reading and generating", settings.new_tokens)
+        dense = settings.dense_experts
+        stage = "reading and generating"
+        trace = traced(context, loaded, labelled, stage, new_tokens=settings.new_tokens, dense_experts=dense)
         if settings.twin:
             random = random_twin(loaded, context.run.seed)
-            twin = _trace(context, random, labelled, settings, "a random model's routing", 0)
+            twin = traced(context, random, labelled, "a random model's routing", new_tokens=0, dense_experts=dense)
     subject = subject_of(trace, labelled, None if loaded is None else loaded.tokenizer)
     grouped = "experts" in trace.meta
     if grouped:
@@ -123,12 +117,6 @@ def signatures(
         traced_tokens=len(trace),
         tokens_of_prompts=[int(trace.lengths.min()), int(trace.lengths.max())],
     )
-
-
-def is_trace(model: Any) -> TypeGuard[RoutingTrace | Path]:
-    """Whether this is a trace, or a folder that is not a model's."""
-    named = isinstance(model, Path) and not model.is_file()
-    return isinstance(model, RoutingTrace) or (named and not any((model / name).is_file() for name in MODEL_FILES))
 
 
 def _published_protocol(name: str, subject: Subject, settings: SignatureSettings) -> bool:
@@ -170,7 +158,8 @@ def _tables(
     tell(5, total)
     tables |= told_tables
     tables["experts"], null = expert_table(head, subject, labels)
-    tables |= card_tables(subject, tables["experts"], settings, seed)
+    chosen = chosen_experts(tables["experts"], settings)
+    tables |= expert_cards(subject.trace, chosen, decode=subject.decode, seed=seed)
     value, left = preference(head, cells)
     experts = estimate(value - float(null.mean()), left - float(null.mean()), cells)._replace(p=two_sided(value, null))
     twin_experts, twin_carrying = (None, "") if twin is None else _beside_twin(subject, twin, labels, settings)
@@ -209,38 +198,6 @@ def _varied(found: Signatures) -> Signatures:
     if not np.ptp(found.values, axis=0).any():
         raise InputError("every prompt is routed alike (to all experts, or to the same): there are no signatures to compare")
     return found
-
-
-def _trace(
-    context: Context, model: LoadedModel, prompts: Sequence[Prompt], settings: SignatureSettings, stage: str, new_tokens: int
-) -> RoutingTrace:
-    run = context.run
-    shared: dict[str, Any] = {"max_tokens": run.max_tokens, "batch_tokens": run.batch_tokens}
-    if not is_dense(model):
-        return _in_blocks(context, model, prompts, stage, {"max_new_tokens": new_tokens, **shared})
-    n = settings.dense_experts
-    if not n:
-        raise InputError(
-            f"model {model.name} is dense: it has no experts to trace; give dense_experts=16 to read groups of its neurons as "
-            "experts, or study it with `moescope circuits`"
-        )
-    k = max(1, n // 4)
-    shared |= {"seed": run.seed, "progress": context.counter("reading")}
-    return context.stage(stage, lambda: dense_trace(model, prompts, n_experts=n, k=k, **shared))
-
-
-def _in_blocks(
-    context: Context, model: LoadedModel, prompts: Sequence[Prompt], stage: str, options: dict[str, Any]
-) -> RoutingTrace:
-    parts = []
-    for start in range(0, len(prompts), _BLOCK):
-
-        def tell(done: int, total: int, start: int = start) -> None:
-            context.tell(stage, start + done, len(prompts))
-
-        block = partial(trace_prompts, model, prompts[start : start + _BLOCK], progress=tell, **options)
-        parts.append(context.stage(f"{stage}: from prompt {start + 1}", block))
-    return RoutingTrace.concat(parts)
 
 
 def _note_lengths(context: Context, subject: Subject, new_tokens: int) -> None:

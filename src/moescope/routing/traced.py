@@ -1,0 +1,66 @@
+"""The trace that a study looks at: recorded before, or of a model on its prompts, part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from moescope.errors import InputError
+from moescope.models import LoadedModel
+from moescope.models.source import MODEL_FILES
+from moescope.routing.capture import trace_prompts
+from moescope.routing.dense import dense_trace, is_dense
+from moescope.routing.trace import RoutingTrace
+from moescope.study.protocol import Context
+from moescope.tasks.prompts import Prompt
+
+DEFAULT_PROMPTS = "routing-480"
+_BLOCK = 128
+"""prompts that are traced between two points from which an interrupted study goes on"""
+
+
+def is_trace(model: Any) -> TypeGuard[RoutingTrace | Path]:
+    """Whether this is a trace, or a folder that is not a model's."""
+    named = isinstance(model, Path) and not model.is_file()
+    return isinstance(model, RoutingTrace) or (named and not any((model / name).is_file() for name in MODEL_FILES))
+
+
+def traced(
+    context: Context, model: LoadedModel, prompts: Sequence[Prompt], stage: str, *, new_tokens: int, dense_experts: int = 0
+) -> RoutingTrace:
+    """The routing of ``model`` on ``prompts`` and on ``new_tokens`` that follow each, as stages of ``context``.
+
+    Args:
+        dense_experts: groups of neurons per layer that stand for experts where the model is dense, a quarter of them active.
+
+    Raises:
+        InputError: the model is dense, and no groups are asked for.
+    """
+    run = context.run
+    shared: dict[str, Any] = {"max_tokens": run.max_tokens, "batch_tokens": run.batch_tokens}
+    if not is_dense(model):
+        return _in_blocks(context, model, prompts, stage, {"max_new_tokens": new_tokens, **shared})
+    if not dense_experts:
+        raise InputError(
+            f"model {model.name} is dense: it has no experts to trace; give dense_experts=16 to read groups of its neurons as "
+            "experts, or study it with `moescope circuits`"
+        )
+    shared |= {"seed": run.seed, "progress": context.counter("reading")}
+    k = max(1, dense_experts // 4)
+    return context.stage(stage, lambda: dense_trace(model, prompts, n_experts=dense_experts, k=k, **shared))
+
+
+def _in_blocks(
+    context: Context, model: LoadedModel, prompts: Sequence[Prompt], stage: str, options: dict[str, Any]
+) -> RoutingTrace:
+    parts = []
+    for start in range(0, len(prompts), _BLOCK):
+
+        def tell(done: int, total: int, start: int = start) -> None:
+            context.tell(stage, start + done, len(prompts))
+
+        block = partial(trace_prompts, model, prompts[start : start + _BLOCK], progress=tell, **options)
+        parts.append(context.stage(f"{stage}: from prompt {start + 1}", block))
+    return RoutingTrace.concat(parts)

@@ -1,0 +1,203 @@
+"""The atlas: a card for every expert, and whether what the cards say holds on prompts that did not choose it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from moescope.errors import InputError
+from moescope.models import LoadedModel, random_twin
+from moescope.routing.cards import Decode, expert_cards
+from moescope.routing.separation import Cells, cells_of
+from moescope.routing.store import load_trace
+from moescope.routing.subject import Subject, check_categories, subject_of
+from moescope.routing.trace import RoutingTrace
+from moescope.routing.traced import DEFAULT_PROMPTS, is_trace, traced
+from moescope.studies.atlas.claims import Found, atlas_claims
+from moescope.studies.atlas.held_out import HeldOut, bits, held_out, lifts
+from moescope.studies.atlas.page import atlas_page
+from moescope.studies.atlas.settings import AtlasSettings
+from moescope.study.protocol import Context, ModelLike, PromptsLike
+from moescope.study.result import StudyResult
+from moescope.study.rows import Rows, halves
+from moescope.study.run import Run
+from moescope.study.verdicts import verdicts
+
+_SETTINGS, _RUN = AtlasSettings(), Run()
+_LABEL = 3
+"""tokens of a label"""
+
+
+def atlas(
+    model: ModelLike | RoutingTrace, prompts: PromptsLike | None = None, settings: AtlasSettings = _SETTINGS, *, run: Run = _RUN
+) -> StudyResult:
+    """What is every expert for? A page of cards, with labels that other prompts confirm.
+
+    Args:
+        model: a mixture of experts (with its head, if tokens are to be generated), or a recorded trace that holds token ids,
+            or as a ``Path`` the folder of one.
+        prompts: labelled or bare prompts, the name of a shipped set, or a file; by default ``routing-480``, and for a trace
+            what it says of its sequences.
+
+    Returns:
+        A result of kind ``"atlas"``: tables ``experts``, ``layers``, ``expert_tokens``, ``expert_categories``,
+        ``expert_contexts``; artifact ``atlas``, the page.
+
+    Raises:
+        InputError: a dense model, a trace without token ids, fewer than two templates, topics or prompts in a category.
+
+    >>> import moescope
+    >>> result = moescope.atlas("moe-tiny", "routing-80", run=moescope.Run(out="atlas"))  # doctest: +SKIP
+    >>> result.to_frame("experts").query("label != ''")[["layer", "expert", "label"]]  # doctest: +SKIP
+    """
+    context = Context("atlas", settings, run, spread=True)
+    subject, loaded, twin = _read(context, model, prompts, settings)
+    trace = subject.trace
+    if trace.tokens is None:
+        raise InputError("the trace has no token ids, by which experts are described; trace again with them", "model")
+    if loaded is None and settings.tokenizer is None:
+        context.note("Note: without a tokenizer (--tokenizer) tokens are shown as their numbers.")
+    cells = _cells(subject)
+    rows = context.rows(halves("prompts", cells.groups, _choosing(cells, run.seed)))
+    found = context.stage("confirming", lambda: _found(subject, twin, cells, rows, settings), subject=subject)
+    cards = context.stage("cards", lambda: _cards(subject, settings, run), subject=subject)
+    tables = {"experts": _experts(subject, found), "layers": _layers(found), **cards}
+    name = str(trace.meta.get("model") or "a recorded trace") if loaded is None else loaded.name
+    title = f"Atlas of the {len(tables['experts'])} experts of {name}"
+    claims = verdicts(atlas_claims(found, settings.margin), settings.alpha)
+    return context.result(
+        model=loaded or name,
+        title=title,
+        claims=claims,
+        tables=tables,
+        artifacts={"atlas": atlas_page(title, name, tables, claims, context.notes)},
+        categories=subject.categories,
+        trace=dict(trace.meta),
+        prompts=len(subject),
+        traced_tokens=len(trace),
+    )
+
+
+def _read(
+    context: Context, model: ModelLike | RoutingTrace, prompts: PromptsLike | None, settings: AtlasSettings
+) -> tuple[Subject, LoadedModel | None, RoutingTrace | None]:
+    """What is looked at, the model where there is one, and the trace of its twin."""
+    if is_trace(model):
+        trace = load_trace(model) if isinstance(model, Path) else model
+        context.stages.read(trace)
+        reader = None if settings.tokenizer is None else context.load(settings.tokenizer)
+        labelled = None if prompts is None else context.prompts(prompts)
+        tokenizer = None if reader is None else reader.tokenizer
+        if labelled is not None or any(s.category for s in trace.sequences):
+            return subject_of(trace, labelled, tokenizer), None, None
+        return Subject(trace, np.zeros(len(trace.sequences), np.int64), [""], None, None, None, tokenizer), None, None
+    assert not isinstance(model, RoutingTrace)
+    given = context.prompts(prompts or DEFAULT_PROMPTS)
+    several = any(p.category for p in given)
+    if several:  # before the model runs for minutes
+        check_categories([p.id for p in given], [p.category for p in given])
+    loaded = context.load(model, head=settings.new_tokens > 0, required=False)
+    options = {"dense_experts": settings.dense_experts}
+    trace = traced(context, loaded, given, "reading and generating", new_tokens=settings.new_tokens, **options)
+    twin = None
+    if settings.twin:
+        random = random_twin(loaded, context.run.seed)
+        twin = traced(context, random, given, "a random model's routing", new_tokens=0, **options)
+    if several:
+        return subject_of(trace, given, loaded.tokenizer), loaded, twin
+    return Subject(trace, np.zeros(len(given), np.int64), [""], None, None, None, loaded.tokenizer), loaded, twin
+
+
+def _cells(subject: Subject) -> Cells:
+    """Cells by template, else by topic, else by prompt: the first of which each category has at least two.
+
+    Raises:
+        InputError: a single prompt.
+    """
+    for unit, known in (("template", subject.templates), ("topic", subject.topics), ("prompt", None)):
+        if known is None and unit != "prompt":
+            continue
+        cells = cells_of(subject.y, known, unit)
+        if np.bincount(cells.y).min() > 1:
+            return cells
+    raise InputError("one prompt cannot choose and judge; give at least two", "prompts")
+
+
+def _choosing(cells: Cells, seed: int) -> np.ndarray:
+    """bool (N,): half of the blocks, whole; half of each category's where no block is shared."""
+    rng = np.random.default_rng(seed)
+    blocks = np.unique(cells.block)
+    nested = len(cells.y) == len(blocks)
+    parts = [cells.block[cells.y == c] for c in np.unique(cells.y)] if nested else [blocks]
+    chosen = np.concatenate([rng.permutation(part)[: len(part) // 2] for part in parts])
+    return np.isin(cells.groups, chosen)
+
+
+def _found(subject: Subject, twin: RoutingTrace | None, cells: Cells, rows: Rows, settings: AtlasSettings) -> Found:
+    chooses = np.zeros(len(subject), bool)
+    chooses[rows.fit] = True
+
+    def measured(trace: RoutingTrace) -> HeldOut:
+        return held_out(trace, subject.y, cells, chooses, settings.top)
+
+    return Found(
+        measured(subject.trace),
+        None if twin is None else measured(subject.trace.select(part="prompt")),
+        None if twin is None else measured(twin),
+        cells_of(subject.y[rows.judge], cells.groups[rows.judge], cells.unit),
+        len(subject.categories) > 1,
+    )
+
+
+def _decode(subject: Subject) -> Decode | None:
+    return None if subject.tokenizer is None else subject.decode
+
+
+def _cards(subject: Subject, settings: AtlasSettings, run: Run) -> dict[str, pd.DataFrame]:
+    return expert_cards(subject.trace, decode=_decode(subject), top=settings.top, seed=run.seed)
+
+
+def _experts(subject: Subject, found: Found) -> pd.DataFrame:
+    trace, whole, several = subject.trace, found.whole, found.several
+    counts = trace.counts().sum(0) / max(1, len(trace))  # (L, E)
+    share = np.concatenate([row[:n] for row, n in zip(counts, trace.n_experts, strict=True)])
+    names = [[subject.decode([t]) for t in tokens[:_LABEL]] for tokens in whole.labels]
+    frame = pd.DataFrame(
+        {
+            "layer": whole.layer,
+            "expert": np.concatenate([np.arange(n) for n in trace.n_experts]),
+            "share": share,
+            "label": [" · ".join(name.strip() or repr(name) for name in label) for label in names],
+            "confirmed": list(map(len, whole.labels)),
+            "token_lift": lifts(whole.tokens),
+            "category": [subject.categories[c] if several else "" for c in whole.category],
+            "category_lift": lifts(whole.categories) if several else np.nan,
+            "identity_lift": lifts(whole.identity) if several else np.nan,
+        }
+    )
+    if found.twin is not None and several:
+        largest = pd.Series(lifts(found.twin.categories)).groupby(found.twin.layer).max()
+        frame["twin_largest"] = frame["layer"].map(largest)
+    return frame
+
+
+def _layers(found: Found) -> pd.DataFrame:
+    whole, rows = found.whole, []
+    for layer in np.unique(whole.layer):
+        here = whole.layer == layer
+        row = {
+            "layer": layer,
+            "experts": int(here.sum()),
+            "labelled": sum(bool(label) for label, mine in zip(whole.labels, here, strict=True) if mine),
+            "token_bits": bits(whole.tokens, here)[0],
+            "category_bits": bits(whole.categories, here)[0],
+            "identity_bits": bits(whole.identity, here)[0],
+        }
+        for name, part in (("prompt", found.prompt), ("twin", found.twin)):
+            if part is not None:
+                row |= {f"{name}_token_bits": bits(part.tokens, here)[0]}
+                row |= {f"{name}_category_bits": bits(part.categories, here)[0]}
+        rows.append(row)
+    return pd.DataFrame(rows)

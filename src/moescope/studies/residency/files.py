@@ -1,7 +1,8 @@
 """A placement in the files that engines read.
 
-Formats as the engines' own source reads them: vLLM-Ascend 0.11 to 0.23 (``eplb_config.expert_map_path``), SGLang 0.4.7 on
-(``--init-expert-location``), TensorRT-LLM 0.20 on (``moe_config.load_balancer``). vLLM itself takes none, as of 0.26.
+Formats as the engines' own source reads them: vLLM-Ascend 0.11 to 0.23 (``expert_file_to_tensor``), SGLang
+(``srt/eplb/expert_location.py``), TensorRT-LLM (``examples/wide_ep/ep_load_balancer``). vLLM itself takes none (``EPLBConfig``,
+as of 0.19).
 """
 
 from __future__ import annotations

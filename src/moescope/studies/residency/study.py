@@ -66,7 +66,8 @@ def residency(
     n_experts, top_k = max(recorded.n_experts), recorded.top_k
     capacity, capacities = _capacities(n_experts, settings)
     devices = devices_of(recorded.n_experts, settings)
-    expert_bytes: int | None = settings.expert_bytes or recorded.meta.get("expert_bytes")
+    said = recorded.meta.get("expert_bytes")
+    expert_bytes = settings.expert_bytes or (said if isinstance(said, int) and said > 0 else None)
     if settings.bandwidth is not None and expert_bytes is None:
         raise InputError("the trace does not say how large an expert is; give --expert-bytes", "expert_bytes")
     halves = split(recorded, run.seed)

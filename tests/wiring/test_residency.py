@@ -116,7 +116,7 @@ def test_a_placement_is_judged_by_other_requests() -> None:
 def test_placement_files_by_the_rules_of_their_readers(tmp_path: Path, redundant: int) -> None:
     trace = requests(hot={"": [0, 1, 2, 3]})
     settings = replace(QUICK, redundant=redundant)
-    moescope.residency(trace, settings=settings, run=moescope.Run(out=tmp_path / "r"))
+    moescope.residency(trace, settings=settings).save(tmp_path / "r", figures=False)
     folder = tmp_path / "r" / "placement" / "4"
     ascend, sglang, counts = (
         json.loads((folder / f"{name}.json").read_text()) for name in ("vllm-ascend", "sglang", "sglang-counts")

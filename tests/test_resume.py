@@ -69,6 +69,11 @@ def robustness(run: Run) -> StudyResult:
     return moescope.robustness("moe-tiny", "routing-80", settings, run=run)
 
 
+def residency(run: Run) -> StudyResult:
+    trace = moescope.trace("moe-tiny", "routing-80", moescope.TraceSettings(new_tokens=2))
+    return moescope.residency(trace, "moe-tiny", moescope.ResidencySettings(capacity=4), run=run)
+
+
 def transfer(run: Run) -> StudyResult:
     settings = moescope.TransferSettings(n_permutations=159)
     return moescope.transfer("moe-tiny", "dense-tiny", "routing-80", settings, run=run)
@@ -97,6 +102,7 @@ VERBS: dict[str, tuple[Verb, int]] = {
     "steer": (steer, 6),
     "prune": (prune, 5),
     "robustness": (robustness, 8),
+    "residency": (residency, 5),
     "transfer": (transfer, 4),
     "convert": (convert, 5),
     "exit": (exits, 4),

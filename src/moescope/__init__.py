@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from moescope.studies.exit.study import exit
     from moescope.studies.prune.settings import PruneSettings
     from moescope.studies.prune.study import prune
+    from moescope.studies.residency.settings import ResidencySettings
+    from moescope.studies.residency.study import residency
     from moescope.studies.robustness.settings import RobustnessSettings
     from moescope.studies.robustness.study import robustness
     from moescope.studies.route.settings import RouteSettings
@@ -65,6 +67,7 @@ _WHERE = {
     "ExitSettings": "moescope.studies.exit.settings",
     "InputError": "moescope.errors",
     "PruneSettings": "moescope.studies.prune.settings",
+    "ResidencySettings": "moescope.studies.residency.settings",
     "RobustnessSettings": "moescope.studies.robustness.settings",
     "RouteSettings": "moescope.studies.route.settings",
     "Run": "moescope.study.run",
@@ -89,6 +92,7 @@ _WHERE = {
     "load_prompts": "moescope.tasks",
     "load_task": "moescope.tasks",
     "prune": "moescope.studies.prune.study",
+    "residency": "moescope.studies.residency.study",
     "robustness": "moescope.studies.robustness.study",
     "route": "moescope.studies.route.study",
     "signatures": "moescope.studies.signatures.study",
@@ -108,6 +112,7 @@ __all__ = [
     "ExitSettings",
     "InputError",
     "PruneSettings",
+    "ResidencySettings",
     "RobustnessSettings",
     "RouteSettings",
     "Run",
@@ -132,6 +137,7 @@ __all__ = [
     "load_prompts",
     "load_task",
     "prune",
+    "residency",
     "robustness",
     "route",
     "signatures",

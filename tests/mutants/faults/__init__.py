@@ -15,6 +15,7 @@ from tests.mutants.faults import (
     experts,
     models,
     reading,
+    residency,
     runtime,
     signatures,
     study,
@@ -31,6 +32,7 @@ FAULTS: tuple[Fault, ...] = (
     *experts.FAULTS,
     *models.FAULTS,
     *reading.FAULTS,
+    *residency.FAULTS,
     *study.FAULTS,
     *traces.FAULTS,
 )

@@ -24,6 +24,7 @@ def synthetic_results(name: str = "{}") -> list[StudyResult]:
         StudyResult("route", {}, tables={"layers": _routers(name)}),
         StudyResult("agreement", {}, tables={"layers": _agreement(rng)}),
         StudyResult("residency", {}, tables=_residency(kinds, rng)),
+        StudyResult("targets", {}, tables=_targets(kinds, rng)),
         StudyResult("atlas", {}, tables={"layers": _atlas()}),
     ]
 
@@ -69,6 +70,21 @@ def _residency(kinds: list[str], rng: np.random.Generator) -> dict[str, pd.DataF
         "domains": domains.assign(hit_rate=0.5, low=0.4, high=0.6, loaded=60.0),
         "placement": placement.assign(busiest_in_batch=1.25),
     }
+
+
+def _targets(kinds: list[str], rng: np.random.Generator) -> dict[str, pd.DataFrame]:
+    names = [*map(str, range(16)), "all"]
+    needed = rng.uniform(1e4, 1e6, 17)
+    layers = pd.DataFrame({"layer": names, "experts": 64, "reached": 60, "unseen": [i % 3 for i in range(17)]})
+    layers["needed"] = np.where(layers["unseen"] > 0, np.nan, needed)
+    layers["needed_low"], layers["needed_high"] = needed / 2, 3 * layers["needed"]
+    layers["even_needed"] = 900
+    carriers = [
+        {"layer": i, "expert": e, "category": kinds[(i + e) % len(kinds)], "lift": 2 ** rng.normal(), "carries": e % 7 == 0}
+        for i in range(16)
+        for e in range(64)
+    ]
+    return {"layers": layers, "carriers": pd.DataFrame(carriers)}
 
 
 def _atlas() -> pd.DataFrame:
@@ -271,7 +287,12 @@ def _robustness(name: str, rng: np.random.Generator) -> dict[str, pd.DataFrame]:
         for c in ("identity", "typo", "paraphrase", "other language")
     ]
     attack = {c: rng.normal(2 - i, 1, 40) for i, c in enumerate(("margin", "one_random", "best_random", "search"))}
-    return {"changes": pd.DataFrame(changes), "attack": pd.DataFrame(attack)}
+    monitors = [
+        {"monitor": m, "misses": 0.05, "misses_low": 0.02, "misses_high": 0.1, "alarms": 0.1 * i, "alarms_low": 0.08 * i}
+        | {"alarms_high": 0.15 * i, "second_stage": 0.3, "risk": 0.1}
+        for i, m in enumerate(("cascade", "first stage alone", "whole model alone", "bag of words"))
+    ]
+    return {"changes": pd.DataFrame(changes), "attack": pd.DataFrame(attack), "monitor": pd.DataFrame(monitors)}
 
 
 def _layer_pairs(n: int, rng: np.random.Generator) -> pd.DataFrame:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from moescope.errors import InputError
     from moescope.models import list_models
     from moescope.models import load as load_model
+    from moescope.routing.training import RoutingCallback
     from moescope.select.estimators import CircuitClassifier, DivergenceSelector
     from moescope.studies.agreement.settings import AgreementSettings
     from moescope.studies.agreement.study import agreement
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from moescope.studies.signatures.study import signatures
     from moescope.studies.steer.settings import SteerSettings
     from moescope.studies.steer.study import steer
+    from moescope.studies.targets.settings import TargetSettings
+    from moescope.studies.targets.study import targets
     from moescope.studies.trace.record import trace
     from moescope.studies.trace.settings import TraceSettings
     from moescope.studies.transfer.settings import TransferSettings
@@ -70,11 +73,13 @@ _WHERE = {
     "ResidencySettings": "moescope.studies.residency.settings",
     "RobustnessSettings": "moescope.studies.robustness.settings",
     "RouteSettings": "moescope.studies.route.settings",
+    "RoutingCallback": "moescope.routing.training",
     "Run": "moescope.study.run",
     "SignatureSettings": "moescope.studies.signatures.settings",
     "SteerSettings": "moescope.studies.steer.settings",
     "SearchSettings": "moescope.studies.circuits.settings",
     "StudyResult": "moescope.study.result",
+    "TargetSettings": "moescope.studies.targets.settings",
     "Task": "moescope.types",
     "TraceSettings": "moescope.studies.trace.settings",
     "TransferSettings": "moescope.studies.transfer.settings",
@@ -97,6 +102,7 @@ _WHERE = {
     "route": "moescope.studies.route.study",
     "signatures": "moescope.studies.signatures.study",
     "steer": "moescope.studies.steer.study",
+    "targets": "moescope.studies.targets.study",
     "trace": "moescope.studies.trace.record",
     "transfer": "moescope.studies.transfer.study",
 }
@@ -115,11 +121,13 @@ __all__ = [
     "ResidencySettings",
     "RobustnessSettings",
     "RouteSettings",
+    "RoutingCallback",
     "Run",
     "SearchSettings",
     "SignatureSettings",
     "SteerSettings",
     "StudyResult",
+    "TargetSettings",
     "Task",
     "TraceSettings",
     "TransferSettings",
@@ -142,6 +150,7 @@ __all__ = [
     "route",
     "signatures",
     "steer",
+    "targets",
     "trace",
     "transfer",
 ]

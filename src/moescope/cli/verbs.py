@@ -91,6 +91,21 @@ VERBS: dict[str, Verb] = {
     ),
     "robustness": Verb("robustness", "RobustnessSettings", (MODEL, PROMPTS)),
     "steer": Verb("steer", "SteerSettings", (MODEL, TEXTS, PROMPTS)),
+    "targets": Verb(
+        "targets",
+        "TargetSettings",
+        (
+            Input("model", str, "A mixture of experts (as MODEL everywhere), or the folder of a recorded trace."),
+            Input(
+                "texts",
+                Path | None,
+                "Calibration or fine-tuning text: .txt parted by blank lines, or JSONL, CSV, Parquet (text, category, topic).",
+                "--text",
+                None,
+            ),
+        ),
+        tables=("layers", "domains"),
+    ),
     "transfer": Verb("transfer", "TransferSettings", (replace(MODEL, name="model_a"), replace(MODEL, name="model_b"), PROMPTS)),
     "route": Verb("route", "RouteSettings", (MODEL, TASKS), tables=("named", "unknown")),
     "signatures": Verb("signatures", "SignatureSettings", MODEL_OR_TRACE, arguments=_model_or_trace),

@@ -17,5 +17,6 @@ FIGURES = {
     "route": "moescope.studies.route.figures",
     "signatures": "moescope.studies.signatures.figures",
     "steer": "moescope.studies.steer.figures",
+    "targets": "moescope.studies.targets.figures",
     "transfer": "moescope.studies.transfer.figures",
 }

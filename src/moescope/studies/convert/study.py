@@ -21,7 +21,6 @@ from moescope.files.folder import draft_of, settled, system_errors
 from moescope.models import LoadedModel
 from moescope.studies.convert.build import build_model
 from moescope.studies.convert.card import card_text
-from moescope.studies.convert.checkpoint import Checkpoint
 from moescope.studies.convert.claims import convert_claims
 from moescope.studies.convert.equality import checked_equality
 from moescope.studies.convert.finetune import WINDOWS, require_peft
@@ -33,6 +32,7 @@ from moescope.studies.convert.target import target_of
 from moescope.studies.convert.tasks import evaluate_tasks
 from moescope.studies.convert.text import Source, Windows, put_on_record, read_tuning_windows, read_windows
 from moescope.studies.convert.tuning import STATIC, TUNED, tune_all
+from moescope.study.checkpoint import Checkpoint
 from moescope.study.protocol import CircuitsLike, Context, ModelLike
 from moescope.study.result import StudyResult
 from moescope.study.run import Run

@@ -1,4 +1,4 @@
-"""What a conversion leaves for others to run."""
+"""A model that a study leaves for others to run."""
 
 from __future__ import annotations
 

@@ -69,6 +69,15 @@ def robustness(run: Run) -> StudyResult:
     return moescope.robustness("moe-tiny", "routing-80", settings, run=dataclasses.replace(run, limit=80))
 
 
+def residency(run: Run) -> StudyResult:
+    trace = moescope.trace("moe-tiny", "routing-80", moescope.TraceSettings(new_tokens=2))
+    return moescope.residency(trace, "moe-tiny", moescope.ResidencySettings(capacity=4), run=run)
+
+
+def atlas(run: Run) -> StudyResult:
+    return moescope.atlas("moe-tiny", "routing-80", moescope.AtlasSettings(new_tokens=2), run=run)
+
+
 def transfer(run: Run) -> StudyResult:
     settings = moescope.TransferSettings(n_permutations=159)
     return moescope.transfer("moe-tiny", "dense-tiny", "routing-80", settings, run=run)
@@ -98,9 +107,11 @@ VERBS: dict[str, tuple[Verb, int]] = {
     "circuits": (circuits, 12),
     "dynamics": (dynamics, 2),
     "signatures": (signatures, 3),
+    "atlas": (atlas, 4),
     "distill": (distill, 5),
     "steer": (steer, 6),
     "prune": (prune, 5),
+    "residency": (residency, 5),
     "robustness": (robustness, 15),
     "transfer": (transfer, 4),
     "convert": (convert, 5),

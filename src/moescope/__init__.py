@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from moescope.studies.exit.study import exit
     from moescope.studies.prune.settings import PruneSettings
     from moescope.studies.prune.study import prune
+    from moescope.studies.residency.settings import ResidencySettings
+    from moescope.studies.residency.study import residency
     from moescope.studies.robustness.settings import RobustnessSettings
     from moescope.studies.robustness.study import robustness
     from moescope.studies.route.settings import RouteSettings
@@ -68,6 +70,7 @@ _WHERE = {
     "ExitSettings": "moescope.studies.exit.settings",
     "InputError": "moescope.errors",
     "PruneSettings": "moescope.studies.prune.settings",
+    "ResidencySettings": "moescope.studies.residency.settings",
     "RobustnessSettings": "moescope.studies.robustness.settings",
     "RouteSettings": "moescope.studies.route.settings",
     "RoutingCallback": "moescope.routing.training",
@@ -94,6 +97,7 @@ _WHERE = {
     "load_prompts": "moescope.tasks",
     "load_task": "moescope.tasks",
     "prune": "moescope.studies.prune.study",
+    "residency": "moescope.studies.residency.study",
     "robustness": "moescope.studies.robustness.study",
     "route": "moescope.studies.route.study",
     "signatures": "moescope.studies.signatures.study",
@@ -114,6 +118,7 @@ __all__ = [
     "ExitSettings",
     "InputError",
     "PruneSettings",
+    "ResidencySettings",
     "RobustnessSettings",
     "RouteSettings",
     "RoutingCallback",
@@ -140,6 +145,7 @@ __all__ = [
     "load_prompts",
     "load_task",
     "prune",
+    "residency",
     "robustness",
     "route",
     "signatures",

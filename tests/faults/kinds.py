@@ -28,6 +28,7 @@ from moescope.runtime.route.store import ModelRouter, load_router
 from moescope.runtime.targets import Domain, Targets, load_targets
 from moescope.studies.distill.save import DistilledStudent, load_student, save_student
 from moescope.studies.distill.students import Student
+from moescope.studies.residency.files import PlacementFiles
 from moescope.study.checkpoint import Checkpoint
 from moescope.study.result import Artifact, StudyResult
 from moescope.types import Claim, Site
@@ -103,6 +104,12 @@ def kinds(work: Path) -> dict[str, Kind]:
             [DistilledStudent(s, "f", 1) for s in students],
             "students/a",
             lambda at: _weights(load_student(at / "students" / "a" / "student.safetensors")),
+        ),
+        result(
+            "result with placement files",
+            [PlacementFiles((0, 2), np.roll(np.tile(np.arange(4), (2, 1)), n, 1), 2, np.ones((2, 4))) for n in (0, 1)],
+            "placement/2",
+            lambda at: (at / "placement" / "2" / "sglang.json").read_text(),
         ),
         result(
             "result with a monitor",

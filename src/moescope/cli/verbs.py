@@ -80,6 +80,15 @@ VERBS: dict[str, Verb] = {
     "circuits": Verb("circuits", "CircuitSettings", (MODEL, TASKS)),
     "dynamics": Verb("circuits", "SearchSettings", (CHECKPOINTS, TASKS, REVISIONS), function="dynamics", module="formation"),
     "prune": Verb("prune", "PruneSettings", (MODEL, TEXTS)),
+    "residency": Verb(
+        "residency",
+        "ResidencySettings",
+        (
+            Input("trace", Path, "A trace folder (`moescope trace`)."),
+            Input("model", str | None, "The traced model, for the lookahead by its routers.", "--model", None),
+        ),
+        tables=("policies", "placement"),
+    ),
     "robustness": Verb("robustness", "RobustnessSettings", (MODEL, PROMPTS)),
     "steer": Verb("steer", "SteerSettings", (MODEL, TEXTS, PROMPTS)),
     "targets": Verb(

@@ -12,6 +12,7 @@ FIGURES = {
     "distill": "moescope.studies.distill.figures",
     "exit": "moescope.studies.exit.figures",
     "prune": "moescope.studies.prune.figures",
+    "residency": "moescope.studies.residency.figures",
     "robustness": "moescope.studies.robustness.figures",
     "route": "moescope.studies.route.figures",
     "signatures": "moescope.studies.signatures.figures",

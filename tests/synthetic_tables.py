@@ -18,7 +18,7 @@ def synthetic_results(name: str = "{}") -> list[StudyResult]:
         StudyResult("convert", {}, tables=_convert(name)),
         StudyResult("exit", {}, tables=_exit(name)),
         StudyResult("steer", {}, tables={"effects": _effects(kinds, name)}),
-        StudyResult("prune", {}, tables={"pruning": _pruning(name)}),
+        StudyResult("prune", {}, tables={"pruning": _pruning(name), "domains": _domains(name)}),
         StudyResult("robustness", {}, tables=_robustness(name, rng)),
         StudyResult("transfer", {}, tables={"similarity": _layer_pairs(28, rng)}),
         StudyResult("route", {}, tables={"layers": _routers(name)}),
@@ -271,10 +271,22 @@ def _effects(kinds: list[str], name: str) -> pd.DataFrame:
 
 
 def _pruning(name: str) -> pd.DataFrame:
+    kinds = ("reap", "frequency", "norm", "mass", name.format("mean output"), "8-bit", "4-bit", "random")
     return pd.DataFrame(
         [
-            {"criterion": c, "ratio": r, "effect": r, "low": r - 0.1, "high": r + 0.1}
-            for c in ("reap", "frequency", name.format("mass"), "random")
+            {"criterion": c, "ratio": r, "bytes": 1 - r, "effect": r, "low": r - 0.1, "high": r + 0.1}
+            for c in kinds
+            for r in (0.125, 0.25, 0.5)
+        ]
+    )
+
+
+def _domains(name: str) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"criterion": "reap", "ratio": r, "category": name.format(c), "chose": c == "code"}
+            | {"effect": r, "low": r - 0.1, "high": r + 0.1}
+            for c in ("code", "math", "story")
             for r in (0.125, 0.25, 0.5)
         ]
     )

@@ -168,7 +168,7 @@ def test_ctrl_c_says_that_the_command_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("moescope.studies.prune.study.text_losses", interrupted)
+        patch.setattr("moescope.studies.prune.measure.Judged.whole", interrupted)
         with pytest.raises(SystemExit, match="130"):
             main(line)
     said = capsys.readouterr().err.strip().splitlines()[-1]

@@ -28,8 +28,8 @@ EFFECTS = pd.DataFrame(
 )
 PRUNING = pd.DataFrame(
     [
-        {"criterion": c, "ratio": r, "effect": r, "low": r - 0.1, "high": r + 0.1}
-        for c in ("reap", "frequency", "mass", "random")
+        {"criterion": c, "ratio": r, "bytes": 1 - r, "effect": r, "low": r - 0.1, "high": r + 0.1}
+        for c in ("reap", "frequency", "mass", "8-bit", "random")
         for r in (0.125, 0.5)
     ]
 )

@@ -84,7 +84,7 @@ def prune(model: LoadedModel, passages: Sequence[Passage], **options: Any) -> tu
     run = _run(options)
     if "tokens" in options:
         options["text_tokens"] = options.pop("tokens")
-    found = moescope.prune(model, passages, moescope.PruneSettings(**options), run=run)
+    found = moescope.prune(model, passages, moescope.PruneSettings(**({"guard": False} | options)), run=run)
     mask = found.artifacts["mask"]
     assert isinstance(mask, PruneMask)
     return found, mask

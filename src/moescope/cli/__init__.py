@@ -36,7 +36,7 @@ _COMMANDS = {
     "dynamics": ("verbs:dynamics", "When a circuit forms: the same tasks over a series of checkpoints."),
     "distill": ("verbs:distill", "One MLP layer as thousands of tiny experts, beside Gaussian inputs."),
     "steer": ("verbs:steer", "Ban, force, boost or scale experts, or ablate neurons; effect beside random ones."),
-    "prune": ("verbs:prune", "Which experts could be left out, as a mask, with the loss that it adds."),
+    "prune": ("verbs:prune", "A mixture of experts with fewer of them: a checkpoint, and what that costs."),
     "residency": ("verbs:residency", "Would a cache of experts help, and which device should hold which?"),
     "targets": ("verbs:targets", "Does a text reach every expert, and which experts to fine-tune for what."),
     "robustness": ("verbs:robustness", "How far a monitor of the routing can be trusted, and a search to fool it."),

@@ -79,7 +79,7 @@ VERBS: dict[str, Verb] = {
     "exit": Verb("exit", "ExitSettings", (MODEL, TASKS)),
     "circuits": Verb("circuits", "CircuitSettings", (MODEL, TASKS)),
     "dynamics": Verb("circuits", "SearchSettings", (CHECKPOINTS, TASKS, REVISIONS), function="dynamics", module="formation"),
-    "prune": Verb("prune", "PruneSettings", (MODEL, TEXTS)),
+    "prune": Verb("prune", "PruneSettings", (MODEL, TEXTS), tables=("pruning", "tasks")),
     "residency": Verb(
         "residency",
         "ResidencySettings",

@@ -16,6 +16,7 @@ from moescope.models.weights import Stored, quantization_of
 from moescope.types import Precision
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS: dict[torch.dtype, Precision] = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 IN_FULL = 2**30
 """Weights up to which a checkpoint of 16 bits is computed in 32: 4 GiB."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -119,14 +120,22 @@ class LoadedModel:
         SHA-256 over the config without its volatile fields and over eight 256-byte pieces of each weight of the body, in
         the loaded dtype: milliseconds for gigabytes. Not proof against tampering with single weights. Computed once.
         """
-        digest = hashlib.sha256(json.dumps(_stable_config(self.config), sort_keys=True, default=str).encode())
-        for name, tensor in sorted(self.body.state_dict().items()):
-            if name.startswith(OPTIONAL):
-                continue
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            if not tensor.is_meta:
-                digest.update(_sample_bytes(tensor))
-        return digest.hexdigest()[:16]
+        return digest_of(self.config, {name: sampled(name, tensor) for name, tensor in self.body.state_dict().items()})
+
+
+def digest_of(config: Any, tensors: Mapping[str, bytes]) -> str:
+    """The fingerprint of a model: its config, and of each tensor of its body what :func:`sampled` gives."""
+    digest = hashlib.sha256(json.dumps(_stable_config(config), sort_keys=True, default=str).encode())
+    for name in sorted(tensors):
+        if not name.startswith(OPTIONAL):
+            digest.update(tensors[name])
+    return digest.hexdigest()[:16]
+
+
+def sampled(name: str, tensor: torch.Tensor) -> bytes:
+    """Name, shape and type of a tensor, and pieces of what is in it."""
+    head = f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode()
+    return head if tensor.is_meta else head + _sample_bytes(tensor)
 
 
 def load(
@@ -164,7 +173,7 @@ def load(
     check_precision(dtype)
     if device is not None and device_map is not None:
         raise InputError("device and device_map exclude each other: give one")
-    place = None if device_map is not None else _device(device)
+    place = None if device_map is not None else device_of(device)
     if trust_remote_code:
         warnings.warn(f"trust_remote_code: Python code that comes with {str(model)!r} will be run", stacklevel=2)
     source = find_source(model, revision=revision, trust_remote_code=trust_remote_code)
@@ -270,7 +279,12 @@ def _sample_bytes(tensor: torch.Tensor, pieces: int = 8, size: int = 256) -> byt
     return flat.contiguous().cpu().view(torch.uint8).numpy().tobytes()
 
 
-def _device(device: str | None) -> torch.device:
+def device_of(device: str | None) -> torch.device:
+    """The device of that name; a GPU if there is one, where none is named.
+
+    Raises:
+        InputError: it is not there.
+    """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

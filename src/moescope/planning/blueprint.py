@@ -46,6 +46,11 @@ class Blueprint:
         """Those of the body and, where it writes text, of its head."""
         return sum(p.numel() for p in self.model.module.parameters())
 
+    @cached_property
+    def by_layer(self) -> list[int]:
+        """Parameters of each layer."""
+        return [sum(p.numel() for p in layer.parameters()) for layer in self.model.structure.layers]
+
     def resident(self, head: bool) -> int:
         """Parameters that are loaded: of the body, or with its head."""
         module = self.model.module if head else self.model.body

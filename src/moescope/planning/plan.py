@@ -83,7 +83,8 @@ def plan(
     flops += sum(len(r.lengths) * _written(made, r) for r in work.readings if r.new_tokens)
     tokens = {r.purpose: sum(o.tokens for o in work.readings if o.purpose == r.purpose) for r in work.readings}
     base = psutil.Process().memory_info().rss  # with torch, the study's modules, the texts and the tokenizer
-    memory = _memory(made, loading, work, settings, run, weights, base)
+    held = max(weights * n // made.parameters for n in made.by_layer) if command == "prune" else weights  # one layer at a time
+    memory = _memory(made, loading, work, settings, run, held, base)
     speed = flop_s or probe(loading.dtype)
     mean = sum(tokens.values()) / max(1, sum(len(r.lengths) for r in work.readings))
     free = available_memory()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,23 @@ class PruneMask:
     def ratio(self) -> float:
         """Share of all experts that are left out."""
         return len(self.pruned) / sum(map(len, self.keep.values()))
+
+    @property
+    def kept(self) -> int:
+        """Experts that stay in each layer.
+
+        Raises:
+            InputError: not the same number in all.
+        """
+        counts = {layer: int(keep.sum()) for layer, keep in self.keep.items()}
+        first = next(iter(counts))
+        other = next((layer for layer, n in counts.items() if n != counts[first]), None)
+        if other is not None:
+            raise InputError(
+                f"the mask keeps {counts[first]} experts in layer {first} and {counts[other]} in layer {other}: a config has "
+                "one number for all layers, so keep as many in each"
+            )
+        return counts[first]
 
     def save(self, path: str | Path) -> Path:
         """Write ``PATH.safetensors`` (one uint8 tensor ``layers.L.keep`` a layer, 1 = keep; meta as JSON in its header), or
@@ -132,15 +150,26 @@ def _mask(kept: list[int], pruned: list[int]) -> np.ndarray:
     return mask
 
 
-def prune_mask(saliency: dict[int, np.ndarray], ratio: float, *, top_k: int, meta: dict[str, Any] | None = None) -> PruneMask:
+def prune_mask(
+    saliency: dict[int, np.ndarray],
+    ratio: float,
+    *,
+    top_k: int,
+    groups: int = 1,
+    spared: Collection[tuple[int, int]] = (),
+    meta: dict[str, Any] | None = None,
+) -> PruneMask:
     """Leave out the least salient ``ratio`` of every layer's experts, the same number in each layer of one size.
 
     Args:
         saliency: layer -> (E,). Ties fall to the higher expert number.
         top_k: experts per token, which must stay at least.
+        groups: of neighbours, of which each loses the same number: where a router chooses groups before experts.
+        spared: (layer, expert) that stay whatever their saliency.
 
     Raises:
-        InputError: the ratio is not in [0, 1), or leaves fewer than ``top_k``.
+        InputError: the ratio is not in [0, 1), leaves fewer than ``top_k``, is no multiple of the groups, or leaves no room
+            for what is spared.
     """
     if not 0 <= ratio < 1:
         raise InputError(f"{ratio}: give the share of experts to leave out, from 0 to below 1", "ratio")
@@ -151,7 +180,16 @@ def prune_mask(saliency: dict[int, np.ndarray], ratio: float, *, top_k: int, met
             raise InputError(
                 f"{ratio} leaves {len(values) - n} of {len(values)} experts, but each token needs {top_k}", "ratio"
             )
+        if n % groups or len(values) % groups:
+            raise InputError(f"{ratio} leaves out {n} of {len(values)} experts, which {groups} groups cannot share", "ratio")
+        stays = np.array([(layer, e) in spared for e in range(len(values))])
         mask = np.ones(len(values), dtype=bool)
-        mask[np.argsort(values[::-1], kind="stable")[:n]] = False
-        keep[layer] = mask[::-1].copy()
+        for part in np.split(np.arange(len(values)), groups):
+            least = [e for e in part[::-1][np.argsort(values[part][::-1], kind="stable")] if not stays[e]][: n // groups]
+            if len(least) < n // groups:
+                raise InputError(
+                    f"{ratio} leaves no room for the {stays[part].sum()} experts of layer {layer} that stay", "ratio"
+                )
+            mask[least] = False
+        keep[layer] = mask
     return PruneMask(keep, meta or {})

@@ -32,6 +32,7 @@ from moescope.errors import InputError, Note
 from moescope.files.folder import output, settled
 from moescope.models import LoadedModel, load
 from moescope.models.forward_tokens import ForwardTokens
+from moescope.models.layered import Layered, open_layered
 from moescope.models.spread import Spread
 from moescope.study.provenance import machine, spent, subject
 from moescope.study.result import Artifact, StudyResult
@@ -127,6 +128,21 @@ class Context:
         self.stages.read(loaded.fingerprint, str(loaded.dtype), str(loaded.device), loaded.reading)
         self._loaded.append(loaded)
         return loaded
+
+    def layered(self, model: ModelLike) -> Layered:
+        """A causal language model that is run layer by layer from its files, with what :meth:`load` says of it.
+
+        Raises:
+            InputError: the model cannot be had, or not run so (:func:`moescope.models.layered.open_layered`).
+        """
+        if self.run.device_map is not None:
+            raise InputError("one layer at a time is on the device: give device", "device_map")
+        if isinstance(model, str | Path):
+            found = open_layered(model, dtype=self.run.dtype, device=rank_device(self.run.device))
+        else:
+            found = open_layered(self.load(model, head=True))
+        found.model = self.load(found.model, head=True)
+        return found
 
     def tasks(self, tasks: TasksLike, *, least: int = 1) -> list[Task]:
         """The tasks, read where they are specifications; their names differ. Near-duplicate texts share a group, with a note.

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-import transformers
 
 from moescope.studies.convert.settings import ConvertSettings
-from moescope.study.provenance import machine
+from moescope.study.card import LOADING, claim_lines, head_lines, made_by, table_lines
 from moescope.types import Claim
 
 
@@ -25,17 +24,7 @@ def card_text(
     counts, target = facts["counts"], facts["target"]
     loads = "transformers, vLLM and SGLang" if target["model_type"] == "glm4_moe" else "transformers and vLLM"
     parts = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        f"base_model: {model}",
-        "tags: [mixture-of-experts, moescope]",
-        "---",
-        "",
-        f"# {facts['title']}",
-        "",
-        f"**{claims[0].words.partition('; a decision')[0]}**",
-        "",
+        *head_lines(model, facts["title"], claims),
         f"The dense model `{model}` ({target['source']}), each of its MLPs cut into {counts['experts']} experts of "
         f"which {counts['active']} work on a token ({counts['shared']} of these on every token). "
         + (
@@ -45,34 +34,24 @@ def card_text(
         )
         + "The licence of the source applies.",
         "",
-        "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        "",
-        'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")',
-        "```",
-        "",
+        *LOADING,
         f"A checkpoint of type `{target['model_type']}`, which has a class of its own in {loads}: no remote code.",
         "",
         _change(target["model_type"]),
         "",
         *(f"- {note}" for note in target["notes"]),
         "",
-        "## Measured",
-        "",
-        "| | measured | 95 % | verdict | |",
-        "|---|---|---|---|---|",
-        *(f"| {c.statement} | {_cell(c.measured)} | {_interval(c.interval)} | {c.verdict} | {c.words} |" for c in claims),
-        "",
+        *claim_lines(claims),
         "## Quality over the activated share",
         "",
-        *_table(tables["frontier"], ("kind", "active", "share", "perplexity", "rise", "kl", "agreement")),
+        *table_lines(tables["frontier"], ("kind", "active", "share", "perplexity", "rise", "kl", "agreement")),
         "",
     ]
     if "speed" in tables:
         columns = ("runner", "workload", "tokens_per_second", "speedup", "ceiling", "ceiling_reading")
-        parts += [f"## Tokens per second ({facts['machine']})", "", *_table(tables["speed"], columns), ""]
+        parts += [f"## Tokens per second ({facts['machine']})", "", *table_lines(tables["speed"], columns), ""]
     if "tasks" in tables:
-        parts += ["## Tasks (lm-evaluation-harness)", "", *_table(tables["tasks"], tuple(tables["tasks"])), ""]
+        parts += ["## Tasks (lm-evaluation-harness)", "", *table_lines(tables["tasks"], tuple(tables["tasks"])), ""]
     parts += [
         "## Recipe",
         "",
@@ -82,8 +61,7 @@ def card_text(
             f"- {part} text: {text['source']}, {text['tokens']:,} tokens, sha256 {text['sha256']}…"
             for part, text in facts["text"].items()
         ),
-        f"- made by moescope {machine()['versions']['moescope']} with transformers {transformers.__version__}; "
-        "everything is in `results.json`, the full report in `report.html`",
+        made_by(),
     ]
     return "\n".join(parts) + "\n"
 
@@ -104,19 +82,3 @@ def _tuning(settings: ConvertSettings, tuned: bool) -> list[str]:
     rank = settings.finetune_rank
     how = "all weights of the MLPs" if rank == "full" else f"LoRA of rank {rank}, merged"
     return [f"- fine-tuning: {settings.finetune} steps, {how}{kept}"]
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _interval(interval: Sequence[float] | None) -> str:
-    return "" if interval is None else f"{interval[0]:.4g} to {interval[1]:.4g}"
-
-
-def _table(frame: pd.DataFrame, columns: tuple[str, ...]) -> list[str]:
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += [
-        "| " + " | ".join(_cell(v) for v in row) + " |" for row in frame[list(columns)].itertuples(index=False, name=None)
-    ]
-    return lines

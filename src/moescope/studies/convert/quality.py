@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from moescope.intervene.text_loss import token_losses
+from moescope.models.rounding import rounded, share_of_bytes
 from moescope.stats import group_bootstrap
 from moescope.studies.convert.text import Windows
 
@@ -99,31 +100,25 @@ def _log_probabilities(model: Any, ids: Tensor) -> Tensor:
 
 
 EIGHT = "8-bit"
-BYTES = (8 + 16 / 32) / 16
-"""of 16-bit weights that 8-bit ones read, a 16-bit scale for 32 of them included"""
+BYTES = share_of_bytes(8)
+"""of 16-bit weights that 8-bit ones read"""
 
 
 @contextmanager
 def eight_bits(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """The MLPs' weights rounded to the nearest of 8 bits, a scale for 32 neighbours in a row (llama.cpp's Q8_0): the cheapest
-    way to read fewer bytes, which any model survives."""
+    """The MLPs' weights rounded to the nearest of 8 bits, a scale for 32 neighbours in a row: the cheapest way to read fewer
+    bytes, which any model survives."""
     kept: list[tuple[nn.Parameter, Tensor]] = []
     try:
         for layer in layers:
             for name, weight in layer.mlp.named_parameters():  # type: ignore[union-attr]
                 if name.endswith("weight"):
                     kept.append((weight, weight.data))
-                    weight.data = _rounded(weight.data)
+                    weight.data = rounded(weight.data)
         yield
     finally:
         for weight, data in kept:
             weight.data = data
-
-
-def _rounded(weight: Tensor) -> Tensor:
-    groups = weight.float().reshape(-1, math.gcd(32, weight.shape[-1]))
-    scale = (groups.abs().amax(1, keepdim=True) / 127).half().float().clamp_min(1e-8)
-    return ((groups / scale).round().clamp(-127, 127) * scale).reshape(weight.shape).to(weight.dtype)
 
 
 @contextmanager

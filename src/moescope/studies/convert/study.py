@@ -29,10 +29,10 @@ from moescope.studies.convert.layers import Converted, circuit_neurons, convert_
 from moescope.studies.convert.settings import ConvertSettings, counts_of
 from moescope.studies.convert.speed import WORKLOADS, Runner, active_share, ceilings, measure
 from moescope.studies.convert.target import target_of
-from moescope.studies.convert.tasks import evaluate_tasks
 from moescope.studies.convert.text import Source, Windows, put_on_record, read_tuning_windows, read_windows
 from moescope.studies.convert.tuning import STATIC, TUNED, tune_all
 from moescope.study.checkpoint import Checkpoint
+from moescope.study.harness import evaluate_tasks
 from moescope.study.protocol import CircuitsLike, Context, ModelLike
 from moescope.study.result import StudyResult
 from moescope.study.run import Run

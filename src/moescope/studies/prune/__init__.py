@@ -1,1 +1,1 @@
-"""Which experts could be left out, and the loss that it adds, beside random ones."""
+"""A checkpoint with fewer experts, and what that costs beside random ones and fewer bits."""

@@ -1,9 +1,11 @@
-"""What leaving experts out costs: loss by ratio, for REAP, frequency and mass, beside random experts."""
+"""A mixture of experts with fewer of them, as a checkpoint, and what that costs beside random experts and fewer bits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import tempfile
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,126 +13,254 @@ import pandas as pd
 
 from moescope.capture.encode import Encoded
 from moescope.errors import InputError
-from moescope.intervene.experts import ExpertEdits, steer_experts
-from moescope.intervene.text_loss import encode_texts, text_losses
-from moescope.models import LoadedModel
-from moescope.runtime.mask import PruneMask, prune_mask
-from moescope.stats import group_bootstrap
-from moescope.studies.prune.claims import mask_cases, prune_claims
-from moescope.studies.prune.saliency import Saliency, expert_saliency
-from moescope.studies.prune.settings import CRITERIA, PruneSettings
+from moescope.files.folder import draft_of, settled, system_errors
+from moescope.intervene.text_loss import encode_texts
+from moescope.models.layered import open_layered
+from moescope.studies.prune.card import card_text
+from moescope.studies.prune.checkpoint import write_pruned
+from moescope.studies.prune.claims import (
+    bytes_case,
+    change,
+    elsewhere_case,
+    guard_claim,
+    mask_cases,
+    prune_claims,
+    recommend,
+    task_cases,
+)
+from moescope.studies.prune.cut import banks_of
+from moescope.studies.prune.measure import Judged
+from moescope.studies.prune.rivals import Rival, Rivals
+from moescope.studies.prune.saliency import expert_saliency
+from moescope.studies.prune.settings import PruneSettings
+from moescope.studies.prune.tasks import task_table
+from moescope.study.checkpoint import Checkpoint
+from moescope.study.harness import check_tasks
 from moescope.study.protocol import Context, ModelLike, TextsLike
 from moescope.study.result import StudyResult
-from moescope.study.rows import halves
+from moescope.study.rows import Rows
 from moescope.study.run import Run
-from moescope.study.verdicts import beyond_draws
+from moescope.study.verdicts import beyond_draws, verdicts
 
 _SETTINGS, _RUN = PruneSettings(), Run()
 
 
 def prune(model: ModelLike, texts: TextsLike = None, settings: PruneSettings = _SETTINGS, *, run: Run = _RUN) -> StudyResult:
-    """Read saliency on one half of the documents, and measure on the other what banning the least salient experts costs.
+    """Read saliency on one half of the documents, write the model without the least salient experts, and measure on the other
+    half what that costs.
 
-    An expert that is left out is banned as in :func:`moescope.intervene.steer_experts`: the router chooses among the rest.
+    The model is run layer by layer from its files, all variants through a layer together, so that one layer's weights are in
+    memory at a time. What is judged as the checkpoint is what was written.
 
     Args:
-        model: a mixture of experts, with its head where it is loaded already.
+        model: a mixture of experts with its head. One in memory is written to a temporary folder first.
         texts: passages with category and group, or a file of them; None: the shipped ones.
 
     Returns:
-        A result of kind ``"prune"``: tables ``pruning`` and ``saliency``; artifact ``mask``, the
-        :class:`~moescope.runtime.mask.PruneMask` of ``settings.by`` at ``settings.ratio``.
+        A result of kind ``"prune"``, whose first claim is the recommendation. Tables: ``pruning``, ``domains``, ``saliency``,
+        and ``tasks`` where asked for. Artifacts: ``checkpoint``, which is saved in the result's own folder, so that what
+        ``run.out`` names is what transformers loads; ``mask``, the :class:`~moescope.runtime.mask.PruneMask` of it.
 
     Raises:
-        InputError: the model is dense or has no head, a ratio leaves too few experts.
+        InputError: the model is dense, has no head, or is of a type that cannot be cut or run layer by layer; a ratio leaves
+            too few experts, or not as many in each group of a router that chooses groups first.
 
     >>> import moescope
-    >>> result = moescope.prune("moe-tiny", settings=moescope.PruneSettings(ratio=0.5))  # doctest: +SKIP
-    >>> result.artifacts["mask"].pruned  # doctest: +SKIP
+    >>> run = moescope.Run(out="smaller")
+    >>> result = moescope.prune("moe-tiny", settings=moescope.PruneSettings(ratio=0.5), run=run)  # doctest: +SKIP
+    >>> transformers.AutoModelForCausalLM.from_pretrained("smaller")  # doctest: +SKIP
     """
     context = Context("prune", settings, run)
-    loaded = context.load(model, head=True)
-    encoded, used = encode_texts(loaded, context.passages(texts), tokens=settings.text_tokens, length=settings.length)
+    passages = context.passages(texts)
+    categories = list(dict.fromkeys(p.category for p in passages))
+    if settings.domain not in (None, *categories):
+        raise InputError(f"category {settings.domain!r} is not among {', '.join(categories)}", "domain")
+    if settings.eval_task:
+        check_tasks(settings.eval_task, settings.eval_include)
+    layered = context.layered(model)
+    loaded, banks = layered.model, banks_of(layered)
+    rivals = Rivals(layered, banks, settings, run.seed)
+    for note in rivals.notes:
+        context.note(note)
+    encoded, used = encode_texts(loaded, passages, tokens=settings.text_tokens, length=settings.length)
+    category = np.array([p.category for p in used])
     documents = np.array([f"{p.category}/{p.group}" for p in used])
-    rows = context.rows(halves("documents", documents, _half(documents, np.array([p.category for p in used]), run.seed)))
+    chose = np.ones(len(used), dtype=bool) if settings.domain is None else category == settings.domain
+    first = _half(documents, category, run.seed)
+    select, judge = np.flatnonzero(first & chose), np.flatnonzero(~first)
+    rows = context.rows(Rows("documents", documents, fit=select, select=select, judge=judge))
     read, held = (Encoded.from_ids([encoded[i] for i in part.tolist()]) for part in (rows.select, rows.judge))
-    reading = partial(expert_saliency, loaded, read, progress=context.counter("reading saliency"))
-    found = context.stage("reading saliency", reading)
-    masks = _masks(found, settings, run)
-    for (criterion, ratio), members in masks.items():
-        if criterion == "random":
-            own = masks[settings.by, ratio][0]
-            others = sum(mask.pruned != own.pruned for mask in members)
-            context.control(
-                f"random masks at {ratio:g}",
-                differs=others > 0 or not own.pruned,
-                evidence=f"{others} of {len(members)} leave out other experts than {settings.by} does",
+    where, groups = category[rows.judge], documents[rows.judge]
+    own = chose[rows.judge]
+    for part, name in ((own, settings.domain or "the text"), (~own, "the other text")):
+        if part.any() and len(np.unique(groups[part])) < 2:
+            raise InputError(
+                f"{name} has one document to judge by, which shows nothing: give more text_tokens, or more documents"
             )
-    clean = context.stage("loss of the whole model", partial(text_losses, loaded, held, batch_tokens=run.batch_tokens))
-    lines: list[dict[str, Any]] = []
-    by_text: dict[tuple[str, float], np.ndarray] = {}
-    for criterion, ratio in context.steps("pruning", list(masks)):
-        pruning = partial(_effects, loaded, held, masks[criterion, ratio], clean, run)
-        effects = context.stage(f"pruning by {criterion}, {ratio:g}", pruning)
-        mean = effects.mean(0)
-        # losses are no proportions: where none changed there is no doubt for Wilson's interval to add
-        low, high = group_bootstrap(mean, documents[rows.judge], seed=run.seed) if mean.any() else (0.0, 0.0)
-        by_text[criterion, ratio] = effects
-        line = {"criterion": criterion, "ratio": ratio, "masks": len(effects), "loss": float(clean.mean() + mean.mean())}
-        lines.append({**line, "effect": float(mean.mean()), "low": low, "high": high})
-    table = pd.DataFrame(lines)
-    table["p"] = [
-        beyond_draws(r["effect"], by_text["random", r["ratio"]].mean(1), "", 0.0).p if r["criterion"] != "random" else np.nan
-        for r in lines
-    ]
-    headline = mask_cases(
-        settings.by,
-        settings.ratio,
-        by_text[settings.by, settings.ratio][0],
-        by_text["random", settings.ratio],
-        documents[rows.judge],
-        margin=settings.margin,
-        seed=run.seed,
-    )
-    mask = masks[settings.by, settings.ratio][0]
-    own_line = table.query("criterion == @settings.by and ratio == @settings.ratio").iloc[0]
-    mask.meta.update(
-        {
-            "model": loaded.name,
-            "fingerprint": loaded.fingerprint,
-            "criterion": settings.by,
-            "ratio": settings.ratio,
-            "loss_before": float(clean.mean()),
-            "loss_after": float(own_line["loss"]),
+    reading = partial(expert_saliency, layered, banks, read, progress=context.counter("reading saliency"))
+    found = context.stage("reading saliency", reading)
+    plan = rivals.plan(found)
+    mask = rivals.mask
+    _control(context, plan, mask.pruned)
+    judged = Judged(layered, held, run.batch_tokens)
+    judged.final = context.stage("the whole model", partial(judged.whole, context.counter("the whole model")))
+    clean = judged.clean = context.stage("loss of the whole model", judged.losses)
+    with contextlib.ExitStack() as stack:
+        if run.out is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="moescope-")))
+        else:
+            folder = stack.enter_context(draft_of(settled(run.out)))
+        with system_errors(run.out or folder):
+            made = write_pruned(rivals.cut(mask.kept), mask, folder)
+        # what is judged is what was written
+        written = open_layered(folder, dtype=layered.precision, device=str(loaded.device))
+        added: dict[tuple[str, float], np.ndarray] = {}
+        for rival in context.steps("pruning", plan):
+            judging = partial(judged.added, rival.edits, alone=rival.alone)
+            if rival.key == (settings.by, settings.ratio):
+                judging = partial(judged.of, written)
+            added[rival.key] = context.stage(f"pruning by {rival.criterion}, {rival.ratio:g}", judging)
+        table = _table(plan, added, clean, groups, own, run.seed)
+        tables = {
+            "pruning": table,
+            "domains": _domains(plan, added, where, groups, settings.domain, run.seed),
+            "saliency": found.to_frame(),
         }
-    )
-    return context.result(
-        model=loaded,
-        title=f"Pruning the experts of {loaded.name}",
-        claims=prune_claims(table, headline),
-        tables={"pruning": table, "saliency": found.to_frame()},
-        artifacts={"mask": mask},
-        loss=float(clean.mean()),
-        tokens={"saliency": found.tokens, "loss": int(held.lengths.sum())},
-    )
+        if settings.eval_task:
+            models = {"whole": layered, "pruned": written}
+            tables["tasks"] = context.stage("evaluating tasks", partial(task_table, models, settings, run))
+        key = settings.by, settings.ratio
+        loss = {name: values[:, own, 0] for name, values in added.items()}
+        bits, same = next((r.bits, r.key) for r in plan if r.bits and r.ratio == settings.ratio)
+        judging_by: dict[str, Any] = {"margin": settings.margin, "seed": run.seed}
+        cases = mask_cases(*key, loss[key][0], loss["random", settings.ratio], groups[own], **judging_by)
+        cases.append(bytes_case(*key, loss[key][0], loss[same][0], groups[own], bits=bits, **judging_by))
+        if settings.domain is not None and not own.all():
+            cases.append(elsewhere_case(*key, settings.domain, added[key][0, ~own, 0], groups[~own], **judging_by))
+        spared, kept, cheaper, *more = verdicts(cases, settings.alpha)
+        without = loss.get(("unguarded", settings.ratio))
+        guard = guard_claim(
+            sorted(found.super_experts()),
+            len(tables["saliency"]),
+            on=settings.guard,
+            without=None if without is None else float(without.mean()),
+            own=float(loss[key].mean()),
+        )
+        headline = [recommend(kept, spared, cheaper), spared, kept, cheaper, *more, guard]
+        tasks = verdicts(task_cases(tables["tasks"]), settings.alpha) if "tasks" in tables else []
+        claims = [*prune_claims(table, headline), *tasks]
+        line = table.set_index(["criterion", "ratio"]).loc[key]
+        mask.meta.update(
+            {
+                "model": loaded.name,
+                "fingerprint": loaded.fingerprint,
+                "criterion": settings.by,
+                "ratio": settings.ratio,
+                "loss_before": float(clean[own].mean()),
+                "loss_after": float(line["loss"]),
+            }
+        )
+        context.note(claims[0].words.partition("; a decision")[0])
+        facts: dict[str, Any] = {
+            "title": f"{loaded.name} with {mask.kept} of {banks.n_experts} experts a layer",
+            "loss": float(clean[own].mean()),
+            "tokens": {"saliency": found.tokens, "loss": int(held.lengths.sum())},
+            "config": made.config,
+            "bytes": {"before": made.bytes_before, "after": made.bytes},
+            "super_experts": [list(e) for e in sorted(found.super_experts())],
+        }
+        if made.dropped:
+            context.note(f"{len(made.dropped)} tensors that the model has no place for were left out ({made.dropped[0]})")
+        text = card_text(loaded.name, facts, settings, run.seed, claims, tables)
+        (folder / "README.md").write_text(text, encoding="utf-8")
+        checkpoint = Checkpoint(folder)
+        result = context.result(
+            model=loaded, claims=claims, tables=tables, artifacts={"checkpoint": checkpoint, "mask": mask}, **facts
+        )
+        if run.out is None:
+            checkpoint.draft = stack.pop_all()
+        else:
+            checkpoint.folder = settled(run.out)
+    return result
 
 
-def _effects(model: LoadedModel, held: Encoded, masks: Sequence[PruneMask], clean: np.ndarray, run: Run) -> np.ndarray:
-    """(masks, texts): loss with what each leaves out banned, less the whole model's."""
-    applied = [partial(steer_experts, model, ExpertEdits(ban=mask.pruned)) for mask in masks]  # type: ignore[arg-type]
-    return np.stack([text_losses(model, held, one, batch_tokens=run.batch_tokens) - clean for one in applied])
+def _control(context: Context, plan: list[Rival], pruned: frozenset[tuple[int, int]]) -> None:
+    """Put on record that random masks are others than the criterion's, and leave out as many experts of each layer."""
+    for rival in plan:
+        if rival.criterion == "random" and rival.ratio == context.settings.ratio:  # type: ignore[attr-defined]
+            others = sum(mask.pruned != pruned for mask in rival.masks)
+            context.control(
+                f"random masks at {rival.ratio:g}",
+                differs=others > 0 or not pruned,
+                evidence=f"{others} of {len(rival.masks)} leave out other experts than the checkpoint does",
+            )
 
 
-def _masks(found: Saliency, settings: PruneSettings, run: Run) -> dict[tuple[str, float], list[PruneMask]]:
-    """By criterion and ratio; ``random`` has as many as asked for."""
-    rng = np.random.default_rng(run.seed)
-    masks: dict[tuple[str, float], list[PruneMask]] = {}
-    for ratio in sorted({*settings.ratios, settings.ratio}):
-        for name in CRITERIA:
-            masks[name, ratio] = [prune_mask(found.by(name), ratio, top_k=found.top_k)]
-        shuffled = [{layer: rng.random(len(v)) for layer, v in found.chosen.items()} for _ in range(settings.n_random)]
-        masks["random", ratio] = [prune_mask(values, ratio, top_k=found.top_k) for values in shuffled]
-    return masks
+def _table(
+    plan: list[Rival],
+    added: dict[tuple[str, float], np.ndarray],
+    clean: np.ndarray,
+    groups: np.ndarray,
+    own: np.ndarray,
+    seed: int,
+) -> pd.DataFrame:
+    """Table ``pruning``, on the text that is like that which chose."""
+    lines: list[dict[str, Any]] = []
+    for rival in plan:
+        values = added[rival.key][:, own]  # (V, N, 2)
+        mean = values[..., 0].mean(0)
+        loss = float(clean[own].mean() + mean.mean())
+        low, high = change(mean, groups[own], seed)
+        null = added.get(("random", rival.ratio))
+        tried = null is not None and rival.criterion != "random"
+        lines.append(
+            {
+                "criterion": rival.criterion,
+                "ratio": rival.ratio,
+                "masks": len(values),
+                "bytes": 1 - rival.saved,
+                "loss": loss,
+                "perplexity": float(np.exp(loss)),
+                "kl": float(values[..., 1].mean()),
+                "effect": float(mean.mean()),
+                "low": low,
+                "high": high,
+                "p": beyond_draws(float(mean.mean()), null[:, own, 0].mean(1), "", 0.0).p if tried else np.nan,  # type: ignore[index]
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def _domains(
+    plan: list[Rival],
+    added: dict[tuple[str, float], np.ndarray],
+    where: np.ndarray,
+    groups: np.ndarray,
+    domain: str | None,
+    seed: int,
+) -> pd.DataFrame:
+    """Table ``domains``."""
+    lines: list[dict[str, Any]] = []
+    for rival in plan:
+        for category in dict.fromkeys(where.tolist()):
+            at = where == category
+            values = added[rival.key][:, at]
+            several = len(np.unique(groups[at])) > 1
+            low, high = change(values[..., 0].mean(0), groups[at], seed) if several else (np.nan, np.nan)
+            lines.append(
+                {
+                    "criterion": rival.criterion,
+                    "ratio": rival.ratio,
+                    "category": category,
+                    "chose": domain in (None, category),
+                    "documents": len(np.unique(groups[at])),
+                    "kl": float(values[..., 1].mean()),
+                    "effect": float(values[..., 0].mean()),
+                    "low": low,
+                    "high": high,
+                }
+            )
+    return pd.DataFrame(lines)
 
 
 def _half(documents: np.ndarray, categories: np.ndarray, seed: int) -> np.ndarray:

@@ -32,8 +32,48 @@ def evaluate_tasks(
     Raises:
         InputError: the harness is not installed, or does not know a task.
     """
-    harness, lm = _harness()
-    manager = harness.tasks.TaskManager(include_path=None if include is None else str(include))
+    wrap = _harness()[1]
+    lms = ((name, wrap(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)) for name, model in models.items())
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for name, lm in lms:
+        out = run_tasks(lm, tasks, include=include, limit=limit, seed=seed)
+        for task, metrics in out["results"].items():
+            for key, value in metrics.items():
+                metric, _, _filter = key.partition(",")
+                if isinstance(value, int | float) and metric not in ("alias", "sample_len") and not metric.endswith("_stderr"):
+                    rows.setdefault((task, metric), {"task": task, "metric": metric})[name] = float(value)
+    return pd.DataFrame(list(rows.values()))
+
+
+def run_tasks(lm: Any, tasks: Sequence[str], *, include: str | Path | None, limit: int | None, seed: int) -> dict[str, Any]:
+    """What the harness gives for one of its language models, each example's own scores (``samples``) with it.
+
+    Raises:
+        InputError: the harness is not installed, or does not know a task.
+    """
+    manager = check_tasks(tasks, include)
+    found: dict[str, Any] = _harness()[0].simple_evaluate(
+        model=lm,
+        tasks=list(tasks),
+        task_manager=manager,
+        limit=limit,
+        bootstrap_iters=0,
+        log_samples=True,
+        random_seed=seed,
+        numpy_random_seed=seed,
+        torch_random_seed=seed,
+        fewshot_random_seed=seed,
+    )
+    return found
+
+
+def check_tasks(tasks: Sequence[str], include: str | Path | None) -> Any:
+    """The harness's own manager of tasks, which knows all of these.
+
+    Raises:
+        InputError: the harness is not installed, or does not know a task.
+    """
+    manager = _harness()[0].tasks.TaskManager(include_path=None if include is None else str(include))
     known = set(manager.all_tasks)
     for task in tasks:
         if task not in known:
@@ -41,26 +81,7 @@ def evaluate_tasks(
                 f"lm-evaluation-harness has no task {task!r}; name one of its own, or give its folder as eval_include",
                 "eval_task",
             )
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
-    for name, model in models.items():
-        wrapped = lm(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-        out = harness.simple_evaluate(
-            model=wrapped,
-            tasks=list(tasks),
-            task_manager=manager,
-            limit=limit,
-            bootstrap_iters=0,
-            random_seed=seed,
-            numpy_random_seed=seed,
-            torch_random_seed=seed,
-            fewshot_random_seed=seed,
-        )
-        for task, metrics in out["results"].items():
-            for key, value in metrics.items():
-                metric, _, _filter = key.partition(",")
-                if isinstance(value, int | float) and metric not in ("alias", "sample_len") and not metric.endswith("_stderr"):
-                    rows.setdefault((task, metric), {"task": task, "metric": metric})[name] = float(value)
-    return pd.DataFrame(list(rows.values()))
+    return manager
 
 
 def _harness() -> tuple[Any, Any]:

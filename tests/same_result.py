@@ -7,7 +7,12 @@ import pandas as pd
 from moescope import StudyResult
 from moescope.types import Claim
 
-CLOCKED = {"exit": {"speed": None, "frontier": ["time"]}, "route": {"speed": None}, "convert": {"speed": None}}
+CLOCKED: dict[str, dict[str, list[str] | None]] = {
+    "exit": {"speed": None, "frontier": ["time"]},
+    "route": {"speed": None},
+    "convert": {"speed": None},
+}
+CLOCKED["robustness"] = {"speed": None}  # which has no such table: its claims hold times
 """of each study the tables that hold times, and in which columns (None: all)"""
 _TOLD = ("rows", "controls", "settings", "run", "forward_tokens")
 

@@ -23,6 +23,8 @@ def synthetic_results(name: str = "{}") -> list[StudyResult]:
         StudyResult("transfer", {}, tables={"similarity": _layer_pairs(28, rng)}),
         StudyResult("route", {}, tables={"layers": _routers(name)}),
         StudyResult("agreement", {}, tables={"layers": _agreement(rng)}),
+        StudyResult("residency", {}, tables=_residency(kinds, rng)),
+        StudyResult("targets", {}, tables=_targets(kinds, rng)),
         StudyResult("atlas", {}, tables={"layers": _atlas()}),
     ]
 
@@ -48,6 +50,41 @@ def _agreement(rng: np.random.Generator) -> pd.DataFrame:
     shared = 1 - np.sort(rng.uniform(0, 0.2, 16))
     columns = {"shared": shared, "low": shared - 0.02, "high": shared + 0.01, "same": shared**8, "yardstick": shared + 0.01}
     return pd.DataFrame({"layer": range(16), **columns, "first": rng.dirichlet(np.ones(16)) / 3, "chance": 0.14})
+
+
+def _residency(kinds: list[str], rng: np.random.Generator) -> dict[str, pd.DataFrame]:
+    rules = ("least recently used", "least often used", "pinned by other requests", "least recently used, with lookahead")
+    rules = (*rules, "fewest possible", "uniform router, least recently used", "uniform router, fewest possible")
+    policies = pd.DataFrame([(rule, c, c / 64 + 0.03 * i) for c in (8, 16, 32, 48) for i, rule in enumerate(rules)])
+    policies.columns = pd.Index(["policy", "capacity", "hit_rate"])
+    policies = policies.assign(low=policies["hit_rate"] - 0.01, high=policies["hit_rate"] + 0.01, over_fewest=1.5)
+    hits = rng.uniform(0.3, 0.6, 16)
+    domains = pd.DataFrame(
+        [(kind, by) for by in ("its own", "the others") for kind in kinds], columns=["category", "pinned_by"]
+    )
+    places = [(d, name) for d in (2, 4, 8) for name in ("contiguous", "fitted", "random")]
+    placement = pd.DataFrame(places, columns=["devices", "placement"]).assign(busiest=1.2, low=1.1, high=1.3)
+    return {
+        "policies": policies.assign(loaded=128 * (1 - policies["hit_rate"])),
+        "layers": pd.DataFrame({"layer": range(16), "lru": hits, "static": hits - 0.1, "fewest": hits + 0.2, "uniform": 0.25}),
+        "domains": domains.assign(hit_rate=0.5, low=0.4, high=0.6, loaded=60.0),
+        "placement": placement.assign(busiest_in_batch=1.25),
+    }
+
+
+def _targets(kinds: list[str], rng: np.random.Generator) -> dict[str, pd.DataFrame]:
+    names = [*map(str, range(16)), "all"]
+    needed = rng.uniform(1e4, 1e6, 17)
+    layers = pd.DataFrame({"layer": names, "experts": 64, "reached": 60, "unseen": [i % 3 for i in range(17)]})
+    layers["needed"] = np.where(layers["unseen"] > 0, np.nan, needed)
+    layers["needed_low"], layers["needed_high"] = needed / 2, 3 * layers["needed"]
+    layers["even_needed"] = 900
+    carriers = [
+        {"layer": i, "expert": e, "category": kinds[(i + e) % len(kinds)], "lift": 2 ** rng.normal(), "carries": e % 7 == 0}
+        for i in range(16)
+        for e in range(64)
+    ]
+    return {"layers": layers, "carriers": pd.DataFrame(carriers)}
 
 
 def _atlas() -> pd.DataFrame:
@@ -119,6 +156,13 @@ def _signatures(kinds: list[str], name: str, rng: np.random.Generator) -> dict[s
             {"layer": layers, "effective": 0.9, "effective_low": 0.85, "effective_high": 0.95, "balanced_effective": 1.0}
             | {"most": rng.uniform(1.2, 4, 24), "most_low": 1.1, "most_high": 4.2, "balanced_most": 1.05}
         ),
+        "overflow": pd.DataFrame(
+            [
+                {"tokens": n, "capacity_factor": f, "dropped": 0.2 / f**2, "uniform": 0.05 / f**3}
+                for n in (64, 512)
+                for f in (1, 1.5, 2)
+            ]
+        ).assign(low=0.01, high=0.22, uniform_low=0.0, uniform_high=0.06),
         "experts": pd.DataFrame(
             [
                 {"layer": i, "expert": e, "share": 1 / 16, "p_family": 0.01 * e, "category": kinds[e % 4]}
@@ -255,7 +299,12 @@ def _robustness(name: str, rng: np.random.Generator) -> dict[str, pd.DataFrame]:
         for c in ("identity", "typo", "paraphrase", "other language")
     ]
     attack = {c: rng.normal(2 - i, 1, 40) for i, c in enumerate(("margin", "one_random", "best_random", "search"))}
-    return {"changes": pd.DataFrame(changes), "attack": pd.DataFrame(attack)}
+    monitors = [
+        {"monitor": m, "misses": 0.05, "misses_low": 0.02, "misses_high": 0.1, "alarms": 0.1 * i, "alarms_low": 0.08 * i}
+        | {"alarms_high": 0.15 * i, "second_stage": 0.3, "risk": 0.1}
+        for i, m in enumerate(("cascade", "first stage alone", "whole model alone", "bag of words"))
+    ]
+    return {"changes": pd.DataFrame(changes), "attack": pd.DataFrame(attack), "monitor": pd.DataFrame(monitors)}
 
 
 def _layer_pairs(n: int, rng: np.random.Generator) -> pd.DataFrame:

@@ -65,8 +65,17 @@ def prune(run: Run) -> StudyResult:
 
 
 def robustness(run: Run) -> StudyResult:
-    settings = moescope.RobustnessSettings(attacked=2, queries=48)
-    return moescope.robustness("moe-tiny", "routing-80", settings, run=run)
+    settings = moescope.RobustnessSettings(attacked=2, queries=48, monitor="code", risk=0.4, delta=0.2)
+    return moescope.robustness("moe-tiny", "routing-80", settings, run=dataclasses.replace(run, limit=80))
+
+
+def residency(run: Run) -> StudyResult:
+    trace = moescope.trace("moe-tiny", "routing-80", moescope.TraceSettings(new_tokens=2))
+    return moescope.residency(trace, "moe-tiny", moescope.ResidencySettings(capacity=4), run=run)
+
+
+def atlas(run: Run) -> StudyResult:
+    return moescope.atlas("moe-tiny", "routing-80", moescope.AtlasSettings(new_tokens=2), run=run)
 
 
 def transfer(run: Run) -> StudyResult:
@@ -89,18 +98,26 @@ def route(run: Run) -> StudyResult:
     return moescope.route("dense-tiny", TASKS, settings, run=run)
 
 
+def targets(run: Run) -> StudyResult:
+    settings = moescope.TargetSettings(n_permutations=159)
+    return moescope.targets("moe-tiny", "routing-480", settings, run=dataclasses.replace(run, limit=300))
+
+
 VERBS: dict[str, tuple[Verb, int]] = {
     "circuits": (circuits, 12),
     "dynamics": (dynamics, 2),
     "signatures": (signatures, 3),
+    "atlas": (atlas, 4),
     "distill": (distill, 5),
     "steer": (steer, 6),
     "prune": (prune, 5),
-    "robustness": (robustness, 8),
+    "residency": (residency, 5),
+    "robustness": (robustness, 15),
     "transfer": (transfer, 4),
     "convert": (convert, 5),
     "exit": (exits, 4),
     "route": (route, 4),
+    "targets": (targets, 4),
 }
 """a small run of each study, and how many stages it has at least"""
 

@@ -235,7 +235,7 @@ def test_length_alone_is_not_taken_for_a_task():
 
 def test_a_result_saves_with_every_figure_and_loads(planted: StudyResult, tmp_path: Path):
     assert set(planted.figures()) == {
-        "layers", "nulls", "random_routing", "classification", "map", "similarity", "experts", "load", "cards",
+        "layers", "nulls", "random_routing", "classification", "map", "similarity", "experts", "load", "overflow", "cards",
     }  # fmt: skip
     folder = planted.save(tmp_path / "out")
     assert moescope.load(folder) == planted
@@ -257,7 +257,7 @@ def test_the_study_runs_on_a_tiny_random_model(quantity):
         run=Run(progress=lambda stage, done, total: seen.append(stage)),
     )
     assert result.kind == "signatures"
-    assert len(result.claims) == 19
+    assert len(result.claims) == 20
     assert {"reading and generating", "a random model's routing", "done"} <= set(seen)
     similarity = result.tables["similarity"].set_index(["quantity", "part", "measure", "prompts"])
     assert similarity.index.is_unique

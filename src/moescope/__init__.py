@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from moescope.errors import InputError
     from moescope.models import list_models
     from moescope.models import load as load_model
+    from moescope.routing.training import RoutingCallback
     from moescope.select.estimators import CircuitClassifier, DivergenceSelector
     from moescope.studies.agreement.settings import AgreementSettings
     from moescope.studies.agreement.study import agreement
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from moescope.studies.exit.study import exit
     from moescope.studies.prune.settings import PruneSettings
     from moescope.studies.prune.study import prune
+    from moescope.studies.residency.settings import ResidencySettings
+    from moescope.studies.residency.study import residency
     from moescope.studies.robustness.settings import RobustnessSettings
     from moescope.studies.robustness.study import robustness
     from moescope.studies.route.settings import RouteSettings
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
     from moescope.studies.signatures.study import signatures
     from moescope.studies.steer.settings import SteerSettings
     from moescope.studies.steer.study import steer
+    from moescope.studies.targets.settings import TargetSettings
+    from moescope.studies.targets.study import targets
     from moescope.studies.trace.record import trace
     from moescope.studies.trace.settings import TraceSettings
     from moescope.studies.transfer.settings import TransferSettings
@@ -65,13 +70,16 @@ _WHERE = {
     "ExitSettings": "moescope.studies.exit.settings",
     "InputError": "moescope.errors",
     "PruneSettings": "moescope.studies.prune.settings",
+    "ResidencySettings": "moescope.studies.residency.settings",
     "RobustnessSettings": "moescope.studies.robustness.settings",
     "RouteSettings": "moescope.studies.route.settings",
+    "RoutingCallback": "moescope.routing.training",
     "Run": "moescope.study.run",
     "SignatureSettings": "moescope.studies.signatures.settings",
     "SteerSettings": "moescope.studies.steer.settings",
     "SearchSettings": "moescope.studies.circuits.settings",
     "StudyResult": "moescope.study.result",
+    "TargetSettings": "moescope.studies.targets.settings",
     "Task": "moescope.types",
     "TraceSettings": "moescope.studies.trace.settings",
     "TransferSettings": "moescope.studies.transfer.settings",
@@ -89,10 +97,12 @@ _WHERE = {
     "load_prompts": "moescope.tasks",
     "load_task": "moescope.tasks",
     "prune": "moescope.studies.prune.study",
+    "residency": "moescope.studies.residency.study",
     "robustness": "moescope.studies.robustness.study",
     "route": "moescope.studies.route.study",
     "signatures": "moescope.studies.signatures.study",
     "steer": "moescope.studies.steer.study",
+    "targets": "moescope.studies.targets.study",
     "trace": "moescope.studies.trace.record",
     "transfer": "moescope.studies.transfer.study",
 }
@@ -108,13 +118,16 @@ __all__ = [
     "ExitSettings",
     "InputError",
     "PruneSettings",
+    "ResidencySettings",
     "RobustnessSettings",
     "RouteSettings",
+    "RoutingCallback",
     "Run",
     "SearchSettings",
     "SignatureSettings",
     "SteerSettings",
     "StudyResult",
+    "TargetSettings",
     "Task",
     "TraceSettings",
     "TransferSettings",
@@ -132,10 +145,12 @@ __all__ = [
     "load_prompts",
     "load_task",
     "prune",
+    "residency",
     "robustness",
     "route",
     "signatures",
     "steer",
+    "targets",
     "trace",
     "transfer",
 ]

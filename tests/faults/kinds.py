@@ -23,9 +23,12 @@ from moescope.routing.store import load_trace, save_trace
 from moescope.runtime.exit.classifier import ExitClassifier
 from moescope.runtime.exit.store import load_exit
 from moescope.runtime.mask import PruneMask
+from moescope.runtime.monitor import MonitorCascade, Promise, Score, Thresholds, load_monitor
 from moescope.runtime.route.store import ModelRouter, load_router
+from moescope.runtime.targets import Domain, Targets, load_targets
 from moescope.studies.distill.save import DistilledStudent, load_student, save_student
 from moescope.studies.distill.students import Student
+from moescope.studies.residency.files import PlacementFiles
 from moescope.study.checkpoint import Checkpoint
 from moescope.study.result import Artifact, StudyResult
 from moescope.types import Claim, Site
@@ -68,6 +71,11 @@ def kinds(work: Path) -> dict[str, Kind]:
     masks = [PruneMask({0: np.arange(8) % 3 != n, 2: np.arange(8) % 2 == n}, {"model": "m", "n": n}) for n in (0, 1)]
     exits = [exit_classifier(model, sign) for sign in (1, -1)]
     routers = [ModelRouter(on(router_model, "residual", layer), router_model) for layer in (0, 1)]
+    moe = load_model("moe-tiny")
+    score = [Score(np.ones(n), 0.5) for n in (16, moe.d_model)]
+    promise = Promise(0.1, 0.1, 48, 0)
+    monitors = [MonitorCascade(moe, "code", 0, *score, Thresholds(-1.0, np.inf, float(n)), promise) for n in (0, 1)]
+    plans = [Targets("m", "f", {"0": 4}, {"all": Domain({"0": [n]}, ["layers.0.experts.up"])}) for n in (0, 1)]
     copies = [_copy(model, work / f"model{n}", n) for n in (0, 1)]
     traces = [make(seed=n) for n in (0, 1)]
     moments = [
@@ -97,6 +105,19 @@ def kinds(work: Path) -> dict[str, Kind]:
             "students/a",
             lambda at: _weights(load_student(at / "students" / "a" / "student.safetensors")),
         ),
+        result(
+            "result with placement files",
+            [PlacementFiles((0, 2), np.roll(np.tile(np.arange(4), (2, 1)), n, 1), 2, np.ones((2, 4))) for n in (0, 1)],
+            "placement/2",
+            lambda at: (at / "placement" / "2" / "sglang.json").read_text(),
+        ),
+        result(
+            "result with a monitor",
+            list(monitors),
+            "monitor",
+            lambda at: str(load_monitor(at / "monitor", moe).thresholds),
+        ),
+        result("result with targets", list(plans), "targets", lambda at: str(load_targets(at / "targets"))),
         result("converted checkpoint", list(copies), "checkpoint", lambda at: load_model(at).fingerprint),
         Kind(
             "classifier alone", "exit", *[lambda at, e=e: e.write(at) for e in exits], lambda at: _heads(load_exit(at, model)),

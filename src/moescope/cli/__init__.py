@@ -37,6 +37,8 @@ _COMMANDS = {
     "distill": ("verbs:distill", "One MLP layer as thousands of tiny experts, beside Gaussian inputs."),
     "steer": ("verbs:steer", "Ban, force, boost or scale experts, or ablate neurons; effect beside random ones."),
     "prune": ("verbs:prune", "A mixture of experts with fewer of them: a checkpoint, and what that costs."),
+    "residency": ("verbs:residency", "Would a cache of experts help, and which device should hold which?"),
+    "targets": ("verbs:targets", "Does a text reach every expert, and which experts to fine-tune for what."),
     "robustness": ("verbs:robustness", "How far a monitor of the routing can be trusted, and a search to fool it."),
     "transfer": ("verbs:transfer", "What two models' routing of the same prompts has in common."),
     "convert": ("verbs:convert", "A dense model as a mixture-of-experts checkpoint, and whether that pays."),

@@ -80,8 +80,32 @@ VERBS: dict[str, Verb] = {
     "circuits": Verb("circuits", "CircuitSettings", (MODEL, TASKS)),
     "dynamics": Verb("circuits", "SearchSettings", (CHECKPOINTS, TASKS, REVISIONS), function="dynamics", module="formation"),
     "prune": Verb("prune", "PruneSettings", (MODEL, TEXTS), tables=("pruning", "tasks")),
+    "residency": Verb(
+        "residency",
+        "ResidencySettings",
+        (
+            Input("trace", Path, "A trace folder (`moescope trace`)."),
+            Input("model", str | None, "The traced model, for the lookahead by its routers.", "--model", None),
+        ),
+        tables=("policies", "placement"),
+    ),
     "robustness": Verb("robustness", "RobustnessSettings", (MODEL, PROMPTS)),
     "steer": Verb("steer", "SteerSettings", (MODEL, TEXTS, PROMPTS)),
+    "targets": Verb(
+        "targets",
+        "TargetSettings",
+        (
+            Input("model", str, "A mixture of experts (as MODEL everywhere), or the folder of a recorded trace."),
+            Input(
+                "texts",
+                Path | None,
+                "Calibration or fine-tuning text: .txt parted by blank lines, or JSONL, CSV, Parquet (text, category, topic).",
+                "--text",
+                None,
+            ),
+        ),
+        tables=("layers", "domains"),
+    ),
     "transfer": Verb("transfer", "TransferSettings", (replace(MODEL, name="model_a"), replace(MODEL, name="model_b"), PROMPTS)),
     "route": Verb("route", "RouteSettings", (MODEL, TASKS), tables=("named", "unknown")),
     "signatures": Verb("signatures", "SignatureSettings", MODEL_OR_TRACE, arguments=_model_or_trace),

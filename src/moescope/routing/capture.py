@@ -123,6 +123,9 @@ def describe_model(model: LoadedModel, encoded: Encoded) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "encoding": model.reading.record(model.tokenizer),
     }
+    sizes = [layer.expert_bytes for layer in expert_layers(model)]
+    if sizes and None not in sizes:
+        meta["expert_bytes"] = max(size for size in sizes if size is not None)
     if not len(encoded):
         return meta
     ids = torch.from_numpy(encoded[0][-_PROBE:].astype(np.int64))[None]

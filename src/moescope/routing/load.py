@@ -35,7 +35,8 @@ class RoutingLoad:
     def table(self, seed: int = 0) -> pd.DataFrame:
         """A row a layer: ``layer``, ``choices``, ``busiest`` expert, its load over a fair share (``most``), what the busiest
         has by an even router of as many choices (``even_most``, mean of 200 draws), ``effective`` share of the experts
-        (exponential of the load's entropy over E), the same of an even router (``even_effective``), and ``idle`` experts.
+        (exponential of the load's entropy over E), the same of an even router (``even_effective``), the load's ``gini`` with
+        ``even_gini`` and what 95 % of the draws lie between (``even_gini_low``, ``even_gini_high``), and ``idle`` experts.
         """
         rng, total = np.random.default_rng(seed), self.counts.sum(0)
         rows = []
@@ -51,6 +52,10 @@ class RoutingLoad:
                     "even_most": float(even.max(1).mean() / max(choices, 1) * self.n_experts),
                     "effective": float(effective_share(shares(load))),
                     "even_effective": float(effective_share(shares(even)).mean()),
+                    "gini": float(gini(shares(load))),
+                    "even_gini": float(gini(shares(even)).mean()),
+                    "even_gini_low": float(np.quantile(gini(shares(even)), 0.025)),
+                    "even_gini_high": float(np.quantile(gini(shares(even)), 0.975)),
                     "idle": int((load == 0).sum()),
                 }
             )
@@ -109,6 +114,20 @@ def load_load(folder: str | Path) -> RoutingLoad:
 def shares(counts: np.ndarray) -> np.ndarray:
     """Counts (..., E) over their sum; of none nought."""
     return np.asarray(counts / np.maximum(counts.sum(-1, keepdims=True), 1))
+
+
+def gini(shares: np.ndarray) -> np.ndarray:
+    """(...) of shares (..., E): 0 where the load is even, (E - 1) / E where one expert has all of it (Gini 1912)."""
+    n = shares.shape[-1]
+    ranked = np.sort(shares, axis=-1)
+    total = np.maximum(ranked.sum(-1), 1e-300)
+    return np.asarray(((2 * np.arange(1, n + 1) - n - 1) * ranked).sum(-1) / (n * total))
+
+
+def dropped(counts: np.ndarray, factor: float) -> np.ndarray:
+    """(...) choices of a batch, counts (..., E), beyond its experts' capacity: ``factor`` fair shares each, rounded up."""
+    room = np.ceil(factor * counts.sum(-1, keepdims=True) / counts.shape[-1] - 1e-9)
+    return np.asarray(np.maximum(counts - room, 0).sum(-1))
 
 
 def entropy(shares: np.ndarray) -> np.ndarray:

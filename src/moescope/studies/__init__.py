@@ -12,9 +12,11 @@ FIGURES = {
     "distill": "moescope.studies.distill.figures",
     "exit": "moescope.studies.exit.figures",
     "prune": "moescope.studies.prune.figures",
+    "residency": "moescope.studies.residency.figures",
     "robustness": "moescope.studies.robustness.figures",
     "route": "moescope.studies.route.figures",
     "signatures": "moescope.studies.signatures.figures",
     "steer": "moescope.studies.steer.figures",
+    "targets": "moescope.studies.targets.figures",
     "transfer": "moescope.studies.transfer.figures",
 }

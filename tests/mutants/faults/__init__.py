@@ -14,10 +14,13 @@ from tests.mutants.faults import (
     distill,
     experts,
     models,
+    monitor,
     reading,
+    residency,
     runtime,
     signatures,
     study,
+    targets,
     traces,
 )
 
@@ -30,7 +33,10 @@ FAULTS: tuple[Fault, ...] = (
     *runtime.FAULTS,
     *experts.FAULTS,
     *models.FAULTS,
+    *monitor.FAULTS,
     *reading.FAULTS,
+    *residency.FAULTS,
     *study.FAULTS,
     *traces.FAULTS,
+    *targets.FAULTS,
 )

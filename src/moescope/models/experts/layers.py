@@ -37,6 +37,14 @@ class ExpertLayer:
     n_experts: int
     rule: Rule
 
+    @property
+    def expert_bytes(self) -> int | None:
+        """Bytes of one expert's weights as they are loaded; None where they are not stacked, or packed."""
+        stacked = [p for p in self.module.parameters() if p.dim() > 1 and len(p) == self.n_experts and p.is_floating_point()]
+        if not any(p.dim() > 2 for p in stacked):
+            return None
+        return sum(p.numel() * p.element_size() for p in stacked) // self.n_experts
+
     def __str__(self) -> str:
         return f"layer {self.layer} ({self.path}, {type(self.module).__name__})"
 

@@ -57,10 +57,7 @@ def prompt_features(
     """
     sites = source_sites(model, source, layer) if sites is None else sites
     encoded, left_out = encode(model, texts, max_tokens=max_tokens), opening(model)
-    if len(encoded) and encoded.lengths.min() <= left_out:
-        row, least = encoded.first + int(encoded.lengths.argmin()), int(encoded.lengths.min())
-        few = "one token only" if least == 1 else f"{least} tokens only, and {left_out} stand before every text"
-        raise InputError(f"text {row}: {few}, too short to name its task")
+    check_lengths(encoded, left_out)
     found = np.empty((len(encoded), sum(model.width(site) for site in sites)), np.float32)
     read = partial(_read, sites=sites, source=source, left_out=left_out)
     groups = batches_for(model, encoded.lengths, batch_tokens, "right")
@@ -69,13 +66,25 @@ def prompt_features(
     return found, encoded.lengths - left_out
 
 
+def check_lengths(encoded: Encoded, left_out: int) -> None:
+    """Whether every text has a token behind its :func:`opening` of ``left_out`` tokens.
+
+    Raises:
+        InputError: one has none.
+    """
+    if len(encoded) and encoded.lengths.min() <= left_out:
+        row, least = encoded.first + int(encoded.lengths.argmin()), int(encoded.lengths.min())
+        few = "one token only" if least == 1 else f"{least} tokens only, and {left_out} stand before every text"
+        raise InputError(f"text {row}: {few}, too short to name its task")
+
+
 def _read(
     model: LoadedModel, batches: Iterable[Batch], *, sites: Sequence[Site], source: Source, left_out: int
 ) -> Iterator[np.ndarray]:
     """Of each batch float32 (B, F)."""
     with capture(model, sites) as session:
         for batch in batches:
-            weight = _after(left_out, batch.mask).to(model.device)
+            weight = after_opening(left_out, batch.mask).to(model.device)
 
             def reduce(_: Site, tensor: Tensor, weight: Tensor = weight) -> Tensor:
                 return weighted_sum(source, tensor, weight)
@@ -126,7 +135,7 @@ class Watch:
         mask = torch.ones(rows, seen + length, dtype=torch.bool, device=given.device) if mask is None else mask.bool()
         if seen == 0:
             self._sums, self._count = [], None
-        self._weight = _after(self._left_out, mask)[:, seen : seen + length]
+        self._weight = after_opening(self._left_out, mask)[:, seen : seen + length]
         self._step = []
 
     def add(self, last: bool, tensor: Tensor) -> None:
@@ -192,6 +201,6 @@ def stream(router: TaskRouter, model: LoadedModel, text: str, max_new_tokens: in
             piece = model.tokenizer.decode(ids[0])
 
 
-def _after(left_out: int, mask: Tensor) -> Tensor:
+def after_opening(left_out: int, mask: Tensor) -> Tensor:
     """bool (B, T): the tokens of each row but the first ``left_out``."""
     return mask.bool() & (mask.long().cumsum(1) > left_out)

@@ -42,6 +42,25 @@ def _search(tables: Tables) -> Figure:
     return figure
 
 
+def _monitor(tables: Tables) -> Figure:
+    frame = tables["monitor"].iloc[::-1]
+    figure = new_figure(0.9 + 0.28 * len(frame))
+    left, right = figure.subplots(1, 2, sharey=True)
+    y = np.arange(len(frame))
+    for axes, name, ink in ((left, "misses", BLUE), (right, "alarms", ORANGE)):
+        span = errors(frame[name], frame[f"{name}_low"], frame[f"{name}_high"])
+        axes.errorbar(frame[name], y, xerr=span, color=ink, marker="o", ls="none")
+        axes.axvline(0, color=FAINT, lw=0.8, zorder=0)
+    left.axvline(float(frame["risk"].iloc[0]), color=SOFT, lw=0.8, ls="--", zorder=0)
+    names = [f"{m} ({s:.0%})" for m, s in zip(frame["monitor"], frame["second_stage"], strict=True)]
+    name_rows(left, names, room=0.6)
+    left.set_xlabel("share of the category's prompts missed")
+    right.set_xlabel("share of other prompts flagged")
+    letter(left, 0, "The promise (dashed) and what came")
+    letter(right, 1, "What it costs in alarms")
+    return figure
+
+
 FIGURES: tuple[TableFigure, ...] = (
     (
         "changes",
@@ -59,5 +78,13 @@ FIGURES: tuple[TableFigure, ...] = (
         "Log odds of the true category for every attacked prompt: without a suffix, with one random suffix, with the best of "
         "many random ones, and with the one that a search of as many tries found.",
         _search,
+    ),
+    (
+        "monitor",
+        "monitor",
+        "A monitor in two stages beside its rivals",
+        "Each with the same promise on misses (dashed), every prompt judged by the turn that had not seen its group. In "
+        "brackets the share of prompts for which the whole model is run. Bars: 95 % intervals.",
+        _monitor,
     ),
 )

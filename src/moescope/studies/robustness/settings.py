@@ -38,6 +38,14 @@ class RobustnessSettings(Judged):
     """Pseudo-experts of each layer of a dense model."""
     active: Annotated[int, at_least(1)] = 4
     """Of them, per token."""
+    monitor: str | None = None
+    """Category that a monitor in two stages is made for, with a promise on misses; none is made where it is not named."""
+    risk: Annotated[float, between(0, 1)] = 0.1
+    """Share of that category's prompts that may be missed, by both stages together."""
+    delta: Annotated[float, between(0, 1)] = 0.1
+    """Probability with which that promise may fail, over calibration prompts."""
+    layer: Annotated[int | None, at_least(0)] = None
+    """Last layer that its first stage reads (default: a quarter of the way up)."""
     margin: Annotated[float, between(0, 1)] = 0.03
     """Smallest difference in the share of prompts that counts."""
     odds_margin: Annotated[float, at_least(0)] = 0.1
@@ -46,7 +54,7 @@ class RobustnessSettings(Judged):
     def check(self) -> None:
         if self.active >= self.n_experts:
             raise InputError(f"must be below n_experts={self.n_experts}, got {self.active}", "active")
-        if not (self.perturbations or self.precision or self.batches or self.attacked):
+        if not (self.perturbations or self.precision or self.batches or self.attacked or self.monitor):
             raise InputError("nothing to try; name one, e.g. typo, or leave precision on", "perturbations")
         if self.begin >= self.queries:
             raise InputError(

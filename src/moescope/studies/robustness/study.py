@@ -28,13 +28,16 @@ from moescope.routing.similarity import null_corrected
 from moescope.routing.subject import check_categories
 from moescope.stats import group_bootstrap
 from moescope.studies.robustness.attack import Attack, find_suffixes
+from moescope.studies.robustness.cascade import cascade_of, monitor_layer
 from moescope.studies.robustness.claims import robustness_claims
+from moescope.studies.robustness.claims_cascade import cascade_claims
 from moescope.studies.robustness.monitor import Counter, Monitors, flat_signatures
 from moescope.studies.robustness.perturb import perturbed
 from moescope.studies.robustness.settings import RobustnessSettings
+from moescope.studies.robustness.turns import watched_rows
 from moescope.study.paired import above_chance, paired_effect
 from moescope.study.protocol import Context, ModelLike, PromptsLike
-from moescope.study.result import StudyResult
+from moescope.study.result import Artifact, StudyResult
 from moescope.study.run import Run
 from moescope.tasks import Prompt
 
@@ -52,10 +55,12 @@ def robustness(
         prompts: with categories.
 
     Returns:
-        A result of kind ``"robustness"``: tables ``changes``, ``by_category`` and ``attack``.
+        A result of kind ``"robustness"``: tables ``changes``, ``by_category`` and ``attack``; where ``settings.monitor`` names
+        a category also ``monitor`` and ``monitor_changes``, and the artifact ``monitor``, a
+        :class:`~moescope.runtime.monitor.MonitorCascade`.
 
     Raises:
-        InputError: prompts without categories, or a monitor that names none rightly.
+        InputError: prompts without categories, a monitor that names none rightly, or too few prompts for its promise.
 
     >>> import moescope
     >>> settings = moescope.RobustnessSettings(attacked=4, queries=64)
@@ -64,7 +69,10 @@ def robustness(
     context = Context("robustness", settings, run)
     asked = context.prompts(prompts)
     y, categories = check_categories([p.id for p in asked], [p.category for p in asked])
+    parts = watched_rows(asked, y, categories, settings, run.seed)
     loaded = context.load(model)
+    if parts is not None:
+        monitor_layer(loaded, settings)
     read = partial(encode, loaded, max_tokens=run.max_tokens)
     make = _counters(context, loaded, asked, settings)
     counter, encoded = make(loaded), read([p.text for p in asked])
@@ -120,11 +128,19 @@ def robustness(
             "random suffixes", differs=attack.own > 0, evidence=f"{attack.own:.1%} of them are none that the search tried"
         )
         tables["attack"] = _attack_table(loaded, attack, asked, chosen, categories)
+    claims = robustness_claims(tables["changes"], known, attack, settings, run.seed)
+    artifacts: dict[str, Artifact] = {}
+    if parts is not None:
+        kept, watching = cascade_of(context, loaded, asked, y == categories.index(str(settings.monitor)), parts, settings)
+        claims += cascade_claims(kept, watching["monitor_changes"], settings, run.seed)
+        tables |= watching
+        artifacts["monitor"] = kept.monitor
     return context.result(
         model=loaded,
         title=f"Robustness of the routing of {loaded.name}",
-        claims=robustness_claims(tables["changes"], known, attack, settings, run.seed),
+        claims=claims,
         tables=tables,
+        artifacts=artifacts,
         prompts=len(asked),
     )
 

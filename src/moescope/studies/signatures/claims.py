@@ -46,7 +46,7 @@ def signature_claims(tables: Mapping[str, pd.DataFrame], found: Evidence) -> lis
         *depth_claims(tables["routing_layers"], found),
         clusters_claim(found),
         # A group's activity is measured over its usual one, which makes an even load: nothing to find out.
-        *([] if found.grouped else load_claims(tables["routing_load"], found)),
+        *([] if found.grouped else load_claims(tables["routing_load"], tables["overflow"], found)),
         _beyond_tokens(nulls, found),
         experts_claim(tables["experts"], found),
     ]

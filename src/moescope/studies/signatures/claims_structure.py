@@ -61,8 +61,8 @@ def clusters_claim(found: Evidence) -> Case:
     )
 
 
-def load_claims(loads: pd.DataFrame, found: Evidence) -> list[Claim | Case]:
-    """Whether the load is spread, and who carries most of it."""
+def load_claims(loads: pd.DataFrame, overflow: pd.DataFrame, found: Evidence) -> list[Claim | Case]:
+    """Whether the load is spread, who carries most of it, and what experts with a capacity would drop."""
     gap, margin = found.load, found.settings.margin_load
     effective, balanced = float(loads["effective"].mean()), float(loads["balanced_effective"].mean())
     p = None if pd.isna(gap.p) else gap.p
@@ -80,7 +80,8 @@ def load_claims(loads: pd.DataFrame, found: Evidence) -> list[Claim | Case]:
             control=Control("balanced routing of as many tokens", balanced),
             family="" if p is None else HOW,
             words=f"the exponential of the load's entropy over the number of experts; entropy {loads['entropy'].min():.3f} to "
-            f"{loads['entropy'].max():.3f} of its largest by layer, {int(loads['idle'].sum())} experts never chosen",
+            f"{loads['entropy'].max():.3f} of its largest by layer, Gini coefficient {loads['gini'].mean():.3f} where balanced "
+            f"routing has {loads['balanced_gini'].mean():.3f}, {int(loads['idle'].sum())} experts never chosen",
         ),
         Claim(
             "Load of the busiest expert, over a fair share",
@@ -91,7 +92,26 @@ def load_claims(loads: pd.DataFrame, found: Evidence) -> list[Claim | Case]:
             words=f"layer {int(most['layer'])} expert {int(most['busiest'])}, the largest of {len(loads)} layers, which the "
             f"interval does not count; {listing}",
         ),
+        _overflow(overflow),
     ]
+
+
+def _overflow(table: pd.DataFrame) -> Claim:
+    """Of the largest batch, at the smallest capacity that leaves room."""
+    batch = table[table["tokens"] == table["tokens"].max()]
+    roomy = batch[batch["capacity_factor"] > 1]
+    row = (roomy if len(roomy) else batch).sort_values("capacity_factor").iloc[0]
+    low, high = float(row["low"]), float(row["high"])
+    return Claim(
+        f"Choices that experts of {row['capacity_factor']:g} fair shares would drop, in batches of {int(row['tokens'])} tokens",
+        float(row["dropped"]),
+        "S6",
+        interval=None if pd.isna(low) else (low, high),
+        control=Control("uniform router", float(row["uniform"])),
+        words=f"under a uniform router {row['uniform']:.1%} ({row['uniform_low']:.1%} to {row['uniform_high']:.1%} of draws); "
+        "other capacities and batches stand in the table overflow"
+        + ("; no interval of a single template" if pd.isna(low) else ""),
+    )
 
 
 def experts_claim(experts: pd.DataFrame, found: Evidence) -> Case:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from moescope.report.style import FAINT, INK, SOFT, color, errors, legend, letter, levels, name_rows, new_figure, shorten
+from moescope.report.style import FAINT, INK, SOFT, band, color, errors, legend, letter, levels, name_rows, new_figure, shorten
 from moescope.study.verdicts import ALPHA
 
 Tables = Mapping[str, pd.DataFrame]
+NamedFigure = tuple[str, tuple[str, ...], str, str, Callable[[Tables], Figure]]
 
 
 def layer_axis(axes: Axes, frame: pd.DataFrame) -> None:
@@ -80,6 +81,26 @@ def load(tables: Tables) -> Figure:
     return figure
 
 
+def overflow(tables: Tables) -> Figure:
+    """What experts with a capacity drop, a panel for each size of batch."""
+    frame = tables["overflow"]
+    sizes = sorted(frame["tokens"].unique())
+    figure = new_figure(2.4)
+    for i, (panel, size) in enumerate(zip(figure.subplots(1, len(sizes), squeeze=False, sharey=True).flat, sizes, strict=True)):
+        rows = frame[frame["tokens"] == size].sort_values("capacity_factor")
+        spread = errors(rows["dropped"], rows["low"], rows["high"])
+        panel.errorbar(rows["capacity_factor"], rows["dropped"], yerr=spread, color=color(0), marker="o", label="measured")
+        panel.plot(rows["capacity_factor"], rows["uniform"], color=SOFT, ls="--", label="uniform router")
+        band(panel, rows["capacity_factor"], rows["uniform_low"], rows["uniform_high"], SOFT)
+        panel.set_xlabel("capacity of an expert, fair shares")
+        panel.set_ylim(bottom=0)
+        letter(panel, i, f"{size} tokens in a batch")
+        if i == 0:
+            panel.set_ylabel("share of choices dropped")
+            legend(panel)
+    return figure
+
+
 def cards(tables: Tables) -> Figure:
     """The tokens of up to eight experts."""
     tokens, categories = tables["expert_tokens"], tables["expert_categories"]
@@ -118,3 +139,38 @@ def _visible(token: str) -> str:
 
 def _of(frame: pd.DataFrame, key: tuple[int, int]) -> pd.DataFrame:
     return frame[(frame["layer"] == key[0]) & (frame["expert"] == key[1])]
+
+
+EXPERT_FIGURES: tuple[NamedFigure, ...] = (
+    (
+        "experts",
+        ("experts",),
+        "Which experts each category favours",
+        "Share of a category's routing beside the share of all prompts, by layer and expert; a dot marks the favourite "
+        "category of an expert that tells categories apart (family-wise p < 0.05).",
+        favourites,
+    ),
+    (
+        "load",
+        ("routing_load",),
+        "How the load is spread over the experts",
+        "Effective share of a layer's experts and load of its busiest one (95 %), beside balanced routing of as many tokens.",
+        load,
+    ),
+    (
+        "overflow",
+        ("overflow",),
+        "What experts with a capacity would drop",
+        "Share of the choices beyond an expert's capacity, by capacity in fair shares and by tokens of a batch (95 %); dashed, "
+        "with what 95 % of draws lie between, under a uniform router.",
+        overflow,
+    ),
+    (
+        "cards",
+        ("expert_tokens", "expert_categories"),
+        "What the strongest experts are chosen for",
+        "How often the tokens that an expert takes most were sent to it (95 % intervals), beside its share of all tokens "
+        "(line); the colour and the heading give the category of prompts that favours it most.",
+        cards,
+    ),
+)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -35,7 +35,7 @@ from moescope.report.style import (
     new_figure,
     shorten,
 )
-from moescope.studies.signatures.expert_figures import Tables, cards, favourites, layer_axis, load
+from moescope.studies.signatures.expert_figures import EXPERT_FIGURES, NamedFigure, Tables, layer_axis
 from moescope.study.verdicts import ALPHA
 
 if TYPE_CHECKING:
@@ -225,8 +225,7 @@ def _matrix(tables: Tables) -> Figure:
     return figure
 
 
-_Figure = tuple[str, tuple[str, ...], str, str, Callable[[Tables], Figure]]
-_FIGURES: tuple[_Figure, ...] = (
+_FIGURES: tuple[NamedFigure, ...] = (
     (
         "layers",
         ("routing_layers",),
@@ -273,27 +272,5 @@ _FIGURES: tuple[_Figure, ...] = (
         "Mean cosine of the prompts of every two categories, and the cosine of every two prompts in order of category.",
         _matrix,
     ),
-    (
-        "experts",
-        ("experts",),
-        "Which experts each category favours",
-        "Share of a category's routing beside the share of all prompts, by layer and expert; a dot marks the favourite "
-        "category of an expert that tells categories apart (family-wise p < 0.05).",
-        favourites,
-    ),
-    (
-        "load",
-        ("routing_load",),
-        "How the load is spread over the experts",
-        "Effective share of a layer's experts and load of its busiest one (95 %), beside balanced routing of as many tokens.",
-        load,
-    ),
-    (
-        "cards",
-        ("expert_tokens", "expert_categories"),
-        "What the strongest experts are chosen for",
-        "How often the tokens that an expert takes most were sent to it (95 % intervals), beside its share of all tokens "
-        "(line); the colour and the heading give the category of prompts that favours it most.",
-        cards,
-    ),
+    *EXPERT_FIGURES,
 )

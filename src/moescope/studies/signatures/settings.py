@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from moescope.errors import InputError
-from moescope.study.settings import Form, Judged, above, at_least
+from moescope.study.settings import Form, Judged, NonEmpty, above, at_least
 from moescope.study.verdicts import check_draws
 
 FAMILY = 5
@@ -37,6 +37,10 @@ class SignatureSettings(Judged):
     """Smallest correlation with depth that counts."""
     margin_load: Annotated[float, above(0)] = 0.1
     """Largest share of experts that may lie idle in a load that counts as spread."""
+    capacity_factors: Annotated[tuple[float, ...], above(0), NonEmpty()] = (1.0, 1.25, 1.5, 2.0)
+    """Capacities of an expert, in fair shares of a batch, for the choices that would be dropped."""
+    batches: Annotated[tuple[int, ...], at_least(1), NonEmpty()] = (64, 512)
+    """Tokens of a batch in which experts have a capacity."""
     cards: Annotated[int, at_least(0)] = 2
     """Expert cards per category."""
     experts: Annotated[tuple[tuple[int, int], ...], Form("LAYER:EXPERT")] = ()

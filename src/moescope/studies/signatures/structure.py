@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pandas as pd
 
-from moescope.routing.load import effective_share, entropy, shares
+from moescope.routing.load import effective_share, entropy, gini, shares
 from moescope.routing.nulls import Router
 from moescope.routing.separation import Cells, Estimate, estimate, two_sided
 from moescope.routing.signatures import Signatures
@@ -145,6 +145,8 @@ def load_table(trace: RoutingTrace, cells: Cells, balanced: Router, n: int, seed
         most = estimate(float(load[busiest] * experts), without[:, busiest] * experts, cells)
         effective = estimate(float(effective_share(load)), effective_share(without), cells)
         chance = float(effective_share(drawn).mean())
+        unequal = estimate(float(gini(load)), gini(without), cells)
+        even = gini(drawn)
         gaps.append(effective_share(np.concatenate([load[None], without])) - chance)
         rows.append(
             {
@@ -155,6 +157,12 @@ def load_table(trace: RoutingTrace, cells: Cells, balanced: Router, n: int, seed
                 "effective_low": effective.low,
                 "effective_high": effective.high,
                 "balanced_effective": chance,
+                "gini": unequal.value,
+                "gini_low": unequal.low,
+                "gini_high": unequal.high,
+                "balanced_gini": float(even.mean()),
+                "balanced_gini_low": float(np.quantile(even, 0.025)),
+                "balanced_gini_high": float(np.quantile(even, 0.975)),
                 "busiest": busiest,
                 "most": most.value,
                 "most_low": most.low,

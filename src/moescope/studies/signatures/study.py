@@ -24,6 +24,7 @@ from moescope.studies.signatures.classifications import classification_tables
 from moescope.studies.signatures.evidence import Evidence
 from moescope.studies.signatures.experts import expert_table, layer_table
 from moescope.studies.signatures.maps import map_table, matrix_tables
+from moescope.studies.signatures.overflow import overflow_table
 from moescope.studies.signatures.published import RECORD
 from moescope.studies.signatures.rivals import separation_rivals
 from moescope.studies.signatures.separations import layer_nulls, null_table, random_curve, similarity_table, twin_row
@@ -165,6 +166,9 @@ def _tables(
     tell(6, total)
     balanced = uniform_router(subject.trace)
     tables["routing_load"], load = load_table(subject.trace, cells, balanced, settings.n_nulls, seed)
+    if "experts" not in subject.trace.meta:
+        factors = (settings.capacity_factors, settings.batches)
+        tables["overflow"] = overflow_table(subject.trace, cells, *factors, settings.n_nulls, seed)
     clusters = silhouette(similarity(head.flat()), cells, labels)
     tables["signature_map"] = map_table(head, subject, seed=seed)
     tell(7, total)

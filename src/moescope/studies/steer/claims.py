@@ -12,6 +12,7 @@ from moescope.study.verdicts import Case, Effect, reading
 from moescope.types import Claim, Control
 
 if TYPE_CHECKING:
+    from moescope.studies.steer.export import Export
     from moescope.studies.steer.steering import Steering
 
 UNIT = "nats a token"
@@ -93,6 +94,20 @@ def _shown(steering: Steering, row: dict[str, Any]) -> Claim:
         control=Control("random ones, mean", row["random_mean"]),
         words=f"change from {row['baseline']:.3f} {UNIT}; {_random([row])}; no target of it, and not judged",
         details={"target": False},
+    )
+
+
+def export_claim(written: Export, engine: str, kind: str) -> Claim:
+    """How far what was exported is from the edits that were measured."""
+    names = sorted({change.tensor.rpartition(".")[2] for change in written.patch.changes})
+    fewer = ", ".join(f"{name}={value}" for name, value in written.patch.config.items())
+    return Claim(
+        f"the checkpoint for {engine} computes what the edits do",
+        written.difference,
+        control=Control("the model without the edits", written.untouched),
+        words=f"norm of the difference of the logits over theirs, {written.tokens:,} tokens, read again by plain transformers; "
+        f"{len(written.patch.changes)} tensors changed ({', '.join(names)}){f', config {fewer}' if fewer else ''}; a "
+        f"checkpoint of type {kind}, for whatever loads that; beyond rounding it would have been refused: no interval",
     )
 
 

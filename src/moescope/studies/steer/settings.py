@@ -12,6 +12,7 @@ from moescope.study.settings import Judged, NonEmpty, at_least
 
 Match = Literal["overall", "target"]
 AblateMode = Literal["mean", "zero"]
+Engine = Literal["transformers", "vllm", "sglang", "llama.cpp"]
 _EXPERT = re.compile(r"\s*(\d+)\s*:\s*(\d+)\s*")
 _MEMBER, _VALUE = "LAYER:EXPERT, e.g. 5:17", "LAYER:EXPERT=NUMBER, e.g. 5:17=+2.0"
 
@@ -44,6 +45,8 @@ class SteerSettings(Judged):
     """What ablated neurons are set to."""
     target: str | None = None
     """Category that the edits by hand are about."""
+    export: Engine | None = None
+    """Also write the edits as a checkpoint that this engine loads, in the result's folder."""
     match: Annotated[tuple[Match, ...], NonEmpty()] = ("overall", "target")
     """On which usage random experts are matched: over all categories alike, or, where there is a target, also on the usage
     in it (the harder control: an expert that the category uses more is missed more for that alone)."""

@@ -17,14 +17,15 @@ from moescope.errors import InputError
 from moescope.intervene.experts import ExpertEdits, edits_by_layer
 from moescope.intervene.text_loss import Applied
 from moescope.models import LoadedModel
-from moescope.studies.steer.claims import FAMILY, steering_claims
+from moescope.studies.steer.claims import FAMILY, export_claim, steering_claims
 from moescope.studies.steer.effects import Plan, Texts, compare_effects, prepare_texts
 from moescope.studies.steer.experts_effect import Usage, experts_plan, text_usage
+from moescope.studies.steer.export import check_engine, check_patch, export
 from moescope.studies.steer.neurons_effect import check_circuit_of, neurons_plan
 from moescope.studies.steer.settings import SteerSettings
 from moescope.studies.steer.steering import Steering, by_category, by_hand, categories
 from moescope.study.protocol import Context, ModelLike, PromptsLike, TextsLike
-from moescope.study.result import StudyResult
+from moescope.study.result import Artifact, StudyResult
 from moescope.study.rows import Rows
 from moescope.study.run import Run
 from moescope.study.verdicts import check_draws
@@ -60,11 +61,12 @@ def steer(
             before and after.
 
     Returns:
-        A result of kind ``"steer"``: tables ``effects``, ``experts`` or ``neurons`` (what was edited), and ``samples``.
+        A result of kind ``"steer"``: tables ``effects``, ``experts`` or ``neurons`` (what was edited), ``samples``, and with
+        ``settings.export`` the table ``export`` and the artifact ``checkpoint``.
 
     Raises:
         InputError: nothing to do, a model without its head, an expert or neuron that is not there, a circuit of another model,
-            a category without texts, too few random sets for a verdict.
+            a category without texts, too few random sets for a verdict; an export that this architecture cannot have.
 
     >>> import moescope
     >>> settings = moescope.SteerSettings(ban=("1:2",), target="code")
@@ -74,6 +76,8 @@ def steer(
     asked, passages = list(context.prompts(prompts)), list(context.passages(texts))
     if all(p.category != WIKITEXT for p in passages):
         passages += _wikitext()
+    if settings.export is not None:
+        check_engine(settings.export)
     steerings = by_hand(settings)
     chosen = categories(settings, asked)
     if not (steerings or chosen or settings.like_text):
@@ -92,6 +96,10 @@ def steer(
     for steering in steerings:  # before the model runs for minutes
         if isinstance(steering.edits, ExpertEdits):
             edits_by_layer(loaded, steering.edits)
+    if settings.export is not None:
+        if len(steerings) > 1:
+            raise InputError(f"one checkpoint holds one steering, and these are {len(steerings)}; ask for one", "export")
+        check_patch(loaded, steerings[0].edits)
     sets = [_sets(steering, settings) for steering in steerings]
     tokens = settings.text_tokens
     if tokens is None:
@@ -137,10 +145,20 @@ def steer(
             for name, text in samples.items()
         ]
     effects = pd.concat(frames, ignore_index=True)
+    claims = [c for s in steerings for c in steering_claims(s, effects, settings.margin, settings.alpha)]
+    artifacts: dict[str, Artifact] = {}
+    if settings.export is not None:
+        edits = steerings[0].edits
+        assert isinstance(edits, ExpertEdits)
+        written = export(loaded, edits, prepared.encoded)
+        claims.append(export_claim(written, settings.export, loaded.config.model_type))
+        rows["export"] = [vars(change) for change in written.patch.changes]
+        artifacts["checkpoint"] = written.checkpoint
     return context.result(
         model=loaded,
         title=f"Steering {loaded.name}",
-        claims=[c for s in steerings for c in steering_claims(s, effects, settings.margin, settings.alpha)],
+        claims=claims,
+        artifacts=artifacts,
         tables={"effects": effects} | {name: pd.DataFrame(found) for name, found in rows.items() if found},
         texts={c: _size(prepared, c) for c in prepared.categories},
         forward_tokens={"steered": forward},

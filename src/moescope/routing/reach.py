@@ -101,7 +101,7 @@ def tokens_needed(
     waits = _waits(counts, tokens, least, np.random.default_rng(seed))  # (E, R), infinite where unseen
     found = []
     for limit in (rates.rate, rates.high, rates.low):
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             slower = np.where(rates.reached > 0, rates.rate / limit, 1.0)
         scaled = waits * slower[:, None]
         if limit is rates.high:  # an unseen expert takes its tokens as often as is not excluded

@@ -44,7 +44,7 @@ def test_every_claim_that_was_tested_stands_where_its_verdict_belongs() -> None:
         "Do not believe: Nothing is there: b 0.500 (explained by chance).",
         "Not settled: Ten neurons do it: b 0.600 beside 0.550 (best cue).",
         "Next: test texts in which the full stop tells nothing, before anything is built on what it explains.",
-        "Next: about 91 times as much text would settle the open claim.",
+        "Next: about 91 times as much text would settle an open claim.",
     ]
 
 

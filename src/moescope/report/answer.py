@@ -138,7 +138,7 @@ def _then(claims: Sequence[Claim]) -> Iterable[str]:
         yield "train longer; nothing follows from these students."
     more = sorted(float(c.details["more"]) for c in claims if c.details.get("more"))
     if len(more) == 1:
-        yield f"about {_times(more[0])} times as much text would settle the open claim."
+        yield f"about {_times(more[0])} times as much text would settle an open claim."
     elif more:
         yield f"about {_times(more[(len(more) - 1) // 2])} times as much text would settle half of the {len(more)} open claims."
 

@@ -16,7 +16,6 @@ from moescope.runtime.mask import PruneMask
 from moescope.studies.prune.cut import Banks
 from moescope.studies.prune.saliency import Saliency
 
-
 _ROWS = 64
 
 

@@ -86,9 +86,9 @@ def _beside_even(whole: Reached, settings: TargetSettings) -> Case:
         value,
         Effect(value, low, high, f"{EVEN} needs", settings.margin),
         interval=(low, high),
-        control=Control(f"tokens that {EVEN} needs", even),
-        words="one less what an even router of as many experts needs over what this one does: 0 where they are alike, near 1 "
-        "where some experts are hardly reached",
+        control=Control(EVEN, 0.0),
+        words=f"{EVEN} needs {even:,.0f} tokens; one less what an even router of as many experts needs over what this one "
+        "does: 0 where they are alike, near 1 where some experts are hardly reached",
     )
 
 

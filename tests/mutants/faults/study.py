@@ -22,3 +22,34 @@ FAULTS = faults(
         _ONCE,
     ),
 )
+FAULTS += faults(
+    "answer",
+    "../report_answer",
+    (
+        "first-rival-explains",
+        "explanations",
+        "the first rival is named as what explains a figure",
+        "study/verdicts.py",
+        'return {"by": next(rival.against for rival, state in readings if state in ("absent", "opposite"))}',
+        'return {"by": next(rival.against for rival, _ in readings)}',
+        ("test_what_explains_a_figure_is_the_rival_that_does",),
+    ),
+    (
+        "explained-is-believed",
+        "answer",
+        "what something explains is to be believed",
+        "report/answer.py",
+        'return _HEADINGS[claim.explanation not in (None, "none found")]',
+        "return _HEADINGS[0]",
+        ("test_every_claim_that_was_tested_stands_where_its_verdict_belongs",),
+    ),
+    (
+        "settled-by-the-effect",
+        "more text",
+        "a rival that is open asks for the text that the effect needs",
+        "study/verdicts.py",
+        "for e in (case.effect, *case.rivals) if reading(e",
+        "for e in (case.effect, *case.rivals[:0]) if reading(e",
+        ("test_a_claim_open_because_of_a_rival_needs_the_text_that_the_rival_needs",),
+    ),
+)

@@ -42,6 +42,7 @@ FILES = {
 """Files that a command names and that do not ship with moescope: what they are."""
 _WHOLE = re.compile(r"<!-- claims of ([\w-]+), written by tools/claims.py -->\n(.*?)<!-- end -->", re.DOTALL)
 """In a page of docs: where all claims of one result that is kept stand."""
+_SHOWN = ("pruning",)  # where all claims of a result stand, before them
 _TABLES = ("published", "baselines")  # of a model's page, where a result has them
 
 
@@ -66,8 +67,8 @@ def keep(given: str) -> Path:
     if meta.get("command"):
         meta["command"] = re.sub(r" (?:-o|--out)[ =]\S+| --overwrite| --quiet", "", meta["command"])
     data: dict[str, Any] = {"kind": result.kind, "meta": meta, "claims": [claim_json(c) for c in result.claims]}
-    if model_name(result) in REAL:
-        shown = {name: result.tables[name] for name in _TABLES if name in result.tables}
+    names = (*(_TABLES if model_name(result) in REAL else ()), *_SHOWN)
+    if shown := {name: result.tables[name] for name in names if name in result.tables}:
         data["tables"] = {name: json.loads(frame.to_json(orient="split", index=False)) for name, frame in shown.items()}
     target.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return target
@@ -134,13 +135,18 @@ def model_page(name: str, results: list[Saved]) -> str:
             f"- {file} is {what}; it does not ship with moescope." for file, what in FILES.items() if file in meta["command"]
         ]
         for title, table in result.tables.items():
-            lines += ["", f"**{title}**", "", f"| {' | '.join(table['columns'])} |", f"|{'---|' * len(table['columns'])}"]
-            lines += [f"| {' | '.join(_cell(value) for value in row)} |" for row in table["data"]]
+            lines += ["", f"**{title}**", "", *_table(table)]
         figures = sorted((MODELS / "figures").glob(f"{result.name}-*.png"))
         lines += [line for f in figures for line in ("", f"![{f.stem.removeprefix(result.name + '-')}](figures/{f.name})")]
         lines += ["", *HEAD, *(_row(claim) for claim in result.claims), ""]
         lines += [f"- {claim.statement}: {claim.words}" for claim in result.claims]
     return "\n".join(lines) + "\n"
+
+
+def _table(table: dict[str, Any]) -> Iterator[str]:
+    yield f"| {' | '.join(table['columns'])} |"
+    yield f"|{'---|' * len(table['columns'])}"
+    yield from (f"| {' | '.join(_cell(value) for value in row)} |" for row in table["data"])
 
 
 def _cell(value: Any) -> str:
@@ -193,8 +199,10 @@ def whole(path: Path, results: list[Saved]) -> str:
     def written(found: re.Match[str]) -> str:
         result = by_name[found[1]]
         rows = "\n".join([*HEAD, *(_row(claim) for claim in result.claims)])
+        shown = (table for name, table in result.tables.items() if name in _SHOWN)
+        tables = "".join("\n".join([*_table(table), "", ""]) for table in shown)
         head = found[0].split("\n", 1)[0]
-        return f"{head}\n{rows}\n\nMeasured by `{result.meta['command']}` ({result.meta['model']}).\n<!-- end -->"
+        return f"{head}\n{tables}{rows}\n\nMeasured by `{result.meta['command']}` ({result.meta['model']}).\n<!-- end -->"
 
     return _WHOLE.sub(written, path.read_text(encoding="utf-8"))
 

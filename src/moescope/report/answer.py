@@ -130,7 +130,7 @@ def _beside(claim: Claim) -> tuple[str, str]:
 
 def _then(claims: Sequence[Claim]) -> Iterable[str]:
     cues = [c.details["by"] for c in claims if c.explanation == "trivial cue" and c.outcome == "holds" and c.details.get("by")]
-    for cue in dict.fromkeys(cues[:SAID]):
+    for cue in list(dict.fromkeys(cues))[:SAID]:
         yield f"test texts in which {cue} tells nothing, before anything is built on what it explains."
     if any(c.explanation == "leakage" for c in claims):
         yield "part near-duplicates by group, and measure again."

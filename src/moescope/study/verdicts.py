@@ -182,13 +182,14 @@ def verdicts(cases: Iterable[Case | Claim], alpha: float = ALPHA) -> list[Claim]
 
 def verdict(case: Case, p_adjusted: float | None, alpha: float = ALPHA) -> Claim:
     """The claim that a case supports."""
-    outcome, explanation, said = _decided(case, p_adjusted, alpha)
+    outcome, explanation, said, told = _decided(case, p_adjusted, alpha)
     if (
         case.leak is not None
         and outcome in ("contradicted", "inconclusive")
         and reading(case.leak, case.leak.p, alpha) == "shown"
     ):
         explanation, said = "leakage", f"{said}; {case.leak.against} add {case.leak.spread}"
+        told.pop("by", None)
     if case.not_run and outcome != "undertrained":
         said += f"; not run: {'; '.join(case.not_run)}"
     return Claim(
@@ -204,58 +205,51 @@ def verdict(case: Case, p_adjusted: float | None, alpha: float = ALPHA) -> Claim
         outcome=outcome,
         explanation=explanation,
         words=f"{said}; {case.words}" if case.words else said,
-        details={
-            **case.details,
-            "alpha": alpha,
-            "margin": case.effect.margin,
-            **_told(case, outcome, explanation, p_adjusted, alpha),
-        },
+        details={**case.details, "alpha": alpha, "margin": case.effect.margin, **told},
     )
 
 
-def _told(case: Case, outcome: Outcome, explanation: Explanation | None, p: float | None, alpha: float) -> dict[str, Any]:
-    """For the answer in short: ``by``, what explains the figure; ``more``, how many times as many texts could settle it."""
-    if outcome == "holds" and explanation not in (None, "none found"):
-        readings = ((rival, reading(rival, rival.p, alpha)) for rival in case.rivals)
-        return {"by": next(rival.against for rival, state in readings if state in ("absent", "opposite"))}
-    if outcome == "contradicted" and explanation not in (None, "leakage"):
-        return {"by": case.effect.against}
-    if outcome != "inconclusive":
-        return {}
-    open_ = [e for e in (case.effect, *case.rivals) if reading(e, e.p if e is not case.effect else p, alpha) == "unclear"]
-    wide = [(e.could_have_shown(alpha) / e.margin) ** 2 for e in open_ or [case.effect] if e.margin > 0]
-    most = max(wide, default=math.nan)
-    return {"more": most} if most > 1 else {}
-
-
-def _decided(case: Case, p: float | None, alpha: float) -> tuple[Outcome, Explanation | None, str]:
+def _decided(case: Case, p: float | None, alpha: float) -> tuple[Outcome, Explanation | None, str, dict[str, Any]]:
+    """Outcome, explanation and words; and for the answer in short ``by``, what explains the figure, or ``more``, how many times
+    as much text could settle it."""
     effect = case.effect
     if case.gate:
-        return "undertrained", None, case.gate
+        return "undertrained", None, case.gate, {}
     found = reading(effect, None if effect.no_worse else p, alpha)
+    readings = [(rival, reading(rival, rival.p, alpha)) for rival in case.rivals]
+    undecided = [rival for rival, state in readings if state == "unclear"]
+    wide = [effect, *undecided] if found == "unclear" else undecided or [effect]
     if effect.no_worse and found == "shown" and case.family and not significant(p, alpha):
         found = "unclear"  # the family's adjustment takes back what the test alone would give
     if found == "unclear":
-        return "inconclusive", None, _unclear(effect, alpha)
+        return "inconclusive", None, _unclear(effect, alpha), _more(wide, alpha)
     if found in ("absent", "opposite"):
-        return "contradicted", effect.kind if _explains(effect, found) else None, _failed(effect, found)
+        explains = _explains(effect, found)
+        told = {"by": effect.against} if explains else {}
+        return "contradicted", effect.kind if explains else None, _failed(effect, found), told
     if effect.no_worse:
         said = f"{effect.spread} beside {effect.against}: a loss of {effect.said(effect.margin, sign=False)} is excluded"
     else:
         said = f"{effect.spread} more than {effect.against}"
-    readings = [(rival, reading(rival, rival.p, alpha)) for rival in case.rivals]
     for rival, state in readings:
         if state in ("absent", "opposite"):
-            return "holds", rival.kind, f"{said}; but {_failed(rival, state)}"
-    undecided = [rival for rival, state in readings if state == "unclear"]
+            told = {"by": rival.against} if rival.kind != "none found" else {}
+            return "holds", rival.kind, f"{said}; but {_failed(rival, state)}", told
     if undecided:
         beyond = _listed([rival.against for rival in undecided])
         why = "; ".join(_unclear(rival, alpha) for rival in undecided)
-        return "inconclusive", None, f"the effect itself is shown ({said}); whether it goes beyond {beyond} is undecided: {why}"
+        words = f"the effect itself is shown ({said}); whether it goes beyond {beyond} is undecided: {why}"
+        return "inconclusive", None, words, _more(wide, alpha)
     if readings:
         said += "; beyond " + _listed([f"{rival.against} {rival.said()}" for rival, _ in readings])
     outcome, against = _published(case)
-    return outcome, "none found" if readings else None, said + against
+    return outcome, "none found" if readings else None, said + against, {}
+
+
+def _more(effects: Sequence[Effect], alpha: float) -> dict[str, float]:
+    wide = [(e.could_have_shown(alpha) / e.margin) ** 2 for e in effects if e.margin > 0]
+    most = max(wide, default=math.nan)
+    return {"more": most} if most > 1 else {}
 
 
 def _explains(effect: Effect, found: Reading) -> bool:

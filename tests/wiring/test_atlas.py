@@ -69,7 +69,7 @@ def test_a_uniform_router_prefers_nothing(seed: int) -> None:
 
 
 def test_a_twin_that_routes_alike_explains_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moescope.studies.atlas.study.random_twin", lambda model, seed: model)
+    monkeypatch.setattr("moescope.routing.traced.random_twin", lambda model, seed: model)
     settings = AtlasSettings(new_tokens=0)
     result = moescope.atlas("moe-tiny", "routing-80", settings, run=Run(limit=40))
     assert verdicts(result)[0] == ("holds", "trivial cue")

@@ -36,11 +36,12 @@ class TokenUse:
         return np.asarray(self.hits.sum(0) / max(1, int(self.n.sum())))
 
 
-def token_use(trace: RoutingTrace, at: int, rows: np.ndarray | None = None) -> TokenUse:
-    """Count the tokens of layer number ``at`` of the trace by id and expert.
+Codes = tuple[np.ndarray, np.ndarray]
+"""(V,) token ids that occur, ascending; and (T,) which of them each token is"""
 
-    Args:
-        rows: bool (T,), the tokens that count; None for all. Ids that occur among others alone have ``n`` 0.
+
+def token_codes(trace: RoutingTrace) -> Codes:
+    """Which tokens occur, and where.
 
     Raises:
         InputError: the trace holds no token ids.
@@ -48,6 +49,17 @@ def token_use(trace: RoutingTrace, at: int, rows: np.ndarray | None = None) -> T
     if trace.tokens is None:
         raise InputError("the trace has no token ids; trace again with them")
     names, code = np.unique(trace.tokens, return_inverse=True)
+    return names, code
+
+
+def token_use(trace: RoutingTrace, at: int, codes: Codes, rows: np.ndarray | None = None) -> TokenUse:
+    """Count the tokens of layer number ``at`` of the trace by id and expert.
+
+    Args:
+        codes: of the trace's tokens (:func:`token_codes`).
+        rows: bool (T,), the tokens that count; None for all. Ids that occur among others alone have ``n`` 0.
+    """
+    names, code = codes
     width, ids = trace.n_experts[at], trace.ids[:, at]
     used = ids < width  # an unused slot holds the largest value of its type
     if rows is not None:
@@ -79,15 +91,16 @@ def expert_cards(
     Raises:
         InputError: a layer or expert is not in the trace.
     """
-    wanted = every_expert(trace) if experts is None else list(experts)
+    wanted = [(int(layer), int(e)) for layer, e in zip(*trace.experts, strict=True)] if experts is None else list(experts)
     _check(trace, wanted)
     parts: dict[str, list[pd.DataFrame]] = {"expert_tokens": [], "expert_categories": [], "expert_contexts": []}
     hits = trace.counts()
+    codes = None if trace.tokens is None else token_codes(trace)
     for at, layer in enumerate(trace.layers):
         members = [e for number, e in wanted if number == layer]
         if not members:
             continue
-        use = None if trace.tokens is None else token_use(trace, at)
+        use = None if codes is None else token_use(trace, at, codes)
         for name, rows in (
             ("expert_tokens", _tokens(use, members, decode, top) if use is not None else ()),
             ("expert_categories", _categories(trace, hits[:, at, : trace.n_experts[at]], members, seed)),
@@ -104,11 +117,6 @@ def expert_cards(
             filled.sort(key=lambda frame: order[int(frame["layer"].iloc[0]), int(frame["expert"].iloc[0])])
             found[name] = pd.concat(filled, ignore_index=True)
     return found
-
-
-def every_expert(trace: RoutingTrace) -> list[tuple[int, int]]:
-    """(true layer number, expert) of all experts of the trace."""
-    return [(layer, e) for layer, n in zip(trace.layers, trace.n_experts, strict=True) for e in range(n)]
 
 
 def _check(trace: RoutingTrace, experts: Sequence[tuple[int, int]]) -> None:

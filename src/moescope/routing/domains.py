@@ -43,8 +43,8 @@ def cell_shares(trace: RoutingTrace, cells: Cells) -> CellShares:
     summed = np.zeros((n_cells, *counts.shape[1:]))
     np.add.at(summed, cells.of, counts)
     shares = summed / np.maximum(size, 1)[:, None, None]
-    layer = np.repeat(np.arange(len(trace.layers)), trace.n_experts)
-    number = np.concatenate([np.arange(n) for n in trace.n_experts])
+    true, number = trace.experts
+    layer = np.searchsorted(trace.layers, true)
     extra = None if trace.tokens is None else _beyond_tokens(trace, of, n_cells)
     return CellShares(cells, layer, number, shares[:, layer, number], None if extra is None else extra[:, layer, number])
 

@@ -152,6 +152,14 @@ def estimate(value: float, replicates: np.ndarray, cells: Cells) -> Estimate:
     return Estimate(value, value - half, value + half, p)
 
 
+def with_and_without(values: np.ndarray, cells: Cells) -> tuple[np.ndarray, np.ndarray]:
+    """Sums over prompts of ``values`` (N, ...): of all (...), and without each block in turn (U, ...)."""
+    by_block = np.zeros((len(np.unique(cells.block)), *values.shape[1:]))
+    np.add.at(by_block, cells.groups, values)
+    whole = by_block.sum(0)
+    return whole, whole - by_block
+
+
 def estimates(pairs: Pairs, cells: Cells) -> dict[str, Estimate]:
     """All of :data:`MEASURED` with their intervals."""
     value, left = separated(pairs, cells.y[None]), without_each(pairs, cells)

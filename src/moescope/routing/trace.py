@@ -81,6 +81,11 @@ class RoutingTrace:
         return int(self.ids.shape[2])
 
     @property
+    def experts(self) -> tuple[np.ndarray, np.ndarray]:
+        """int64 (M,), (M,): true layer number and number in its layer of every expert, layer after layer."""
+        return np.repeat(self.layers, self.n_experts), np.concatenate([np.arange(n) for n in self.n_experts])
+
+    @property
     def lengths(self) -> np.ndarray:
         """int64 (sequences,): traced tokens of each sequence."""
         return np.bincount(self.sequence, minlength=len(self.sequences))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 from moescope.errors import InputError
-from moescope.models import LoadedModel
+from moescope.models import LoadedModel, random_twin
 from moescope.models.source import MODEL_FILES
 from moescope.routing.capture import trace_prompts
 from moescope.routing.dense import dense_trace, is_dense
+from moescope.routing.store import load_trace
 from moescope.routing.trace import RoutingTrace
-from moescope.study.protocol import Context
+from moescope.study.protocol import Context, ModelLike, PromptsLike
 from moescope.tasks.prompts import Prompt
 
 DEFAULT_PROMPTS = "routing-480"
@@ -27,12 +28,70 @@ def is_trace(model: Any) -> TypeGuard[RoutingTrace | Path]:
     return isinstance(model, RoutingTrace) or (named and not any((model / name).is_file() for name in MODEL_FILES))
 
 
+class Read(NamedTuple):
+    """What a study of a model or of a recorded trace looks at."""
+
+    trace: RoutingTrace
+    prompts: Sequence[Prompt] | None
+    """None where a trace alone is given"""
+    model: LoadedModel | None
+    """that was traced, or whose tokenizer reads the tokens of a recorded trace"""
+    twin: RoutingTrace | None
+    """of a randomly initialised model, the prompts alone"""
+
+
+def read_routing(
+    context: Context,
+    model: ModelLike | RoutingTrace,
+    prompts: PromptsLike | None,
+    *,
+    check: Callable[[Sequence[Prompt]], object],
+    new_tokens: int,
+    dense_experts: int,
+    twin: bool,
+    tokenizer: str | None,
+) -> Read:
+    """Load a recorded trace (as a ``Path``, its folder), or trace a model and its twin on the prompts.
+
+    Args:
+        prompts: None: of a trace what it says of its sequences, for a model :data:`DEFAULT_PROMPTS`.
+        check: refuses prompts before a model runs on them.
+        tokenizer: model whose tokenizer reads the tokens of a recorded trace.
+
+    Raises:
+        InputError: the trace, the prompts or the model cannot be used.
+    """
+    if is_trace(model):
+        trace = load_trace(model) if isinstance(model, Path) else model
+        context.stages.read(trace)
+        labelled = None if prompts is None else context.prompts(prompts)
+        return Read(trace, labelled, None if tokenizer is None else context.load(tokenizer), None)
+    assert not isinstance(model, RoutingTrace)
+    given = context.prompts(prompts or DEFAULT_PROMPTS)
+    check(given)
+    loaded = context.load(model, head=new_tokens > 0, required=False)
+    trace = traced(context, loaded, given, "reading and generating", new_tokens=new_tokens, dense_experts=dense_experts)
+    if not twin:
+        return Read(trace, given, loaded, None)
+    random = random_twin(loaded, context.run.seed)
+    other = traced(context, random, given, "a random model's routing", new_tokens=0, dense_experts=dense_experts)
+    return Read(trace, given, loaded, other)
+
+
 def traced(
-    context: Context, model: LoadedModel, prompts: Sequence[Prompt], stage: str, *, new_tokens: int, dense_experts: int = 0
+    context: Context,
+    model: LoadedModel,
+    prompts: Sequence[Prompt],
+    stage: str,
+    *,
+    new_tokens: int,
+    dense_experts: int = 0,
+    weights: bool = True,
 ) -> RoutingTrace:
     """The routing of ``model`` on ``prompts`` and on ``new_tokens`` that follow each, as stages of ``context``.
 
     Args:
+        weights: keep the experts' weights too.
         dense_experts: groups of neurons per layer that stand for experts where the model is dense, a quarter of them active.
 
     Raises:
@@ -41,7 +100,7 @@ def traced(
     run = context.run
     shared: dict[str, Any] = {"max_tokens": run.max_tokens, "batch_tokens": run.batch_tokens}
     if not is_dense(model):
-        return _in_blocks(context, model, prompts, stage, {"max_new_tokens": new_tokens, **shared})
+        return _in_blocks(context, model, prompts, stage, {"max_new_tokens": new_tokens, "weights": weights, **shared})
     if not dense_experts:
         raise InputError(
             f"model {model.name} is dense: it has no experts to trace; give dense_experts=16 to read groups of its neurons as "

@@ -122,8 +122,8 @@ LOAD = faults(
         "uniform router",
         "the choices that a uniform router would drop are the measured ones",
         "studies/signatures/overflow.py",
-        "uniform_trace(trace, seed + i).ids[picked]",
-        "trace.ids[picked]",
+        "ids = uniform_trace(trace, seed + i).ids",
+        "ids = trace.ids",
         ("test_a_skewed_router_drops_more",),
     ),
     (

@@ -12,7 +12,7 @@ FAULTS = faults(
         "twin-is-trained",
         "twin",
         "the random twin is the trained model",
-        _SIGNATURES + "study.py",
+        "routing/traced.py",
         "random = random_twin(loaded, context.run.seed)",
         "random = loaded",
         ("test_an_untrained_twin_does_not_route_by_what_training_planted",),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import csr_array
 
-from moescope.routing.cards import MIN_TOKEN, characteristic, token_use
+from moescope.routing.cards import MIN_TOKEN, characteristic, token_codes, token_use
 from moescope.routing.separation import Cells
 from moescope.routing.trace import RoutingTrace
 from moescope.stats import wilson_bounds
@@ -63,17 +63,16 @@ def held_out(trace: RoutingTrace, y: np.ndarray, cells: Cells, chooses: np.ndarr
         chooses: (N,) bool.
         top: characteristic tokens of an expert at most.
     """
-    assert trace.tokens is not None
+    codes = token_codes(trace)
     first, of_token = chooses[trace.sequence], y[trace.sequence]
     judging = np.flatnonzero(~first)
     blocks, block = np.unique(cells.groups[trace.sequence[judging]], return_inverse=True)
     found: list[tuple[np.ndarray, ...]] = []
     labels: list[list[int]] = []
     for at in range(len(trace.layers)):
-        a, b = token_use(trace, at, first), token_use(trace, at, ~first)
+        a, b = token_use(trace, at, codes, first), token_use(trace, at, codes, ~first)
         ids, width = trace.ids[judging, at], trace.n_experts[at]
-        code = np.searchsorted(a.tokens, trace.tokens[judging])
-        own = _Sums(code, ids, of_token[judging], block, len(blocks), len(a.tokens), width)
+        own = _Sums(codes[1][judging], ids, of_token[judging], block, len(blocks), len(a.tokens), width)
         chosen = list(characteristic(a, top))
         member = np.zeros((len(a.tokens), width), bool)
         for expert, rows in enumerate(chosen):
@@ -91,8 +90,7 @@ def held_out(trace: RoutingTrace, y: np.ndarray, cells: Cells, chooses: np.ndarr
         )
         labels += [_confirmed(b.hits[rows, e], b.n[rows], b.rate[e], a.tokens[rows], top) for e, rows in enumerate(chosen)]
     category, tokens, categories, identity = (np.concatenate(part, axis=-1) for part in zip(*found, strict=True))
-    layer = np.repeat(trace.layers, trace.n_experts)
-    return HeldOut(layer, labels, category, tokens, categories, identity)
+    return HeldOut(trace.experts[0], labels, category, tokens, categories, identity)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from moescope.errors import InputError
-from moescope.models import LoadedModel, random_twin
 from moescope.routing.cards import Decode, expert_cards
 from moescope.routing.separation import Cells, cells_of
-from moescope.routing.store import load_trace
 from moescope.routing.subject import Subject, check_categories, subject_of
 from moescope.routing.trace import RoutingTrace
-from moescope.routing.traced import DEFAULT_PROMPTS, is_trace, traced
+from moescope.routing.traced import Read, is_trace, read_routing
 from moescope.studies.atlas.claims import Found, atlas_claims
 from moescope.studies.atlas.held_out import HeldOut, bits, held_out, lifts
 from moescope.studies.atlas.page import atlas_page
@@ -24,6 +22,7 @@ from moescope.study.result import StudyResult
 from moescope.study.rows import Rows, halves
 from moescope.study.run import Run
 from moescope.study.verdicts import verdicts
+from moescope.tasks.prompts import Prompt
 
 _SETTINGS, _RUN = AtlasSettings(), Run()
 _LABEL = 3
@@ -53,15 +52,24 @@ def atlas(
     >>> result.to_frame("experts").query("label != ''")[["layer", "expert", "label"]]  # doctest: +SKIP
     """
     context = Context("atlas", settings, run, spread=True)
-    subject, loaded, twin = _read(context, model, prompts, settings)
-    trace = subject.trace
+    read = read_routing(
+        context,
+        model,
+        prompts,
+        check=_check,
+        new_tokens=settings.new_tokens,
+        dense_experts=settings.dense_experts,
+        twin=settings.twin,
+        tokenizer=settings.tokenizer,
+    )
+    subject, trace, loaded = _subject(read, labelled=is_trace(model) and prompts is not None), read.trace, read.model
     if trace.tokens is None:
         raise InputError("the trace has no token ids, by which experts are described; trace again with them", "model")
     if loaded is None and settings.tokenizer is None:
         context.note("Note: without a tokenizer (--tokenizer) tokens are shown as their numbers.")
     cells = _cells(subject)
     rows = context.rows(halves("prompts", cells.groups, _choosing(cells, run.seed)))
-    found = context.stage("confirming", lambda: _found(subject, twin, cells, rows, settings), subject=subject)
+    found = context.stage("confirming", lambda: _found(subject, read.twin, cells, rows, settings), subject=subject)
     cards = context.stage("cards", lambda: _cards(subject, settings, run), subject=subject)
     tables = {"experts": _experts(subject, found), "layers": _layers(found), **cards}
     name = str(trace.meta.get("model") or "a recorded trace") if loaded is None else loaded.name
@@ -80,34 +88,17 @@ def atlas(
     )
 
 
-def _read(
-    context: Context, model: ModelLike | RoutingTrace, prompts: PromptsLike | None, settings: AtlasSettings
-) -> tuple[Subject, LoadedModel | None, RoutingTrace | None]:
-    """What is looked at, the model where there is one, and the trace of its twin."""
-    if is_trace(model):
-        trace = load_trace(model) if isinstance(model, Path) else model
-        context.stages.read(trace)
-        reader = None if settings.tokenizer is None else context.load(settings.tokenizer)
-        labelled = None if prompts is None else context.prompts(prompts)
-        tokenizer = None if reader is None else reader.tokenizer
-        if labelled is not None or any(s.category for s in trace.sequences):
-            return subject_of(trace, labelled, tokenizer), None, None
-        return Subject(trace, np.zeros(len(trace.sequences), np.int64), [""], None, None, None, tokenizer), None, None
-    assert not isinstance(model, RoutingTrace)
-    given = context.prompts(prompts or DEFAULT_PROMPTS)
-    several = any(p.category for p in given)
-    if several:  # before the model runs for minutes
-        check_categories([p.id for p in given], [p.category for p in given])
-    loaded = context.load(model, head=settings.new_tokens > 0, required=False)
-    options = {"dense_experts": settings.dense_experts}
-    trace = traced(context, loaded, given, "reading and generating", new_tokens=settings.new_tokens, **options)
-    twin = None
-    if settings.twin:
-        random = random_twin(loaded, context.run.seed)
-        twin = traced(context, random, given, "a random model's routing", new_tokens=0, **options)
-    if several:
-        return subject_of(trace, given, loaded.tokenizer), loaded, twin
-    return Subject(trace, np.zeros(len(given), np.int64), [""], None, None, None, loaded.tokenizer), loaded, twin
+def _check(prompts: Sequence[Prompt]) -> None:
+    if any(p.category for p in prompts):
+        check_categories([p.id for p in prompts], [p.category for p in prompts])
+
+
+def _subject(read: Read, *, labelled: bool) -> Subject:
+    """The trace with its categories; in one without, and not ``labelled`` anew, all prompts are of one."""
+    tokenizer = None if read.model is None else read.model.tokenizer
+    if labelled or any(s.category for s in read.trace.sequences):
+        return subject_of(read.trace, read.prompts, tokenizer)
+    return Subject(read.trace, np.zeros(len(read.trace.sequences), np.int64), [""], None, None, None, tokenizer)
 
 
 def _cells(subject: Subject) -> Cells:
@@ -167,7 +158,7 @@ def _experts(subject: Subject, found: Found) -> pd.DataFrame:
     frame = pd.DataFrame(
         {
             "layer": whole.layer,
-            "expert": np.concatenate([np.arange(n) for n in trace.n_experts]),
+            "expert": trace.experts[1],
             "share": share,
             "label": [" · ".join(name.strip() or repr(name) for name in label) for label in names],
             "confirmed": list(map(len, whole.labels)),

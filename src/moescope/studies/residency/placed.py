@@ -10,7 +10,7 @@ import pandas as pd
 
 from moescope.errors import InputError
 from moescope.routing.placement import balanced, contiguous, imbalance, shuffled
-from moescope.routing.separation import Estimate, cells_of, estimate
+from moescope.routing.separation import Estimate, cells_of, estimate, with_and_without
 from moescope.routing.trace import RoutingTrace
 from moescope.studies.residency.rows import Halves
 from moescope.studies.residency.settings import ResidencySettings
@@ -63,12 +63,8 @@ def place(halves: Halves, devices: int, settings: ResidencySettings, seed: int) 
     plain = contiguous(layers, n, settings.redundant)
     fitted = balanced(halves.fit.counts().sum(0), devices, settings.redundant)
     rng = np.random.default_rng(seed)
-    counts = halves.judge.counts()  # (N, L, E)
-    names, unit = np.unique(halves.groups, return_inverse=True)
-    by_group = np.zeros((len(names), *counts.shape[1:]))
-    np.add.at(by_group, unit, counts)
-    whole, left = by_group.sum(0), by_group.sum(0) - by_group
     cells = cells_of(np.zeros(len(halves.groups), np.int64), halves.groups, "group")
+    whole, left = with_and_without(halves.judge.counts(), cells)  # (L, E), (U, L, E)
     values, lefts = {}, {}
     for name, placed in ((CONTIGUOUS, plain), (FITTED, fitted)):
         lefts[name] = imbalance(left, placed, devices).mean(1)

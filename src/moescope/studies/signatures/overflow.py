@@ -24,19 +24,23 @@ def overflow_table(
         n: uniform routers drawn.
     """
     rng = np.random.default_rng(seed)
+    sizes = [min(size, len(trace)) for size in batches]
+    picks = [np.concatenate([rng.choice(len(trace), size, replace=False) for _ in range(_BATCHES)]) for size in sizes]
+    drawn: list[list[np.ndarray]] = [[] for _ in sizes]
+    for i in range(n):
+        ids = uniform_trace(trace, seed + i).ids
+        for kept, tokens, picked in zip(drawn, sizes, picks, strict=True):
+            kept.append(_counts(ids[picked], trace, np.repeat(np.arange(_BATCHES), tokens), None)[:, 0])
     rows = []
-    for size in batches:
-        tokens = min(size, len(trace))
-        picked = np.concatenate([rng.choice(len(trace), tokens, replace=False) for _ in range(_BATCHES)])
+    for tokens, picked, uniform in zip(sizes, picks, drawn, strict=True):
         batch = np.repeat(np.arange(_BATCHES), tokens)
         block = cells.groups[trace.sequence[picked]]
         own = _counts(trace.ids[picked], trace, batch, block)
         whole = own.sum(1)
         left = whole[:, None] - own  # (B, U, L, E), a block of prompts left out
-        drawn = [_counts(uniform_trace(trace, seed + i).ids[picked], trace, batch, None)[:, 0] for i in range(n)]
         for factor in factors:
             found = estimate(_mean(whole, trace, factor), _mean_of_each(left, trace, factor), cells)
-            null = np.array([_mean(one, trace, factor) for one in drawn])
+            null = np.array([_mean(one, trace, factor) for one in uniform])
             low, high = np.quantile(null, [0.025, 0.975])
             rows.append(
                 {

@@ -9,7 +9,7 @@ import pandas as pd
 
 from moescope.routing.load import effective_share, entropy, gini, shares
 from moescope.routing.nulls import Router
-from moescope.routing.separation import Cells, Estimate, estimate, two_sided
+from moescope.routing.separation import Cells, Estimate, estimate, two_sided, with_and_without
 from moescope.routing.signatures import Signatures
 from moescope.routing.trace import RoutingTrace
 from moescope.studies.signatures.experts import real_experts
@@ -135,7 +135,7 @@ def load_table(trace: RoutingTrace, cells: Cells, balanced: Router, n: int, seed
         table ``routing_load``; and the mean over layers of ``effective`` less that of balanced routing.
     """
     counts = trace.counts()  # (N, L, E)
-    whole, left = _with_and_without(counts, cells)
+    whole, left = with_and_without(counts, cells)
     rng = np.random.default_rng(seed)
     null = np.stack([balanced(rng).sum(0) for _ in range(n)])
     rows, gaps = [], []
@@ -177,13 +177,6 @@ def load_table(trace: RoutingTrace, cells: Cells, balanced: Router, n: int, seed
 
 def spread(counts: np.ndarray, null: np.ndarray, cells: Cells) -> Estimate:
     """Effective share of the experts beyond balanced routing, of one layer: counts (N, 1, E), balanced draws (B, 1, E)."""
-    whole, left = _with_and_without(counts, cells)
+    whole, left = with_and_without(counts, cells)
     gap = effective_share(shares(np.concatenate([whole[None], left])[:, 0])) - effective_share(shares(null[:, 0])).mean()
     return estimate(float(gap[0]), gap[1:], cells)
-
-
-def _with_and_without(counts: np.ndarray, cells: Cells) -> tuple[np.ndarray, np.ndarray]:
-    """Sums over prompts (L, E), and without each block (U, L, E)."""
-    by_block = np.zeros((len(np.unique(cells.block)), *counts.shape[1:]))
-    np.add.at(by_block, cells.groups, counts)
-    return by_block.sum(0), by_block.sum(0) - by_block

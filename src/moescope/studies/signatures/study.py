@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
 from moescope.errors import InputError
-from moescope.models import random_twin
 from moescope.routing.cards import expert_cards
 from moescope.routing.nulls import uniform_router
 from moescope.routing.separation import Estimate, estimate, two_sided
 from moescope.routing.signatures import Signatures, signatures_of
 from moescope.routing.similarity import similarity
-from moescope.routing.store import load_trace
 from moescope.routing.subject import Subject, check_categories, subject_of
 from moescope.routing.trace import RoutingTrace
-from moescope.routing.traced import DEFAULT_PROMPTS, is_trace, traced
+from moescope.routing.traced import is_trace, read_routing
 from moescope.studies.signatures.cards import chosen_experts
 from moescope.studies.signatures.claims import signature_claims
 from moescope.studies.signatures.classifications import classification_tables
@@ -69,24 +65,16 @@ def signatures(
     >>> result.to_frame("routing_nulls")  # doctest: +SKIP
     """
     context = Context("signatures", settings, run, spread=True)
-    twin = None
-    if is_trace(model):
-        trace = load_trace(model) if isinstance(model, Path) else model
-        context.stages.read(trace)
-        labelled = None if prompts is None else context.prompts(prompts)
-        loaded = None if settings.tokenizer is None else context.load(settings.tokenizer)
-    else:
-        assert not isinstance(model, RoutingTrace)
-        labelled = context.prompts(prompts or DEFAULT_PROMPTS)
-        # Before the model runs for minutes.
-        check_categories([p.id for p in labelled], [p.category for p in labelled])
-        loaded = context.load(model, head=settings.new_tokens > 0, required=False)
-        dense = settings.dense_experts
-        stage = "reading and generating"
-        trace = traced(context, loaded, labelled, stage, new_tokens=settings.new_tokens, dense_experts=dense)
-        if settings.twin:
-            random = random_twin(loaded, context.run.seed)
-            twin = traced(context, random, labelled, "a random model's routing", new_tokens=0, dense_experts=dense)
+    trace, labelled, loaded, twin = read_routing(
+        context,
+        model,
+        prompts,
+        check=lambda given: check_categories([p.id for p in given], [p.category for p in given]),
+        new_tokens=settings.new_tokens,
+        dense_experts=settings.dense_experts,
+        twin=settings.twin,
+        tokenizer=settings.tokenizer,
+    )
     subject = subject_of(trace, labelled, None if loaded is None else loaded.tokenizer)
     grouped = "experts" in trace.meta
     if grouped:

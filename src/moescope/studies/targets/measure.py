@@ -132,8 +132,8 @@ def expert_table(trace: RoutingTrace, everywhere: Rates) -> pd.DataFrame:
 
 
 def _names(trace: RoutingTrace) -> pd.DataFrame:
-    numbers = np.concatenate([np.arange(n) for n in trace.n_experts])
-    return pd.DataFrame({"layer": np.repeat(trace.layers, trace.n_experts), "expert": numbers})
+    layer, number = trace.experts
+    return pd.DataFrame({"layer": layer, "expert": number})
 
 
 def carrier_table(trace: RoutingTrace, found: Carried, alpha: float) -> pd.DataFrame:

@@ -14,11 +14,11 @@ from moescope.errors import InputError
 from moescope.files.text import read_text
 from moescope.models import LoadedModel
 from moescope.models.experts import expert_layers
-from moescope.routing.capture import trace_prompts
 from moescope.routing.load import holds_load
 from moescope.routing.store import load_trace
 from moescope.routing.subject import Subject, subject_of
 from moescope.routing.trace import RoutingTrace
+from moescope.routing.traced import traced
 from moescope.runtime.targets import Domain, Targets, expert_parameters
 from moescope.studies.targets.claims import target_claims
 from moescope.studies.targets.measure import (
@@ -41,8 +41,6 @@ from moescope.study.verdicts import check_draws
 from moescope.tasks import Prompt
 from moescope.tasks.passages import load_passages
 
-_BLOCK = 256
-"""texts that are read between two points from which an interrupted study goes on"""
 _SETTINGS, _RUN = TargetSettings(), Run()
 
 
@@ -80,7 +78,7 @@ def targets(
         loaded: LoadedModel | None = context.load(model)  # type: ignore[arg-type]
         assert loaded is not None
         names = expert_parameters(loaded)
-        trace = _read(context, loaded, asked)
+        trace = traced(context, loaded, asked, "reading", new_tokens=0, weights=False)
     else:
         if texts is not None:
             raise InputError("a trace has texts of its own; give a model, or leave them out", "texts")
@@ -149,26 +147,6 @@ def _check_family(categories: int, settings: TargetSettings) -> None:
         check_draws(settings.n_permutations, categories, "n_permutations", settings.alpha, sides=2)
 
 
-def _read(context: Context, model: LoadedModel, texts: list[Prompt]) -> RoutingTrace:
-    run, parts = context.run, []
-    for start in range(0, len(texts), _BLOCK):
-
-        def tell(done: int, total: int, start: int = start) -> None:
-            context.tell("reading", start + done, len(texts))
-
-        block = partial(
-            trace_prompts,
-            model,
-            texts[start : start + _BLOCK],
-            weights=False,
-            max_tokens=run.max_tokens,
-            batch_tokens=run.batch_tokens,
-            progress=tell,
-        )
-        parts.append(context.stage(f"reading from text {start + 1}", block))
-    return RoutingTrace.concat(parts)
-
-
 def _sizes(model: LoadedModel) -> dict[int, int]:
     return {layer.layer: layer.n_experts for layer in expert_layers(model)}
 
@@ -214,8 +192,7 @@ def _tables(
 def _targets(
     trace: RoutingTrace, whole: Reached, found: Carried | None, names: dict[int, list[str]], settings: TargetSettings
 ) -> Targets:
-    layer = np.repeat(trace.layers, trace.n_experts)
-    number = np.concatenate([np.arange(n) for n in trace.n_experts])
+    layer, number = trace.experts
 
     def by_layer(chosen: np.ndarray) -> dict[str, list[int]]:
         return {str(n): number[chosen & (layer == n)].tolist() for n in trace.layers if (chosen & (layer == n)).any()}

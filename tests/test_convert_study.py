@@ -24,6 +24,7 @@ from moescope.studies.convert.speed import Runner, Workload, active_share, ceili
 from moescope.study.result import StudyResult
 from moescope.study.verdicts import verdicts
 from moescope.types import Claim
+from tests.harness_task import write_task
 from tests.made_conversions import conversion, converted, source, windows
 
 SMALL: dict[str, Any] = {"experts": 40, "active": 10, "calibration_tokens": 4096, "heldout_tokens": 512, "speed": False}
@@ -273,20 +274,13 @@ def test_one_run_of_the_evaluation_harness(tmp_path: Path) -> None:
         ("Two and two make", " four", " river"),
         ("He opened the", " door", " seven"),
     ] * 4
-    data = tmp_path / "tasks" / "pairs.jsonl"
-    data.parent.mkdir()
-    data.write_text("\n".join(json.dumps({"q": q, "choices": [a, b], "gold": 0}) for q, a, b in pairs))
-    (data.parent / "pairs.yaml").write_text(
-        "task: tiny_pairs\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: " + str(data) + "\n"
-        "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{q}}'\ndoc_to_choice: '{{choices}}'\n"
-        "doc_to_target: '{{gold}}'\nmetric_list:\n  - metric: acc\n"
-    )
+    tasks = write_task(tmp_path, pairs)
     out = conversion(
         "dense-tiny",
         tmp_path / "out",
         **(SMALL | {"active": 40, "controls": False}),
         eval_task=["tiny_pairs"],
-        eval_include=data.parent,
+        eval_include=tasks,
     )
     tasks = out.to_frame("tasks").set_index("metric")
     assert tasks.loc["acc", "original"] == tasks.loc["acc", "converted"] > 0

@@ -31,6 +31,7 @@ from moescope.studies.prune.tasks import score, task_table
 from moescope.study.run import Run
 from moescope.study.verdicts import verdicts
 from tests.architectures import tiny_tokenizer
+from tests.harness_task import write_task
 
 # fused experts with biases, experts one by one under two names, shared experts with a selection bias, groups of experts
 TYPES = ("olmoe", "mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss", "glm4_moe", "deepseek_v3")
@@ -314,15 +315,8 @@ def test_one_run_of_the_evaluation_harness(tmp_path: Path) -> None:
     """A local task over a JSON file, offline."""
     pytest.importorskip("lm_eval")
     pairs = [("The sky is", " blue", " bread"), ("He opened the", " door", " seven")] * 6
-    data = tmp_path / "tasks" / "pairs.jsonl"
-    data.parent.mkdir()
-    data.write_text("\n".join(json.dumps({"q": q, "choices": [a, b], "gold": 0}) for q, a, b in pairs))
-    (data.parent / "pairs.yaml").write_text(
-        "task: tiny_pairs\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: " + str(data) + "\n"
-        "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{q}}'\ndoc_to_choice: '{{choices}}'\n"
-        "doc_to_target: '{{gold}}'\nmetric_list:\n  - metric: acc\n"
-    )
-    settings = PruneSettings(eval_task=("tiny_pairs",), eval_include=data.parent)
+    tasks = write_task(tmp_path, pairs)
+    settings = PruneSettings(eval_task=("tiny_pairs",), eval_include=tasks)
     layered, _ = tiny()
     table = task_table({"whole": layered, "pruned": layered}, settings, Run())
     assert table["whole"].tolist() == table["pruned"].tolist()

@@ -34,6 +34,11 @@ def interval_p(value: float, low: float, high: float) -> float:
     return float(2 * norm.sf(abs(value) / side * norm.ppf(0.975))) if side > 0 else float(value == 0)
 
 
+def interval_over(values: np.ndarray, groups: np.ndarray, seed: int) -> tuple[float, float]:
+    """95 % interval of the mean of ``values`` (N,), whole ``groups`` (N,) resampled; NaN where there is one alone."""
+    return group_bootstrap(values, groups, seed=seed) if len(np.unique(groups)) > 1 else (float("nan"), float("nan"))
+
+
 def joined(value: float, *intervals: tuple[float, float]) -> tuple[float, float]:
     """The 95 % interval of ``value`` with independent doubts, each an interval of it (Zou and Donner 2008)."""
     low = value - float(np.sqrt(sum((value - low) ** 2 for low, _ in intervals)))

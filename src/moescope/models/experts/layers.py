@@ -22,6 +22,16 @@ _ASIDE = re.compile(r"(^|\.)(vision\w*|visual\w*|audio\w*|image\w*|speech\w*|sam
 # their attention pools windows of tokens without heed to the padding mask, which left padding shifts
 _POOLS_PADDING = frozenset({"deepseek_v4"})
 
+COUNT_FIELDS = (
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "moe_num_experts",
+    "num_routed_experts",
+    "n_experts",
+)
+"""by which configs say how many experts a layer has"""
+
 
 @dataclass(frozen=True, eq=False)
 class ExpertLayer:

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from moescope.stats import group_bootstrap
 from moescope.studies.agreement.matched import Agreement
-from moescope.study.paired import interval_p, joined, paired_effect
+from moescope.study.paired import interval_over, interval_p, joined, paired_effect
 from moescope.study.verdicts import Case, Effect
 from moescope.types import Claim, Control
 
@@ -24,7 +23,7 @@ def agreement_claims(found: Agreement, noise: Agreement | None, layers: tuple[in
     """Beyond popularity; beside a yardstick; where it breaks; for how many tokens nothing changes."""
     mean = found.shared.mean(1)
     value, chance = float(mean.mean()), float(found.chance.mean())
-    low, high = _interval(mean, found.unit, seed)
+    low, high = interval_over(mean, found.unit, seed)
     effect = Effect(
         value - chance, low - chance, high - chance, CHANCE, margin, interval_p(value - chance, low - chance, high - chance)
     )
@@ -45,10 +44,6 @@ def agreement_claims(found: Agreement, noise: Agreement | None, layers: tuple[in
     else:
         claims.append(_beside(statement, found, noise, (value, low, high), margin, seed))
     return [*claims, _first(found, layers), _whole(found, seed)]
-
-
-def _interval(values: np.ndarray, units: np.ndarray, seed: int) -> tuple[float, float]:
-    return group_bootstrap(values, units, seed=seed) if len(np.unique(units)) > 1 else (float("nan"), float("nan"))
 
 
 def _beside(
@@ -89,7 +84,7 @@ def _first(found: Agreement, layers: tuple[int, ...]) -> Claim:
 
 def _whole(found: Agreement, seed: int) -> Claim:
     whole = found.same.all(1).astype(float)
-    interval = _interval(whole, found.unit, seed)
+    interval = interval_over(whole, found.unit, seed)
     return Claim(
         "tokens with the very same experts in every layer",
         float(whole.mean()),

@@ -9,10 +9,10 @@ import pandas as pd
 
 from moescope.routing.store import load_trace
 from moescope.routing.trace import RoutingTrace
-from moescope.stats import group_bootstrap
 from moescope.studies.agreement.claims import agreement_claims
 from moescope.studies.agreement.matched import Agreement, agreement_of
 from moescope.studies.agreement.settings import AgreementSettings
+from moescope.study.paired import interval_over
 from moescope.study.protocol import Context
 from moescope.study.result import StudyResult
 from moescope.study.run import Run
@@ -77,11 +77,10 @@ def _name(trace: RoutingTrace | str | Path, letter: str) -> str:
 
 def _layers(found: Agreement, noise: Agreement | None, layers: tuple[int, ...], seed: int) -> pd.DataFrame:
     first = np.bincount(found.first, minlength=len(layers) + 1)[: len(layers)] / len(found.first)
-    several = len(np.unique(found.unit)) > 1
     rows = []
     for i, layer in enumerate(layers):
         values = found.shared[:, i].astype(float)
-        low, high = group_bootstrap(values, found.unit, seed=seed) if several else (float("nan"), float("nan"))
+        low, high = interval_over(values, found.unit, seed)
         row = {"layer": layer, "shared": float(values.mean()), "low": low, "high": high, "same": float(found.same[:, i].mean())}
         row |= {"first": float(first[i]), "chance": float(found.chance[i])}
         rows.append(row if noise is None else row | {"yardstick": float(noise.shared[:, i].mean())})

@@ -19,18 +19,10 @@ from torch import Tensor, nn
 
 from moescope.errors import InputError
 from moescope.files.parse import parse_object
-from moescope.models.experts.layers import ExpertLayer, find_layers
+from moescope.models.experts.layers import COUNT_FIELDS, ExpertLayer, find_layers
 from moescope.models.experts.rules import ExpertsCall
 from moescope.models.layered import Edit, Layered, without_weights
 
-_FIELDS = (
-    "num_experts",
-    "num_local_experts",
-    "n_routed_experts",
-    "moe_num_experts",
-    "num_routed_experts",
-    "n_experts",
-)
 _GROUPS, _CHOSEN = ("n_group", "num_expert_group"), ("topk_group",)
 
 
@@ -93,7 +85,7 @@ def banks_of(layered: Layered) -> Banks:
         raise InputError(f"{model.name} has layers of {counts[0]} and of {counts[-1]} experts: its config could not say fewer")
     raw = parse_object((layered.folder / "config.json").read_bytes())
     values = {**model.config.to_dict(), **raw}
-    said = [tuple(name for name in _FIELDS if place.get(name) == counts[0]) for place in (raw, values)]
+    said = [tuple(name for name in COUNT_FIELDS if place.get(name) == counts[0]) for place in (raw, values)]
     fields = said[0] or said[1]
     if not fields:
         raise InputError(f"model type {kind!r} cannot be pruned: its config says nowhere that it has {counts[0]} experts")

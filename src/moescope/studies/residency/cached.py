@@ -10,9 +10,9 @@ import pandas as pd
 
 from moescope.routing.cache import Loads, Policy, Served, ranking, served, simulate, uniform_trace
 from moescope.routing.trace import Part, RoutingTrace
-from moescope.stats import group_bootstrap
 from moescope.studies.residency.rows import LEAST, Halves, groups_of, laid_out, of_category, split
 from moescope.studies.residency.settings import ResidencySettings
+from moescope.study.paired import interval_over
 
 UNIFORM = "uniform router"
 POPULAR = "least recently used, with a guess by other requests"
@@ -153,7 +153,7 @@ def policy_table(found: Cached, settings: ResidencySettings, expert_bytes: int |
     """
     rows = []
     for (policy, c), one in sorted(found.found.items(), key=lambda item: item[0][1]):
-        low, high = interval(one.hits, one.groups, seed)
+        low, high = interval_over(one.hits, one.groups, seed)
         least = found.found[f"{UNIFORM}, {NAMES['belady']}" if policy.startswith(UNIFORM) else "belady", c]
         row = {
             "policy": NAMES.get(policy, policy),
@@ -174,11 +174,6 @@ def policy_table(found: Cached, settings: ResidencySettings, expert_bytes: int |
     return pd.DataFrame(rows)
 
 
-def interval(values: np.ndarray, groups: np.ndarray, seed: int) -> tuple[float, float]:
-    """95 %, over groups; NaN where there is one alone."""
-    return group_bootstrap(values, groups, seed=seed) if len(np.unique(groups)) > 1 else (float("nan"), float("nan"))
-
-
 def layer_table(found: Cached, layers: tuple[int, ...]) -> pd.DataFrame:
     """Table ``layers``: hit rates at the judged capacity."""
     wanted = {"lru": "lru", "static": "static", "belady": "fewest", f"{UNIFORM}, {NAMES['lru']}": "uniform"}
@@ -191,7 +186,7 @@ def domain_table(found: Cached, seed: int) -> pd.DataFrame:
     rows = []
     for pinned, outcomes in (("its own", found.own), ("the others", found.others)):
         for category, one in zip(found.categories, outcomes, strict=True):
-            low, high = interval(one.hits, one.groups, seed)
+            low, high = interval_over(one.hits, one.groups, seed)
             rows.append(
                 {
                     "category": category,

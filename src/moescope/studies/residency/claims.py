@@ -9,10 +9,10 @@ import numpy as np
 
 from moescope.routing.separation import Estimate
 from moescope.stats import bootstrap_sums, expanded_percentiles
-from moescope.studies.residency.cached import NAMES, POPULAR, UNIFORM, Cached, Outcome, interval
+from moescope.studies.residency.cached import NAMES, POPULAR, UNIFORM, Cached, Outcome
 from moescope.studies.residency.placed import CONTIGUOUS, FITTED, Placed
 from moescope.studies.residency.settings import ResidencySettings
-from moescope.study.paired import paired_effect
+from moescope.study.paired import interval_over, paired_effect
 from moescope.study.verdicts import Case, Effect, beyond_draws, untested
 from moescope.types import Claim, Control
 
@@ -41,7 +41,7 @@ def _case(statement: str, own: Outcome, effect: Effect, seed: int, control: Cont
         statement,
         float(own.hits.mean()),
         effect,
-        interval=_known(interval(own.hits, own.groups, seed)),
+        interval=_known(interval_over(own.hits, own.groups, seed)),
         control=control,
         family=FAMILY,
         words=words,

@@ -16,7 +16,7 @@ import pandas as pd
 from moescope.capture.encode import Encoded
 from moescope.intervene.effects import against_random
 from moescope.intervene.text_loss import Applied, encode_texts, text_losses
-from moescope.stats.intervals import group_bootstrap
+from moescope.study.paired import interval_over
 
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
@@ -149,8 +149,7 @@ def _compared(steered: np.ndarray, random: np.ndarray, groups: np.ndarray, seed:
     def interval(values: np.ndarray) -> tuple[float, float]:
         if not values.any():  # losses are no proportions: where none changed there is no doubt for Wilson's interval to add
             return 0.0, 0.0
-        # one document alone has no interval
-        return group_bootstrap(values, groups, seed=seed) if len(np.unique(groups)) > 1 else (np.nan, np.nan)
+        return interval_over(values, groups, seed)
 
     return _Compared(float(steered.mean()), interval(steered), float(excess.mean()), interval(excess), random.mean(1))
 

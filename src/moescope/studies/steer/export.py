@@ -35,6 +35,7 @@ from moescope.errors import InputError
 from moescope.intervene.experts import ExpertEdits, edits_by_layer, steer_experts
 from moescope.models import LoadedModel
 from moescope.models.experts import ExpertLayer, expert_layers
+from moescope.models.experts.layers import COUNT_FIELDS
 from moescope.models.experts.rules import ExpertsCall
 from moescope.models.pretrained import quiet
 from moescope.study.checkpoint import Checkpoint
@@ -42,7 +43,6 @@ from moescope.study.checkpoint import Checkpoint
 NEVER = -1e4
 """added to the logit or the score of a banned expert: within every float type, and beyond what any other can lack"""
 _CHOICE = ("e_score_correction_bias", "expert_bias")
-_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
 _TOKENS = 1024
 
 
@@ -185,7 +185,9 @@ def _drop(
                 tensor = held(part, leaf)
                 if tensor is not None and tensor.dim() and len(tensor) == layer.n_experts:
                     put(number, part, leaf, tensor[keep.to(tensor.device)], f"without {_listed(dropped[number])}")
-    found = {name: layers[min(layers)].n_experts - gone for name in _COUNTS if getattr(config, name, None) == _size(layers)}
+    found = {
+        name: layers[min(layers)].n_experts - gone for name in COUNT_FIELDS if getattr(config, name, None) == _size(layers)
+    }
     if not found:
         raise InputError(
             f"{model.name}: its config says nowhere that it has {_size(layers)} experts, so none can be left out", "export"

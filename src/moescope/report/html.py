@@ -20,7 +20,18 @@ from jinja2 import Environment, StrictUndefined
 
 from moescope.errors import Note
 from moescope.report.answer import answer
-from moescope.report.format import DASH, beside, headline, number, numbers, page_script, page_source, tally, verdict_style
+from moescope.report.format import (
+    DASH,
+    beside,
+    headline,
+    interval,
+    number,
+    numbers,
+    page_script,
+    page_source,
+    tally,
+    verdict_style,
+)
 from moescope.report.registry import Image, available, entries, rendered
 from moescope.study.names import model_name, slug
 from moescope.types import Claim
@@ -61,7 +72,7 @@ def html_report(result: StudyResult, images: Mapping[str, Image | None] | None =
     """
     images = images or {}
     drawn = {e.name: images[e.name] if e.name in images else _drawn(result, e.name) for e in entries(result)}
-    template = _environment().from_string(page_source(__package__))
+    template = environment().from_string(page_source(__package__))
     figures = list(_figures(result, drawn))
     script, digest = page_script(__package__)
     return template.render(
@@ -89,7 +100,7 @@ def notebook_html(result: StudyResult) -> str:
     """What a notebook shows of a result: the answer, the claims with their verdicts, and the figure that comes first."""
     first = next(iter(entries(result)), None)
     image = None if first is None else _drawn(result, first.name)
-    template = _environment().from_string(files(__package__).joinpath("notebook.html").read_text(encoding="utf-8"))
+    template = environment().from_string(files(__package__).joinpath("notebook.html").read_text(encoding="utf-8"))
     return template.render(
         title=_title(result),
         answer=answer(result.claims, map(str, result.meta.get("tasks") or ())),
@@ -98,11 +109,12 @@ def notebook_html(result: StudyResult) -> str:
     )
 
 
-def _environment() -> Environment:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.globals["zip"] = zip
-    environment.filters |= {"number": number, "numbers": numbers, "style": verdict_style, "beside": beside}
-    return environment
+def environment() -> Environment:
+    """In which pages are made: every text is escaped, and figures and verdicts are written as everywhere."""
+    made = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.globals["zip"] = zip
+    made.filters |= {"number": number, "numbers": numbers, "interval": interval, "style": verdict_style, "beside": beside}
+    return made
 
 
 def _title(result: StudyResult) -> str:

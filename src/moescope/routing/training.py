@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -84,7 +85,7 @@ class RoutingCallback(TrainerCallback):
         for layer, n in self.counts.items():
             load = shares(n.cpu().numpy())
             found[f"experts/layer_{layer}/max_load"] = float(load.max() * len(load))
-            found[f"experts/layer_{layer}/entropy"] = float(entropy(load) / max(entropy(shares(load * 0 + 1)), 1e-12))
+            found[f"experts/layer_{layer}/entropy"] = float(entropy(load) / max(math.log(len(load)), 1e-12))
             found[f"experts/layer_{layer}/dead"] = float((load == 0).sum())
 
         def over(name: str) -> list[float]:

@@ -10,11 +10,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
 
-from moescope.report.format import interval, number, page_script, page_source, verdict_style
+from moescope.report.format import page_script, page_source
+from moescope.report.html import environment
 from moescope.types import Claim
 
 FILE = "index.html"
@@ -56,50 +57,51 @@ def atlas_page(
     rows: dict[int, list[_Card]] = {}
     for layer, card in zip(tables["experts"]["layer"], cards, strict=True):
         rows.setdefault(int(layer), []).append(card)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "interval": interval, "style": verdict_style}
     script, digest = page_script(__package__)
-    html = environment.from_string(page_source(__package__)).render(
-        title=title,
-        model=model,
-        claims=claims,
-        notes=notes,
-        steps=[f"below {_STEPS[0]:g}", *(f"{a:g}" for a in _STEPS)],
-        map=list(rows.items()),
-        cards=cards,
-        categories=sorted({card.category for card in cards if card.category}),
-        script=script,
-        script_hash=digest,
+    html = (
+        environment()
+        .from_string(page_source(__package__))
+        .render(
+            title=title,
+            model=model,
+            claims=claims,
+            notes=notes,
+            steps=[f"below {_STEPS[0]:g}", *(f"{a:g}" for a in _STEPS)],
+            map=list(rows.items()),
+            cards=cards,
+            categories=sorted({card.category for card in cards if card.category}),
+            script=script,
+            script_hash=digest,
+        )
     )
     return Page(html)
 
 
-def _by_expert(table: pd.DataFrame | None) -> dict[tuple[int, int], list[dict[str, object]]]:
-    found: dict[tuple[int, int], list[dict[str, object]]] = {}
+def _by_expert(table: pd.DataFrame | None) -> dict[tuple[int, int], list[dict[str, Any]]]:
+    found: dict[tuple[int, int], list[dict[str, Any]]] = {}
     for row in [] if table is None else table.to_dict("records"):
         found.setdefault((int(row["layer"]), int(row["expert"])), []).append({str(k): v for k, v in row.items()})
     return found
 
 
-def _card(row: Mapping[str, object], parts: Mapping[str, Mapping[tuple[int, int], list[dict[str, object]]]]) -> _Card:
-    layer, expert = int(str(row["layer"])), int(str(row["expert"]))
+def _card(row: Mapping[str, Any], parts: Mapping[str, Mapping[tuple[int, int], list[dict[str, Any]]]]) -> _Card:
+    layer, expert = int(row["layer"]), int(row["expert"])
     tokens, categories, contexts = (parts[name].get((layer, expert), []) for name in parts)
-    lift = float(str(row["token_lift"]))
     return _Card(
         f"L{layer}E{expert}",
         expert,
-        str(row["label"]),
-        sum(lift >= step for step in _STEPS),
-        str(row["category"]),
+        row["label"],
+        sum(row["token_lift"] >= step for step in _STEPS),
+        row["category"],
         _says(row),
-        [(_seen(str(t["token"])), _times(t["lift"])) for t in tokens],
-        [(str(c["category"]), _times(c["lift"]), f"{_times(c['low'])} to {_times(c['high'])}") for c in categories],
-        [(str(c["category"]), _pieces(str(c["text"]))) for c in contexts],
+        [(_seen(t["token"]), _times(t["lift"])) for t in tokens],
+        [(c["category"], _times(c["lift"]), f"{_times(c['low'])} to {_times(c['high'])}") for c in categories],
+        [(c["category"], _pieces(c["text"])) for c in contexts],
     )
 
 
-def _says(row: Mapping[str, object]) -> str:
-    said = [f"{100 * float(str(row['share'])):.1f} % of tokens", f"its tokens {_times(row['token_lift'])} on other prompts"]
+def _says(row: Mapping[str, Any]) -> str:
+    said = [f"{100 * row['share']:.1f} % of tokens", f"its tokens {_times(row['token_lift'])} on other prompts"]
     if row["category"]:
         beside = f"token identity alone {_times(row['identity_lift'])}"
         if "twin_largest" in row:
@@ -108,9 +110,8 @@ def _says(row: Mapping[str, object]) -> str:
     return "; ".join(said) + "."
 
 
-def _times(lift: object) -> str:
-    value = float(str(lift))
-    return f"{value:.{2 if value < 10 else 0}f}×"
+def _times(lift: float) -> str:
+    return f"{lift:.{2 if lift < 10 else 0}f}×"
 
 
 def _seen(token: str) -> str:

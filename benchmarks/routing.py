@@ -1,11 +1,11 @@
 """What tracing a model's routing costs: time over plain generation, bytes, and reading in what an engine recorded.
 
-    python benchmarks/routing.py            # about three minutes on two cores
-    python benchmarks/routing.py --small    # half a minute
+    python benchmarks/routing.py            # about half an hour
+    python benchmarks/routing.py --small    # two minutes
 
 Writes benchmarks/results/routing.json. The model has OLMoE's architecture and random weights; its shape is in the result.
 Plain generation and traced generation of the same prompts take turns, and each ratio is that of one such turn. "Whole trace"
-adds to the recorder what is done once a trace, measuring the layers' gating on 16 tokens, and putting the arrays together.
+adds to the recorder what is done once a trace: telling the layers' gating from 16 tokens, and putting the arrays together.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from scipy import stats
 
 from machine import describe, interleaved
 from moescope.capture.encode import Encoded
@@ -75,6 +76,7 @@ def overhead(shape: dict[str, int], prompts: int, batch: int, prompt: int, new: 
         name: {
             "seconds": median(times),
             "over_plain": median(t / b for t, b in zip(times, bare, strict=True)),
+            "over_plain_interval": median_interval([t / b for t, b in zip(times, bare, strict=True)]),
             "over_plain_best": min(times) / min(bare),
             "over_plain_all": sorted(t / b for t, b in zip(times, bare, strict=True)),
         }
@@ -92,6 +94,12 @@ def overhead(shape: dict[str, int], prompts: int, batch: int, prompt: int, new: 
         "seconds_per_step": rows["plain generate"]["seconds"] / (new * len(parts)),
         "rows": rows,
     }
+
+
+def median_interval(values: list[float]) -> list[float]:
+    """95 % interval of the median, by the order of the values alone."""
+    low = int(stats.binom.ppf(0.025, len(values), 0.5))
+    return [sorted(values)[max(low - 1, 0)], sorted(values)[min(len(values) - low, len(values) - 1)]]
 
 
 def sizes(tokens: int, layers: int, k: int, experts: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -133,7 +141,8 @@ def show(result: dict[str, Any]) -> None:
     cost = result["overhead"]
     print(f"{cost['parameters'] / 1e6:.0f} M parameters, {cost['seconds_per_step'] * 1e3:.1f} ms a step, batch {cost['batch']}")
     for name, row in cost["rows"].items():
-        print(f"  {name:16} {row['seconds']:7.3f} s  {row['over_plain']:6.3f}  (best runs {row['over_plain_best']:6.3f})")
+        low, high = row["over_plain_interval"]
+        print(f"  {name:16} {row['seconds']:7.3f} s  {row['over_plain']:6.3f}  (95 % {low:.3f} to {high:.3f})")
     for size in result["sizes"]:
         print(f"  {size['experts']} experts: {size['stored_bytes_per_slot']:.3f} bytes stored per token, layer and slot")
     for name, seconds in result["import"]["seconds"].items():
@@ -144,11 +153,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What tracing a model's routing costs.")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=None, help="turns (7; 5 if small)")
+    parser.add_argument("--repeats", type=int, default=None, help="turns (31; 5 if small)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     small = arguments.small
-    repeats = arguments.repeats or (5 if small else 7)
+    repeats = arguments.repeats or (5 if small else 31)
     # OLMoE's own layers, experts and k; and DeepSeek-V3's 256 experts, which need two bytes
     million, speed = sizes(100_000 if small else 1_000_000, 16, 8, 64)
     wide, _ = sizes(20_000, 8, 8, 256)

@@ -11,18 +11,16 @@ import torch
 
 from moescope.capture.activations import batches_for
 from moescope.capture.encode import Encoded, PaddingSide, encode
-from moescope.capture.session import CaptureSession
 from moescope.capture.spread import Progress, read_batches
 from moescope.errors import InputError
-from moescope.models.experts import ExpertLayer, describe_gating, expert_layers, mixes_tokens, recording
-from moescope.routing.generate import GREEDY, Decoding, Piece, can_generate, run_pieces
+from moescope.models.experts import ExpertLayer, expert_layers, mixes_tokens
+from moescope.routing.generate import GREEDY, Decoding, Piece, Routers, can_generate, run_pieces
 from moescope.routing.trace import RoutingTrace, TracedSequence, id_dtype
 
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
 
 WEIGHT_DTYPES = {"float16": torch.float16, "float32": torch.float32}
-_PROBE = 16  # tokens of the first prompt on which the layers' gating is measured
 
 
 class PromptLike(Protocol):
@@ -57,7 +55,7 @@ def trace_prompts(
     """Trace the routing of prompts and, with ``max_new_tokens``, of what the model generates after them.
 
     Without sampling, the trace does not depend on which prompts share a batch (up to rounding). How each layer makes
-    weights of scores is measured on the first prompt and stands in ``meta["gating"]`` and ``meta["scores"]``.
+    weights of scores is measured on a prompt of the first batch and stands in ``meta["gating"]`` and ``meta["scores"]``.
 
     Args:
         prompts: each with ``id``, ``text``, ``category`` and ``group``.
@@ -97,8 +95,11 @@ def trace_prompts(
         for rows in batches_for(model, lengths[start : start + run], budget, side)
     ]
     pieces: dict[int, Piece] = {}
-    for rows, found in read_batches(model, encoded, groups, side, read, progress=progress):
+    routers: Routers = {}
+    for rows, (found, how) in read_batches(model, encoded, groups, side, read, progress=progress):
         pieces.update(zip(rows.tolist(), found, strict=True))
+        if rows is groups[0] and how is not None:
+            routers = how
     columns = _columns([pieces[row] for row in range(len(encoded))], layers)
     factors, logits, text = columns.pop("weights", None), columns.pop("scores", None), columns.pop("tokens")
     return RoutingTrace(
@@ -108,13 +109,13 @@ def trace_prompts(
         scores=logits.astype(weight_dtype) if scores and logits is not None else None,
         tokens=text if tokens else None,
         sequences=tuple(TracedSequence(prompt.id, prompt.category, prompt.group) for prompt in prompts),
-        meta=describe_model(model, encoded),
+        meta=_describe(model) | routers,
         **columns,
     )
 
 
-def describe_model(model: LoadedModel, encoded: Encoded) -> dict[str, Any]:
-    """``meta`` of a trace: the model, and per layer how scores become weights, measured on the first text."""
+def _describe(model: LoadedModel) -> dict[str, Any]:
+    """What ``meta`` of a trace says of the model."""
     meta: dict[str, Any] = {
         "model": model.name,
         "revision": model.revision,
@@ -126,31 +127,7 @@ def describe_model(model: LoadedModel, encoded: Encoded) -> dict[str, Any]:
     sizes = [layer.expert_bytes for layer in expert_layers(model)]
     if sizes and None not in sizes:
         meta["expert_bytes"] = max(size for size in sizes if size is not None)
-    if not len(encoded):
-        return meta
-    ids = torch.from_numpy(encoded[0][-_PROBE:].astype(np.int64))[None]
-    with recording(model, scores=True) as recorder:
-        CaptureSession(model, (), stop=False).run(ids)
-    gating, meanings = {}, {}
-    for layer, dispatch in zip(recorder.layers, recorder.steps[0], strict=True):
-        meanings[layer.layer] = recorder.meanings.get(layer.layer, "none")
-        if dispatch.scores is None or dispatch.weights is None or meanings[layer.layer] != "logits":
-            continue
-        chosen = torch.where(dispatch.ids == 255, -1, dispatch.ids.int()) if dispatch.ids.dtype == torch.uint8 else dispatch.ids
-        tolerance = 1e-3 if model.dtype == torch.float32 else 3e-2
-        gating[layer.layer] = str(describe_gating(dispatch.scores, chosen, dispatch.weights, tolerance))
-    return meta | {
-        "gating": _by_layer(gating),
-        "scores": _by_layer(meanings),
-        "weight_on": recorder.layers[0].rule.weight_on,
-    }
-
-
-def _by_layer(values: dict[int, str]) -> str | dict[str, str]:
-    """One value where all layers agree, else one per layer."""
-    if len(set(values.values())) == 1:
-        return next(iter(values.values()))
-    return {str(layer): value for layer, value in values.items()}
+    return meta
 
 
 def _columns(pieces: Sequence[Piece], layers: Sequence[ExpertLayer]) -> dict[str, Any]:

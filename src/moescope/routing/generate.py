@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 from moescope.capture.encode import Batch
 from moescope.capture.session import CaptureSession
 from moescope.errors import InputError
-from moescope.models.experts import Dispatch, DispatchRecorder, recording
+from moescope.models.experts import Dispatch, DispatchRecorder, describe_gating, recording
 from moescope.models.inputs import padding_id
 from moescope.routing.trace import id_dtype
 
@@ -57,6 +57,11 @@ class Piece:
     prompt: int
 
 
+Routers = dict[str, Any]
+"""``gating`` and ``scores`` of each layer, one value where all agree, and ``weight_on``"""
+_PROBE = 16  # tokens of the first text on which the layers' gating is measured
+
+
 def run_pieces(
     model: LoadedModel,
     batches: Iterable[Batch],
@@ -65,18 +70,41 @@ def run_pieces(
     scores: bool,
     max_new_tokens: int,
     decoding: Decoding,
-) -> Iterator[list[Piece]]:
-    """The pieces of each batch's texts; padded on the left where tokens are generated."""
-    with recording(model, weights=weights, scores=scores) as recorder:
-        for batch in batches:
-            recorder.steps.clear()
+) -> Iterator[tuple[list[Piece], Routers | None]]:
+    """The pieces of each batch's texts, padded on the left where tokens are generated; and of the first batch how the layers
+    make weights of scores."""
+    with recording(model, weights=weights, scores=scores, first=True) as recorder:
+        for number, batch in enumerate(batches):
             if max_new_tokens:
                 pieces = _generated(model, recorder, batch, max_new_tokens, decoding)
             else:
                 CaptureSession(model, (), stop=False).run(batch.ids, batch.mask)
                 pieces = _prompts(recorder, batch, 1)
+            routers = _routers(model, recorder, batch) if number == 0 else None
             recorder.steps.clear()
-            yield pieces
+            yield pieces, routers
+
+
+def _routers(model: LoadedModel, recorder: DispatchRecorder, batch: Batch) -> Routers:
+    """What the last tokens of a batch's first prompt say, read from the recorder's first pass."""
+    tokens = torch.from_numpy(np.flatnonzero(batch.mask[0])[-_PROBE:])
+    tolerance = 1e-3 if model.dtype == torch.float32 else 3e-2
+    gating, meanings = {}, {}
+    for layer, dispatch in zip(recorder.layers, recorder.steps[0], strict=True):
+        meanings[layer.layer] = recorder.meanings.get(layer.layer, "none")
+        if dispatch.scores is None or dispatch.weights is None or meanings[layer.layer] != "logits":
+            continue
+        scores, ids, weights = (part[tokens.to(part.device)] for part in (dispatch.scores, dispatch.ids, dispatch.weights))
+        chosen = torch.where(ids == 255, -1, ids.int()) if ids.dtype == torch.uint8 else ids
+        gating[layer.layer] = str(describe_gating(scores, chosen, weights, tolerance))
+    return {"gating": _by_layer(gating), "scores": _by_layer(meanings), "weight_on": recorder.layers[0].rule.weight_on}
+
+
+def _by_layer(values: dict[int, str]) -> str | dict[str, str]:
+    """One value where all layers agree, else one per layer."""
+    if len(set(values.values())) == 1:
+        return next(iter(values.values()))
+    return {str(layer): value for layer, value in values.items()}
 
 
 def _generated(
@@ -170,10 +198,12 @@ def _stack(steps: Sequence[tuple[Dispatch, ...]], recorder: DispatchRecorder) ->
     """Columns (S, N, L, ·) of some forward passes of equal N."""
     width = max(layer.n_experts for layer in recorder.layers)
     columns = {}
-    for name in ("ids", "weights", "scores"):
+    for name, dtype in recorder.columns.items():
         arrays = [[getattr(dispatch, name) for dispatch in step] for step in steps]
         if all(array is None for array in arrays[0]):
             continue
+        if dtype is not None:
+            arrays = [[tensor.to(dtype) for tensor in step] for step in arrays]
         columns[name] = np.stack([_layers(step, name, id_dtype(width), width) for step in arrays])
     return columns
 

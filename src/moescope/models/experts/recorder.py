@@ -37,13 +37,21 @@ class Dispatch:
 class DispatchRecorder:
     """Made by :func:`recording`. ``steps`` holds, for each forward pass of the model, the dispatch of every layer."""
 
-    def __init__(self, layers: Sequence[ExpertLayer], *, weights: torch.dtype | bool, hidden: bool) -> None:
+    def __init__(
+        self, layers: Sequence[ExpertLayer], *, weights: torch.dtype | bool, hidden: bool, scores: bool, first: bool
+    ) -> None:
         self.layers = tuple(layers)
         self.steps: list[tuple[Dispatch, ...]] = []
         self.meanings: dict[int, Meaning] = {}
         """what the scores of each layer are"""
-        self._weights = weights
         self._hidden = hidden
+        self.columns: dict[str, torch.dtype | None] = {"ids": None}
+        """what is kept of every pass; a dtype where it is converted"""
+        if weights is not False:
+            self.columns["weights"] = None if weights is True else weights
+        if scores:
+            self.columns["scores"] = None
+        self._first = first
         self._seen: list[Dispatch | None] = [None] * len(self.layers)
         self._scores: list[Tensor | None] = [None] * len(self.layers)
         self._sums: list[Tensor] = [torch.zeros(())] * len(self.layers)
@@ -60,9 +68,8 @@ class DispatchRecorder:
             raise InputError(f"{self.layers[index]}: its experts were called twice in one forward pass")
         self._sums[index] = weights.detach().sum(dtype=torch.float32)
         kept = None
-        if self._weights is not False:
-            dtype = weights.dtype if self._weights is True else self._weights
-            kept = weights.detach().to(dtype, copy=True)
+        if self._first or "weights" in self.columns:
+            kept = weights.detach().to(None if self._first else self.columns["weights"], copy=True)
         self._seen[index] = Dispatch(
             # -1, a slot without expert, becomes 255 in uint8
             ids.to(self._types[index], copy=True),
@@ -72,6 +79,8 @@ class DispatchRecorder:
         )
 
     def score(self, index: int, scores: Tensor, meaning: Meaning) -> None:
+        if not self._first and "scores" not in self.columns:
+            return
         self._scores[index] = scores.detach().clone()
         self.meanings[self.layers[index].layer] = meaning
 
@@ -92,11 +101,17 @@ class DispatchRecorder:
                 "the model's weights are damaged, or overflow in this dtype (load it in fp32 or bf16)"
             )
         self.steps.append(tuple(done))
+        self._first = False
 
 
 @contextmanager
 def recording(
-    model: LoadedModel, *, weights: torch.dtype | bool = True, hidden: bool = False, scores: bool = False
+    model: LoadedModel,
+    *,
+    weights: torch.dtype | bool = True,
+    hidden: bool = False,
+    scores: bool = False,
+    first: bool = False,
 ) -> Iterator[DispatchRecorder]:
     """Record the dispatch of every forward pass of ``model.body`` inside the context.
 
@@ -104,16 +119,17 @@ def recording(
         weights: False leaves them out, a dtype converts them.
         hidden: keep what the experts were given.
         scores: keep the routers' scores.
+        first: of the first pass keep weights, in the layer's own type, and scores, whatever is kept of the others.
 
     Raises:
         InputError: the model is dense, or (in a forward pass) a layer sent its tokens nowhere or twice, or by weights that are
             not finite.
     """
-    recorder = DispatchRecorder(expert_layers(model), weights=weights, hidden=hidden)
+    recorder = DispatchRecorder(expert_layers(model), weights=weights, hidden=hidden, scores=scores, first=first)
     handles = [model.body.register_forward_pre_hook(recorder.begin)]
     try:
         for index, layer in enumerate(recorder.layers):
-            if scores and layer.router is not None:
+            if (scores or first) and layer.router is not None:
                 handles += listen_scores(layer.router, layer.n_experts, partial(recorder.score, index))
             handles += layer.rule.listen(layer.module, partial(recorder.record, index))
         handles.append(model.body.register_forward_hook(recorder.end))

@@ -21,7 +21,7 @@ def test_it_runs_and_shows_as_much_as_it_keeps(path: Path, tmp_path: Path) -> No
     kept = nbformat.read(path, as_version=4)
     found = executed(path, tmp_path)  # a cell that fails ends it
     for before, after in zip(kept.cells, found.cells, strict=True):
-        kinds = [[(o.output_type, sorted(o.get("data", {}))) for o in cell.get("outputs", [])] for cell in (before, after)]
+        kinds = [[(o.output_type, *sorted(o.get("data", {}))) for o in cell.get("outputs", [])] for cell in (before, after)]
         assert kinds[0] == kinds[1], f"{path.name}: run python tools/notebooks.py {path.stem}"
 
 

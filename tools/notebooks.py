@@ -35,16 +35,10 @@ def executed(notebook: Path, folder: Path) -> Any:
     for script in EXAMPLES.glob("*.py"):
         shutil.copy(script, folder)
     found = nbformat.read(notebook, as_version=4)
-    os.environ.update(
-        {
-            "PYTHONPATH": str(ROOT / "src"),
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-            "TQDM_DISABLE": "1",
-            "TRANSFORMERS_VERBOSITY": "error",
-        }
-    )
-    NotebookClient(found, timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    quiet = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    where = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(found, timeout=SECONDS, kernel_name="python3", coalesce_streams=True, resources=where)
+    client.execute(env={**os.environ, **quiet, "PYTHONPATH": str(ROOT / "src")})
     for cell in found.cells:
         cell.get("metadata", {}).pop("execution", None)  # when it ran
         if cell.cell_type == "code":

@@ -116,7 +116,7 @@ def _wrapped(name: str, value: Any) -> list[str]:
 
 def _text(docstring: str) -> Iterator[str]:
     """A docstring as Markdown: sections as lists, examples as code."""
-    section, example = False, False
+    section, example, imported = False, False, False
     for line in inspect.cleandoc(docstring).splitlines():
         stripped = line.strip()
         if example and not stripped:
@@ -125,8 +125,11 @@ def _text(docstring: str) -> Iterator[str]:
         elif stripped.startswith((">>>", "...")):
             if not example:
                 yield "```python"
-            example = True
-            yield _SKIP.sub("", stripped[4:])
+            code = _SKIP.sub("", stripped[4:])
+            if imported and not code.startswith(("import ", "from ")):
+                yield ""
+            example, imported = True, code.startswith(("import ", "from "))
+            yield code
         elif example:
             yield f"# {stripped}"
         elif _SECTION.match(stripped):

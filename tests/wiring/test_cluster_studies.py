@@ -1,0 +1,117 @@
+"""What a study finds does not depend on how many processes read for it: real ranks of torchrun, and Ray on this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import moescope
+from moescope import Run, StudyResult
+from moescope.routing import RoutingTrace
+from moescope.routing.store import load_trace
+from tests.same_result import difference
+from tests.test_resume import VERBS
+
+ROOT = Path(__file__).parents[2]
+STUDIES = ("exit", "route", "signatures", "distill", "convert")
+RUN = Run(limit=32, seed=3)
+
+_SCRIPT = """
+import dataclasses, sys
+from pathlib import Path
+from moescope.cluster import ranks
+from tests.wiring.test_cluster_studies import RUN, VERBS, traced
+
+with ranks():
+    for name in sys.argv[2:]:
+        out = Path(sys.argv[1]) / name
+        if name == "trace":
+            traced(dataclasses.replace(RUN, out=out))
+        else:
+            VERBS[name][0](RUN).save(out, figures=False)
+"""
+
+
+def traced(run: Run) -> RoutingTrace:
+    """Also of what is drawn at random, and with what the routers said of every expert."""
+    settings = moescope.TraceSettings(new_tokens=3, sample=True, scores=True)
+    return moescope.trace("moe-tiny", "routing-80", settings, run=run)
+
+
+@cache
+def alone(name: str) -> StudyResult:
+    """What one process finds."""
+    return VERBS[name][0](RUN)
+
+
+def launched(out: Path, *names: str) -> subprocess.CompletedProcess[str]:
+    script = out / "script.py"
+    script.write_text(_SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script), str(out), *names]
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    return subprocess.run(command, capture_output=True, text=True, timeout=500, env=settings)
+
+
+@pytest.fixture(scope="module")
+def by_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("ranks")
+    done = launched(out, *STUDIES, "trace")
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    module = pytest.importorskip("ray")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    module.init(num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False)
+    yield
+    module.shutdown()
+
+
+def spread_over_two(result: StudyResult, name: str) -> bool:
+    engine = result.meta["engine"]
+    return (engine["name"], engine["processes"]) == (name, 2) and engine["shards_elsewhere"] >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STUDIES)
+def test_two_ranks_find_what_one_process_finds(by_ranks: Path, name: str) -> None:
+    found = moescope.load(by_ranks / name)
+    assert spread_over_two(found, "torchrun")
+    assert difference(found, alone(name)) is None
+
+
+@pytest.mark.slow
+def test_two_ranks_trace_what_one_process_traces(by_ranks: Path) -> None:
+    same_trace(load_trace(by_ranks / "trace"), traced(RUN))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STUDIES)
+def test_ray_finds_what_one_process_finds(ray: None, name: str) -> None:
+    found = VERBS[name][0](dataclasses.replace(RUN, engine="ray"))
+    assert spread_over_two(found, "ray")
+    assert difference(found, alone(name)) is None
+
+
+@pytest.mark.slow
+def test_ray_traces_what_one_process_traces(ray: None) -> None:
+    same_trace(traced(dataclasses.replace(RUN, engine="ray")), traced(RUN))
+
+
+def same_trace(found: RoutingTrace, wanted: RoutingTrace) -> None:
+    """To the last bit."""
+    assert found.sequences == wanted.sequences
+    for name in ("ids", "tokens", "weights", "scores"):
+        assert getattr(found, name).dtype == getattr(wanted, name).dtype
+        assert np.array_equal(getattr(found, name), getattr(wanted, name)), name

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,14 +22,13 @@ from tests.same_result import difference
 from tests.test_resume import VERBS
 
 ROOT = Path(__file__).parents[2]
-STUDIES = ("exit", "route", "signatures", "distill", "convert")
 RUN = Run(limit=32, seed=3)
 
 _SCRIPT = """
 import dataclasses, sys
 from pathlib import Path
 from moescope.cluster import ranks
-from tests.wiring.test_cluster_studies import RUN, VERBS, traced
+from tests.wiring.test_cluster_studies import RUN, STUDIES, traced
 
 with ranks():
     for name in sys.argv[2:]:
@@ -36,8 +36,21 @@ with ranks():
         if name == "trace":
             traced(dataclasses.replace(RUN, out=out))
         else:
-            VERBS[name][0](RUN).save(out, figures=False)
+            STUDIES[name](RUN).save(out, figures=False)
 """
+
+
+def distilled(run: Run) -> StudyResult:
+    few: dict[str, Any] = {"experts": 16, "active": (2,), "rank": 4, "lr": (1e-2, 2e-2), "steps": 6, "tokens": 1500}
+    return moescope.distill("dense-tiny", settings=moescope.DistillSettings(layer=1, control=("twin",), **few), run=run)
+
+
+def converted(run: Run) -> StudyResult:
+    few: dict[str, Any] = {"calibration_tokens": 1024, "heldout_tokens": 256, "speed": False}
+    return moescope.convert("dense-tiny", settings=moescope.ConvertSettings(experts=8, active=4, **few), run=run)
+
+
+STUDIES = {name: VERBS[name][0] for name in ("exit", "route", "signatures")} | {"distill": distilled, "convert": converted}
 
 
 def traced(run: Run) -> RoutingTrace:
@@ -49,7 +62,7 @@ def traced(run: Run) -> RoutingTrace:
 @cache
 def alone(name: str) -> StudyResult:
     """What one process finds."""
-    return VERBS[name][0](RUN)
+    return STUDIES[name](RUN)
 
 
 def launched(out: Path, *names: str) -> subprocess.CompletedProcess[str]:
@@ -58,7 +71,7 @@ def launched(out: Path, *names: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script), str(out), *names]
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    return subprocess.run(command, capture_output=True, text=True, timeout=500, env=settings)
+    return subprocess.run(command, capture_output=True, text=True, timeout=1500, env=settings)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +112,7 @@ def test_two_ranks_trace_what_one_process_traces(by_ranks: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STUDIES)
 def test_ray_finds_what_one_process_finds(ray: None, name: str) -> None:
-    found = VERBS[name][0](dataclasses.replace(RUN, engine="ray"))
+    found = STUDIES[name](dataclasses.replace(RUN, engine="ray"))
     assert spread_over_two(found, "ray")
     assert difference(found, alone(name)) is None
 

@@ -62,9 +62,12 @@ class Google(Handler):
         _, bucket, name, options = self._object()
         key = f"{bucket}/{name}"
         if name is None:
-            begins = f"{bucket}/{options.get('prefix', '')}"
-            found = [self._entry(key) for key in sorted(self.server.objects) if key.startswith(begins)]
-            return self._json(200, {"kind": "storage#objects", "items": found})
+            begins, part = f"{bucket}/{options.get('prefix', '')}", options.get("delimiter")
+            keys = sorted(key for key in self.server.objects if key.startswith(begins))
+            deeper = [key for key in keys if part and part in key.removeprefix(begins)]
+            folders = {options["prefix"] + key.removeprefix(begins).partition(part)[0] + part for key in deeper if part}
+            found = [self._entry(key) for key in keys if key not in deeper]
+            return self._json(200, {"kind": "storage#objects", "items": found, "prefixes": sorted(folders)})
         if key not in self.server.objects:
             return self._no(404)
         if options.get("alt") == "media":

@@ -54,7 +54,10 @@ def _here(store: Store, google: Store, hub: Store, tmp_path: Path, monkeypatch: 
     user = {"type": "authorized_user", "client_id": "i", "client_secret": "s", "refresh_token": "r", "token_uri": f"{at}/token"}
     (tmp_path / "key.json").write_text(json.dumps(user))
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{hub.server_port}")
+    hub_at = f"http://127.0.0.1:{hub.server_port}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub_at)  # which reads HF_ENDPOINT once
+    urls = hub_at + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", urls)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", "hf_token")
     google.objects.clear()
@@ -187,6 +190,7 @@ def test_what_makes_no_sense_is_refused_by_name(tmp_path: Path, capsys: pytest.C
 
 def test_a_store_whose_reader_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "hf", raising=False)
     with pytest.raises(InputError, match=r"^hf://datasets/me/r: hf:// cannot be read here \(.*huggingface_hub"):
         moescope.load("hf://datasets/me/r")
     monkeypatch.delattr("pyarrow.fs.GcsFileSystem")  # as in a build of pyarrow without it

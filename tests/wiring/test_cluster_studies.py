@@ -25,18 +25,41 @@ ROOT = Path(__file__).parents[2]
 RUN = Run(limit=32, seed=3)
 
 _SCRIPT = """
-import dataclasses, sys
+import dataclasses, os, sys, time
 from pathlib import Path
-from moescope.cluster import ranks
+from moescope.cli.signals import terminable
+from moescope.cluster import ProcessLost, ranks
+from moescope.studies.convert import layers
+from moescope.studies.distill import training
 from tests.wiring.test_cluster_studies import RUN, STUDIES, traced
 
-with ranks():
-    for name in sys.argv[2:]:
-        out = Path(sys.argv[1]) / name
-        if name == "trace":
-            traced(dataclasses.replace(RUN, out=out))
-        else:
-            STUDIES[name](RUN).save(out, figures=False)
+out, dies, names, told = Path(sys.argv[1]), sys.argv[2] == "dies", sys.argv[3:], []
+
+def dying(module, name):
+    act = getattr(module, name)
+
+    def last(*given, **options):
+        act(*given, **options)
+        while not list(out.glob("*.work/*.safetensors")):  # until the first rank, too, has done something
+            time.sleep(0.05)
+        os.kill(os.getpid(), 9)
+
+    setattr(module, name, last)
+
+if dies and os.environ["RANK"] == "1":
+    dying(layers, "_layer")
+    dying(training, "_save")
+try:
+    with terminable(), ranks():  # torchrun ends the ranks that are left when one dies
+        for name in names:
+            if name == "trace":
+                traced(dataclasses.replace(RUN, out=out / name))
+                continue
+            run = dataclasses.replace(RUN, work=out / f"{name}.work", progress=lambda stage, *_: told.append(stage))
+            STUDIES[name](run).save(out / name, figures=False)
+        print(sorted({stage for stage in told if stage.startswith("resumed: splitting")}))
+except ProcessLost as error:
+    print(f"error: {error}")
 """
 
 
@@ -65,10 +88,10 @@ def alone(name: str) -> StudyResult:
     return STUDIES[name](RUN)
 
 
-def launched(out: Path, *names: str) -> subprocess.CompletedProcess[str]:
+def launched(out: Path, *names: str, then: str = "lives") -> subprocess.CompletedProcess[str]:
     script = out / "script.py"
     script.write_text(_SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script), str(out), *names]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script), str(out), then, *names]
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     return subprocess.run(command, capture_output=True, text=True, timeout=1500, env=settings)
@@ -107,6 +130,20 @@ def test_two_ranks_find_what_one_process_finds(by_ranks: Path, name: str) -> Non
 @pytest.mark.slow
 def test_two_ranks_trace_what_one_process_traces(by_ranks: Path) -> None:
     same_trace(load_trace(by_ranks / "trace"), traced(RUN))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["distill", "convert"])
+def test_a_rank_that_dies_is_named_and_the_run_goes_on(name: str, tmp_path: Path) -> None:
+    died = launched(tmp_path, name, then="dies")
+    assert died.stdout.startswith("error: rank 1 died; torchrun's report names its exit code."), died.stdout
+    assert not (tmp_path / name).exists()
+    kept = {file: file.stat().st_mtime_ns for file in (tmp_path / f"{name}.work").glob("*.safetensors")}
+    assert kept
+    again = launched(tmp_path, name)
+    assert again.returncode == 0, again.stderr
+    assert ("resumed: splitting layer 0" in again.stdout) == (name == "convert")
+    assert difference(moescope.load(tmp_path / name), alone(name)) is None
 
 
 @pytest.mark.slow

@@ -184,12 +184,23 @@ def _listing(fs: Any, root: str) -> dict[str, list[Any]]:
     if info["type"] == "file":
         return {"": _version(info)}
     base, found = root.strip("/") + "/", {}
-    for name, entry in fs.find(root, detail=True).items():
+    for name, entry in _below(fs, root).items():
         if entry["type"] == "file":
             below = name.strip("/").removeprefix(base)
             # times are of whole seconds in places, and a manifest has the checksums of all else
             found[below] = _version(entry) + ([hashlib.sha256(fs.cat_file(name)).hexdigest()] if below in _MANIFESTS else [])
     return found
+
+
+def _below(fs: Any, root: str) -> dict[str, dict[str, Any]]:
+    """All that lies under a folder, asked for at once: Google's folders are only parts of names, and Arrow walks into none."""
+    from fsspec.implementations.arrow import ArrowFSWrapper
+    from pyarrow.fs import FileSelector
+
+    if isinstance(fs, ArrowFSWrapper):
+        found = fs.fs.get_file_info(FileSelector(root, recursive=True))
+        return {i.path: {"type": "file" if i.is_file else "directory", "size": i.size, "mtime": i.mtime} for i in found}
+    return dict(fs.find(root, detail=True))
 
 
 def _plain(name: str) -> bool:

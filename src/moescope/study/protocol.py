@@ -228,6 +228,14 @@ class Context:
         said: Any = (self._rows, self._controls, self.notes, self.tokens.counts)
         return self.stages.run(name, compute, shared, said, self.tell)
 
+    def each(self, names: Sequence[str], compute: Callable[[list[int]], Iterator[tuple[int, _V]]]) -> list[_V]:
+        """The values of stages that do not depend on each other, in the order of their names; each kept as soon as it is there.
+
+        Args:
+            compute: given the numbers of those that no earlier run has kept; gives each with its value, in any order.
+        """
+        return self.stages.each(names, compute, self.tell)
+
     def inner(self, run: Run) -> Run:
         """``run`` for a study within this one, which saves that one's result and keeps its stages with its own."""
         return dataclasses.replace(run, out=None, work=self.stages.inner)

@@ -44,7 +44,7 @@ class Run(Settings):
     limit: Annotated[int | None, at_least(1)] = None
     """Use at most this many examples of each task, or prompts."""
     engine: Literal["local", "ray"] = "local"
-    """What spreads the reading of texts: this process (the ranks, where torchrun started it), or the tasks of a Ray cluster."""
+    """What spreads the work: this process (the ranks, where torchrun started it), or the tasks of a Ray cluster."""
     address: str | None = None
     """Of the Ray cluster, e.g. auto or ray://head:10001 (default: one on this machine)."""
     progress: Progress | None = field(default=None, compare=False, repr=False)

@@ -83,7 +83,7 @@ def distill(
     >>> result = moescope.distill("dense-tiny", settings=settings)  # doctest: +SKIP
     >>> result.to_frame("ratio")  # doctest: +SKIP
     """
-    context = Context("distill", settings, run)
+    context = Context("distill", settings, run, spread=True)
     with context.noted():
         given = read_texts(texts)
     context.stages.read(list(given))

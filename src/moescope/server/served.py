@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -194,6 +195,7 @@ def gather(
     return served
 
 
+@cache
 def _examples() -> list[Prompt]:
     """Two prompts of each category."""
     found: dict[str | None, list[Prompt]] = {}

@@ -103,9 +103,9 @@ class Writer:
 
         Returns:
             None where a part of a long prompt was read, and the next is to follow. ``tokens``, the tokens read (of a prompt the
-            last 128), each with ``id``, ``text`` (:class:`Readable`) and, where there are such, ``experts`` and ``circuits``, and
-            of a written one ``p``, the probability that the model gave it, and ``likely``, the likeliest and theirs; ``read``,
-            how many have been read so far; ``task``, what they look like.
+            last 128), each with ``id``, ``text`` (:class:`Readable`) and, where there are such, ``experts``, ``circuits`` and,
+            where it was written, ``p``, the probability that the model gave it, and ``likely``, the likeliest and theirs;
+            ``read``, how many have been read so far; ``task``, what they look like.
         """
         model = self._served.model
         read, rest = self._feed[: self._chunk], self._feed[self._chunk :]

@@ -63,7 +63,7 @@ export class Run {
   show(token, given) {
     token.given = given;
     const i = this.tokens.push(token) - 1;
-    const span = el("span", {role: "option", id: `${this.side}-${i}`, class: given ? "tok given" : "tok", "aria-selected": "false"}, visible(token.text), el("small"));
+    const span = el("span", {role: "option", id: `${this.side}-${i}`, class: given ? "tok given" : "tok", "aria-selected": "false"}, el("b", null, visible(token.text)), el("small"));
     span.addEventListener("click", () => { this.choose(this, i); });
     this.spans.push(span);
     const box = this.strip, below = box.scrollHeight - box.scrollTop - box.clientHeight < 60;

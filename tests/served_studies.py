@@ -40,9 +40,17 @@ def save_studies(folder: Path) -> Path:
     wandering(model).write(folder / "exit" / "exit" / "wandering")
     routed = moescope.route(model, [planted, few_words()], moescope.RouteSettings(unknown=0.1))
     routed.save(folder / "route", figures=False)
-    moescope.circuits(model, [planted], moescope.CircuitSettings(**QUICK)).save(folder / "circuits", figures=False)
+    save_circuits(folder)
     return folder
 
 
-def serve_studies(folder: Path) -> Served:
-    return gather(planted_llama(), exits=[folder / "exit"], route=folder / "route", circuits=folder / "circuits")
+def save_circuits(folder: Path) -> Path:
+    """``folder/circuits`` alone."""
+    found = moescope.circuits(planted_llama(), [planted_task(rows=600)], moescope.CircuitSettings(**QUICK))
+    found.save(folder / "circuits", figures=False)
+    return folder / "circuits"
+
+
+def serve_studies(folder: Path, **options: Any) -> Served:
+    folders: dict[str, Any] = {"exits": [folder / "exit"], "route": folder / "route", "circuits": folder / "circuits"}
+    return gather(planted_llama(), **folders, **options)

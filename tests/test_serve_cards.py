@@ -22,7 +22,7 @@ from moescope.server.app import create_app
 from moescope.server.cards import example_prompts
 from moescope.study.result import StudyResult
 from tests.planted_llama import planted_llama
-from tests.served_studies import save_studies
+from tests.served_studies import save_circuits
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +65,8 @@ def test_what_has_no_card_is_refused_in_one_line(client: TestClient, at: str | N
     assert "\n" not in answer.json()["error"]
 
 
-def test_neurons_cards_show_where_they_fire(tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = save_studies(tmp_path_factory.mktemp("studies"))
-    served = gather(planted_llama(), circuits=folder / "circuits", cards=True)
+def test_neurons_cards_show_where_they_fire(tmp_path: Path) -> None:
+    served = gather(planted_llama(), circuits=save_circuits(tmp_path), cards=True)
     trace = served.circuits[0]
     assert set(served.cards) == {str(neuron) for neuron in trace.neurons}
     neuron, card = trace.neurons[0], served.cards[str(trace.neurons[0])]

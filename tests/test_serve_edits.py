@@ -1,4 +1,4 @@
-"""Experts banned, neurons ablated while a text is written: as the library does it, in no other request; hostile ones refused."""
+"""Experts banned and neurons ablated while a text is written: as the library does it, for no other text, or refused."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from fastapi.testclient import TestClient
 from moescope.capture.encode import encode
 from moescope.errors import InputError
 from moescope.intervene import Expert, ExpertEdits, intervene, steer_experts
-from moescope.models import LoadedModel, load
+from moescope.models import LoadedModel, from_model, load
 from moescope.server import Limits, Served, gather
 from moescope.server.app import create_app
 from moescope.server.edits import Edits, edits_of
 from moescope.server.wire import EditBody
 from moescope.server.writer import Sampling, Writer
-from moescope.types import Neuron, Site
-from tests.architectures import tiny_model
+from moescope.types import Neuron
+from tests.architectures import build, tiny_tokenizer
 from tests.planted_llama import CARRIER, COORDINATE, planted_llama, planted_task
-from tests.served_studies import save_studies, serve_studies
+from tests.served_studies import save_circuits, wandering
 
 CARRYING = f"{CARRIER}/{COORDINATE}"
 PROMPT, NEW = "The film was a joy to watch and", 8
@@ -38,7 +38,10 @@ def moe() -> LoadedModel:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
-    return serve_studies(save_studies(tmp_path_factory.mktemp("studies")))
+    folder = tmp_path_factory.mktemp("studies")
+    model = planted_llama()
+    wandering(model).write(folder / "exit" / "wandering")
+    return gather(model, exits=[folder / "exit"], circuits=save_circuits(folder))
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +95,8 @@ def test_experts_are_edited_as_the_library_does_it(moe: LoadedModel, does: str, 
     if tokens[-1]["id"] != expected[-1]:  # an end token is not shown
         expected = expected[:-1]
     assert [token["id"] for token in tokens] == expected
-    assert [token["id"] for token in tokens] != [token["id"] for token in free]
+    if does != "force":  # the rarest have no weight to speak of
+        assert [token["id"] for token in tokens] != [token["id"] for token in free]
     weights = [
         dict(zip(token["experts"]["ids"][e.layer], token["experts"]["weights"][e.layer], strict=True)).get(e.number)
         for token in tokens
@@ -161,21 +165,17 @@ def test_who_writes_beside_it_is_not_touched(moe: LoadedModel) -> None:
     )
 
 
-def test_a_long_prompt_with_edits_makes_no_room_within_a_pass(moe: LoadedModel) -> None:
+def test_a_long_prompt_with_edits_makes_no_room_within_a_pass(moe: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those let in between two modules would meet the edits."""
     ban = Edits(ExpertEdits(ban=frozenset({Expert(0, 0)})))
     for edits, long_step in ((None, True), (ban, False)):
         writer = Writer(gather(moe), "the film", Sampling(new_tokens=1), edits)
         writer._feed *= 200
         assert writer.long is long_step
-    stateful = tiny_model("mamba", head=True)
+    recurrent = from_model(build("llama", head=True, max_position_embeddings=2048), tiny_tokenizer())
+    monkeypatch.setattr(recurrent.module, "_is_stateful", True, raising=False)
     with pytest.raises(InputError, match="which this model reads at once, but with edits the limit is 256; shorten it"):
-        Writer(
-            gather(stateful),
-            "the film was good " * 80,
-            Sampling(new_tokens=1),
-            Edits(scaled={Neuron(Site("resid", 0), 0): 2.0}),
-        )
+        Writer(gather(recurrent), "a film " * 200, Sampling(new_tokens=1), Edits(scaled={Neuron(CARRIER, 0): 2.0}))
 
 
 HOSTILE: list[tuple[list[dict[str, Any]] | Any, int, str]] = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def save_studies(folder: Path) -> Path:
     model, planted = planted_llama(), planted_task(rows=600)
     exits = moescope.exit(model, [planted], moescope.ExitSettings(risk=0.05, k=3, timed_texts=4, margin=0.06))
     exits.save(folder / "exit", figures=False)
-    wandering(model).write(folder / "exit" / "exit" / "wandering")
+    dataclasses.replace(wandering(model), template="Say: {one}\nAnd: {two}").write(folder / "exit" / "exit" / "wandering")
     routed = moescope.route(model, [planted, few_words()], moescope.RouteSettings(unknown=0.1))
     routed.save(folder / "route", figures=False)
     save_circuits(folder)

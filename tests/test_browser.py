@@ -243,12 +243,8 @@ def test_a_classifier_is_given_its_fields(page: Page, moe: str) -> None:
     page.locator("#classify-go").click()
     expect(page.locator("#answers")).to_contain_text("of 5 layers")
     body = json.dumps({"rows": [{"question": "Who wrote it?", "answer": "Nobody knows.\nReally."}]})
-    asked = (
-        "([url, body]) => fetch(url, {method: 'POST', headers: {'content-type': 'application/json'}, body}).then(a => a.json())"
-    )
-    answer: dict[str, Any] = page.evaluate(asked, ["v1/classify/wandering", body])
-    label = answer["results"][0]["label"]
-    expect(page.locator("#answers .line strong")).to_have_text(label)
+    sent = page.request.post(f"{moe}v1/classify/wandering", data=body, headers={"content-type": "application/json"})
+    expect(page.locator("#answers .line strong")).to_have_text(sent.json()["results"][0]["label"])
 
 
 def test_circuit_neurons_behind_a_token(page: Page, dense: str) -> None:

@@ -11,7 +11,7 @@ export class Grid {
     this.lettered = this.tall >= 15 && this.wide >= 4 + 6 * letters;
     this.canvas = el("canvas", {role: "img", "aria-label": `${title}; the chosen token's values stand in the table below`});
     this.cursor = el("div", {class: "cursor", hidden: true, css: {"--wide": `${this.wide}px`}});
-    this.over = el("div", {class: "over"}, this.canvas, this.cursor);
+    this.over = el("div", {class: "over", tabindex: "0", role: "group", "aria-label": title}, this.canvas, this.cursor);
     const every = this.tall < 11 ? 4 : 1;
     const left = el("div", {class: "names", "aria-hidden": "true"}, ...names.map((n, r) => el("div", {css: {"--tall": `${this.tall}px`}}, r % every ? "" : n)));
     this.box = el("div", null, el("h4", null, title), el("div", {class: "map"}, left, this.over));

@@ -126,7 +126,7 @@ export class Run {
       const {task, fields, path} = made;
       if (fields && fields.length > 2) return null;
       const rows = fields && [fields.length === 1 ? {[fields[0]]: prompt + said} : {[fields[0]]: prompt, [fields[1]]: said}];
-      const how = fields && fields.length === 2 ? `${fields[0]}: the prompt; ${fields[1]}: what was written` : "prompt and what was written";
+      const how = fields && fields.length === 2 ? `${task} reads the prompt as its ${fields[0]} and what was written as its ${fields[1]}` : `${task} reads both together`;
       try {
         const answer = await (rows ? post(path, {rows}) : post("v1/classify", {texts: [prompt + said], task})).then(a => a.json());
         const {results, recommendation} = rows ? answer : answer.answers[0];
@@ -134,7 +134,7 @@ export class Run {
       } catch (error) { return [el("p", {class: "soft small"}, `${task}: ${gone(error)}`), ""]; }
     }));
     const shown = found.filter(Boolean);
-    this.ends.replaceChildren(el("h4", null, "Classified when it was written, and how deep"), ...shown.map(([line, how]) => { line.title = how; return line; }),
-      el("p", {class: "soft small"}, [...new Set(shown.map(([, how]) => how).filter(Boolean))].map((how, i) => `${i ? " · " : "Read as "}${how}`).join("")));
+    this.ends.replaceChildren(el("h4", null, "What classifiers take it for, and the layers that they need"), ...shown.map(([line]) => line),
+      el("p", {class: "soft small"}, shown.map(([, how]) => how).filter(Boolean).join("; ")));
   }
 }

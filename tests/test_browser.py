@@ -97,7 +97,7 @@ def over(page: Page) -> None:
 
 
 def text(page: Page, run: int = 0) -> list[str]:
-    return page.locator("#runs .run").nth(run).locator(".tok:not(.given) b").all_inner_texts()
+    return page.locator("#runs > .run").nth(run).locator(".tok:not(.given) b").all_inner_texts()
 
 
 def write(page: Page, address: str, new: int = 12) -> None:
@@ -112,13 +112,13 @@ def test_ban_an_expert_and_see_the_text_change(page: Page, moe: str) -> None:
     write(page, moe)
     before = text(page)
     assert before
-    assert page.locator("#runs .run").count() == 1
+    assert page.locator("#runs > .run").count() == 1
     for layer in range(3):  # of three layers the expert that weighs most at the first written token
-        page.locator("#runs .run").nth(0).locator(".tok:not(.given)").first.click()
+        page.locator("#runs > .run").nth(0).locator(".tok:not(.given)").first.click()
         page.locator("#chosen tbody tr").nth(layer).locator("button").first.click()
         expect(page.locator("#card")).to_contain_text("% of tokens")
         page.get_by_role("button", name="Ban", exact=True).click()
-        expect(page.locator("#runs .run")).to_have_count(2)
+        expect(page.locator("#runs > .run")).to_have_count(2)
         over(page)
     expect(page.locator("#compare")).to_contain_text("The text changes.")
     assert text(page, 0) == before
@@ -128,14 +128,14 @@ def test_ban_an_expert_and_see_the_text_change(page: Page, moe: str) -> None:
     banned = [button.inner_text().split()[1] for button in page.locator("#edits button").all() if "ban" in button.inner_text()]
     assert len(banned) == 3
     for i in range(3):
-        page.locator("#runs .run").nth(1).locator(".tok").nth(i).click()
+        page.locator("#runs > .run").nth(1).locator(".tok").nth(i).click()
         for at in banned:
             layer, expert = at.split(":")
             shown = page.locator("#chosen tbody tr").nth(int(layer)).locator("button").all_inner_texts()
             assert expert not in [name.split()[0] for name in shown]
     # and taken back it is as before
     page.get_by_role("button", name="Take all back").click()
-    expect(page.locator("#runs .run")).to_have_count(1)
+    expect(page.locator("#runs > .run")).to_have_count(1)
     assert text(page) == before
 
 
@@ -166,13 +166,13 @@ def test_a_link_brings_back_prompt_edits_and_selection(page: Page, moe: str, bro
     page.locator("#colour").select_option("layer-3")
     page.locator("#chosen tbody tr").nth(2).locator("button").first.click()
     page.get_by_role("button", name="Ablate").click()
-    expect(page.locator("#runs .run")).to_have_count(2)
+    expect(page.locator("#runs > .run")).to_have_count(2)
     over(page)
-    page.locator("#runs .run").nth(1).locator(".tok").nth(4).click()
+    page.locator("#runs > .run").nth(1).locator(".tok").nth(4).click()
     link, shown = page.url, [text(page, 0), text(page, 1)]
     other = browser.new_page()
     other.goto(link)
-    expect(other.locator("#runs .run")).to_have_count(2)
+    expect(other.locator("#runs > .run")).to_have_count(2)
     over(other)
     assert [text(other, 0), text(other, 1)] == shown
     assert other.locator("#prompt").input_value() == PROMPT
@@ -203,7 +203,7 @@ def test_by_keyboard_alone(page: Page, moe: str) -> None:
     expect(page.locator("#card")).to_be_focused()
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")  # its first button: ban
-    expect(page.locator("#runs .run")).to_have_count(2)
+    expect(page.locator("#runs > .run")).to_have_count(2)
     over(page)
     expect(page.locator("#edits")).to_contain_text("ban 1:")
 
@@ -259,13 +259,13 @@ def test_circuit_neurons_behind_a_token(page: Page, dense: str) -> None:
     expect(meter).to_contain_text("unknown")
     assert meter.locator(".named").count() == 1  # a task, or unknown
     assert meter.locator("div").count() == 3
-    expect(page.locator(".run").first).to_contain_text("of 4 layers")  # how deep the classifiers go for it
+    expect(page.locator("#runs > .run").first).to_contain_text("of 4 layers")  # how deep the classifiers go for it
     page.locator("#chosen tbody tr").first.locator("button").click()
     expect(page.locator("#card")).to_contain_text("in the circuit of planted")
     assert page.get_by_role("button", name="Ban", exact=True).count() == 0
     page.locator("#card").get_by_label("×").fill("-20")
     page.get_by_role("button", name="Scale").click()
-    expect(page.locator("#runs .run")).to_have_count(2)
+    expect(page.locator("#runs > .run")).to_have_count(2)
     over(page)
     expect(page.locator("#compare")).to_contain_text("The text changes.")
 

@@ -16,14 +16,13 @@ from fastapi.testclient import TestClient
 from moescope.capture.encode import encode
 from moescope.errors import InputError
 from moescope.intervene import Expert, ExpertEdits, intervene, steer_experts
-from moescope.models import LoadedModel, from_model, load
+from moescope.models import LoadedModel, load
 from moescope.server import Limits, Served, gather
 from moescope.server.app import create_app
 from moescope.server.edits import Edits, edits_of
 from moescope.server.wire import EditBody
 from moescope.server.writer import Sampling, Writer
 from moescope.types import Neuron
-from tests.architectures import build, tiny_tokenizer
 from tests.planted_llama import CARRIER, COORDINATE, planted_llama, planted_task
 from tests.served_studies import save_circuits, wandering
 
@@ -172,10 +171,11 @@ def test_a_long_prompt_with_edits_makes_no_room_within_a_pass(moe: LoadedModel, 
         writer = Writer(gather(moe), "the film", Sampling(new_tokens=1), edits)
         writer._feed *= 200
         assert writer.long is long_step
-    recurrent = from_model(build("llama", head=True, max_position_embeddings=2048), tiny_tokenizer())
+    recurrent = planted_llama()
     monkeypatch.setattr(recurrent.module, "_is_stateful", True, raising=False)
-    with pytest.raises(InputError, match="which this model reads at once, but with edits the limit is 256; shorten it"):
-        Writer(gather(recurrent), "a film " * 200, Sampling(new_tokens=1), Edits(scaled={Neuron(CARRIER, 0): 2.0}))
+    monkeypatch.setattr("moescope.server.writer.CHUNK", 16)
+    with pytest.raises(InputError, match="prompt: 40 tokens, which this model reads at once, but with edits the limit is 16"):
+        Writer(gather(recurrent), "w1 " * 40, Sampling(new_tokens=1), Edits(scaled={Neuron(CARRIER, 0): 2.0}))
 
 
 HOSTILE: list[tuple[list[dict[str, Any]] | Any, int, str]] = [

@@ -12,8 +12,8 @@ from moescope.server import Limits, Served
 from tests.served_studies import save_studies, serve_studies
 from tests.test_serve_hostile import serving
 
-# more than is allowed is 413, which is a refusal too; a text of one token cannot be told from one of two by its form, nor an expert
-# that is there from one that is not, nor two fields that are too long together
+# more than is allowed is 413, which is a refusal too; a text of one token cannot be told from one of two by its form, nor an
+# expert that is there from one that is not, nor two fields that are too long together
 CONFIG = """
 [checks.negative_data_rejection]
 expected-statuses = [400, 401, 404, 405, 411, 413, 421, 422]

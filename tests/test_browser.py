@@ -22,6 +22,7 @@ pytestmark = pytest.mark.browser
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed; make test-browser installs it")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
 expect = playwright.expect
+expect.set_options(timeout=60_000)  # a slow machine is no fault of the page
 
 WIDTHS = {"wide": (1400, 1000), "narrow": (390, 844)}
 SCHEMES = ("light", "dark")
@@ -227,7 +228,7 @@ def test_a_hostile_link_is_refused_in_words(browser: Browser, moe: str) -> None:
     page = browser.new_page()  # whose console tells of the refusals
     broken: list[str] = []
     page.on("pageerror", lambda error: broken.append(str(error)))
-    page.goto(moe + "#p=%3Cb%3Ebold%3C%2Fb%3E&e=ban+%3Cimg%3E,explode+1:1&card=%3Cimg%3E&at=after.999999&by=nothing")
+    page.goto(moe + "#p=%3Cb%3Ebold%3C%2Fb%3E&n=4&e=ban+%3Cimg%3E,explode+1:1&card=%3Cimg%3E&at=after.999999&by=nothing")
     expect(page.locator("#runs")).to_contain_text("Input should be 'ban'")
     expect(page.locator("#card")).to_contain_text("has no card")
     assert page.locator("#live img, #live b b").count() == 0

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 
 import moescope
@@ -285,3 +288,14 @@ def test_targets_are_checked_before_the_work(tmp_path: Path, monkeypatch: pytest
         store.check_target(tmp_path / "new", overwrite=False)
     with pytest.raises(InputError, match="no permission to write"):
         store.check_target(folder, overwrite=True)
+
+
+def test_peak_memory_is_not_that_of_the_process_that_started_this_one() -> None:
+    """On Linux the peak that getrusage gives a child begins with its parent's."""
+    ballast = np.ones(2**26)
+    say = "from moescope.study.provenance import peak_bytes; print(peak_bytes())"
+    peak = int(subprocess.run([sys.executable, "-c", say], capture_output=True, text=True, check=True).stdout)
+    assert ballast.nbytes < psutil.Process().memory_info().rss
+    assert peak > 2**20
+    if sys.platform == "linux":
+        assert peak < psutil.Process().memory_info().rss

@@ -84,7 +84,8 @@ def page(request: pytest.FixtureRequest, browser: Browser) -> Iterator[Page]:
     )
     made.set_default_timeout(60_000)
     yield made
-    assert said == []
+    # that a server with a token refused the first request is said by the browser, whatever the page does
+    assert [line for line in said if "401 (Unauthorized)" not in line] == []
     assert made.evaluate("document.documentElement.scrollWidth") <= wide
     found = axe.Axe().run(made).response["violations"]
     assert [(v["id"], v["nodes"][0]["html"]) for v in found] == []

@@ -17,7 +17,7 @@ def show(folder: Path, /, *, table: str = "claims", json: bool = False) -> None:
     elif table == "claims":
         print_claims(result)
     else:
-        print(result.to_frame(table).to_string(index=False))
+        print(result.table(table).to_string(index=False))
 
 
 def compare(folders: list[Path], /, *, out: Path = Path("moescope-out/compare")) -> None:

@@ -170,6 +170,8 @@ def load(
     """
     if not isinstance(model, str | Path):
         return _in_memory(model, tokenizer, head)
+    if tokenizer is not None:
+        raise InputError(f"goes with a model in memory; {str(model)!r} brings its own, so leave it out", "tokenizer")
     check_precision(dtype)
     if device is not None and device_map is not None:
         raise InputError("device and device_map exclude each other: give one")

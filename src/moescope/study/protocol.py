@@ -3,7 +3,7 @@
 A verb is a plain function ``verb(model, inputs, settings=Settings(), *, run=Run()) -> StudyResult``::
 
     def prune(model: ModelLike, texts=None, settings=PruneSettings(), *, run=Run()) -> StudyResult:
-        context = Context("prune", settings, run)
+        context = Context("prune", settings, run, of=PruneSettings)
         loaded = context.load(model, head=True)
         rows = context.rows(halves("prune", groups, chosen))   # who fits, selects, calibrates, judges: kept apart by group
         ...                                                     # measure; context.counter("pruning") shows progress
@@ -38,7 +38,7 @@ from moescope.study.provenance import machine, spent, subject
 from moescope.study.result import Artifact, StudyResult
 from moescope.study.result import load as load_result
 from moescope.study.rows import FOLDS, FoldRows, Rows
-from moescope.study.run import Counter, Run
+from moescope.study.run import Counter, Run, check_given
 from moescope.study.schema import check_tables
 from moescope.study.settings import Settings
 from moescope.study.stages import Stages, work_of
@@ -70,13 +70,21 @@ class ControlFault(AssertionError):
 
 
 class Context:
-    """One run of one study; ``spread``: of one whose reading of texts can be shared out over processes.
+    """One run of one study.
+
+    Args:
+        of: the class of the study's settings.
+        spread: its reading of texts can be shared out over processes.
 
     Raises:
-        InputError: ``run.out`` cannot be written to, or another process does, or several are asked for that are of no use.
+        InputError: the settings are of another study; `run.out` cannot be written to, or another process does, or several are
+            asked for that are of no use.
     """
 
-    def __init__(self, study: str, settings: Settings, run: Run, *, spread: bool = False) -> None:
+    def __init__(
+        self, study: str, settings: Settings, run: Run, *, of: type[Settings] = Settings, spread: bool = False
+    ) -> None:
+        check_given(settings, of, run)
         self.engine = engine_of(run.engine, run.address, alone=None if spread else study)
         self.study, self.settings, self.run = study, settings, run
         self.notes: list[str] = []

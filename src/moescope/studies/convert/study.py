@@ -74,7 +74,7 @@ def convert(
     >>> result = moescope.convert("dense-tiny", settings=moescope.ConvertSettings(active=16), run=run)  # doctest: +SKIP
     >>> transformers.AutoModelForCausalLM.from_pretrained("moe")  # doctest: +SKIP
     """
-    context = Context("convert", settings, run, spread=True)
+    context = Context("convert", settings, run, of=ConvertSettings, spread=True)
     loaded = context.load(model, head=True)
     target = target_of(loaded.module, loaded.config)
     counts = counts_of(settings, loaded.config.intermediate_size, has_shared=target.has_shared)

@@ -32,6 +32,7 @@ from moescope.report.format import (
     tally,
     verdict_style,
 )
+from moescope.report.glossary import Glossary
 from moescope.report.registry import Image, available, entries, rendered
 from moescope.study.names import model_name, slug
 from moescope.types import Claim
@@ -44,7 +45,7 @@ _ROWS_MORE, _CELLS = 500, 12_000  # rows of a table where the page has not that 
 _CELL = 200  # characters of one table cell
 # What provenance shows first, in this order; whatever else `meta` holds follows. `title` and `notes` stand at the top.
 _FIRST = ("model", "fingerprint", "tasks", "data", "seed", "command", "versions", "git_revision", "date")
-_ABOVE = ("title", "notes")
+_ABOVE = ("title", "notes", "study")  # which stand in places of their own
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class _Figure:
     title: str
     caption: str
     source: str  # data URI
+    marks: list[tuple[str, str, str, str, str]]  # x, y, width, height as shares of the figure; what it says there
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,11 @@ def html_report(result: StudyResult, images: Mapping[str, Image | None] | None =
     template = environment().from_string(page_source(__package__))
     figures = list(_figures(result, drawn))
     script, digest = page_script(__package__)
+    glossary = Glossary()
     return template.render(
+        gloss=glossary.link,
+        shown_terms=glossary.shown,
+        study=result.study,
         script=script,
         script_hash=digest,
         command=result.meta.get("command"),
@@ -105,7 +111,7 @@ def notebook_html(result: StudyResult) -> str:
         title=_title(result),
         answer=answer(result.claims, map(str, result.meta.get("tasks") or ())),
         claims=result.claims,
-        figure=None if first is None or image is None else _Figure(first.name, first.title, first.caption, _uri(image)),
+        figure=None if first is None or image is None else _Figure(first.name, first.title, first.caption, _uri(image), []),
     )
 
 
@@ -149,7 +155,8 @@ def _figures(result: StudyResult, images: Mapping[str, Image | None]) -> Iterato
         image = images[entry.name]
         if image is None:
             continue
-        yield _Figure(entry.name, entry.title, entry.caption, _uri(image))
+        marks = [(*(f"{v:.4f}".lstrip("0") for v in (m.x, m.y, m.width, m.height)), m.text) for m in image.marks]
+        yield _Figure(entry.name, entry.title, entry.caption, _uri(image), marks)
 
 
 def _tables(tables: Mapping[str, pd.DataFrame]) -> Iterator[_Table]:

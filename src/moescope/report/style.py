@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogFormatter, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
-from moescope.report import fonts, parts
+from moescope.report import fonts, hover, parts
 from moescope.report.fit import Fitted, engine_of, figure_of
 from moescope.report.fonts import full_names as full_names
 from moescope.report.fonts import plain as plain
@@ -250,6 +250,8 @@ def name_rows(
 
 def _fit_names(axes: Axes, along: str, names: Sequence[str], at: Sequence[float], room: float, size: float = 6.5) -> None:
     axis = axes.xaxis if along == "x" else axes.yaxis
+    if list(at) == list(range(len(names))):
+        hover.named(axis, names)
     if (engine := engine_of(axes)) is not None:
         engine.parts.append(parts.Names(axis, names, at, size, room))
 

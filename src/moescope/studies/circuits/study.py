@@ -23,6 +23,7 @@ from moescope.studies.circuits.reread import Reread, prove_reread, reread
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.single import TaskFindings, analyse, overlap_ks
 from moescope.study.protocol import Context, ModelLike, TasksLike
+from moescope.study.repeat import verb
 from moescope.study.result import StudyResult
 from moescope.study.rows import FoldRows
 from moescope.study.run import Run
@@ -31,6 +32,7 @@ from moescope.types import Task
 _SETTINGS, _RUN = CircuitSettings(), Run()
 
 
+@verb
 def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SETTINGS, *, run: Run = _RUN) -> StudyResult:
     """Find the neurons that carry each task, and test them against what chance and trivial cues give.
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from moescope.report.hover import says
 from moescope.report.registry import Entry
 from moescope.report.style import (
     BLUE,
@@ -185,7 +186,9 @@ def _map(tables: Tables) -> Figure:
         for c, kind in enumerate(kinds):
             rows = frame[frame["category"] == kind]
             name = shorten(kind, 60)
-            panel.plot(rows[x], rows[y], ls="none", marker=marker(c), color=color(c), ms=2.6, alpha=0.7, mew=0, label=name)
+            look = {"marker": marker(c), "color": color(c), "ms": 2.6, "alpha": 0.7, "mew": 0}
+            (points,) = panel.plot(rows[x], rows[y], ls="none", label=name, **look)
+            says(points, rows["text" if "text" in rows else "id"].astype(str).tolist())
         panel.set_xlabel(xlabel)
         panel.set_ylabel(ylabel)
         panel.set_xticks([])

@@ -99,7 +99,7 @@ def test_every_table_and_claim_is_there(result: StudyResult) -> None:
         "accuracy", "neurons", "neuron_classes", "neuron_values", "layers", "depth_range", "depth", "columns",
         "sigma_compare", "stability", "pc1", "projection",
     }  # fmt: skip
-    assert set(result.tables) == single | set(columns) | {"interference"}
+    assert set(result.tables) == single | set(columns) | {"interference", "neuron_texts", "misclassified"}
     for name in single:
         assert set(result.tables[name]["task"]) == {"certainty", "sentiment"}
     claims = [claim.statement for claim in result.claims]

@@ -34,6 +34,7 @@ from moescope.report.format import (
 )
 from moescope.report.glossary import Glossary
 from moescope.report.registry import Image, available, entries, rendered
+from moescope.report.texts import texts
 from moescope.study.names import model_name, slug
 from moescope.types import Claim
 
@@ -97,6 +98,7 @@ def html_report(result: StudyResult, images: Mapping[str, Image | None] | None =
         claims=result.claims,
         circuits=result.circuits,
         figures=figures[1:],
+        texts=texts(result.tables),
         tables=list(_tables(result.tables)),
         provenance=_provenance(result.meta),
     )
@@ -155,7 +157,7 @@ def _figures(result: StudyResult, images: Mapping[str, Image | None]) -> Iterato
         image = images[entry.name]
         if image is None:
             continue
-        marks = [(*(f"{v:.4f}".lstrip("0") for v in (m.x, m.y, m.width, m.height)), m.text) for m in image.marks]
+        marks = [(*(f"{v:.3f}".lstrip("0") for v in (m.x, m.y, m.width, m.height)), m.text) for m in image.marks]
         yield _Figure(entry.name, entry.title, entry.caption, _uri(image), marks)
 
 

@@ -76,7 +76,7 @@ function show(element) {
   tip.style.left = `${Math.max(edge, Math.min(at.left, innerWidth - own.width - edge))}px`;
   tip.style.top = `${at.bottom + own.height + edge < innerHeight ? at.bottom + 4 : Math.max(edge, at.top - own.height - 4)}px`;
 }
-const worded = (event) => event.target.closest?.("a.term, .marks rect");
+const worded = (event) => event.target.closest?.("a.term, .marks rect, .tokens i");
 document.addEventListener("pointerover", (event) => (worded(event) ? show(worded(event)) : hide()));
 document.addEventListener("focusin", (event) => (worded(event) ? show(worded(event)) : hide()));
 document.addEventListener("focusout", hide);

@@ -8,6 +8,7 @@ font would set it in a wider one and clip it. No text is read as mathematics, so
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -96,10 +97,20 @@ def _settings() -> Any:
     return _RC | {"font.family": [fonts.FONT, *fonts.further_fonts()]}
 
 
+class Drawing(Figure):
+    """A figure that a notebook shows by itself, where nobody has imported pyplot too."""
+
+    def _repr_png_(self) -> bytes:
+        out = io.BytesIO()
+        with look():
+            self.savefig(out, format="png", dpi=130)
+        return out.getvalue()
+
+
 def new_figure(height: float, width: float = WIDTH) -> Figure:
     """A figure of ``width`` × ``height`` inches that no pyplot state knows about."""
     engine = Fitted(_settings())
-    figure = Figure(figsize=(width, height), layout=engine)
+    figure = Drawing(figsize=(width, height), layout=engine)
     FigureCanvasAgg(figure)
     engine.note = figure.supylabel("", fontsize=5.5, in_layout=False)
     return figure

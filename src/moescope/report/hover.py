@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.collections import PathCollection
-from matplotlib.container import BarContainer
+from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
@@ -26,6 +26,7 @@ from moescope.report.format import number
 MOST = 2500
 """marks of a figure; one with more of them, as a picture of every pair of prompts, has those of its other panels only"""
 _RADIUS = 5.0  # points, that a pointer need come near to
+_CLOUD = 150  # points of a scatter that are a shape together, and nothing each but for a text of their own
 _LONGEST = 240  # characters
 _TEXTS: WeakKeyDictionary[Any, tuple[str, ...]] = WeakKeyDictionary()
 _NAMES: WeakKeyDictionary[Axis, tuple[str, ...]] = WeakKeyDictionary()
@@ -63,9 +64,10 @@ def marks(figure: Figure) -> tuple[Mark, ...]:
 
 
 def _of_axes(axes: Axes) -> Iterator[Mark]:
+    errors = {bars.lines[0]: str(bars.get_label()) for bars in axes.containers if isinstance(bars, ErrorbarContainer)}
     for line in axes.lines:
         if line.get_transform() == axes.transData and (_has_marker(line) or len(np.asarray(line.get_xdata())) > 2):
-            yield from _points(axes, line, np.asarray(line.get_xydata(), dtype=float), str(line.get_label()))
+            yield from _points(axes, line, np.asarray(line.get_xydata(), dtype=float), errors.get(line, str(line.get_label())))
     for group in axes.collections:
         if isinstance(group, PathCollection):
             yield from _points(axes, group, np.ma.getdata(group.get_offsets()).astype(float), str(group.get_label()))
@@ -85,6 +87,8 @@ def _points(axes: Axes, artist: Any, data: np.ndarray, label: str) -> Iterator[M
         return
     box, size = axes.bbox, _RADIUS * axes.figure.dpi / 72
     texts = _TEXTS.get(artist, ())
+    if len(data) > _CLOUD and not texts:
+        return
     for i, ((x, y), place) in enumerate(zip(data, axes.transData.transform(data), strict=True)):
         if np.isfinite(place).all() and _inside(box, place):
             values = [] if i < len(texts) else [_value(axes.xaxis, x), _value(axes.yaxis, y)]

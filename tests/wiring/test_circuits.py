@@ -72,7 +72,7 @@ def test_the_texts_shown_are_those_that_the_planted_neuron_answers_most(planted:
     assert shown in ([words[i] for i in np.argsort(-x)[:3]], [words[i] for i in np.argsort(x)[:3]])
     np.testing.assert_allclose([values[-1] for values in rows["activations"]], rows["value"], rtol=1e-5)
     assert [planted.tables["neuron_texts"]["class"][i] for i in rows.index] == [
-        str(CLASSES[words.index(word)]) for word in shown
+        ("zero", "one")[CLASSES[words.index(word)]] for word in shown
     ]
 
 
@@ -81,7 +81,7 @@ def test_the_texts_called_wrong_are_wrong(planted: StudyResult) -> None:
     rows, x, words = planted.tables["misclassified"], one_neuron()[:, NEURON], [*words_of(one_neuron())]
     assert len(rows) == 3
     at = [words.index(text) for text in rows["text"]]
-    assert [str(CLASSES[i]) for i in at] == list(rows["class"])
+    assert [("zero", "one")[CLASSES[i]] for i in at] == list(rows["class"])
     assert (rows["class"] != rows["predicted"]).all()
     assert max(x[at] * SIGN[at]) < 0.5
     assert rows["probability"].is_monotonic_decreasing

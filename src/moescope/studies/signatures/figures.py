@@ -154,6 +154,7 @@ def _classification(tables: Tables) -> Figure:
     if len(null):
         left.axhline(float(null["accuracy"].iloc[0]), color=SOFT, lw=0.8, ls="--", zorder=1, label="labels permuted")
     name_axis(left, splits, 18)
+    left.set_xlim(-0.5, len(splits) - 0.5)
     left.set_ylim(0, 1)
     left.set_yticks(np.linspace(0, 1, 6))
     left.set_ylabel("held-out accuracy (95 %)")
@@ -188,7 +189,8 @@ def _map(tables: Tables) -> Figure:
             name = shorten(kind, 60)
             look = {"marker": marker(c), "color": color(c), "ms": 2.6, "alpha": 0.7, "mew": 0}
             (points,) = panel.plot(rows[x], rows[y], ls="none", label=name, **look)
-            says(points, rows["text" if "text" in rows else "id"].astype(str).tolist())
+            if "text" in rows:
+                says(points, rows["text"].astype(str).tolist())
         panel.set_xlabel(xlabel)
         panel.set_ylabel(ylabel)
         panel.set_xticks([])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import yaml
 
 import moescope
 from moescope import Run
-from moescope.cli import main
+from moescope.cli import _COMMANDS, app, main
 from moescope.cli.verbs import VERBS
 from moescope.routing.store import save_trace
 from moescope.study.repeat import record_of, study_yaml
@@ -196,3 +197,8 @@ def test_commands_come_in_groups_each_with_an_example(said: Said) -> None:
     assert "Example: moescope list" in said(["list", "--help"])
     assert "moescope" in said(["completion", "bash"])
     assert said(["-V"]) == said(["--version"])
+
+
+@pytest.mark.parametrize("example", [line for group in _COMMANDS.values() for *_, line in group.values() if line])
+def test_the_example_in_a_commands_help_can_be_typed(example: str) -> None:
+    app.parse_args(shlex.split(example.partition(" > ")[0]), exit_on_error=False, print_error=False)

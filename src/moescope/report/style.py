@@ -19,7 +19,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogFormatter, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatter, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
 from moescope.report import fonts, hover, parts
@@ -239,7 +239,7 @@ def log_scale(axes: Axes, along: str, base: float = 10) -> None:
     """A logarithmic axis whose numbers are plain text; matplotlib's own would be mathematics."""
     (axes.set_xscale if along == "x" else axes.set_yscale)("log", base=base)
     axis = axes.xaxis if along == "x" else axes.yaxis
-    axis.set_major_formatter(LogFormatter(base))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
     axis.set_minor_formatter(LogFormatter(base) if base == 10 else NullFormatter())
 
 

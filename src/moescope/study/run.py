@@ -22,7 +22,7 @@ class Run(Settings):
     """How a study is run, the same for every verb."""
 
     out: Path | None = None
-    """Folder for the result (default: moescope-out/COMMAND; in Python: nothing is written)."""
+    """Folder for the result (default: moescope-out/COMMAND-MODEL, numbered where one stands; in Python: nothing is written)."""
     overwrite: bool = False
     """Replace a moescope result that stands in the folder."""
     seed: Annotated[int, between(0, 2**32, open_low=False)] = 0
@@ -45,11 +45,13 @@ class Run(Settings):
     limit: Annotated[int | None, at_least(1)] = None
     """Use at most this many examples of each task, or prompts."""
     engine: Literal["local", "ray"] = "local"
-    """What spreads the reading of texts: this process (the ranks, where torchrun started it), or the tasks of a Ray cluster."""
+    """What spreads the work: this process (the ranks, where torchrun started it), or the tasks of a Ray cluster."""
     address: str | None = None
     """Of the Ray cluster, e.g. auto or ray://head:10001 (default: one on this machine)."""
     progress: Progress | None = field(default=None, compare=False, repr=False)
-    """Called with (stage, done, total); not an option of the command line."""
+    """Called with (stage, done, total) instead of showing it; not an option of the command line."""
+    quiet: bool = field(default=False, compare=False)
+    """Show no progress: else a bar in a terminal or notebook, and now and then a line with the time left elsewhere."""
     work: Path | None = field(default=None, compare=False, repr=False)
     """Folder for finished stages, from which a run that was cut off goes on (default: beside ``out`` until the result is
     saved; without ``out`` none); not an option of the command line."""

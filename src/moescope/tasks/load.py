@@ -86,7 +86,7 @@ def load_task(
         draft = _table_draft(rows, parsed, parsed.name or "task", rows.origin)
     elif parsed.source in PRESETS:
         draft = _preset_draft(PRESETS[parsed.source], parsed)
-    elif parsed.source.startswith("hf:"):
+    elif parsed.source.startswith("hf:") and not parsed.source.startswith("hf://"):  # which is an address
         draft = _hub_draft(parsed)
     elif isinstance(spec, Path) or names_file(parsed.source):
         check_options(parsed, (*_COMMON, *_COLUMNS, "encoding"))

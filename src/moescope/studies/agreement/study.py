@@ -14,12 +14,14 @@ from moescope.studies.agreement.matched import Agreement, agreement_of
 from moescope.studies.agreement.settings import AgreementSettings
 from moescope.study.paired import interval_over
 from moescope.study.protocol import Context
+from moescope.study.repeat import verb
 from moescope.study.result import StudyResult
 from moescope.study.run import Run
 
 _SETTINGS, _RUN = AgreementSettings(), Run()
 
 
+@verb
 def agreement(
     trace_a: RoutingTrace | str | Path,
     trace_b: RoutingTrace | str | Path,

@@ -24,6 +24,7 @@ from moescope.studies.circuits.scorer import Scorer
 from moescope.studies.circuits.settings import SearchSettings
 from moescope.studies.circuits.single import scorer_of
 from moescope.study.protocol import Context, TasksLike
+from moescope.study.repeat import verb
 from moescope.study.result import StudyResult
 from moescope.study.rows import FoldRows
 from moescope.study.run import Run
@@ -34,6 +35,7 @@ from moescope.types import Task
 _SETTINGS, _RUN = SearchSettings(), Run()
 
 
+@verb
 def dynamics(
     checkpoints: Sequence[str | Path],
     tasks: TasksLike,

@@ -26,6 +26,7 @@ from moescope.studies.residency.placed import devices_of, place, placement_table
 from moescope.studies.residency.rows import split
 from moescope.studies.residency.settings import ResidencySettings
 from moescope.study.protocol import Context, ModelLike
+from moescope.study.repeat import verb
 from moescope.study.result import StudyResult
 from moescope.study.run import Run
 
@@ -33,6 +34,7 @@ _SETTINGS, _RUN = ResidencySettings(), Run()
 _BITS = {"float32": 32, "float16": 16, "bfloat16": 16}
 
 
+@verb
 def residency(
     trace: RoutingTrace | str | Path,
     model: ModelLike | None = None,

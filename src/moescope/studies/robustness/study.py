@@ -37,6 +37,7 @@ from moescope.studies.robustness.settings import RobustnessSettings
 from moescope.studies.robustness.turns import watched_rows
 from moescope.study.paired import above_chance, paired_effect
 from moescope.study.protocol import Context, ModelLike, PromptsLike
+from moescope.study.repeat import verb
 from moescope.study.result import Artifact, StudyResult
 from moescope.study.run import Run
 from moescope.tasks import Prompt
@@ -44,6 +45,7 @@ from moescope.tasks import Prompt
 _SETTINGS, _RUN = RobustnessSettings(), Run()
 
 
+@verb
 def robustness(
     model: ModelLike, prompts: PromptsLike = "routing-480", settings: RobustnessSettings = _SETTINGS, *, run: Run = _RUN
 ) -> StudyResult:

@@ -33,6 +33,7 @@ from moescope.studies.route.claims import route_claims
 from moescope.studies.route.settings import RouteSettings
 from moescope.study.paired import balanced
 from moescope.study.protocol import Context, ModelLike, TasksLike
+from moescope.study.repeat import verb
 from moescope.study.result import StudyResult
 from moescope.study.rows import FoldRows, Rows, calibrated
 from moescope.study.run import Run
@@ -44,6 +45,7 @@ _FOREIGN = "WikiText paragraphs"
 _FOLDS = 3  # of the fitting rows, within which the surface cue is chosen
 
 
+@verb
 def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTINGS, *, run: Run = _RUN) -> StudyResult:
     """Fit a router on prompts of several tasks, and test it on others of theirs and on text that belongs to none.
 

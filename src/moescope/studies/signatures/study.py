@@ -27,12 +27,14 @@ from moescope.studies.signatures.separations import layer_nulls, null_table, ran
 from moescope.studies.signatures.settings import SignatureSettings
 from moescope.studies.signatures.structure import depth_trend, load_table, preference, silhouette
 from moescope.study.protocol import Context, ModelLike, PromptsLike
+from moescope.study.repeat import verb
 from moescope.study.result import StudyResult
 from moescope.study.run import Run
 
 _SETTINGS, _RUN = SignatureSettings(), Run()
 
 
+@verb
 def signatures(
     model: ModelLike | RoutingTrace,
     prompts: PromptsLike | None = None,

@@ -25,6 +25,7 @@ from moescope.studies.steer.neurons_effect import check_circuit_of, neurons_plan
 from moescope.studies.steer.settings import SteerSettings
 from moescope.studies.steer.steering import Steering, by_category, by_hand, categories
 from moescope.study.protocol import Context, ModelLike, PromptsLike, TextsLike
+from moescope.study.repeat import verb
 from moescope.study.result import Artifact, StudyResult
 from moescope.study.rows import Rows
 from moescope.study.run import Run
@@ -41,6 +42,7 @@ _BUDGET = 5e13  # weights times forward tokens of one steering: a quarter of an 
 _SETTINGS, _RUN = SteerSettings(), Run()
 
 
+@verb
 def steer(
     model: ModelLike,
     texts: TextsLike = None,

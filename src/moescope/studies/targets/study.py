@@ -34,6 +34,7 @@ from moescope.studies.targets.measure import (
 )
 from moescope.studies.targets.settings import TargetSettings
 from moescope.study.protocol import Context, ModelLike, PromptsLike
+from moescope.study.repeat import verb
 from moescope.study.result import StudyResult
 from moescope.study.rows import Rows
 from moescope.study.run import Run
@@ -44,6 +45,7 @@ from moescope.tasks.passages import load_passages
 _SETTINGS, _RUN = TargetSettings(), Run()
 
 
+@verb
 def targets(
     model: ModelLike | RoutingTrace,
     texts: PromptsLike | None = None,

@@ -13,11 +13,13 @@ from moescope.routing.store import load_trace, trace_to_store
 from moescope.routing.trace import RoutingTrace
 from moescope.studies.trace.settings import TraceSettings
 from moescope.study.protocol import Context, ModelLike, PromptsLike
+from moescope.study.repeat import verb
 from moescope.study.run import Run, check_given
 
 _SETTINGS, _RUN = TraceSettings(), Run()
 
 
+@verb
 def trace(
     model: ModelLike, prompts: PromptsLike = "routing-480", settings: TraceSettings = _SETTINGS, *, run: Run = _RUN
 ) -> RoutingTrace:

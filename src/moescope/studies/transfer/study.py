@@ -24,6 +24,7 @@ from moescope.studies.transfer.claims import alignment_claims, counterpart_claim
 from moescope.studies.transfer.counterparts import counterparts, same_shape
 from moescope.studies.transfer.settings import TransferSettings
 from moescope.study.protocol import Context, ModelLike, PromptsLike
+from moescope.study.repeat import verb
 from moescope.study.result import StudyResult
 from moescope.study.rows import FoldRows
 from moescope.study.run import Run
@@ -34,6 +35,7 @@ from moescope.types import Claim
 _SETTINGS, _RUN = TransferSettings(), Run()
 
 
+@verb
 def transfer(
     model_a: ModelLike | RoutingTrace,
     model_b: ModelLike | RoutingTrace,

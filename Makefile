@@ -10,6 +10,8 @@
 # make coverage  the tests, and the lines that none of them runs
 # make edges     imports between folders, lines and statements, counted
 # make bench     every benchmark
+# make docs      the documents as a site, in build/site (installs mkdocs-material, 115 MB)
+# make notebooks the notebooks of examples/, run anew and kept with what they show
 # make dist      the distributions of a release and their bill of materials, in dist/
 # make lock      write the constraints files anew from what is installed
 #
@@ -27,7 +29,7 @@ PIP := $(BIN)/pip install -q --disable-pip-version-check -c .venv/constraints.tx
 # One thread a process: pytest runs one process a core.
 TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n auto --dist worksteal
 
-.PHONY: demo test test-all test-browser lint mutants faults fuzz truths models coverage edges bench dist lock clean
+.PHONY: demo test test-all test-browser lint mutants faults fuzz truths models coverage edges bench docs notebooks dist lock clean
 
 demo: $(READY)
 	$(BIN)/moescope demo
@@ -79,6 +81,13 @@ bench: $(READY)
 	$(PIP) -e '.[peers]'
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
 
+docs: $(READY)
+	$(PIP) -e '.[docs]'
+	$(BIN)/mkdocs build --strict
+
+notebooks: $(READY)
+	$(BIN)/python tools/notebooks.py
+
 dist: $(READY)
 	$(PIP) -e '.[release]'
 	rm -rf dist build
@@ -89,7 +98,7 @@ dist: $(READY)
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o dist/moescope.cdx.json build/run
 
 lock: $(READY)
-	$(PIP) -e '.[dev,minilm,release]' uv
+	$(PIP) -e '.[dev,docs,minilm,release]' uv
 	$(BIN)/python tools/lock.py
 
 $(READY): pyproject.toml $(CONSTRAINTS) tools/torch_build.py

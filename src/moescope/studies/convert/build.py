@@ -49,7 +49,7 @@ def build_model(
 def _moe_tensors(target: Target, parts: list[Tensor], split: Split, router: LinearRouter) -> dict[str, Tensor]:
     """The weights of one mixture-of-experts block, by their names in it."""
     gate, up, down = parts
-    members = torch.from_numpy(split.routed)  # (E, w)
+    members = torch.tensor(split.routed)  # (E, w)
     always = torch.from_numpy(split.shared)
     experts = len(members)
     found = {

@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/million.py            # some minutes on one core
     OMP_NUM_THREADS=1 python benchmarks/million.py --tokens 100000
 
-Writes benchmarks/results/million.json. The trace is made up, of OLMoE's shape (16 layers, 64 experts, 8 a token): 2,000
-requests of 500 tokens in four categories and forty topics; token ids fall off as Zipf's law has it; a token's experts are its
+Writes benchmarks/results/million.json. The trace is made up, of OLMoE's shape (16 layers, 64 experts, 8 a token): 400
+requests of 2,500 tokens in four categories and forty topics; token ids fall off as Zipf's law has it; a token's experts are its
 own, those of the token before, or any. Each study has a process of its own, and what numba compiles is compiled before its
 clock starts.
 """
@@ -27,15 +27,15 @@ from moescope.files.atomic import write_atomic
 from moescope.routing import RoutingTrace, TracedSequence
 from moescope.routing.sense import check_sense
 from moescope.study.provenance import spent
-from residency import EXPERTS, LAYERS, LENGTH, K, clocked, made_up
+from residency import EXPERTS, LAYERS, K, clocked, made_up
 
 RESULT = Path(__file__).parent / "results" / "million.json"
-VOCABULARY, SHARE = 50_000, 0.3
+LENGTH, VOCABULARY, SHARE = 2_500, 50_000, 0.3
 
 
 def with_words(tokens: int) -> RoutingTrace:
     """The made-up trace of residency.py with token ids that have a say in the experts, and with topics."""
-    trace = made_up(tokens)
+    trace = made_up(tokens, LENGTH)
     rng = np.random.default_rng(1)
     words = (rng.zipf(1.3, len(trace)) % VOCABULARY).astype(np.int32)
     own = rng.random((4096, LAYERS, EXPERTS)).argsort(-1)[..., :K].astype(np.uint8)
@@ -68,7 +68,7 @@ STUDIES: dict[str, Callable[[RoutingTrace], Any]] = {
 
 def one(name: str, tokens: int) -> dict[str, Any]:
     """Run in a process of its own."""
-    STUDIES[name](with_words(40 * LENGTH))  # compiled
+    STUDIES[name](with_words(80 * LENGTH))  # compiled
     trace = with_words(tokens)
     before = spent()["peak_gib"]
     return {"cpu_seconds": clocked(lambda: STUDIES[name](trace)), "peak_gib": spent()["peak_gib"], "before_gib": before}

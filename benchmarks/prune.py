@@ -46,7 +46,7 @@ start = time.perf_counter()
 run = moescope.Run(out=out, dtype="bf16", batch_tokens=256)
 result = moescope.prune(folder, settings=moescope.PruneSettings(**options), run=run)
 peak = peak_bytes()
-table = result.to_frame("pruning")
+table = result.table("pruning")
 print(json.dumps({
     "seconds": time.perf_counter() - start, "torch_bytes": base, "imported_bytes": imported, "peak_bytes": peak,
     "config": result.meta["config"], "bytes": result.meta["bytes"],

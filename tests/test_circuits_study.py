@@ -58,7 +58,7 @@ def test_planted_neurons_come_back(site: str) -> None:
     if site == "resid":
         # Top ten of the stream: the three planted coordinates in their four layers fill nine or ten places.
         assert set(columns["neuron"]) >= set(COORDINATES)
-        assert result.claims_frame().set_index("statement").loc[COLUMN, "measured"] == 4
+        assert result.table().set_index("statement").loc[COLUMN, "measured"] == 4
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_every_table_and_claim_is_there(result: StudyResult) -> None:
         "accuracy", "neurons", "neuron_classes", "neuron_values", "layers", "depth_range", "depth", "columns",
         "sigma_compare", "stability", "pc1", "projection",
     }  # fmt: skip
-    assert set(result.tables) == single | set(columns) | {"interference"}
+    assert set(result.tables) == single | set(columns) | {"interference", "neuron_texts", "misclassified"}
     for name in single:
         assert set(result.tables[name]["task"]) == {"certainty", "sentiment"}
     claims = [claim.statement for claim in result.claims]
@@ -302,7 +302,7 @@ def counted_study(settings: CircuitSettings, tasks: list[Task], **run: Any) -> t
 @pytest.mark.parametrize("short", [False, True])
 def test_a_study_with_all_controls_costs_one_and_a_half_passes(short: bool) -> None:
     task = planted_task(rows=200) if short else long_task()
-    result, positions = counted_study(QUICK, [task])
+    result, positions = counted_study(dataclasses.replace(QUICK, examples=0), [task])
     tokens = result.meta["forward_tokens"]
     assert list(tokens) == ["bare", "batching", "main", "template", "twin"]
     assert tokens["bare"] == sum(len(e.text.split()) for e in task.examples)

@@ -61,8 +61,8 @@ def test_tracing_into_a_hostile_folder_deletes_nothing(
     monkeypatch.chdir(tmp_path)
     victim = tmp_path / "victim.txt"
     victim.write_text("mine")
-    hostile(tmp_path / "moescope-out" / "trace", manifest, "../../victim.txt")
-    for place in ([], ["--out", "moescope-out/trace"]):
+    hostile(tmp_path / "moescope-out" / "trace-moe-tiny", manifest, "../../victim.txt")
+    for place in ([], ["--out", "moescope-out/trace-moe-tiny"])[not options :]:  # else the default is another folder
         with pytest.raises(SystemExit) as exit_:
             main(["trace", "moe-tiny", "--new-tokens", "0", "--limit", "2", *place, *options])
         assert exit_.value.code == 2

@@ -12,11 +12,11 @@ import torch
 from moescope.errors import InputError
 from moescope.models import load
 from moescope.models.load import LoadedModel
-from moescope.models.zoo import PACKAGED, Packaged
 from moescope.study.protocol import Context
 from moescope.study.provenance import subject
 from moescope.study.run import Run
 from moescope.study.settings import Settings
+from moescope.zoo import PACKAGED, Packaged
 from tests.seals import flip
 
 gguf = pytest.importorskip("gguf")
@@ -157,7 +157,7 @@ def test_what_cannot_be_read_is_said_in_one_line_and_leaves_nothing(tmp_path: Pa
 
 @pytest.mark.parametrize("name", ["smollm2", "gemma3-270m"])
 def test_a_package_that_is_not_there_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moescope.models.zoo.find_spec", lambda package: None)
+    monkeypatch.setattr("moescope.zoo.find_spec", lambda package: None)
     with pytest.raises(InputError, match=r"not installed: pip install") as caught:
         load(name)
     assert "\n" not in str(caught.value)

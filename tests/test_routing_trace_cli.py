@@ -55,12 +55,12 @@ def test_a_trace_is_replaced_only_by_a_whole_one(
     import moescope.routing.store as store_module
 
     monkeypatch.chdir(tmp_path)
-    source, out = prompts(tmp_path / "p.jsonl"), tmp_path / "moescope-out" / "trace"
-    again = ["trace", "moe-tiny", "--new-tokens", "2", "--prompts", source]
+    source, out = prompts(tmp_path / "p.jsonl"), tmp_path / "moescope-out" / "trace-moe-tiny"
+    again = ["trace", "moe-tiny", "--overwrite", "--new-tokens", "2", "--prompts", source]
     main(["trace", "moe-tiny", "--new-tokens", "0", "--prompts", source])
     (out / "mine.txt").write_text("mine")
     before = contents(out)
-    for place in ([], ["--out", str(out), "--overwrite"]):  # the default folder, and one that is named
+    for place in (["--overwrite"], ["--out", str(out), "--overwrite"]):  # the default folder, and one that is named
         for mistake in (["moe-tiney"], ["dense-tiny"], ["--vllm", "none.npy", "--experts", "4"]):
             fails(["trace", *mistake, "--prompts", source, *place], capsys)
             assert contents(out) == before
@@ -83,7 +83,7 @@ def test_a_trace_is_replaced_only_by_a_whole_one(
     main(again)
     assert int(load_trace(out).generated.sum()) == 3
     assert (out / "mine.txt").read_text() == "mine"
-    assert [path.name for path in out.parent.iterdir()] == ["trace"]
+    assert [path.name for path in out.parent.iterdir()] == ["trace-moe-tiny"]
 
 
 def test_an_export_replaces_no_other_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

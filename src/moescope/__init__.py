@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moescope.errors import InputError
-    from moescope.models import list_models
     from moescope.models import load as load_model
     from moescope.routing.training import RoutingCallback
     from moescope.select.estimators import CircuitClassifier, DivergenceSelector
@@ -54,6 +53,7 @@ if TYPE_CHECKING:
     from moescope.study.run import Run
     from moescope.tasks import list_tasks, load_prompts, load_task
     from moescope.types import Claim, Task
+    from moescope.zoo import list_models
 
 __version__ = metadata.version("moescope")
 
@@ -90,7 +90,7 @@ _WHERE = {
     "distill": "moescope.studies.distill.study",
     "exit": "moescope.studies.exit.study",
     "dynamics": "moescope.studies.circuits.formation",
-    "list_models": "moescope.models",
+    "list_models": "moescope.zoo",
     "list_tasks": "moescope.tasks",
     "load": "moescope.study.result",
     "load_model": "moescope.models:load",

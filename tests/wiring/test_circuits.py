@@ -65,6 +65,35 @@ def test_a_closing_that_all_texts_share_hides_the_last_word(planted: StudyResult
     assert accuracies(planted)["fixed_template"] < 0.65
 
 
+def test_the_texts_shown_are_those_that_the_planted_neuron_answers_most(planted: StudyResult) -> None:
+    rows, x, words = planted.tables["neuron_texts"].query("rank == 1"), one_neuron()[:, NEURON], [*words_of(one_neuron())]
+    assert set(rows["neuron"]) == {NEURON}
+    shown = [" ".join(tokens).split()[-1] for tokens in rows["tokens"]]
+    assert shown in ([words[i] for i in np.argsort(-x)[:3]], [words[i] for i in np.argsort(x)[:3]])
+    np.testing.assert_allclose([values[-1] for values in rows["activations"]], rows["value"], rtol=1e-5)
+    assert [planted.tables["neuron_texts"]["class"][i] for i in rows.index] == [
+        ("zero", "one")[CLASSES[words.index(word)]] for word in shown
+    ]
+
+
+def test_the_texts_called_wrong_are_wrong(planted: StudyResult) -> None:
+    """One neuron decides, so that a text is called wrong where its value has the other class's sign."""
+    rows, x, words = planted.tables["misclassified"], one_neuron()[:, NEURON], [*words_of(one_neuron())]
+    assert len(rows) == 3
+    at = [words.index(text) for text in rows["text"]]
+    assert [("zero", "one")[CLASSES[i]] for i in at] == list(rows["class"])
+    assert (rows["class"] != rows["predicted"]).all()
+    assert max(x[at] * SIGN[at]) < 0.5
+    assert rows["probability"].is_monotonic_decreasing
+    assert rows["probability"].min() > 0.5
+
+
+def test_a_result_that_is_to_hold_no_text_holds_none() -> None:
+    words = words_of(one_neuron())
+    result = call.circuits(lookup_model(words), task([*words], CLASSES), examples=0)
+    assert not {"neuron_texts", "misclassified"} & set(result.tables)
+
+
 @pytest.fixture(scope="module")
 def blank() -> StudyResult:
     """Noise in many layers: whatever scores above chance was chosen, or fitted, on the rows that judge it."""

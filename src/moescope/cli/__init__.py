@@ -11,7 +11,7 @@ import sys
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from cyclopts import App, CoercionError, CycloptsError
+from cyclopts import App, CoercionError, CycloptsError, Group
 
 from moescope.cli.signals import Terminated, terminable
 from moescope.cli.streams import any_terminal
@@ -21,41 +21,154 @@ from moescope.errors import InputError
 app = App(
     name="moescope",
     help="Find, test and use the experts hidden in transformer language models.",
-    version_flags=["--version"],
+    version_flags=["--version", "-V"],
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
-# By name, so that a command's module is imported only when it is run; hence the help lines stand here too.
+# By name, so that a command's module is imported only when it is run; hence the help lines and examples stand here too.
 _COMMANDS = {
-    "demo": ("demo:demo", "The main jobs on the embedded models and shipped text, offline."),
-    "circuits": ("verbs:circuits", "Find the neurons that carry each task, and test them against chance."),
-    "signatures": ("verbs:signatures", "Does a mixture-of-experts model route by task? Against its nulls."),
-    "atlas": ("verbs:atlas", "What every expert is for: one page of cards, with labels that other prompts confirm."),
-    "trace": ("trace:trace", "Record which experts each token is sent to, or import that from vLLM or SGLang."),
-    "coverage": ("trace:coverage", "Which mixture-of-experts types of the installed transformers can be traced."),
-    "dynamics": ("verbs:dynamics", "When a circuit forms: the same tasks over a series of checkpoints."),
-    "distill": ("verbs:distill", "One MLP layer as thousands of tiny experts, beside Gaussian inputs."),
-    "steer": ("verbs:steer", "Ban, force, boost or scale experts, or ablate neurons; effect beside random ones."),
-    "prune": ("verbs:prune", "A mixture of experts with fewer of them: a checkpoint, and what that costs."),
-    "residency": ("verbs:residency", "Would a cache of experts help, and which device should hold which?"),
-    "targets": ("verbs:targets", "Does a text reach every expert, and which experts to fine-tune for what."),
-    "robustness": ("verbs:robustness", "How far a monitor of the routing can be trusted, and a search to fool it."),
-    "transfer": ("verbs:transfer", "What two models' routing of the same prompts has in common."),
-    "convert": ("verbs:convert", "A dense model as a mixture-of-experts checkpoint, and whether that pays."),
-    "exit": ("verbs:exit", "A classifier that leaves the model early, with a bound on what that costs."),
-    "route": ("verbs:route", "Name a prompt's task from the first layers, or call it unknown."),
-    "serve": ("serve:serve", "A live page and an API: classify, name tasks, watch experts and circuits fire."),
-    "plan": ("plan:plan", "What a command would take: tokens, FLOPs, memory, time; nothing is run."),
-    "show": ("look:show", "Print a saved result again, or one of its tables."),
-    "compare": ("look:compare", "Draw several saved circuit studies side by side."),
-    "models": ("look:models", "List the embedded models, with their cards."),
-    "tasks": ("look:tasks", "List the task presets, and how to name a task of your own."),
+    "Study": {
+        "circuits": (
+            "verbs:circuits",
+            "Find the neurons that carry each task, and test them against chance.",
+            "circuits dense-tiny --task certainty=halueval --limit 100",
+        ),
+        "signatures": (
+            "verbs:signatures",
+            "Does a mixture-of-experts model route by task? Against its nulls.",
+            "signatures moe-tiny --prompts routing-80",
+        ),
+        "distill": (
+            "verbs:distill",
+            "One MLP layer as thousands of tiny experts, beside Gaussian inputs.",
+            "distill dense-tiny --layer 3 --experts 256 --steps 100",
+        ),
+        "dynamics": (
+            "verbs:dynamics",
+            "When a circuit forms: the same tasks over a series of checkpoints.",
+            "dynamics step-1000 step-2000 --task certainty=halueval",
+        ),
+        "robustness": (
+            "verbs:robustness",
+            "How far a monitor of the routing can be trusted, and a search to fool it.",
+            "robustness moe-tiny --monitor code",
+        ),
+        "transfer": (
+            "verbs:transfer",
+            "What two models' routing of the same prompts has in common.",
+            "transfer moe-tiny OTHER_MOE_MODEL",
+        ),
+    },
+    "Use": {
+        "exit": (
+            "verbs:exit",
+            "A classifier that leaves the model early, with a bound on what that costs.",
+            "exit dense-tiny --task certainty=halueval --risk 0.05",
+        ),
+        "route": (
+            "verbs:route",
+            "Name a prompt's task from the first layers, or call it unknown.",
+            "route dense-tiny --task a=halueval --task b=uci-sentiment",
+        ),
+        "convert": (
+            "verbs:convert",
+            "A dense model as a mixture-of-experts checkpoint, and whether that pays.",
+            "convert dense-tiny -o converted --experts 8 --active 2",
+        ),
+        "prune": (
+            "verbs:prune",
+            "A mixture of experts with fewer of them: a checkpoint, and what that costs.",
+            "prune moe-tiny -o pruned --ratio 0.25",
+        ),
+        "steer": (
+            "verbs:steer",
+            "Ban, force, boost or scale experts, or ablate neurons; effect beside random ones.",
+            "steer moe-tiny --ban 2:5 --target code",
+        ),
+        "residency": (
+            "verbs:residency",
+            "Would a cache of experts help, and which device should hold which?",
+            "residency moescope-out/trace-moe-tiny --capacity 8",
+        ),
+        "targets": (
+            "verbs:targets",
+            "Does a text reach every expert, and which experts to fine-tune for what.",
+            "targets moe-tiny --text calibration.txt",
+        ),
+        "serve": (
+            "serve:serve",
+            "A live page and an API: classify, name tasks, watch experts and circuits fire.",
+            "serve moe-tiny --port 8000",
+        ),
+    },
+    "Traces": {
+        "trace": (
+            "trace:trace",
+            "Record which experts each token is sent to, or import that from vLLM or SGLang.",
+            "",  # a group of commands: it has its own
+        ),
+        "atlas": (
+            "verbs:atlas",
+            "What every expert is for: one page of cards, with labels that other prompts confirm.",
+            "atlas moe-tiny --prompts routing-80",
+        ),
+    },
+    "Results": {
+        "demo": ("demo:demo", "The main jobs on the embedded models and shipped text, offline.", "demo"),
+        "plan": (
+            "plan:plan",
+            "What a command would take: tokens, FLOPs, memory, time; nothing is run.",
+            "plan circuits dense-tiny --task certainty=halueval",
+        ),
+        "run": (
+            "run:run",
+            "Do again what a result's study.yaml says, or a study written by hand.",
+            "run moescope-out/circuits-dense-tiny/study.yaml --dry-run",
+        ),
+        "list": (
+            "results:results",
+            "The results below a folder: command, model, date, claims by outcome.",
+            "list moescope-out",
+        ),
+        "show": (
+            "look:show",
+            "Print a saved result again, or one of its tables.",
+            "show moescope-out/circuits-dense-tiny --table controls",
+        ),
+        "compare": (
+            "look:compare",
+            "Set the claims of several results of one study side by side.",
+            "compare moescope-out/circuits-smollm2 moescope-out/circuits-gemma3-270m",
+        ),
+    },
+    "About": {
+        "models": ("look:models", "List the embedded models, with their cards.", "models"),
+        "tasks": ("look:tasks", "List the task presets, and how to name a task of your own.", "tasks"),
+        "coverage": (
+            "trace:coverage",
+            "Which mixture-of-experts types of the installed transformers can be traced.",
+            "coverage olmoe mixtral",
+        ),
+        "completion": (
+            "look:completion",
+            "Print the script that lets a shell complete commands and options.",
+            "completion bash > ~/.local/share/bash-completion/completions/moescope",
+        ),
+    },
 }
-for _name, (_function, _help) in _COMMANDS.items():
-    app.command(f"moescope.cli.{_function}", name=_name, help=_help)
-_reproduce = App(name="reproduce", help="Published figures next to measured ones, with verdicts.", result_action="return_value")
+_GROUPS = {name: Group(name, sort_key=n) for n, name in enumerate(_COMMANDS)}
+for _group, _commands in _COMMANDS.items():
+    for _name, (_function, _help, _example) in _commands.items():
+        _line = f"{_help}\n\nExample: moescope {_example}" if _example else _help
+        app.command(f"moescope.cli.{_function}", name=_name, help=_line, group=_GROUPS[_group])
+_reproduce = App(
+    name="reproduce",
+    help="Published figures next to measured ones, with verdicts.",
+    group=_GROUPS["Results"],
+    result_action="return_value",
+)
 for _name in ("circuits", "signatures", "secret-moe"):
-    _help = f"The published figures of the study next to measured ones: {_name}."
+    _help = f"The published figures of the study next to measured ones: {_name}.\n\nExample: moescope reproduce {_name}"
     _reproduce.command(f"moescope.cli.verbs:reproduce_{_name.replace('-', '_')}", name=_name, help=_help)
 app.command(_reproduce)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moescope.cli.generate import Verb, command
-from moescope.cli.output import prepare, print_json, print_result, progress
+from moescope.cli.output import print_json, print_result
+from moescope.errors import InputError
 
 if TYPE_CHECKING:
     from moescope.study.result import StudyResult
@@ -16,18 +17,28 @@ if TYPE_CHECKING:
 
 
 def _demo(_inputs: dict[str, Any], _settings: Settings, run: Run, *, json: bool, quiet: bool) -> None:
-    folder, overwrite = run.out or Path("moescope-out") / "demo", run.overwrite or run.out is None
+    from moescope.cli.place import OUT, interrupted, numbered
+    from moescope.study.store import check_target
+
     parts = {"circuits": _circuits, "signatures": _signatures, "distill": _distill}
+    done: dict[str, StudyResult] = {}
+    folder = run.out or OUT / "demo"
+    if run.out is None and not run.overwrite:
+        folder, done = next((f, had) for f in numbered("demo") if (had := _had(f, list(parts))) is not None)
     for name in parts:
-        prepare(folder / name, name, overwrite=overwrite)
+        if name not in done:
+            check_target(folder / name, overwrite=run.overwrite)
     shown = {}
     for name, part in parts.items():
-        with progress(quiet=quiet) as report:
-            result = part(replace(run, out=folder / name, overwrite=overwrite, progress=report))
+        if name not in done:
+            try:
+                done[name] = part(replace(run, out=folder / name, quiet=quiet))
+            except KeyboardInterrupt as error:
+                raise type(error)(_cut_off(folder, list(done)) or interrupted(folder / name)) from error
         if json:
-            shown[name] = {**result.json(), "folder": str(folder / name)}
+            shown[name] = {**done[name].json(), "folder": str(folder / name)}
         else:
-            print_result(result, folder / name)
+            print_result(done[name], folder / name)
             print()
     if json:
         print_json(shown)
@@ -35,6 +46,28 @@ def _demo(_inputs: dict[str, Any], _settings: Settings, run: Run, *, json: bool,
     print("The demo's reports open in any browser, offline:")
     for name in parts:
         print(f"  {(folder / name / 'report.html').resolve()}")
+
+
+def _had(folder: Path, parts: list[str]) -> dict[str, StudyResult] | None:
+    """What a demo that was cut off has left in ``folder``; None where a whole one stands, or something else."""
+    from moescope.study.provenance import git_revision, versions
+    from moescope.study.result import load
+
+    found: dict[str, StudyResult] = {}
+    for name in parts:
+        if (folder / name).exists():
+            try:
+                found[name] = load(folder / name)
+            except InputError:
+                return None
+            made = found[name].meta
+            if (made.get("versions"), made.get("git_revision")) != (versions(), git_revision()):
+                return None
+    return None if len(found) == len(parts) else found
+
+
+def _cut_off(folder: Path, done: list[str]) -> str:
+    return f"interrupted; {' and '.join(done)} in {folder} are kept, the same command goes on with the rest" if done else ""
 
 
 demo = command(Verb("demo", "", ()), _demo)

@@ -13,15 +13,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from cyclopts import CoercionError, CycloptsError, Group, Parameter
 from cyclopts import convert as cyclopts_convert
 
-from moescope.cli.output import prepare, print_json, print_result, progress
+from moescope.cli.output import print_json, print_result
 from moescope.errors import InputError
-from moescope.files.remote import shown
 from moescope.study.run import Run
 from moescope.study.settings import NAMES, Form, Settings, documentation, hints
 
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
     from moescope.study.result import StudyResult
 
 RUN = Group("Run", sort_key=2)
-_LEFT_OUT = ("progress", "work")
+LEFT_OUT = ("progress", "work", "quiet")
 _SHORT = {"out": ("--out", "-o")}
 
 
@@ -71,6 +69,10 @@ class Verb:
     arguments: Callable[[dict[str, Any]], Iterable[Any]] = dict.values
     """the verb's positional arguments from what the command was given, where they are not the inputs one by one"""
 
+    @property
+    def command(self) -> str:
+        return self.name or self.function or self.study
+
     def verb(self) -> Callable[..., StudyResult]:
         found: Callable[..., StudyResult] = getattr(
             import_module(f"moescope.studies.{self.study}.{self.module}"), self.function or self.study
@@ -95,38 +97,21 @@ def command(verb: Verb, body: Callable[..., None] | None = None) -> Callable[...
     Args:
         body: called with (inputs by name, settings, run, json, quiet) instead, where a result is not what the verb returns.
     """
-    name = verb.name or verb.function or verb.study
     settings = verb.settings_class()
     fixed = verb.fixed
     options = {i.name: i.option or i.name.upper() for i in verb.inputs}
-    options |= {f: option_of(f) for cls in (settings, Run) for f in hints(cls) if f not in _LEFT_OUT and f not in fixed}
+    options |= {f: option_of(f) for cls in (settings, Run) for f in hints(cls) if f not in LEFT_OUT and f not in fixed}
 
     def run(*positional: Any, **given: Any) -> None:
         try:
             arguments, chosen, how, shown_as = told(verb, positional, given)
-            if body is not None:
-                return body(arguments, chosen, how, **shown_as)
-            folder = prepare(how.out, name, overwrite=how.overwrite)
-            with progress(quiet=shown_as["quiet"]) as report:
-                # The default folder is ours to replace; one that the user names is theirs.
-                place = replace(how, out=folder, overwrite=how.overwrite or how.out is None, progress=report)
-                function = verb.verb()
-                taken = inspect.signature(function).parameters
-                named = {n: arguments.pop(n) for n, p in taken.items() if n in arguments and p.kind == p.KEYWORD_ONLY}
-                try:
-                    result = function(*verb.arguments(arguments), chosen, **named, run=place)
-                except KeyboardInterrupt as error:
-                    raise type(error)(_interrupted(folder)) from error
+            (body or partial(execute, verb))(arguments, chosen, how, **shown_as)
         except InputError as error:
             raise translated(error, options) from error
-        if shown_as["json"]:
-            print_json({**result.json(), "folder": shown(folder)})
-        else:
-            print_result(result, folder, verb.tables)
 
     parameters = [i.parameter() for i in verb.inputs]
     parameters += [_parameter(settings, f, verb.defaults) for f in hints(settings) if f not in fixed]
-    parameters += [_parameter(Run, f, {}, RUN) for f in hints(Run) if f not in _LEFT_OUT]
+    parameters += [_parameter(Run, f, {}, RUN) for f in hints(Run) if f not in LEFT_OUT]
     parameters += [
         _flag("json", "Print the result as JSON instead of a table."),
         _flag("quiet", "Show no progress."),
@@ -134,18 +119,44 @@ def command(verb: Verb, body: Callable[..., None] | None = None) -> Callable[...
     parameters.sort(key=lambda p: (p.kind, p.default is not inspect.Parameter.empty if p.kind == p.POSITIONAL_ONLY else 0))
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
-    run.__name__ = name
+    run.__name__ = verb.command
     return run
 
 
-def _interrupted(folder: Path) -> str:
-    """What to say; empty where nothing was kept."""
-    from moescope.files.folder import settled
-    from moescope.study.stages import kept_stages
+def execute(verb: Verb, inputs: dict[str, Any], settings: Settings, run: Run, *, json: bool, quiet: bool) -> None:
+    """Run a verb on what it was given, and print its result.
 
-    kept = kept_stages(settled(folder))
-    stages = "1 finished stage" if kept == 1 else f"{kept} finished stages"
-    return f"interrupted; no result was written, the same command goes on after {stages}" if kept else ""
+    Raises:
+        InputError: naming the parameter.
+    """
+    from moescope.cli.place import folder_for, interrupted, name_of
+    from moescope.files.remote import shown
+    from moescope.study.repeat import record_of
+    from moescope.study.store import check_target
+
+    if run.out is not None:
+        check_target(run.out, overwrite=run.overwrite)  # before anything is loaded
+    function, args, named = called(verb, inputs, settings)
+    record = record_of(function, *args, **named, run=run)
+    with folder_for(run, name_of(verb.command, inputs), record) as folder:
+        try:
+            result = function(*args, **named, run=replace(run, out=folder, quiet=quiet))
+        except KeyboardInterrupt as error:
+            raise type(error)(interrupted(folder)) from error
+    if json:
+        print_json({**result.json(), "folder": shown(folder)})
+    else:
+        print_result(result, folder, verb.tables)
+
+
+def called(
+    verb: Verb, inputs: dict[str, Any], settings: Settings
+) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    """The function of a verb, and how it is called."""
+    function, inputs = verb.verb(), dict(inputs)
+    taken = inspect.signature(function).parameters
+    named = {n: inputs.pop(n) for n, p in taken.items() if n in inputs and p.kind == p.KEYWORD_ONLY}
+    return function, (*verb.arguments(inputs), settings), named
 
 
 def told(verb: Verb, positional: Sequence[Any], given: dict[str, Any]) -> tuple[dict[str, Any], Any, Run, dict[str, bool]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from moescope.cli.generate import Input, Verb, command
-from moescope.cli.output import print_json, progress
+from moescope.cli.output import print_json
 from moescope.cli.verbs import PROMPTS
 from moescope.errors import InputError, Note
 
@@ -48,39 +48,37 @@ _TRACE = Verb(
 
 
 def _trace(given: dict[str, Any], settings: TraceSettings, run: Run, *, json: bool, quiet: bool) -> None:
+    from moescope.cli.place import folder_for, name_of
     from moescope.routing.engines import import_routing
     from moescope.routing.export import check_export_target, export_parquet
     from moescope.routing.load import RoutingLoad, check_load_target
     from moescope.routing.place import check_trace_target
     from moescope.routing.store import save_trace
 
+    def check_import_target(folder: Path, *, overwrite: bool) -> None:
+        check_trace_target(folder, overwrite=overwrite)
+        check_load_target(folder, overwrite=overwrite)
+
     sources = {"MODEL": "model", "--vllm": "vllm", "--sglang": "sglang", "--llama-cpp": "llama_cpp", "--read": "read"}
     if sum(given[name] is not None for name in sources.values()) != 1:
         raise InputError(f"give one of {', '.join(sources)}")
-    # The default folder is ours to replace; one that the user names is theirs.
-    folder, overwrite = run.out or Path("moescope-out/trace"), run.overwrite or run.out is None
     parquet: Path | None = given["parquet"]
     if parquet is not None:
         check_export_target(parquet, overwrite=run.overwrite)
+    found: RoutingTrace | RoutingLoad
     if given["read"] is not None:
         folder = given["read"]
-        found: RoutingTrace | RoutingLoad = _stored(folder)
+        found = _stored(folder)
     elif given["model"] is not None:
-        with progress(quiet=quiet) as report:
-            place = replace(run, out=folder, overwrite=overwrite, progress=report)
-            try:
-                found = _TRACE.verb()(given["model"], given["prompts"], settings, run=place)  # type: ignore[assignment]
-            except KeyboardInterrupt as error:
-                raise type(error)("interrupted; the same command goes on with what was traced") from error
+        folder, found = _recorded(given["model"], given["prompts"], settings, run, quiet=quiet)
     else:
-        check_trace_target(folder, overwrite=overwrite)
-        check_load_target(folder, overwrite=overwrite)
-        file = next(given[name] for name in ("vllm", "sglang", "llama_cpp") if given[name] is not None)
-        found = import_routing(file, _engine(given["experts"], given["layers"], given["top_k"]))
-        if isinstance(found, RoutingLoad):
-            found.save(folder, overwrite=overwrite)
-        else:
-            save_trace(found, folder, overwrite=overwrite)
+        with folder_for(run, name_of("trace", given), check=check_import_target) as folder:
+            file = next(given[name] for name in ("vllm", "sglang", "llama_cpp") if given[name] is not None)
+            found = import_routing(file, _engine(given["experts"], given["layers"], given["top_k"]))
+            if isinstance(found, RoutingLoad):
+                found.save(folder, overwrite=run.overwrite)
+            else:
+                save_trace(found, folder, overwrite=run.overwrite)
     if isinstance(found, RoutingLoad):
         if parquet is not None:
             raise InputError("counts of experts without tokens are no trace; a trace alone is exported", "parquet")
@@ -89,6 +87,34 @@ def _trace(given: dict[str, Any], settings: TraceSettings, run: Run, *, json: bo
     if parquet is not None:
         facts |= {"parquet": str(parquet), "rows": export_parquet(found, parquet, overwrite=run.overwrite)}
     _print(facts, json=json)
+
+
+def _recorded(
+    model: str, prompts: str, settings: TraceSettings, run: Run, *, quiet: bool
+) -> tuple[Path, RoutingTrace | RoutingLoad]:
+    """A model's trace and its folder, where a recording that was cut off goes on."""
+    from moescope.capture.manifest import UNFINISHED
+    from moescope.cli.place import begin, end, folder_for, name_of
+    from moescope.files.folder import settled
+    from moescope.routing.place import beside, check_trace_target
+    from moescope.study.repeat import record_of
+
+    verb: Any = _TRACE.verb()
+    what = record_of(verb, model, prompts, settings, run=run)
+    with folder_for(run, name_of("trace", {"model": model}), what, check=check_trace_target) as folder:
+        if run.out is None:
+            begin(folder, what)
+        try:
+            found: RoutingTrace = verb(model, prompts, settings, run=replace(run, out=folder, quiet=quiet))
+        except KeyboardInterrupt as error:
+            begun = any((place / UNFINISHED).exists() for place in (folder, beside(settled(folder))))
+            said = f"interrupted; the same command goes on with what was traced, in {folder}" if begun else ""
+            raise type(error)(said) from error
+        except InputError:
+            end(folder)
+            raise
+        end(folder)
+    return folder, found
 
 
 record = command(_TRACE, _trace)
@@ -180,6 +206,7 @@ def coverage(
     TYPES are model types such as olmoe; without any, all are tried (about a minute; with --sites some minutes).
     """
     from moescope.routing import coverage as tried
+    from moescope.study.progress import progress
 
     if sites:
         _readable(types, json)
@@ -201,6 +228,7 @@ def coverage(
 
 def _readable(types: list[str] | None, json: bool) -> None:
     from moescope.models.architectures import architectures
+    from moescope.study.progress import progress
 
     with progress() as report:
         found = architectures(types, progress=lambda done, total: report("types", done, total))

@@ -55,6 +55,8 @@ def local(path: str | Path) -> Path:
     Raises:
         InputError: the store cannot be reached, or has no such place as its scheme asks for.
     """
+    if not isinstance(path, str | Path):
+        raise InputError(f"{type(path).__name__} was given where a folder or file is named; give a text or a Path")
     place = address(path)
     if place is None:
         return Path(path)

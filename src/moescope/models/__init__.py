@@ -4,7 +4,7 @@ from moescope.models.load import LoadedModel, from_model, load
 from moescope.models.sites import SitesLike, describe_sites, parse_sites
 from moescope.models.taps import TapPoint
 from moescope.models.twin import random_twin
-from moescope.models.zoo import card, embedded, list_models
+from moescope.zoo import card, embedded, list_models
 
 __all__ = [
     "LoadedModel",

@@ -58,6 +58,8 @@ class LoadedModel:
     reading: Reading = field(default_factory=Reading, repr=False)
     spread: Spread | None = field(default=None, repr=False)
     """over which processes its reading of texts is shared out; None: this one alone"""
+    loaded: Mapping[str, Any] | None = field(default=None, repr=False)
+    """what :func:`load` was given, where that gives the same again; None for a model that came in memory"""
 
     def read_as(self, special_tokens: SpecialTokens = "default", chat: bool | None = None) -> LoadedModel:
         """The same model with its texts read otherwise: :func:`~moescope.models.reading.reading_of` (what it raises too)."""
@@ -170,6 +172,25 @@ def load(
     """
     if not isinstance(model, str | Path):
         return _in_memory(model, tokenizer, head)
+    if tokenizer is not None:
+        raise InputError(f"goes with a model in memory; {str(model)!r} brings its own, so leave it out", "tokenizer")
+    options = {"dtype": dtype, "device": device, "device_map": device_map, "trust_remote_code": trust_remote_code}
+    loaded = _from_files(model, revision, head, **options)
+    if not trust_remote_code:
+        loaded.loaded = {"model": str(model), "revision": revision, **options}
+    return loaded
+
+
+def _from_files(
+    model: str | Path,
+    revision: str | None,
+    head: bool,
+    *,
+    dtype: Precision,
+    device: str | None,
+    device_map: Any,
+    trust_remote_code: bool,
+) -> LoadedModel:
     check_precision(dtype)
     if device is not None and device_map is not None:
         raise InputError("device and device_map exclude each other: give one")

@@ -17,7 +17,7 @@ from moescope.files.names import plain_name
 from moescope.files.parse import parse_json
 from moescope.files.remote import refuse
 from moescope.models import gguf
-from moescope.models.zoo import PACKAGED, embedded, packaged
+from moescope.zoo import PACKAGED, embedded, packaged
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "tekken.json")

@@ -23,8 +23,8 @@ from moescope.models.pretrained import is_encoder, quiet, read_config, read_toke
 from moescope.models.refused import check_type
 from moescope.models.source import find_source, has_tokenizer, weight_files
 from moescope.models.weights import Stored, quantization_of, stored
-from moescope.models.zoo import PACKAGED, embedded
 from moescope.types import SITE_KINDS
+from moescope.zoo import PACKAGED, embedded
 
 _SHORT, _LONG = 16, 48
 """Tokens of two passes, from which the part of the work is known that grows with the square of a text."""

@@ -7,13 +7,13 @@ markup is in ``page.html`` beside this module, what it shares with other pages i
 
 from __future__ import annotations
 
-import base64
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
@@ -32,7 +32,9 @@ from moescope.report.format import (
     tally,
     verdict_style,
 )
+from moescope.report.glossary import Glossary
 from moescope.report.registry import Image, available, entries, rendered
+from moescope.report.texts import texts
 from moescope.study.names import model_name, slug
 from moescope.types import Claim
 
@@ -41,10 +43,11 @@ if TYPE_CHECKING:
 
 ROWS_SHOWN = 50  # of each table at least; all rows are in the result's folder
 _ROWS_MORE, _CELLS = 500, 12_000  # rows of a table where the page has not that many cells yet
+_UNQUOTED = " !$()*+,-./;=?@[]^_`{|}~\n"
 _CELL = 200  # characters of one table cell
 # What provenance shows first, in this order; whatever else `meta` holds follows. `title` and `notes` stand at the top.
 _FIRST = ("model", "fingerprint", "tasks", "data", "seed", "command", "versions", "git_revision", "date")
-_ABOVE = ("title", "notes")
+_ABOVE = ("title", "notes", "study")  # which stand in places of their own
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class _Figure:
     title: str
     caption: str
     source: str  # data URI
+    marks: list[tuple[str, str, str, str, str]]  # x, y, width, height as shares of the figure; what it says there
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,11 @@ def html_report(result: StudyResult, images: Mapping[str, Image | None] | None =
     template = environment().from_string(page_source(__package__))
     figures = list(_figures(result, drawn))
     script, digest = page_script(__package__)
+    glossary = Glossary()
     return template.render(
+        gloss=glossary.link,
+        shown_terms=glossary.shown,
+        study=result.study,
         script=script,
         script_hash=digest,
         command=result.meta.get("command"),
@@ -91,6 +99,7 @@ def html_report(result: StudyResult, images: Mapping[str, Image | None] | None =
         claims=result.claims,
         circuits=result.circuits,
         figures=figures[1:],
+        texts=texts(result.tables),
         tables=list(_tables(result.tables)),
         provenance=_provenance(result.meta),
     )
@@ -105,7 +114,7 @@ def notebook_html(result: StudyResult) -> str:
         title=_title(result),
         answer=answer(result.claims, map(str, result.meta.get("tasks") or ())),
         claims=result.claims,
-        figure=None if first is None or image is None else _Figure(first.name, first.title, first.caption, _uri(image)),
+        figure=None if first is None or image is None else _Figure(first.name, first.title, first.caption, _uri(image), []),
     )
 
 
@@ -121,9 +130,15 @@ def _title(result: StudyResult) -> str:
     return str(result.meta.get("title") or f"{result.kind.capitalize()} study of {model_name(result)}")
 
 
+def _share(value: float) -> str:
+    """To a thousandth of the figure: about a pixel."""
+    return f"{value:.3f}".lstrip("0")
+
+
 def _uri(image: Image) -> str:
     # As an image and not inline: the ids inside two figures cannot clash, and nothing in it can run.
-    return f"data:image/svg+xml;base64,{base64.b64encode(image.svg).decode('ascii')}"
+    # Percent-encoded where it must be: paths are digits, and base64 would make a third more of them.
+    return f"data:image/svg+xml,{quote(image.svg, safe=_UNQUOTED)}"
 
 
 def _addresses(claims: Sequence[Claim]) -> list[str]:
@@ -149,7 +164,8 @@ def _figures(result: StudyResult, images: Mapping[str, Image | None]) -> Iterato
         image = images[entry.name]
         if image is None:
             continue
-        yield _Figure(entry.name, entry.title, entry.caption, _uri(image))
+        marks = [(_share(m.x), _share(m.y), _share(m.width), _share(m.height), m.text) for m in image.marks]
+        yield _Figure(entry.name, entry.title, entry.caption, _uri(image), marks)
 
 
 def _tables(tables: Mapping[str, pd.DataFrame]) -> Iterator[_Table]:

@@ -46,3 +46,47 @@ for (const table of document.querySelectorAll("table.data")) {
     });
   });
 }
+// what a word means, or a mark of a figure says, beside it: for the pointer, the keyboard's focus and a touch
+const tip = document.createElement("div");
+tip.className = "tip";
+tip.id = "tip";
+tip.setAttribute("role", "tooltip");
+tip.hidden = true;
+document.body.append(tip);
+for (const mark of document.querySelectorAll(".marks rect")) {
+  mark.dataset.tip = mark.textContent;
+  mark.textContent = ""; // else the browser shows it too
+}
+let told = null;
+const said = (element) => element.dataset.tip ?? document.getElementById(element.hash.slice(1))?.nextElementSibling?.textContent;
+function hide() {
+  told?.removeAttribute("aria-describedby");
+  told = null;
+  tip.hidden = true;
+}
+function show(element) {
+  if (told === element) return;
+  hide();
+  tip.textContent = said(element) ?? "";
+  if (!tip.textContent) return;
+  told = element;
+  if (element.matches("a")) element.setAttribute("aria-describedby", "tip");
+  tip.hidden = false;
+  const at = element.getBoundingClientRect(), own = tip.getBoundingClientRect(), edge = 8;
+  tip.style.left = `${Math.max(edge, Math.min(at.left, innerWidth - own.width - edge))}px`;
+  tip.style.top = `${at.bottom + own.height + edge < innerHeight ? at.bottom + 4 : Math.max(edge, at.top - own.height - 4)}px`;
+}
+const worded = (event) => event.target.closest?.("a.term, .marks rect, .tokens i");
+document.addEventListener("pointerover", (event) => (worded(event) ? show(worded(event)) : hide()));
+document.addEventListener("focusin", (event) => (worded(event) ? show(worded(event)) : hide()));
+document.addEventListener("focusout", hide);
+document.addEventListener("keydown", (event) => event.key === "Escape" && hide());
+addEventListener("scroll", hide, { passive: true, capture: true });
+let touched = false;
+document.addEventListener("pointerdown", (event) => (touched = event.pointerType === "touch"));
+document.addEventListener("click", (event) => {
+  const word = worded(event);
+  if (!touched || !word) return;
+  event.preventDefault(); // a touch reads the word; the list is a scroll away
+  show(word);
+});

@@ -6,7 +6,7 @@ Each study has its own module of figures. To add one: write ``studies/STUDY/figu
 :data:`TableFigure` each in the order in which the report shows them, or, where these are not known beforehand, a function
 ``entries(result) -> Iterator[Entry]``, and enter it in :data:`moescope.studies.FIGURES`. ``Entry.draw`` is called inside
 :func:`moescope.report.style.look`; make its figure with :func:`moescope.report.style.new_figure`, and take colours, markers
-and letters from there too. The HTML page, ``StudyResult.figures()`` and ``save`` then show it without further change.
+and letters from there too. The HTML page, ``StudyResult.figures`` and ``save`` then show it without further change.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import pandas as pd
 
 from moescope.errors import InputError
 from moescope.files.atomic import write_atomic
+from moescope.report.hover import Mark, marks
 from moescope.report.style import full_names, levels, look
 
 if TYPE_CHECKING:
@@ -48,10 +49,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Image:
-    """One figure as files."""
+    """One figure as files, and what its points say."""
 
     png: bytes
     svg: bytes
+    marks: tuple[Mark, ...] = ()
 
 
 Tables = dict[str, pd.DataFrame]
@@ -107,7 +109,7 @@ def render(figure: Figure) -> Image:
     with look():
         figure.savefig(png, format="png", dpi=PNG_DPI, metadata={"Software": "moescope"})
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": "moescope"})
-    return Image(png.getvalue(), svg.getvalue())
+        return Image(png.getvalue(), svg.getvalue(), marks(figure))
 
 
 def save_figure(figure: Figure, folder: str | Path, name: str) -> tuple[Path, Path]:

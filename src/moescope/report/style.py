@@ -8,6 +8,7 @@ font would set it in a wider one and clip it. No text is read as mathematics, so
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +19,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogFormatter, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatter, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
-from moescope.report import fonts, parts
+from moescope.report import fonts, hover, parts
 from moescope.report.fit import Fitted, engine_of, figure_of
 from moescope.report.fonts import full_names as full_names
 from moescope.report.fonts import plain as plain
@@ -96,10 +97,20 @@ def _settings() -> Any:
     return _RC | {"font.family": [fonts.FONT, *fonts.further_fonts()]}
 
 
+class Drawing(Figure):
+    """A figure that a notebook shows by itself, where nobody has imported pyplot too."""
+
+    def _repr_png_(self) -> bytes:
+        out = io.BytesIO()
+        with look():
+            self.savefig(out, format="png", dpi=130)
+        return out.getvalue()
+
+
 def new_figure(height: float, width: float = WIDTH) -> Figure:
     """A figure of ``width`` × ``height`` inches that no pyplot state knows about."""
     engine = Fitted(_settings())
-    figure = Figure(figsize=(width, height), layout=engine)
+    figure = Drawing(figsize=(width, height), layout=engine)
     FigureCanvasAgg(figure)
     engine.note = figure.supylabel("", fontsize=5.5, in_layout=False)
     return figure
@@ -228,7 +239,7 @@ def log_scale(axes: Axes, along: str, base: float = 10) -> None:
     """A logarithmic axis whose numbers are plain text; matplotlib's own would be mathematics."""
     (axes.set_xscale if along == "x" else axes.set_yscale)("log", base=base)
     axis = axes.xaxis if along == "x" else axes.yaxis
-    axis.set_major_formatter(LogFormatter(base))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
     axis.set_minor_formatter(LogFormatter(base) if base == 10 else NullFormatter())
 
 
@@ -250,6 +261,8 @@ def name_rows(
 
 def _fit_names(axes: Axes, along: str, names: Sequence[str], at: Sequence[float], room: float, size: float = 6.5) -> None:
     axis = axes.xaxis if along == "x" else axes.yaxis
+    if list(at) == list(range(len(names))):
+        hover.named(axis, names)
     if (engine := engine_of(axes)) is not None:
         engine.parts.append(parts.Names(axis, names, at, size, room))
 

@@ -3,7 +3,7 @@
 A verb is a plain function ``verb(model, inputs, settings=Settings(), *, run=Run()) -> StudyResult``::
 
     def prune(model: ModelLike, texts=None, settings=PruneSettings(), *, run=Run()) -> StudyResult:
-        context = Context("prune", settings, run)
+        context = Context("prune", settings, run, of=PruneSettings)
         loaded = context.load(model, head=True)
         rows = context.rows(halves("prune", groups, chosen))   # who fits, selects, calibrates, judges: kept apart by group
         ...                                                     # measure; context.counter("pruning") shows progress
@@ -35,10 +35,11 @@ from moescope.models.forward_tokens import ForwardTokens
 from moescope.models.layered import Layered, open_layered
 from moescope.models.spread import Spread
 from moescope.study.provenance import machine, spent, subject
+from moescope.study.repeat import current, decisive
 from moescope.study.result import Artifact, StudyResult
 from moescope.study.result import load as load_result
 from moescope.study.rows import FOLDS, FoldRows, Rows
-from moescope.study.run import Counter, Run
+from moescope.study.run import Counter, Run, check_given
 from moescope.study.schema import check_tables
 from moescope.study.settings import Settings
 from moescope.study.stages import Stages, work_of
@@ -70,13 +71,21 @@ class ControlFault(AssertionError):
 
 
 class Context:
-    """One run of one study; ``spread``: of one whose reading of texts can be shared out over processes.
+    """One run of one study.
+
+    Args:
+        of: the class of the study's settings.
+        spread: its reading of texts can be shared out over processes.
 
     Raises:
-        InputError: ``run.out`` cannot be written to, or another process does, or several are asked for that are of no use.
+        InputError: the settings are of another study; `run.out` cannot be written to, or another process does, or several are
+            asked for that are of no use.
     """
 
-    def __init__(self, study: str, settings: Settings, run: Run, *, spread: bool = False) -> None:
+    def __init__(
+        self, study: str, settings: Settings, run: Run, *, of: type[Settings] = Settings, spread: bool = False
+    ) -> None:
+        check_given(settings, of, run)
         self.engine = engine_of(run.engine, run.address, alone=None if spread else study)
         self.study, self.settings, self.run = study, settings, run
         self.notes: list[str] = []
@@ -93,8 +102,8 @@ class Context:
             check_target(run.out, overwrite=run.overwrite)
             self._held.enter_context(output(settled(run.out)))
         # how reading is shared out decides its last digits
-        of_run = [study, _plain(settings), _of_run(run), self.engine.name, self.engine.processes]
-        self.stages = Stages(run.work or (run.out and work_of(settled(run.out))), of_run)
+        of_run = [study, _plain(settings), decisive(run), self.engine.name, self.engine.processes]
+        self.stages = Stages(run.work or (run.out and work_of(settled(run.out))), of_run, current())
 
     def load(self, model: ModelLike, *, head: bool = False, required: bool = True, **options: Any) -> LoadedModel:
         """The model, loaded as ``run`` says unless it is in memory already, with its tokenizer.
@@ -313,10 +322,11 @@ class Context:
             "title": title,
             "seed": self.run.seed,
             "settings": _plain(self.settings),
-            "run": {k: v for k, v in _of_run(self.run).items() if k != "seed"},
+            "run": {k: v for k, v in decisive(self.run).items() if k != "seed"},
             "rows": self._rows,
             "controls": self._controls,
             "notes": list(dict.fromkeys([*self.notes, *self._notes_of_reading()])),
+            **({} if (given := current()) is None else {"study": given}),
             **machine(self.engine),
             "seconds": round(time.monotonic() - self._began + self.stages.seconds, 1),
             "cpu_seconds": round(used["cpu_seconds"] - self._before + self.stages.cpu_seconds, 1),
@@ -351,11 +361,6 @@ class Context:
         finally:
             self._held.close()
         return result
-
-
-def _of_run(run: Run) -> dict[str, Any]:
-    """What of a run decides its result."""
-    return {name: value for name, value in _plain(run).items() if name not in ("out", "overwrite", "progress", "work")}
 
 
 def _plain(settings: Settings) -> dict[str, Any]:

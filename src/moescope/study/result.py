@@ -16,6 +16,7 @@ import pandas as pd
 from moescope.errors import InputError, Note
 from moescope.study.claims import claims_frame
 from moescope.study.encode import circuit_json, claim_json, plain, tidy_claim
+from moescope.study.repeat import study_yaml
 from moescope.study.store import load_result, save_result
 from moescope.types import Circuit, Claim
 
@@ -109,22 +110,25 @@ class StudyResult:
         """Which rows fitted, selected, calibrated and judged, as the study put it on record."""
         return list(self.meta.get("rows") or [])
 
-    def claims_frame(self) -> pd.DataFrame:
-        """The claims, one row each; columns: :data:`moescope.study.claims.COLUMNS`."""
-        return claims_frame(self.claims)
+    @property
+    def study(self) -> str | None:
+        """The YAML that ``moescope run`` takes to do it again; None of a result that no verb made."""
+        record = self.meta.get("study")
+        return study_yaml(record) if isinstance(record, dict) and record else None
 
-    def to_frame(self, name: str = "claims") -> pd.DataFrame:
-        """A copy of the table ``name``, by default of the claims.
+    def table(self, name: str = "claims") -> pd.DataFrame:
+        """A copy of the table ``name``, by default of the claims (columns: :data:`moescope.study.claims.COLUMNS`).
 
         Raises:
             InputError: there is no such table; the message names those that there are.
         """
         if name == "claims":
-            return self.claims_frame()
+            return claims_frame(self.claims)
         if name not in self.tables:
             raise InputError(f"this result has no table {name!r}; it has: {', '.join(['claims', *self.tables])}")
         return self.tables[name].copy()
 
+    @property
     def figures(self) -> list[str]:
         """The names of the figures that this result's tables allow."""
         return list(_drawing().available(self))
@@ -144,7 +148,7 @@ class StudyResult:
         Raises:
             InputError: the result has no table that any figure shows.
         """
-        names = self.figures()
+        names = self.figures
         if not names:
             raise InputError("this result has no table that a figure could show")
         return self.figure(next((n for n in names if n.startswith("dashboard")), names[0]))
@@ -173,7 +177,7 @@ class StudyResult:
             warnings.warn(f"figures and report could not be made ({type(error).__name__}: {why})", Note, stacklevel=2)
 
     def save(self, folder: str | Path, *, overwrite: bool = False, figures: bool = True) -> Path:
-        """Write the result as a folder: results.json, tables/, figures/, report.html and the artifacts.
+        """Write the result as a folder: results.json, study.yaml, tables/, figures/, report.html and the artifacts.
 
         The folder appears whole or not at all. Files in it that are not of the result survive an overwrite.
 
@@ -196,6 +200,8 @@ def load(folder: str | Path) -> StudyResult:
     Raises:
         InputError: the folder or a file in it is absent, damaged, from a newer moescope, or something else.
     """
+    if not isinstance(folder, str | Path):
+        raise InputError(f"{type(folder).__name__} is no folder; name one that moescope saved a result in", "folder")
     parts = load_result(Path(folder))
     artifacts: dict[str, Artifact] = {name: Stored(*parts_of) for name, parts_of in parts.artifacts.items()}
     return StudyResult(parts.kind, parts.meta, parts.claims, parts.circuits, parts.tables, artifacts)

@@ -96,7 +96,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, hint in hints(type(self)).items():
-            object.__setattr__(self, name, _checked(name, getattr(self, name), hint))
+            object.__setattr__(self, name, checked(name, getattr(self, name), hint))
         self.check()
 
     def check(self) -> None:
@@ -148,14 +148,14 @@ def read_record(kind: type[R], data: object) -> R:
     lacking = [f.name for f in fields(kind) if f.init and f.name not in data and _required(f)]  # type: ignore[arg-type]
     if lacking:
         raise ValueError(f"{lacking[0]} is missing")
-    return kind(**{name: _checked(name, value, known[name]) for name, value in data.items()})
+    return kind(**{name: checked(name, value, known[name]) for name, value in data.items()})
 
 
 def _required(field: Any) -> bool:
     return field.default is MISSING and field.default_factory is MISSING
 
 
-def _checked(name: str, value: Any, hint: Any) -> Any:
+def checked(name: str, value: Any, hint: Any) -> Any:
     """``value`` in the form that ``hint`` asks for.
 
     Raises:
@@ -172,7 +172,7 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
         choices = tuple(c for c in choices if c is not type(None))
         if len(choices) > 1:
             return _one_of(name, value, choices, bounds)
-        return _checked(name, value, Annotated[choices[0], *bounds] if bounds else choices[0])
+        return checked(name, value, Annotated[choices[0], *bounds] if bounds else choices[0])
     if get_origin(hint) is Literal:
         if value not in get_args(hint) or isinstance(value, bool) != isinstance(get_args(hint)[0], bool):
             raise InputError(f"{value!r} is none of {', '.join(map(str, get_args(hint)))}", name)
@@ -208,7 +208,7 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
 def _one_of(name: str, value: Any, choices: tuple[Any, ...], bounds: tuple[Any, ...]) -> Any:
     for choice in choices:
         try:
-            return _checked(name, value, Annotated[choice, *bounds] if bounds else choice)
+            return checked(name, value, Annotated[choice, *bounds] if bounds else choice)
         except InputError:
             continue
     words = [", ".join(map(str, get_args(c))) if get_origin(c) is Literal else NAMES.get(c, str(c)) for c in choices]
@@ -222,10 +222,10 @@ def _members(name: str, value: Any, inner: tuple[Any, ...], bounds: tuple[Any, .
     if any(isinstance(b, NonEmpty) for b in bounds) and not values:
         raise InputError("give at least one", name)
     if len(inner) == 2 and inner[1] is Ellipsis:
-        return tuple(_checked(name, v, Annotated[inner[0], *bounds] if bounds else inner[0]) for v in values)
+        return tuple(checked(name, v, Annotated[inner[0], *bounds] if bounds else inner[0]) for v in values)
     if len(values) != len(inner):
         raise InputError(f"{value!r} has not {len(inner)} members", name)
-    return tuple(_checked(name, v, i) for v, i in zip(values, inner, strict=True))
+    return tuple(checked(name, v, i) for v, i in zip(values, inner, strict=True))
 
 
 def _bounded(name: str, value: Any, bounds: tuple[Any, ...]) -> Any:

@@ -24,6 +24,7 @@ from moescope.files.lock import hidden, standing
 from moescope.files.parse import parse_json
 from moescope.study.encode import plain
 from moescope.study.provenance import spent, versions
+from moescope.study.repeat import STUDY, read_yaml, study_yaml
 from moescope.study.tree import Trees, value_of
 
 _V = TypeVar("_V")
@@ -37,6 +38,14 @@ def work_of(folder: Path) -> Path:
     return above / f"{hidden(folder, above)}.work"
 
 
+def unfinished(folder: Path) -> dict[str, Any] | None:
+    """What repeats the run that was cut off on its way to ``folder`` (absolute); None where none was."""
+    try:
+        return read_yaml(work_of(folder) / STUDY)
+    except InputError:
+        return None
+
+
 def kept_stages(folder: Path) -> int:
     """How many stages are kept for a result in ``folder`` (absolute)."""
     return len(list(work_of(folder).rglob("*.safetensors")))
@@ -48,12 +57,13 @@ class Stages:
     Args:
         folder: where they are kept, made when the first is; None: nowhere.
         run: what the run is, as far as its settings say.
+        record: what repeats it, to stand beside the stages as ``study.yaml``.
     """
 
-    def __init__(self, folder: Path | None, run: Any) -> None:
+    def __init__(self, folder: Path | None, run: Any, record: Mapping[str, Any] | None = None) -> None:
         self.seconds = self.cpu_seconds = 0.0
         """that the stages took which an earlier process finished"""
-        self._folder = folder
+        self._folder, self._record = folder, record
         self._inputs: list[str] = []
         self._names: Counter[str] = Counter()
         if folder is None or not os.path.lexists(folder):
@@ -79,6 +89,9 @@ class Stages:
         if self._folder is not None:
             try:
                 self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                if self._record is not None:
+                    (self._folder / STUDY).write_text(study_yaml(self._record), encoding="utf-8")
+                    self._record = None
                 return self._folder / f"{self._run}-{_digest(json.dumps([name, *self._inputs]))}.safetensors"
             except OSError:
                 self._folder = None

@@ -15,6 +15,7 @@ from moescope.files.folder import check_place, healed, output, settled, system_e
 from moescope.files.names import inside
 from moescope.files.remote import local, shown
 from moescope.study.encode import circuit_from_json, claim_from_json
+from moescope.study.repeat import STUDY, study_yaml
 from moescope.types import Circuit, Claim
 
 CHECKPOINT = "checkpoint"
@@ -95,6 +96,8 @@ def _write(
             table.to_parquet(draft / _table(name))
         except (ValueError, TypeError) as error:  # pyarrow's own errors are both
             raise InputError(f"table {name!r} cannot be stored: {error}") from error
+    if isinstance(values["meta"].get("study"), dict):
+        (draft / STUDY).write_text(study_yaml(values["meta"]["study"]), encoding="utf-8")
     if show is not None:
         show(draft)
     listed = {name: {"rows": len(table)} for name, table in tables.items()}

@@ -17,6 +17,7 @@ from moescope.runtime.exit.heads import Heads
 from moescope.runtime.exit.rule import Guarantee
 from moescope.study.artifacts import artifact_model, read_artifact
 from moescope.study.settings import at_least, between, hints, read_record
+from moescope.tasks.templates import parse_template
 
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
@@ -40,13 +41,14 @@ def load_exit(folder: str | Path, model: LoadedModel | None = None, **load_optio
     except (KeyError, TypeError, ValueError) as error:
         problem = f"{folder / FILE} is damaged ({type(error).__name__}: {error})"
         raise InputError(f"{problem}; run moescope exit again") from error
+    if known.template is not None:
+        parse_template(known.template, {}, str(folder / FILE))
     loaded = artifact_model(folder, data, model, load_options)
     try:
         if known.kind == "circuit":
             _check_columns(heads, loaded.d_model)
-        return ExitClassifier(
-            loaded, heads, known.classes, _threshold(known.threshold), known.checks, guarantee, known.task, known.max_tokens
-        )
+        rule = _threshold(known.threshold), known.checks, guarantee
+        return ExitClassifier(loaded, heads, known.classes, *rule, known.task, known.max_tokens, known.template)
     except ValueError as error:
         raise InputError(f"{folder}: {error}; run moescope exit again") from error
 
@@ -63,6 +65,8 @@ class _Stored:
     guarantee: dict[str, Any] | None
     task: str
     max_tokens: Annotated[int | None, at_least(1)]
+    template: str | None = None
+    """None also in a file from before templates were kept"""
 
 
 def _heads(known: _Stored, tensors: dict[str, np.ndarray]) -> Heads:

@@ -14,12 +14,14 @@ from moescope.studies.agreement.matched import Agreement, agreement_of
 from moescope.studies.agreement.settings import AgreementSettings
 from moescope.study.paired import interval_over
 from moescope.study.protocol import Context
+from moescope.study.repeat import verb
 from moescope.study.result import StudyResult
 from moescope.study.run import Run
 
 _SETTINGS, _RUN = AgreementSettings(), Run()
 
 
+@verb
 def agreement(
     trace_a: RoutingTrace | str | Path,
     trace_b: RoutingTrace | str | Path,
@@ -45,9 +47,9 @@ def agreement(
 
     >>> import moescope
     >>> result = moescope.agreement("engine-a", "engine-b", "engine-a-again")  # doctest: +SKIP
-    >>> result.to_frame("layers")[["layer", "shared", "yardstick"]]  # doctest: +SKIP
+    >>> result.table("layers")[["layer", "shared", "yardstick"]]  # doctest: +SKIP
     """
-    context = Context("agreement", settings, run)
+    context = Context("agreement", settings, run, of=AgreementSettings)
     a, b = _read(trace_a), _read(trace_b)
     names = _name(trace_a, "A"), _name(trace_b, "B")
     found = agreement_of(a, b, names)
@@ -68,7 +70,7 @@ def agreement(
 
 
 def _read(trace: RoutingTrace | str | Path) -> RoutingTrace:
-    return trace if isinstance(trace, RoutingTrace) else load_trace(trace)
+    return trace.validate() if isinstance(trace, RoutingTrace) else load_trace(trace)
 
 
 def _name(trace: RoutingTrace | str | Path, letter: str) -> str:

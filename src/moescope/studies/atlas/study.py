@@ -18,6 +18,7 @@ from moescope.studies.atlas.held_out import HeldOut, bits, held_out, lifts
 from moescope.studies.atlas.page import atlas_page
 from moescope.studies.atlas.settings import AtlasSettings
 from moescope.study.protocol import Context, ModelLike, PromptsLike
+from moescope.study.repeat import verb
 from moescope.study.result import StudyResult
 from moescope.study.rows import Rows, halves
 from moescope.study.run import Run
@@ -29,6 +30,7 @@ _LABEL = 3
 """tokens of a label"""
 
 
+@verb
 def atlas(
     model: ModelLike | RoutingTrace, prompts: PromptsLike | None = None, settings: AtlasSettings = _SETTINGS, *, run: Run = _RUN
 ) -> StudyResult:
@@ -49,9 +51,9 @@ def atlas(
 
     >>> import moescope
     >>> result = moescope.atlas("moe-tiny", "routing-80", run=moescope.Run(out="atlas"))  # doctest: +SKIP
-    >>> result.to_frame("experts").query("label != ''")[["layer", "expert", "label"]]  # doctest: +SKIP
+    >>> result.table("experts").query("label != ''")[["layer", "expert", "label"]]  # doctest: +SKIP
     """
-    context = Context("atlas", settings, run, spread=True)
+    context = Context("atlas", settings, run, of=AtlasSettings, spread=True)
     read = read_routing(
         context,
         model,

@@ -24,6 +24,7 @@ from moescope.studies.circuits.scorer import Scorer
 from moescope.studies.circuits.settings import SearchSettings
 from moescope.studies.circuits.single import scorer_of
 from moescope.study.protocol import Context, TasksLike
+from moescope.study.repeat import verb
 from moescope.study.result import StudyResult
 from moescope.study.rows import FoldRows
 from moescope.study.run import Run
@@ -34,6 +35,7 @@ from moescope.types import Task
 _SETTINGS, _RUN = SearchSettings(), Run()
 
 
+@verb
 def dynamics(
     checkpoints: Sequence[str | Path],
     tasks: TasksLike,
@@ -57,7 +59,7 @@ def dynamics(
     >>> import moescope
     >>> result = moescope.dynamics(["out/step-0", "out/step-1000"], ["certainty=halueval"])  # doctest: +SKIP
     """
-    context = Context("circuits", settings, run, spread=True)
+    context = Context("circuits", settings, run, of=SearchSettings, spread=True)
     series = _series(checkpoints, revisions)
     loaded_tasks = context.tasks(tasks)
     rows: list[dict[str, Any]] = []
@@ -98,6 +100,8 @@ def dynamics(
 
 
 def _series(checkpoints: Sequence[str | Path], revisions: Sequence[str] | None) -> list[tuple[str, int, dict[str, Any]]]:
+    if isinstance(checkpoints, str | Path):
+        checkpoints = [checkpoints]
     if revisions:
         if len(checkpoints) != 1:
             raise InputError("give exactly one model with revisions, not several checkpoints", "revisions")

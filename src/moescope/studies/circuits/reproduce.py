@@ -19,6 +19,7 @@ from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.study import circuits
 from moescope.studies.circuits.tables import projection_tables
 from moescope.study.protocol import Context, ModelLike, TasksLike
+from moescope.study.repeat import verb
 from moescope.study.result import StudyResult
 from moescope.study.run import Run
 from moescope.study.verdicts import Case, verdicts
@@ -37,6 +38,7 @@ PUBLISHED = CircuitSettings(selection="global", sigma="total")
 _RUN = Run()
 
 
+@verb
 def reproduce_circuits(
     model: ModelLike | None = None,
     tasks: TasksLike | None = None,
@@ -57,7 +59,7 @@ def reproduce_circuits(
     >>> result = reproduce_circuits("dense-tiny")  # doctest: +SKIP
     """
     run = run.as_published()
-    context = Context("circuits", settings, run, spread=True)
+    context = Context("circuits", settings, run, of=CircuitSettings, spread=True)
     if model is None:
         context.note(
             f"Note: no model was named, so the embedded {EMBEDDED} stands in for Llama-2-7B, Mistral-7B and Qwen2.5-7B; "

@@ -61,6 +61,8 @@ class CircuitSettings(SearchSettings):
     plus or minus this needs; 0: as many as control_cost pays for."""
     control_cost: Annotated[float, above(0)] = 0.5
     """And no more than cost together this share of one pass over the texts, in forward tokens."""
+    examples: Annotated[int, at_least(0)] = 3
+    """Texts shown of each of the circuit's first neurons, and of what the circuit gets wrong; 0: the result holds none."""
     ablate: Literal["mean", "resample", "zero", "patch"] | None = None
     """Switch the circuits off inside the model, against matched random neurons, and erase the class direction."""
     ablate_ks: Annotated[tuple[int, ...], at_least(1)] = ()

@@ -16,6 +16,7 @@ from moescope.studies.circuits.claims import circuit_claims
 from moescope.studies.circuits.claims_causal import ablation_claims, erasure_claims
 from moescope.studies.circuits.controls import STEPS, control_tables
 from moescope.studies.circuits.cues import read_cues
+from moescope.studies.circuits.examples import example_tables
 from moescope.studies.circuits.features import Columns, Features, capture_features, columns_of
 from moescope.studies.circuits.language import language_rows
 from moescope.studies.circuits.pairs import Ranked, cross_task_rows, map_k, native_row, overlap_rows, task_map_rows
@@ -23,6 +24,7 @@ from moescope.studies.circuits.reread import Reread, prove_reread, reread
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.single import TaskFindings, analyse, overlap_ks
 from moescope.study.protocol import Context, ModelLike, TasksLike
+from moescope.study.repeat import verb
 from moescope.study.result import StudyResult
 from moescope.study.rows import FoldRows
 from moescope.study.run import Run
@@ -31,6 +33,7 @@ from moescope.types import Task
 _SETTINGS, _RUN = CircuitSettings(), Run()
 
 
+@verb
 def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SETTINGS, *, run: Run = _RUN) -> StudyResult:
     """Find the neurons that carry each task, and test them against what chance and trivial cues give.
 
@@ -51,7 +54,7 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
     >>> result = moescope.circuits("dense-tiny", ["certainty=halueval"])  # doctest: +SKIP
     >>> result.circuits["certainty"].neurons  # doctest: +SKIP
     """
-    context = Context("circuits", settings, run, spread=True)
+    context = Context("circuits", settings, run, of=CircuitSettings, spread=True)
     loaded_tasks = context.tasks(tasks)
     loaded = context.load(model, head=settings.ablate is not None, required=False)
     columns = columns_of(loaded, settings.site)
@@ -137,7 +140,15 @@ def _of_task(
             step=lambda step: context.tell(stage, 3 + STEPS.index(step), total),
         ),
     )
-    return found, {**found.tables, **controls}
+    return found, {**found.tables, **controls, **_examples(context, found, settings, model)}
+
+
+def _examples(context: Context, found: TaskFindings, settings: CircuitSettings, model: LoadedModel) -> dict[str, pd.DataFrame]:
+    def read() -> dict[str, pd.DataFrame]:
+        with context.tokens.of(model, "examples"):
+            return example_tables(found, model, settings)
+
+    return context.stage(f"{found.features.task.name}: examples", read) if settings.examples else {}
 
 
 def _check_sizes(columns: Columns, settings: CircuitSettings) -> None:

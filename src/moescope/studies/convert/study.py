@@ -34,6 +34,7 @@ from moescope.studies.convert.tuning import STATIC, TUNED, tune_all
 from moescope.study.checkpoint import Checkpoint
 from moescope.study.harness import evaluate_tasks
 from moescope.study.protocol import CircuitsLike, Context, ModelLike
+from moescope.study.repeat import verb
 from moescope.study.result import StudyResult
 from moescope.study.run import Run
 
@@ -41,6 +42,7 @@ IMPLEMENTATIONS = ("moescope", "grouped_mm")
 _SETTINGS, _RUN = ConvertSettings(), Run()
 
 
+@verb
 def convert(
     model: ModelLike,
     texts: Source = None,
@@ -74,7 +76,7 @@ def convert(
     >>> result = moescope.convert("dense-tiny", settings=moescope.ConvertSettings(active=16), run=run)  # doctest: +SKIP
     >>> transformers.AutoModelForCausalLM.from_pretrained("moe")  # doctest: +SKIP
     """
-    context = Context("convert", settings, run, spread=True)
+    context = Context("convert", settings, run, of=ConvertSettings, spread=True)
     loaded = context.load(model, head=True)
     target = target_of(loaded.module, loaded.config)
     counts = counts_of(settings, loaded.config.intermediate_size, has_shared=target.has_shared)

@@ -225,11 +225,13 @@ def _load(load: pd.DataFrame) -> Figure:
 def _splice(splice: pd.DataFrame) -> Figure:
     table = splice.set_index("layer_is")["loss"]
     others = table.drop("original")
-    figure = new_figure(0.2 * len(others) + 0.7, width=4.6)
+    figure = new_figure(0.2 * len(others) + 1.0, width=4.6)
     axes = figure.subplots()
     where = np.arange(len(others))[::-1]
     axes.plot(others.to_numpy(), where, "o", color=BLUE)
-    axes.axvline(float(table["original"]), **_REFERENCE)
+    axes.axvline(float(table["original"]), **_REFERENCE, label="the layer itself")
+    axes.set_ylim(-0.6, len(others) - 0.4)
+    legend(axes)
     name_rows(axes, [str(name) for name in others.index], at=where.tolist(), room=0.6)
     axes.set_xlabel("loss (nats per token)")
     return figure

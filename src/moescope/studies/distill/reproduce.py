@@ -15,6 +15,7 @@ from moescope.studies.distill.evidence import ACTIVATIONS
 from moescope.studies.distill.settings import NO_PADDING, DistillSettings
 from moescope.studies.distill.study import distill
 from moescope.study.protocol import Context, ModelLike
+from moescope.study.repeat import verb_called
 from moescope.study.result import StudyResult
 from moescope.study.run import Run
 
@@ -33,6 +34,7 @@ EPOCHS = 100
 TOKENS = 4_000_000
 
 
+@verb_called("reproduce_secret_moe")
 def reproduce(
     model: ModelLike | None = None,
     texts: Sequence[str] | str | Path | None = None,
@@ -54,7 +56,7 @@ def reproduce(
     Returns:
         As :func:`distill`; the result has a further table ``published``.
     """
-    context = Context("distill", settings, run, spread=True)
+    context = Context("distill", settings, run, of=DistillSettings, spread=True)
     loaded = context.load(EMBEDDED if model is None else model, head=True, required=False)
     source = next((name for name in published.MODELS if name in loaded.name.lower()), None)
     if source and settings.layer is None:

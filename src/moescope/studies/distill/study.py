@@ -34,6 +34,7 @@ from moescope.studies.distill.students import LayerShape, Scaling
 from moescope.studies.distill.teacher import Teacher
 from moescope.study.names import slug
 from moescope.study.protocol import CircuitsLike, Context, ModelLike
+from moescope.study.repeat import verb
 from moescope.study.result import Artifact, StudyResult
 from moescope.study.rows import halves
 from moescope.study.run import Run
@@ -44,6 +45,7 @@ _HOLD, _HELD = 20, 100  # every 20th text, at most 100
 _SETTINGS, _RUN = DistillSettings(), Run()
 
 
+@verb
 def distill(
     model: ModelLike,
     texts: Sequence[str] | str | Path | None = None,
@@ -81,9 +83,9 @@ def distill(
     >>> import moescope
     >>> settings = moescope.DistillSettings(layer=3, experts=1024, steps=250)
     >>> result = moescope.distill("dense-tiny", settings=settings)  # doctest: +SKIP
-    >>> result.to_frame("ratio")  # doctest: +SKIP
+    >>> result.table("ratio")  # doctest: +SKIP
     """
-    context = Context("distill", settings, run, spread=True)
+    context = Context("distill", settings, run, of=DistillSettings, spread=True)
     with context.noted():
         given = read_texts(texts)
     context.stages.read(list(given))

@@ -14,6 +14,7 @@ from moescope.studies.exit.settings import ExitSettings
 from moescope.studies.exit.task import exit_task
 from moescope.study.names import slug
 from moescope.study.protocol import Context, ModelLike, TasksLike
+from moescope.study.repeat import verb
 from moescope.study.result import StudyResult
 from moescope.study.rows import Rows, calibrated
 from moescope.study.run import Run
@@ -21,6 +22,7 @@ from moescope.study.run import Run
 _SETTINGS, _RUN = ExitSettings(), Run()
 
 
+@verb
 def exit(model: ModelLike, tasks: TasksLike, settings: ExitSettings = _SETTINGS, *, run: Run = _RUN) -> StudyResult:
     """Find how early a text may leave a model with a bound on what that costs, and whether it pays.
 
@@ -42,7 +44,7 @@ def exit(model: ModelLike, tasks: TasksLike, settings: ExitSettings = _SETTINGS,
     >>> result = moescope.exit("dense-tiny", ["certainty=halueval"])  # doctest: +SKIP
     >>> result.artifacts["exit/certainty"].predict(["Question: Who?\\nAnswer: Me."])  # doctest: +SKIP
     """
-    context = Context("exit", settings, run, spread=True)
+    context = Context("exit", settings, run, of=ExitSettings, spread=True)
     loaded_tasks = context.tasks(tasks)
     places = [f"exit/{slug(task.name)}" for task in loaded_tasks]
     double = next((place for place in places if places.count(place) > 1), None)

@@ -37,6 +37,7 @@ from moescope.studies.prune.tasks import task_table
 from moescope.study.checkpoint import Checkpoint
 from moescope.study.harness import check_tasks
 from moescope.study.protocol import Context, ModelLike, TextsLike
+from moescope.study.repeat import verb
 from moescope.study.result import StudyResult
 from moescope.study.rows import Rows
 from moescope.study.run import Run
@@ -45,6 +46,7 @@ from moescope.study.verdicts import beyond_draws, verdicts
 _SETTINGS, _RUN = PruneSettings(), Run()
 
 
+@verb
 def prune(model: ModelLike, texts: TextsLike = None, settings: PruneSettings = _SETTINGS, *, run: Run = _RUN) -> StudyResult:
     """Read saliency on one half of the documents, write the model without the least salient experts, and measure on the other
     half what that costs.
@@ -70,7 +72,7 @@ def prune(model: ModelLike, texts: TextsLike = None, settings: PruneSettings = _
     >>> result = moescope.prune("moe-tiny", settings=moescope.PruneSettings(ratio=0.5), run=run)  # doctest: +SKIP
     >>> transformers.AutoModelForCausalLM.from_pretrained("smaller")  # doctest: +SKIP
     """
-    context = Context("prune", settings, run)
+    context = Context("prune", settings, run, of=PruneSettings)
     passages = context.passages(texts)
     categories = list(dict.fromkeys(p.category for p in passages))
     if settings.domain not in (None, *categories):

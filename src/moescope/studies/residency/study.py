@@ -26,6 +26,7 @@ from moescope.studies.residency.placed import devices_of, place, placement_table
 from moescope.studies.residency.rows import split
 from moescope.studies.residency.settings import ResidencySettings
 from moescope.study.protocol import Context, ModelLike
+from moescope.study.repeat import verb
 from moescope.study.result import StudyResult
 from moescope.study.run import Run
 
@@ -33,6 +34,7 @@ _SETTINGS, _RUN = ResidencySettings(), Run()
 _BITS = {"float32": 32, "float16": 16, "bfloat16": 16}
 
 
+@verb
 def residency(
     trace: RoutingTrace | str | Path,
     model: ModelLike | None = None,
@@ -58,10 +60,10 @@ def residency(
 
     >>> import moescope
     >>> result = moescope.residency("trace", settings=moescope.ResidencySettings(capacity=16, bandwidth=25))  # doctest: +SKIP
-    >>> result.to_frame("policies")[["policy", "capacity", "hit_rate", "loaded"]]  # doctest: +SKIP
+    >>> result.table("policies")[["policy", "capacity", "hit_rate", "loaded"]]  # doctest: +SKIP
     """
-    context = Context("residency", settings, run)
-    recorded = trace if isinstance(trace, RoutingTrace) else load_trace(trace)
+    context = Context("residency", settings, run, of=ResidencySettings)
+    recorded = trace.validate() if isinstance(trace, RoutingTrace) else load_trace(trace)
     context.stages.read(recorded)
     n_experts, top_k = max(recorded.n_experts), recorded.top_k
     capacity, capacities = _capacities(n_experts, settings)

@@ -37,6 +37,7 @@ from moescope.studies.robustness.settings import RobustnessSettings
 from moescope.studies.robustness.turns import watched_rows
 from moescope.study.paired import above_chance, paired_effect
 from moescope.study.protocol import Context, ModelLike, PromptsLike
+from moescope.study.repeat import verb
 from moescope.study.result import Artifact, StudyResult
 from moescope.study.run import Run
 from moescope.tasks import Prompt
@@ -44,6 +45,7 @@ from moescope.tasks import Prompt
 _SETTINGS, _RUN = RobustnessSettings(), Run()
 
 
+@verb
 def robustness(
     model: ModelLike, prompts: PromptsLike = "routing-480", settings: RobustnessSettings = _SETTINGS, *, run: Run = _RUN
 ) -> StudyResult:
@@ -64,9 +66,9 @@ def robustness(
 
     >>> import moescope
     >>> settings = moescope.RobustnessSettings(attacked=4, queries=64)
-    >>> moescope.robustness("moe-tiny", "routing-80", settings).to_frame("attack")  # doctest: +SKIP
+    >>> moescope.robustness("moe-tiny", "routing-80", settings).table("attack")  # doctest: +SKIP
     """
-    context = Context("robustness", settings, run)
+    context = Context("robustness", settings, run, of=RobustnessSettings)
     asked = context.prompts(prompts)
     y, categories = check_categories([p.id for p in asked], [p.category for p in asked])
     parts = watched_rows(asked, y, categories, settings, run.seed)

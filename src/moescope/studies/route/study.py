@@ -33,6 +33,7 @@ from moescope.studies.route.claims import route_claims
 from moescope.studies.route.settings import RouteSettings
 from moescope.study.paired import balanced
 from moescope.study.protocol import Context, ModelLike, TasksLike
+from moescope.study.repeat import verb
 from moescope.study.result import StudyResult
 from moescope.study.rows import FoldRows, Rows, calibrated
 from moescope.study.run import Run
@@ -44,6 +45,7 @@ _FOREIGN = "WikiText paragraphs"
 _FOLDS = 3  # of the fitting rows, within which the surface cue is chosen
 
 
+@verb
 def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTINGS, *, run: Run = _RUN) -> StudyResult:
     """Fit a router on prompts of several tasks, and test it on others of theirs and on text that belongs to none.
 
@@ -67,7 +69,7 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
     >>> result.artifacts["route"].router.tasks  # doctest: +SKIP
     ('a', 'b')
     """
-    context = Context("route", settings, run, spread=True)
+    context = Context("route", settings, run, of=RouteSettings, spread=True)
     parts = context.tasks(tasks)
     if len(parts) < 2:
         raise InputError("at least two tasks with different names are needed, e.g. a=halueval and b=uci-sentiment", "tasks")

@@ -106,9 +106,10 @@ def cards(tables: Tables) -> Figure:
     tokens, categories = tables["expert_tokens"], tables["expert_categories"]
     keys = categories[["layer", "expert"]].drop_duplicates().itertuples(index=False, name=None)
     shown = [key for key in keys if len(_of(tokens, key))][:8]
-    rows = -(-len(shown) // 4)
+    across = min(range(1, min(4, len(shown)) + 1), key=lambda n: (-len(shown) % n, -n)) if len(shown) > 4 else len(shown)
+    rows = -(-len(shown) // across)
     figure = new_figure(0.3 + 1.75 * rows)
-    grid = figure.subplots(rows, min(4, len(shown)), squeeze=False)
+    grid = figure.subplots(rows, across, squeeze=False)
     kinds = levels(categories, "category")
     for i, panel in enumerate(grid.flat):
         if i >= len(shown):
@@ -118,7 +119,7 @@ def cards(tables: Tables) -> Figure:
         y = np.arange(len(best))
         overall = float((best["rate"] / best["lift"]).iloc[0])
         spread = errors(best["rate"], best["low"] * overall, best["high"] * overall)
-        panel.axvline(overall, color=FAINT, lw=1, zorder=0)
+        panel.axvline(overall, color=FAINT, lw=1, zorder=0, label="any token")
         panel.errorbar(best["rate"], y, xerr=spread, color=SOFT, marker="o", ls="none")
         panel.set_xlim(0, 1.05)
         panel.set_xticks([0, 0.5, 1])
@@ -127,8 +128,10 @@ def cards(tables: Tables) -> Figure:
         panel.tick_params(axis="y", colors=color(kinds.index(kind)))
         name_rows(panel, [_visible(str(t)) for t in best["token"]], room=0.4, size=5.5)
         letter(panel, i, f"layer {shown[i][0]}, expert {shown[i][1]}: {shorten(kind, 14)}")
-        if i // 4 == rows - 1:
+        if i // across == rows - 1 or i + across >= len(shown):
             panel.set_xlabel("share of its places sent here")
+        if i == 0:
+            legend(panel)
     return figure
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from moescope.report.hover import says
 from moescope.report.registry import Entry
 from moescope.report.style import (
     BLUE,
@@ -153,6 +154,7 @@ def _classification(tables: Tables) -> Figure:
     if len(null):
         left.axhline(float(null["accuracy"].iloc[0]), color=SOFT, lw=0.8, ls="--", zorder=1, label="labels permuted")
     name_axis(left, splits, 18)
+    left.set_xlim(-0.5, len(splits) - 0.5)
     left.set_ylim(0, 1)
     left.set_yticks(np.linspace(0, 1, 6))
     left.set_ylabel("held-out accuracy (95 %)")
@@ -185,7 +187,10 @@ def _map(tables: Tables) -> Figure:
         for c, kind in enumerate(kinds):
             rows = frame[frame["category"] == kind]
             name = shorten(kind, 60)
-            panel.plot(rows[x], rows[y], ls="none", marker=marker(c), color=color(c), ms=2.6, alpha=0.7, mew=0, label=name)
+            look = {"marker": marker(c), "color": color(c), "ms": 2.6, "alpha": 0.7, "mew": 0}
+            (points,) = panel.plot(rows[x], rows[y], ls="none", label=name, **look)
+            if "text" in rows:
+                says(points, rows["text"].astype(str).tolist())
         panel.set_xlabel(xlabel)
         panel.set_ylabel(ylabel)
         panel.set_xticks([])

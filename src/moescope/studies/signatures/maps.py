@@ -16,6 +16,7 @@ from moescope.routing.similarity import by_category, similarity
 from moescope.routing.subject import Subject
 
 SHOWN = 160  # prompts of the similarity matrix
+_SHOWN_TEXT = 160  # characters of a prompt
 
 
 def map_table(signatures: Signatures, subject: Subject, *, seed: int) -> pd.DataFrame:
@@ -36,6 +37,7 @@ def map_table(signatures: Signatures, subject: Subject, *, seed: int) -> pd.Data
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its own notices about threads and initial scale
         neighbours = TSNE(n_components=2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(x)
+    texts = {} if subject.texts is None else {"text": [" ".join(text.split())[:_SHOWN_TEXT] for text in subject.texts]}
     explained = np.nan_to_num(pca.explained_variance_ratio_)
     return pd.DataFrame(
         {
@@ -43,6 +45,7 @@ def map_table(signatures: Signatures, subject: Subject, *, seed: int) -> pd.Data
             "category": [subject.categories[c] for c in subject.y],
             "topic": _strings(subject.topics, len(x)),
             "template": _strings(subject.templates, len(x)),
+            **texts,
             "tokens": signatures.tokens,
             "pc1": plane[:, 0],
             "pc2": plane[:, 1],

@@ -11,6 +11,7 @@ from moescope.studies.signatures import published
 from moescope.studies.signatures.settings import SignatureSettings
 from moescope.studies.signatures.study import signatures
 from moescope.study.protocol import Context, ModelLike, PromptsLike
+from moescope.study.repeat import verb_called
 from moescope.study.result import StudyResult
 from moescope.study.run import Run
 
@@ -19,6 +20,7 @@ PROMPTS = "routing-80"
 _SETTINGS, _RUN = SignatureSettings(), Run()
 
 
+@verb_called("reproduce_signatures")
 def reproduce(
     model: ModelLike | None = None,
     prompts: PromptsLike | None = None,
@@ -39,7 +41,7 @@ def reproduce(
     Raises:
         InputError: see :func:`~moescope.studies.signatures.study.signatures`.
     """
-    context = Context("signatures", settings, run, spread=True)
+    context = Context("signatures", settings, run, of=SignatureSettings, spread=True)
     if prompts is None or isinstance(prompts, str):
         context.note(f"Note: the source's own 80 prompts are not at hand; {prompts or PROMPTS} stands in.")
     if model is None:

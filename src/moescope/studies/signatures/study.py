@@ -27,12 +27,14 @@ from moescope.studies.signatures.separations import layer_nulls, null_table, ran
 from moescope.studies.signatures.settings import SignatureSettings
 from moescope.studies.signatures.structure import depth_trend, load_table, preference, silhouette
 from moescope.study.protocol import Context, ModelLike, PromptsLike
+from moescope.study.repeat import verb
 from moescope.study.result import StudyResult
 from moescope.study.run import Run
 
 _SETTINGS, _RUN = SignatureSettings(), Run()
 
 
+@verb
 def signatures(
     model: ModelLike | RoutingTrace,
     prompts: PromptsLike | None = None,
@@ -62,9 +64,9 @@ def signatures(
 
     >>> import moescope
     >>> result = moescope.signatures("moe-tiny", "routing-80", run=moescope.Run(seed=1))  # doctest: +SKIP
-    >>> result.to_frame("routing_nulls")  # doctest: +SKIP
+    >>> result.table("routing_nulls")  # doctest: +SKIP
     """
-    context = Context("signatures", settings, run, spread=True)
+    context = Context("signatures", settings, run, of=SignatureSettings, spread=True)
     trace, labelled, loaded, twin = read_routing(
         context,
         model,

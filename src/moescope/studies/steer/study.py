@@ -25,6 +25,7 @@ from moescope.studies.steer.neurons_effect import check_circuit_of, neurons_plan
 from moescope.studies.steer.settings import SteerSettings
 from moescope.studies.steer.steering import Steering, by_category, by_hand, categories
 from moescope.study.protocol import Context, ModelLike, PromptsLike, TextsLike
+from moescope.study.repeat import verb
 from moescope.study.result import Artifact, StudyResult
 from moescope.study.rows import Rows
 from moescope.study.run import Run
@@ -41,6 +42,7 @@ _BUDGET = 5e13  # weights times forward tokens of one steering: a quarter of an 
 _SETTINGS, _RUN = SteerSettings(), Run()
 
 
+@verb
 def steer(
     model: ModelLike,
     texts: TextsLike = None,
@@ -72,7 +74,7 @@ def steer(
     >>> settings = moescope.SteerSettings(ban=("1:2",), target="code")
     >>> moescope.steer("moe-tiny", settings=settings).claims[0].outcome  # doctest: +SKIP
     """
-    context = Context("steer", settings, run)
+    context = Context("steer", settings, run, of=SteerSettings)
     asked, passages = list(context.prompts(prompts)), list(context.passages(texts))
     if all(p.category != WIKITEXT for p in passages):
         passages += _wikitext()

@@ -34,6 +34,7 @@ from moescope.studies.targets.measure import (
 )
 from moescope.studies.targets.settings import TargetSettings
 from moescope.study.protocol import Context, ModelLike, PromptsLike
+from moescope.study.repeat import verb
 from moescope.study.result import StudyResult
 from moescope.study.rows import Rows
 from moescope.study.run import Run
@@ -44,6 +45,7 @@ from moescope.tasks.passages import load_passages
 _SETTINGS, _RUN = TargetSettings(), Run()
 
 
+@verb
 def targets(
     model: ModelLike | RoutingTrace,
     texts: PromptsLike | None = None,
@@ -70,7 +72,7 @@ def targets(
     >>> result = moescope.targets("moe-tiny")  # doctest: +SKIP
     >>> result.artifacts["targets"].lora_config("code")["target_parameters"]  # doctest: +SKIP
     """
-    context = Context("targets", settings, run)
+    context = Context("targets", settings, run, of=TargetSettings)
     recorded = _recorded(model)
     if recorded is None:
         asked = _texts(context, texts)
@@ -122,7 +124,7 @@ def targets(
 def _recorded(model: Any) -> RoutingTrace | None:
     """The trace that ``model`` is, or whose folder it names."""
     if isinstance(model, RoutingTrace):
-        return model
+        return model.validate()
     if not isinstance(model, str | Path):
         return None
     if holds_load(Path(model)):

@@ -196,7 +196,7 @@ def _ratio(axes: Axes, tables: Tables, named: bool) -> None:
     axes.set_xlim(-0.6, len(tasks) - 0.4)
     drawn = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines])
     shown = drawn[np.isfinite(drawn)].tolist()
-    axes.set_ylim(min([0.8, *(y - 0.05 for y in shown)]), max([2.05, *(y + 0.05 for y in shown)]))
+    axes.set_ylim(min([0.8, *(y - 0.1 for y in shown)]), max([2.05, *(y + 0.1 for y in shown)]))
     axes.set_yticks([1, 1.5, 2])
     axes.set_ylabel("own ÷ other task")
     if named:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -264,7 +265,8 @@ def dose_curve(axes: Axes, rows: pd.DataFrame, along: str, target: str, label: s
         axes.vlines(rows[along], rows["random_low"], rows["random_high"], color=SOFT, lw=6, alpha=0.4, label=label_of_band)
     else:
         band(axes, rows[along], rows["random_low"], rows["random_high"], SOFT, label=label_of_band)
-    axes.plot(rows[along], rows["random_mean"], color=SOFT, lw=0.9, ls="--", label="their mean")
+    one: Any = {"ls": "none", "marker": "_", "ms": 9} if len(rows) == 1 else {"ls": "--"}
+    axes.plot(rows[along], rows["random_mean"], color=SOFT, lw=0.9, label="their mean", **one)
     axes.axhline(0, color=FAINT, lw=0.8, zorder=0)
     axes.plot(rows[along], rows["effect"], "-", color=ink)
     strong = (rows["p"] <= ALPHA).to_numpy()

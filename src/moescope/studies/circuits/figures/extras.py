@@ -20,6 +20,7 @@ from moescope.report.style import (
     SKY,
     SOFT,
     VERMILLION,
+    WIDTH,
     band,
     color,
     errors,
@@ -105,34 +106,27 @@ def _controls(tables: Tables) -> Figure:
 
 
 def _causal(table: str, along: str, what: str, xlabel: str) -> Callable[[Tables], Figure]:
-    """The effect beside matched random interventions: one row per task, one column per target (one target: tasks in rows)."""
+    """The effect beside matched random interventions: a panel for each task and each target that it has."""
 
     def draw(tables: Tables) -> Figure:
         frame = tables[table]
-        tasks, found = levels(frame, "task"), levels(frame, "target")
+        frame = frame[frame[along] > 0] if along == "k" else frame  # k = 0 is one direction
+        found = levels(frame, "target")
         targets = [t for t in TARGETS if t in found] + [t for t in found if t not in TARGETS]
-        panels = [(task, target) for task in tasks for target in targets]
-        across = len(targets) if len(targets) > 1 else min(3, len(tasks))
+        parts = [of_task(frame, task) for task in levels(frame, "task")]
+        panels = [(rows, target) for rows in parts for target in targets if (rows["target"] == target).any()]
+        across = min(range(1, min(4, len(panels)) + 1), key=lambda n: (-len(panels) % n, -n))
         down = -(-len(panels) // across)
-        figure = new_figure(1.9 * down + 0.25)
-        grid = figure.subplots(down, across, squeeze=False).ravel()
-        named = False
-        for i, (task, target) in enumerate(panels):
-            axes, rows = grid[i], of_task(frame, task)
-            rows = rows[(rows["target"] == target) & (rows[along] > 0 if along == "k" else True)]  # k = 0 is one direction
-            if rows.empty:
-                axes.set_axis_off()
-                continue
+        figure = new_figure(1.9 * down + 0.25, min(WIDTH, 3.6 * across))
+        for i, (axes, (rows, target)) in enumerate(zip(figure.subplots(down, across, squeeze=False).flat, panels, strict=True)):
+            rows = rows[rows["target"] == target]
             dose_curve(axes, rows, along, target, what)
             if along == "k":
                 log_k(axes, [int(k) for k in rows["k"]], spacing=0.03 * across)
             axes.set_xlabel(xlabel)
-            letter(axes, i, shorten(task, 24))
-            if not named:
+            letter(axes, i, shorten(str(rows["task"].iloc[0]), 24))
+            if i == 0:
                 legend(axes)
-                named = True
-        for axes in grid[len(panels) :]:
-            axes.set_axis_off()
         return figure
 
     return draw

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from moescope.errors import InputError
 
-ZOO = Path(__file__).with_name("zoo")
+ZOO = Path(__file__).parent / "models" / "zoo"
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class _Figure:
     title: str
     caption: str
     source: str  # data URI
-    marks: list[tuple[str, ...]]  # x, y, width, height as shares of the figure; what it says there
+    marks: list[tuple[str, str, str, str, str]]  # x, y, width, height as shares of the figure; what it says there
 
 
 @dataclass(frozen=True)

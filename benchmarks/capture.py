@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -38,6 +37,7 @@ from moescope.capture.session import capture
 from moescope.errors import InputError
 from moescope.files.atomic import write_atomic
 from moescope.models import load
+from moescope.study.provenance import peak_bytes
 from moescope.tasks import load_task
 
 RESULTS = Path(__file__).parent / "results"
@@ -152,8 +152,7 @@ def memory_child(count: int) -> None:
     encoded = Encoded.from_ids([rng.integers(1, 4096, n) for n in lengths])
     labels, folds = rng.integers(0, 2, count), rng.integers(0, 5, count)
     moments(model, encoded, model.sites(SITE_KIND), labels, folds, position="all", batch_tokens=4096)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"texts": count, "tokens": int(lengths.sum()), "peak": peak * (1 if sys.platform == "darwin" else 1024)}))
+    print(json.dumps({"texts": count, "tokens": int(lengths.sum()), "peak": peak_bytes()}))
 
 
 def memory(small: bool, threads: int) -> dict[str, Any]:

@@ -233,9 +233,9 @@ def model(
 
 def embedded() -> dict[str, Any]:
     result = convert("dense-tiny")
-    print(result.claims_frame()[["name", "measured", "null", "note"]].to_string())
-    tables = {name: result.to_frame(name).to_dict("records") for name in ("frontier", "speed")}
-    return {"recommendation": result.claims[0].note, "minutes_to_convert": result.meta["minutes_to_convert"], **tables}
+    print(result.table()[["statement", "measured", "control_value", "words"]].to_string())
+    tables = {name: result.table(name).to_dict("records") for name in ("frontier", "speed")}
+    return {"recommendation": result.claims[0].words, "minutes_to_convert": result.meta["minutes_to_convert"], **tables}
 
 
 def main() -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -34,6 +33,7 @@ from moescope.kernels import Routed, cpu, reference, topk
 from moescope.studies.distill.optimizer import RowAdam
 from moescope.studies.distill.spec import StudentSpec
 from moescope.studies.distill.students import LayerShape, Student
+from moescope.study.provenance import peak_bytes
 
 RESULTS = Path(__file__).parent / "results"
 SHAPE = LayerShape(512, 512, "gelu", False)  # Pythia-70M
@@ -192,7 +192,7 @@ def million(steps: int = 60) -> dict[str, Any]:
     start = time.perf_counter()
     train(pairs, {"product-key": job}, TrainSettings(steps=steps, batch=BATCH, every=steps))
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = peak_bytes()
     held = 3 * 4 * sum(p.numel() for p in student.parameters())
     return {
         "experts": 1_000_000,
@@ -213,7 +213,7 @@ def memory_child(name: str, experts: int) -> None:
     step = stepper(name, experts)
     for _ in range(3):
         step()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = peak_bytes()
     router = name.split(", ")[1]
     numbers = sum(p.numel() for p in Student(spec(router, experts), SHAPE).parameters())
     print(json.dumps({"peak_over_start": peak - before, "weights_and_moments": 3 * 4 * numbers}))

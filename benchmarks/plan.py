@@ -30,10 +30,11 @@ CASES = (
 )
 # Products that torch's own table does not have: attention on a CPU, and experts that are multiplied together.
 MEASURE = """
-import json, math, resource, sys, time
+import json, math, sys, time
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from moescope.cli import main
+from moescope.study.provenance import peak_bytes
 
 def attention(q, k, v, *_, out_shape=None, **__):
     rows, heads, queries, width = q
@@ -47,7 +48,7 @@ known = {aten._scaled_dot_product_flash_attention_for_cpu: attention, aten._grou
 start = time.time()
 with FlopCounterMode(display=False, custom_mapping=known) as counted:
     main(json.loads(sys.argv[1]))
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+peak = peak_bytes()
 print("\\n" + json.dumps({"flops": counted.get_total_flops(), "peak_bytes": peak, "seconds": time.time() - start}))
 """
 

@@ -35,17 +35,18 @@ SHAPE: dict[str, Any] = {
 TINY = SHAPE | {"hidden_size": 256, "intermediate_size": 128, "num_experts": 16, "vocab_size": 8192}
 
 _PRUNE = """
-import json, resource, sys, time
+import json, sys, time
 import psutil, torch
 base = psutil.Process().memory_info().rss
 import moescope, moescope.studies.prune.study
+from moescope.study.provenance import peak_bytes
 folder, out, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 imported = psutil.Process().memory_info().rss
 start = time.perf_counter()
 run = moescope.Run(out=out, dtype="bf16", batch_tokens=256)
 result = moescope.prune(folder, settings=moescope.PruneSettings(**options), run=run)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-table = result.to_frame("pruning")
+peak = peak_bytes()
+table = result.table("pruning")
 print(json.dumps({
     "seconds": time.perf_counter() - start, "torch_bytes": base, "imported_bytes": imported, "peak_bytes": peak,
     "config": result.meta["config"], "bytes": result.meta["bytes"],

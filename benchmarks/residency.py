@@ -31,17 +31,17 @@ LAYERS, EXPERTS, K, LENGTH = 16, 64, 8, 500
 CAPACITIES = (8, 16, 32, 48)
 
 
-def made_up(tokens: int) -> RoutingTrace:
-    n = tokens // LENGTH
-    position = np.tile(np.arange(LENGTH, dtype=np.int32), n)
+def made_up(tokens: int, length: int = LENGTH) -> RoutingTrace:
+    n = tokens // length
+    position = np.tile(np.arange(length, dtype=np.int32), n)
     empty = RoutingTrace(
         layers=tuple(range(LAYERS)),
         n_experts=(EXPERTS,) * LAYERS,
-        ids=np.zeros((n * LENGTH, LAYERS, K), np.uint8),
+        ids=np.zeros((n * length, LAYERS, K), np.uint8),
         weights=None,
-        sequence=np.repeat(np.arange(n, dtype=np.int32), LENGTH),
+        sequence=np.repeat(np.arange(n, dtype=np.int32), length),
         position=position,
-        generated=position >= LENGTH // 2,
+        generated=position >= length // 2,
         tokens=None,
         sequences=tuple(TracedSequence(str(i), "ab"[i % 2]) for i in range(n)),
         meta={"model": "made up"},

@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +29,7 @@ from moescope.capture import Encoded
 from moescope.models import from_model
 from moescope.routing import TracedSequence, trace_prompts
 from moescope.runtime.exit.features import read_features
+from moescope.study.provenance import peak_bytes
 
 RESULT = Path(__file__).parent / "results" / "scaling.json"
 FIGURE = Path(__file__).parents[1] / "docs" / "plan" / "scaling.png"
@@ -70,7 +69,7 @@ def measure(sizes: dict[str, int], sparse: bool, answer: Any) -> None:
     start = time.process_time()
     run()
     seconds = time.process_time() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = peak_bytes()
     answer.put({"seconds": seconds, "grew_mib": (peak - before) / 2**20, "parameters": size})
 
 

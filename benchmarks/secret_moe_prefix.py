@@ -29,11 +29,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from moescope.models import from_model, load
 from moescope.models.source import find_source
-from moescope.zoo import packaged
 from moescope.studies.distill.reproduce import reproduce
 from moescope.studies.distill.settings import DistillSettings
 from moescope.study.run import Run
 from moescope.tasks import articles
+from moescope.zoo import packaged
 
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")  # ids 0 to 3 of Gemma
 GGUF_NAMES = {

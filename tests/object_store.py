@@ -1,4 +1,4 @@
-"""A small S3 server on this machine: what Arrow asks of one, from a dictionary."""
+"""A small object store on this machine, from a dictionary: what Arrow asks of an S3 server."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from xml.sax.saxutils import escape
 
 
 class Store(ThreadingHTTPServer):
-    """``objects`` by ``bucket/key``; a key that ``denied`` matches is not written."""
+    """``objects`` by ``bucket/key``; a key that ``denied`` matches is not written. ``handler`` speaks for it."""
 
     daemon_threads = True
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, handler: type[Handler]) -> None:
+        super().__init__(("127.0.0.1", 0), handler)
         self.objects: dict[str, bytes] = {}
         self.times: dict[str, float] = {}
         self.written: list[str] = []
@@ -36,7 +36,9 @@ class Store(ThreadingHTTPServer):
         return True
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
+    """What all of them need."""
+
     protocol_version = "HTTP/1.1"
     server: Store
 
@@ -78,6 +80,16 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
+    def _part(self, data: bytes, **told: str) -> None:
+        """``data``, or what is asked for of it."""
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range", ""))
+        if not asked:
+            return self._say(200, data, **told)
+        start, stop = int(asked[1]), min(int(asked[2] or len(data) - 1), len(data) - 1) + 1
+        return self._say(206, data[start:stop], Content_Range=f"bytes {start}-{stop - 1}/{len(data)}", **told)
+
+
+class S3(Handler):
     def _xml(self, name: str, inside: str) -> None:
         text = f'<?xml version="1.0"?><{name} xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{inside}</{name}>'
         self._say(200, text.encode(), Content_Type="application/xml")
@@ -135,14 +147,9 @@ class _Handler(BaseHTTPRequestHandler):
         if data is None:
             return self._no(404, "NoSuchKey")
         told = {"ETag": f'"{hashlib.md5(data).hexdigest()}"', "Last_Modified": formatdate(self.server.times[key], usegmt=True)}
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range", ""))
-        if asked:
-            start, stop = int(asked[1]), min(int(asked[2] or len(data) - 1), len(data) - 1) + 1
-            part = data[start:stop]
-            return self._say(206, part, Content_Range=f"bytes {start}-{stop - 1}/{len(data)}", **told)
         if self.command == "HEAD":
             return self._say(200, Content_Length=str(len(data)), **told)
-        return self._say(200, data, **told)
+        return self._part(data, **told)
 
     def _list(self, bucket: str, query: dict[str, str]) -> None:
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
@@ -170,9 +177,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def object_store() -> Iterator[Store]:
+def object_store(handler: type[Handler] = S3) -> Iterator[Store]:
     """Served until the end."""
-    server = Store()
+    server = Store(handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:

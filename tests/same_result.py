@@ -1,4 +1,4 @@
-"""In what two results of one command differ, but for what the clock says."""
+"""In what two results of one command differ, but for what the clock says, and for what they were spread over."""
 
 from __future__ import annotations
 
@@ -36,7 +36,12 @@ def difference(now: StudyResult, whole: StudyResult) -> str | None:
         if str(a) != str(b) and not (clocked and _of_times(a)):  # as text: NaN is itself
             return f"claim {a} was {b}"
     told = (*_TOLD, *(() if clocked else ("notes",)))
-    return next((f"{key}: {now.meta.get(key)}" for key in told if now.meta.get(key) != whole.meta.get(key)), None)
+    return next((f"{key}: {now.meta.get(key)}" for key in told if _told(now, key) != _told(whole, key)), None)
+
+
+def _told(result: StudyResult, key: str) -> object:
+    found = result.meta.get(key)
+    return {name: value for name, value in found.items() if name != "engine"} if key == "run" and found else found
 
 
 def _of_times(claim: Claim) -> bool:

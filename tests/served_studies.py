@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,20 @@ def save_studies(folder: Path) -> Path:
     model, planted = planted_llama(), planted_task(rows=600)
     exits = moescope.exit(model, [planted], moescope.ExitSettings(risk=0.05, k=3, timed_texts=4, margin=0.06))
     exits.save(folder / "exit", figures=False)
-    wandering(model).write(folder / "exit" / "exit" / "wandering")
+    dataclasses.replace(wandering(model), template="Say: {one}\nAnd: {two}").write(folder / "exit" / "exit" / "wandering")
     routed = moescope.route(model, [planted, few_words()], moescope.RouteSettings(unknown=0.1))
     routed.save(folder / "route", figures=False)
-    moescope.circuits(model, [planted], moescope.CircuitSettings(**QUICK)).save(folder / "circuits", figures=False)
+    save_circuits(folder)
     return folder
 
 
-def serve_studies(folder: Path) -> Served:
-    return gather(planted_llama(), exits=[folder / "exit"], route=folder / "route", circuits=folder / "circuits")
+def save_circuits(folder: Path) -> Path:
+    """``folder/circuits`` alone."""
+    found = moescope.circuits(planted_llama(), [planted_task(rows=600)], moescope.CircuitSettings(**QUICK))
+    found.save(folder / "circuits", figures=False)
+    return folder / "circuits"
+
+
+def serve_studies(folder: Path, **options: Any) -> Served:
+    folders: dict[str, Any] = {"exits": [folder / "exit"], "route": folder / "route", "circuits": folder / "circuits"}
+    return gather(planted_llama(), **folders, **options)

@@ -70,7 +70,7 @@ def test_encoded_passes_through_and_splits() -> None:
         (["a", None], {}, "text 1: None is not a string"),
         (["a", float("nan")], {}, "text 1: nan is not a string"),
         (["a"] * 1500 + [3], {}, "text 1500: 3 is not a string"),
-        (["a"], {"max_tokens": 0}, "max_tokens: 0 is not a positive number"),
+        (["a"], {"max_tokens": 0}, "max_tokens: must be at least 1, got 0"),
         (["a"], {"max_tokens": 257}, "max_tokens: 257 is more than the 256 positions of model tiny-bert"),
         (["abc"], {"max_tokens": 2}, "max_tokens: 2 leaves no room for text 0 beside 2 special tokens"),
         (["a"], {"special_tokens": "some"}, 'special_tokens: "some" is not one of'),
@@ -111,7 +111,7 @@ def test_batches_hold_every_row_once_within_the_budget(budget: int) -> None:
     assert all(size <= budget or len(rows) == 1 for size, rows in zip(sizes, groups, strict=True))
     ends = [int(lengths[rows].max()) for rows in groups]
     assert ends == sorted(ends, reverse=True)
-    with pytest.raises(InputError, match="batch_tokens: 0"):
+    with pytest.raises(InputError, match="batch_tokens: must be at least 1, got 0"):
         batches(lengths, 0)
 
 

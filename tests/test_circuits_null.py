@@ -90,7 +90,7 @@ def test_constant_and_perfect_features() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"n_permutations": 0}, "n_permutations=0"),
+        ({"n_permutations": 0}, "n_permutations: must be at least 1, got 0"),
         ({"y": np.zeros(90, dtype=int)}, "two classes"),
         ({"allowed": np.zeros(150, dtype=bool)}, "at least one"),
         ({"sigma": "std"}, "'std'"),

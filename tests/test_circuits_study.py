@@ -58,7 +58,7 @@ def test_planted_neurons_come_back(site: str) -> None:
     if site == "resid":
         # Top ten of the stream: the three planted coordinates in their four layers fill nine or ten places.
         assert set(columns["neuron"]) >= set(COORDINATES)
-        assert result.claims_frame().set_index("statement").loc[COLUMN, "measured"] == 4
+        assert result.table().set_index("statement").loc[COLUMN, "measured"] == 4
 
 
 @pytest.fixture(scope="module")

@@ -69,14 +69,14 @@ def result(dense: Any, weights: dict[str, torch.Tensor], folder: Path) -> StudyR
 
 
 def test_it_helps_on_held_out_text(result: StudyResult) -> None:
-    frontier = result.to_frame("frontier").set_index(["kind", "active"])
+    frontier = result.table("frontier").set_index(["kind", "active"])
     assert frontier.loc[("tuned", 5), "kl"] < 0.85 * frontier.loc[("converted", 5), "kl"]
     assert frontier.loc[("tuned", 5), "perplexity"] < 0.85 * frontier.loc[("converted", 5), "perplexity"]
 
 
 def test_what_is_claimed_is_of_the_tuned_model(result: StudyResult, folder: Path) -> None:
     claims = {c.statement: c for c in result.claims}
-    frontier = result.to_frame("frontier").set_index(["kind", "active"])["rise"]
+    frontier = result.table("frontier").set_index(["kind", "active"])["rise"]
     assert claims["perplexity rises by no more than 5.0%"].measured == frontier["tuned", 5]
     assert claims["rise in perplexity before fine-tuning"].measured == frontier["converted", 5]
     equality = claims["all experts active: relative difference of the logits"]
@@ -89,13 +89,13 @@ def test_what_is_claimed_is_of_the_tuned_model(result: StudyResult, folder: Path
     assert "fine-tuning: 10 steps, LoRA of rank 8" in card
     recipe = json.loads((folder / "results.json").read_text())["meta"]
     assert len({recipe["text"][part]["source"] for part in ("fine-tuning", "held-out")}) == 2
-    history = result.to_frame("finetuning")
+    history = result.table("finetuning")
     assert (
         history["validation"].iloc[0]
         > history["validation"].min()
         == claims["fine-tuning: KL(original ‖ converted) on validation text"].measured
     )
-    assert "frontier" in result.figures()
+    assert "frontier" in result.figures
     result.figure("frontier")
 
 
@@ -203,13 +203,13 @@ def test_what_does_not_help_is_not_written(tmp_path: Path) -> None:
 
 def test_controls_are_tuned_alike(tmp_path: Path) -> None:
     out = conversion(source("llama"), tmp_path / "out", **(TINY | {"controls": True}), finetune=3, finetune_lr=3e-3)
-    frontier = out.to_frame("frontier").set_index(["kind", "active"])["rise"]
+    frontier = out.table("frontier").set_index(["kind", "active"])["rise"]
     assert {"tuned", "random tuned", "static tuned"} <= set(frontier.index.get_level_values(0))
     assert list(frontier["random tuned"].index) == list(frontier["static tuned"].index) == [3]
     claims = {c.statement: c for c in out.claims}
     assert claims["perplexity rises by no more than 5.0%"].control.value == frontier["random tuned", 3]
     assert "fine-tuned alike: random split" in claims["perplexity rises by no more than 5.0%"].words
-    assert set(out.to_frame("finetuning")["kind"]) == {"tuned", "random tuned", "static tuned"}
+    assert set(out.table("finetuning")["kind"]) == {"tuned", "random tuned", "static tuned"}
 
 
 def test_the_original_tuned_alike_stays_itself(dense: Any) -> None:

@@ -46,11 +46,11 @@ def result(folder: Path) -> StudyResult:
 
 def test_the_split_beats_its_controls(result: StudyResult) -> None:
     """Clustering beats a random split, and routing beats keeping the same neurons for every token."""
-    frontier = result.to_frame("frontier").set_index(["kind", "active"])["perplexity"]
+    frontier = result.table("frontier").set_index(["kind", "active"])["perplexity"]
     for active in (10, 15, 20):
         assert frontier["converted", active] < frontier["random", active] < frontier["static", active]
     assert frontier["converted", 40] < frontier["converted", 20] < frontier["converted", 10] < frontier["converted", 5]
-    layers = result.to_frame("layers")
+    layers = result.table("layers")
     assert (layers["captured"] > layers["chance"]).all()
     assert (layers["captured"] <= layers["oracle"] + 1e-6).all()
 
@@ -76,7 +76,7 @@ def test_claims(result: StudyResult) -> None:
 
 def test_the_cheapest_alternative_stands_beside_it(result: StudyResult) -> None:
     """8-bit weights cost next to nothing, and the verdict on the conversion says so."""
-    frontier = result.to_frame("frontier")
+    frontier = result.table("frontier")
     (row,) = frontier[frontier["kind"] == "8-bit"].to_dict("records")
     assert abs(row["rise"]) < 0.005
     assert row["kl"] > 0  # it is not the dense model
@@ -99,7 +99,7 @@ def test_eight_bits_are_put_back() -> None:
 
 def test_what_lies_in_the_folder(result: StudyResult, folder: Path) -> None:
     assert moescope.study.result.load(folder) == result
-    assert "frontier" in result.figures()
+    assert "frontier" in result.figures
     recipe = json.loads((folder / "results.json").read_text())["meta"]
     assert recipe["counts"] == {"experts": 40, "active": 10, "shared": 2}
     assert recipe["text"]["calibration"]["sha256"] != recipe["text"]["held-out"]["sha256"]
@@ -282,5 +282,5 @@ def test_one_run_of_the_evaluation_harness(tmp_path: Path) -> None:
         eval_task=["tiny_pairs"],
         eval_include=tasks,
     )
-    tasks = out.to_frame("tasks").set_index("metric")
+    tasks = out.table("tasks").set_index("metric")
     assert tasks.loc["acc", "original"] == tasks.loc["acc", "converted"] > 0

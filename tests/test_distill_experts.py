@@ -214,18 +214,18 @@ def test_study_reads_experts_beside_circuits_and_dictionary(tmp_path: Path) -> N
     save_file({"W_dec": torch.randn(16, 32)}, tmp_path / "sae.safetensors")
     settings = DistillSettings(layer=1, experts=36, active=(2,), rank=6, lr=(1e-2,), seeds=1, steps=8, batch=256, control=())
     result = distill(model, TEXTS * 2, settings, circuits=known.save(tmp_path / "c"), dictionary=tmp_path / "sae.safetensors")
-    experts = result.to_frame("experts")
+    experts = result.table("experts")
     assert {"category", "category_p", "neuron", "circuit_neuron", "direction"} <= set(experts.columns)
     assert set(experts["category"].dropna()) <= {"code", "math", "story", "factual"}
-    overlap = result.to_frame("expert_circuits").iloc[0]
+    overlap = result.table("expert_circuits").iloc[0]
     assert overlap["expected"] == pytest.approx(overlap["expert_neurons"] * 9 / 48)
     names = [c.statement for c in result.claims]
     for start in ("similarity of experts", "neurons of the sentiment circuit", "cosine of experts", "mean log lift"):
         assert any(name.startswith(start) for name in names), start
     # random experts after eight steps are not the teacher's neurons
     assert next(c for c in result.claims if c.statement.startswith("similarity")).outcome in ("contradicted", "inconclusive")
-    assert {"original", *result.to_frame("summary")["student"]} == set(result.to_frame("generation")["layer_is"])
-    assert len(result.artifacts) == result.to_frame("summary")["student"].nunique()
+    assert {"original", *result.table("summary")["student"]} == set(result.table("generation")["layer_is"])
+    assert len(result.artifacts) == result.table("summary")["student"].nunique()
 
 
 def test_a_block_of_experts_is_read_without_neurons() -> None:

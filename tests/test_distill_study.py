@@ -54,7 +54,7 @@ def test_students_that_all_diverge_are_refused() -> None:
 
 def test_result_has_every_student_on_every_source(study) -> None:
     result = study
-    summary = result.to_frame("summary")
+    summary = result.table("summary")
     assert set(summary["data"]) == {"activations", "gaussian", "twin"}
     counts = summary.groupby("data")["student"].nunique()
     assert counts.nunique() == 1
@@ -63,17 +63,17 @@ def test_result_has_every_student_on_every_source(study) -> None:
     moe = summary[summary["kind"] == "moe"]
     assert set(moe["active_neurons"]) == {4, 8}
     assert (moe["multiply_adds"] > moe["router_multiply_adds"]).all()
-    ratio = result.to_frame("ratio")
+    ratio = result.table("ratio")
     row = ratio[(ratio["data"] == "gaussian") & (ratio["student"].str.startswith("moe 2+2"))].iloc[0]
-    runs = result.to_frame("students").query("data == 'gaussian' and chosen").set_index(["student", "seed"])["fvu"]
+    runs = result.table("students").query("data == 'gaussian' and chosen").set_index(["student", "seed"])["fvu"]
     assert row["by_seed"] == pytest.approx([runs["dense 4", seed] / runs[row["student"], seed] for seed in (0, 1)])
     assert row["ratio"] == pytest.approx(runs["dense 4"].mean() / runs[row["student"]].mean())
-    assert {"linear", "token mean", "token embedding, linear"} <= set(result.to_frame("baselines")["baseline"])
+    assert {"linear", "token mean", "token embedding, linear"} <= set(result.table("baselines")["baseline"])
 
 
 def test_result_is_saved_drawn_and_read_back(study, tmp_path: Path) -> None:
     result = study
-    assert {"fvu", "cost", "training", "load", "splice"} <= set(result.figures())
+    assert {"fvu", "cost", "training", "load", "splice"} <= set(result.figures)
     result.save(tmp_path / "out")
     assert load_result(tmp_path / "out") == result
     assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
@@ -219,7 +219,7 @@ def test_published_table_and_ratios_agree(study) -> None:
 def test_reproduce_says_that_the_embedded_model_stands_in() -> None:
     result = reproduce(None, TEXTS, DistillSettings(**(SMALL | {"active": (32,), "seeds": 1})))
     assert any("dense-tiny stands in" in note for note in result.meta["notes"])
-    table = result.to_frame("published").set_index("figure")
+    table = result.table("published").set_index("figure")
     row = table.loc["dense / MoE, activations, 64 active"]
     assert row["pythia-410m"] == pytest.approx(0.498 / 0.28)
     assert np.isfinite(row["measured"])
@@ -373,7 +373,7 @@ def test_command_writes_result_and_students(capsys, tmp_path: Path) -> None:
     result = load_result(tmp_path / "out")
     assert result.kind == "distill"
     files = sorted((tmp_path / "out" / "students").glob("*/student.safetensors"))
-    assert len(files) == result.to_frame("summary")["student"].nunique()
+    assert len(files) == result.table("summary")["student"].nunique()
     moe = next(file for file in files if file.parent.name.startswith("moe_2_2_of_64"))
     assert set(result.artifacts) == {f"students/{file.parent.name}" for file in files}
     student = load_student(moe, fingerprint=result.meta["fingerprint"])

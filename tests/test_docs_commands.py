@@ -13,6 +13,7 @@ import pytest
 
 import moescope
 from moescope.cli import app
+from moescope.study.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -103,10 +104,18 @@ def test_python_that_is_shown_names_what_there_is(document: Path, block: str) ->
 def _check_call(call: ast.Call, known: dict[str, Any]) -> None:
     """A call of ours binds: as many arguments as there are, by names that exist."""
     written = ast.unparse(call.func)
+    if "(" in written:  # a method of what a call gave
+        return
     called = _resolved(written) if written.startswith("moescope.") else known.get(written)
     elided = any(isinstance(argument, ast.Constant) and argument.value is ... for argument in call.args)
     if called is not None and not elided:
         inspect.signature(called).bind(*call.args, **{word.arg: word.value for word in call.keywords if word.arg})
+    if isinstance(called, type) and issubclass(called, Settings) and not elided:
+        try:
+            given = {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg}
+        except ValueError:  # of names
+            return
+        called(**given)
 
 
 INLINE = [
@@ -150,6 +159,12 @@ def test_there_is_something_to_check() -> None:
     assert len(PYTHON) > 5
     assert len(LINKS) > 30
     assert len(INLINE) > 10
+
+
+def test_a_setting_that_cannot_be_would_be_found() -> None:
+    (call,) = ast.parse("moescope.CircuitSettings(k=0)").body
+    with pytest.raises(moescope.InputError, match="k: must be at least 1"):
+        _check_call(call.value, {})  # type: ignore[attr-defined]
 
 
 def test_a_renamed_option_would_be_found() -> None:

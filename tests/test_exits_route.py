@@ -240,14 +240,14 @@ def test_the_study() -> None:
     assert rate.measured < 0.12
     left_out = [c for c in study.claims if "left out" in c.statement]
     assert [c.outcome for c in left_out if c.measured > 0.5] == ["holds"] * sum(c.measured > 0.5 for c in left_out)
-    table = study.to_frame("unknown").set_index("prompts")["unknown"]
+    table = study.table("unknown").set_index("prompts")["unknown"]
     assert table.filter(like="left out").mean() > 0.5
-    layers = study.to_frame("layers").iloc[0]
+    layers = study.table("layers").iloc[0]
     assert (layers["layer"], layers["used"], layers["share"]) == (0, True, 1 / study_layers)
     assert layers["accuracy"] == first.measured
     assert layers["cue_accuracy"] == first.control.value
     assert layers["chance"] == 1 / 3
-    confusion = study.to_frame("named")
+    confusion = study.table("named")
     np.testing.assert_allclose(confusion.filter(like="as ").sum(axis=1), 1)
 
 
@@ -261,10 +261,10 @@ def test_a_router_after_each_layer(name: str, source: Literal["residual", "routi
         return moescope.route(tiny_model(name), tasks, settings)
 
     whole = study(layer)
-    table = whole.to_frame("layers").set_index("layer")
+    table = whole.table("layers").set_index("layer")
     assert list(table.index) == list(range(layer + 1))
     assert list(table["used"]) == [False] * layer + [True]
-    alone = study(0).to_frame("layers").iloc[0]
+    alone = study(0).table("layers").iloc[0]
     assert alone["accuracy"] == table.loc[0, "accuracy"]
     assert alone["low"] == table.loc[0, "low"]
     shown = " ".join(whole.figure("layers").axes[0].get_legend_handles_labels()[1])

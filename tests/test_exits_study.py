@@ -42,19 +42,19 @@ def planted() -> StudyResult:
 
 
 def test_the_tables(planted: StudyResult) -> None:
-    frontier = planted.to_frame("frontier")
+    frontier = planted.table("frontier")
     assert set(frontier["curve"]) == {"threshold", "fixed depth", "circuit per depth"}
     for _, rows in frontier[frontier["curve"] == "threshold"].groupby("task"):
         assert rows["calibrated"].sum() == 1
         assert (np.diff(rows.sort_values("setting")["share"]) >= -1e-12).all()  # more confidence asked for, more layers
-    speed = planted.to_frame("speed")
+    speed = planted.table("speed")
     assert set(speed["batch"]) == {1, 64}
     full = speed[speed["contender"] == "full depth"]
     assert (full["share"] == 1).all()
     assert (full["speedup"] == 1).all()
-    depth = planted.to_frame("depth")
+    depth = planted.table("depth")
     assert depth.groupby("task")["rows"].sum().tolist() == [80, 120]
-    heads = planted.to_frame("heads")
+    heads = planted.table("heads")
     assert heads.groupby(["task", "kind"]).size().eq(4).all()
     assert heads[(heads["task"] == "planted") & (heads["kind"] == "linear")]["test"].min() > 0.95
 
@@ -109,7 +109,7 @@ def test_a_task_that_the_model_alone_knows(monkeypatch: pytest.MonkeyPatch) -> N
 def test_saved_whole(planted: StudyResult, tmp_path: Path) -> None:
     folder = planted.save(tmp_path / "out")
     assert moescope.load(folder) == planted
-    assert planted.figures() == ["frontier-planted", "frontier-noise"]
+    assert planted.figures == ["frontier-planted", "frontier-noise"]
     assert (folder / "figures" / "frontier-planted.png").stat().st_size > 10_000
     made = planted.artifacts["exit/planted"]
     assert isinstance(made, ExitClassifier)
@@ -148,7 +148,7 @@ def test_rows_and_heads_on_record(planted: StudyResult) -> None:
     assert set(by_name) == {"planted", "noise", "planted: within fit", "noise: within fit"}
     assert [by_name["noise"][role]["rows"] for role in ("fit", "calibrate", "judge")] == [160, 160, 80]
     assert by_name["noise: within fit"]["judge"]["rows"] == 160
-    depth = planted.to_frame("depth")
+    depth = planted.table("depth")
     assert depth[depth["task"] == "planted"]["rows"].sum() == by_name["planted"]["judge"]["rows"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from moescope.routing.store import load_trace, save_trace
 from moescope.study.result import StudyResult
 from moescope.tasks import load_task
 from moescope.types import Claim, Site
+from tests.google_store import Google
+from tests.hub_store import Hub
 from tests.object_store import Store, object_store
 from tests.planted_llama import planted_llama
 from tests.test_routing_trace_store import make, same
@@ -32,8 +35,33 @@ def store() -> Iterator[Store]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def google() -> Iterator[Store]:
+    with object_store(Google) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Store]:
+    with object_store(Hub) as made:
+        yield made
+
+
 @pytest.fixture(autouse=True)
-def _here(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _here(store: Store, google: Store, hub: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at = f"http://127.0.0.1:{google.server_port}"
+    monkeypatch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", at)
+    user = {"type": "authorized_user", "client_id": "i", "client_secret": "s", "refresh_token": "r", "token_uri": f"{at}/token"}
+    (tmp_path / "key.json").write_text(json.dumps(user))
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+    hub_at = f"http://127.0.0.1:{hub.server_port}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub_at)  # which reads HF_ENDPOINT once
+    urls = hub_at + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", urls)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_token")
+    google.objects.clear()
+    hub.objects.clear()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{store.server_port}")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
@@ -46,7 +74,12 @@ def _here(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     fsspec.filesystem("memory").store.clear()
 
 
-PLACES = ["memory://bucket/deep/place", "s3://bucket/deep/place"]
+PLACES = [
+    "memory://bucket/deep/place",
+    "s3://bucket/deep/place",
+    "gs://bucket/deep/place",
+    "hf://datasets/me/results/deep/place",
+]
 places = pytest.mark.parametrize("place", PLACES)
 
 
@@ -148,8 +181,18 @@ def test_tasks_and_traces_through_the_command_line(place: str, capsys: pytest.Ca
 def test_what_makes_no_sense_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match="s3://bucket/model: an address is not taken here; copy the model"):
         moescope.load_model("s3://bucket/model")
-    for wrong in ("s3://bucket/none", "memory://none/none"):
+    for wrong in ("s3://bucket/none", "memory://none/none", "gs://bucket/none", "hf://datasets/me/results/none"):
         with pytest.raises(InputError, match=f"{wrong}: no such folder"):
             moescope.load(wrong)
     with pytest.raises(InputError, match=r"s3://bucket/none\.jsonl: no such file"):
         load_task("t=s3://bucket/none.jsonl")
+
+
+def test_a_store_whose_reader_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "hf", raising=False)
+    with pytest.raises(InputError, match=r"^hf://datasets/me/r: hf:// cannot be read here \(.*huggingface_hub"):
+        moescope.load("hf://datasets/me/r")
+    monkeypatch.delattr("pyarrow.fs.GcsFileSystem")  # as in a build of pyarrow without it
+    with pytest.raises(InputError, match=r"^gs://bucket/r: gs:// cannot be read here; pip install gcsfs$"):
+        moescope.load("gs://bucket/r")

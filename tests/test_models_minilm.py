@@ -49,7 +49,7 @@ def test_the_tokenizers_own_padding_and_truncation_are_off() -> None:
 def test_study_beside_its_baselines() -> None:
     settings = CircuitSettings(position="mean", n_permutations=200, n_label_permutations=0, n_random=20, twin=False, ks=(2, 10))
     tasks = [load_task("certainty=halueval", limit=600), load_task("sentiment=uci-sentiment", limit=600)]
-    rows = circuits(load("minilm"), tasks, settings=settings).to_frame("controls").set_index(["task", "control"])["accuracy"]
+    rows = circuits(load("minilm"), tasks, settings=settings).table("controls").set_index(["task", "control"])["accuracy"]
     # HaluEval: a full stop says more than ten neurons do
     assert rows["certainty", "surface: ends with a full stop"] > 0.9
     assert rows["certainty", "surface: ends with a full stop"] > rows["certainty", "circuit"] > 0.8

@@ -135,7 +135,7 @@ def test_tasks_with_the_same_file_name_keep_both_dashboards() -> None:
 def test_kinds_without_figures_have_none() -> None:
     result = synthetic_result()
     other = StudyResult("elsewhere", result.meta, result.claims, {}, result.tables)
-    assert other.figures() == []
+    assert other.figures == []
     with pytest.raises(InputError, match="no table that a figure could show"):
         other.plot()
 
@@ -143,7 +143,7 @@ def test_kinds_without_figures_have_none() -> None:
 def test_a_kind_is_added_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(studies.FIGURES, "elsewhere", "moescope.studies.circuits.figures")
     result = synthetic_result()
-    assert StudyResult("elsewhere", result.meta, (), {}, result.tables).figures() == result.figures()
+    assert StudyResult("elsewhere", result.meta, (), {}, result.tables).figures == result.figures
 
 
 def test_unknown_figures_are_refused_with_the_known_ones() -> None:

@@ -113,7 +113,7 @@ def test_the_main_figures_say_what_they_show(name: str) -> None:
 
 def test_every_study_has_figures_that_say_what_they_show() -> None:
     for result in synthetic_results():
-        names = result.figures()
+        names = result.figures
         assert not names or any(rendered(result, name).marks for name in names), result.kind
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 
 import moescope
@@ -86,7 +89,7 @@ def test_a_result_keeps_its_own_tables() -> None:
     table = pd.DataFrame({"a": [1.0]})
     result = StudyResult("k", tables={"t": table})
     table.loc[0, "a"] = 2.0
-    copy = result.to_frame("t")
+    copy = result.table("t")
     copy.loc[0, "a"] = 3.0
     assert result.tables["t"]["a"].tolist() == [1.0]
 
@@ -125,8 +128,8 @@ def test_table_names_that_are_no_file_names_are_refused(name: str) -> None:
 
 def test_an_unknown_table_is_refused_with_the_known_ones() -> None:
     with pytest.raises(InputError, match="no table 'nothing'; it has: claims, mixed, empty"):
-        _small().to_frame("nothing")
-    assert list(_small().to_frame()["statement"]) == ["all", "nothing", "text"]
+        _small().table("nothing")
+    assert list(_small().table()["statement"]) == ["all", "nothing", "text"]
 
 
 def _replace(path: Path, old: str, new: str) -> None:
@@ -285,3 +288,14 @@ def test_targets_are_checked_before_the_work(tmp_path: Path, monkeypatch: pytest
         store.check_target(tmp_path / "new", overwrite=False)
     with pytest.raises(InputError, match="no permission to write"):
         store.check_target(folder, overwrite=True)
+
+
+def test_peak_memory_is_not_that_of_the_process_that_started_this_one() -> None:
+    """On Linux the peak that getrusage gives a child begins with its parent's."""
+    ballast = np.ones(2**26)
+    say = "from moescope.study.provenance import peak_bytes; print(peak_bytes())"
+    peak = int(subprocess.run([sys.executable, "-c", say], capture_output=True, text=True, check=True).stdout)
+    assert ballast.nbytes < psutil.Process().memory_info().rss
+    assert peak > 2**20
+    if sys.platform == "linux":
+        assert peak < psutil.Process().memory_info().rss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from moescope.capture.encode import Encoded
 from moescope.errors import InputError
 from moescope.models import LoadedModel, from_model
-from moescope.models.experts import Dispatch, describe_gating, routed_output
+from moescope.models.experts import Dispatch, describe_gating, expert_layers, routed_output
 from moescope.models.tiny import VOCABULARY, tiny_module
 from moescope.routing import RoutingTrace, TracedSequence, recording, trace_prompts
 from tests.architectures import build, tiny_model
@@ -205,3 +206,35 @@ def test_prompts_need_only_four_fields() -> None:
     prompt = SimpleNamespace(id="a", text="hello", category="greeting", group="g/t")
     found = trace_prompts(tiny_model("olmoe"), [prompt])
     assert found.sequences == (TracedSequence("a", "greeting", "g/t"),)
+
+
+def test_what_a_model_overwrites_after_the_dispatch_is_recorded_as_it_was() -> None:
+    """Its own arrays are kept to the end of a pass, without a copy of each, only where it was seen to leave them alone."""
+    model = tiny("olmoe")
+    with recording(model) as plain, torch.no_grad():
+        for _ in range(3):
+            model.module(input_ids=IDS, use_cache=False)
+    banks = [layer.mlp.experts for layer in model.body.layers]
+
+    def overwrite(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        args[1].zero_()
+        args[2].mul_(2)
+
+    with recording(model) as recorder, torch.no_grad():
+        handles = [bank.register_forward_hook(overwrite) for bank in banks]
+        for _ in range(3):
+            model.module(input_ids=IDS, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    for expected, found in zip(plain.steps, recorder.steps, strict=True):
+        for a, b in zip(expected, found, strict=True):
+            assert torch.equal(a.ids, b.ids)
+            assert torch.equal(a.weights, b.weights)
+
+
+def test_experts_that_took_the_place_of_others_are_found_again() -> None:
+    model = tiny("olmoe")
+    before = expert_layers(model)
+    assert expert_layers(model) is before
+    model.body.layers[0].mlp.experts = copy.deepcopy(model.body.layers[0].mlp.experts)
+    assert expert_layers(model)[0].module is model.body.layers[0].mlp.experts

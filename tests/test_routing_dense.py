@@ -110,7 +110,7 @@ def test_the_signatures_study_reads_a_dense_model_where_it_is_told_to() -> None:
     options = {"new_tokens": 0, "n_permutations": 99, "n_label_permutations": 0, "n_nulls": 2, "cards": 1}
     result = signatures(model, "routing-80", SignatureSettings(dense_experts=8, **options))
     assert result.kind == "signatures"
-    assert result.to_frame("routing_layers")["layer"].nunique() == model.n_layers
+    assert result.table("routing_layers")["layer"].nunique() == model.n_layers
     with pytest.raises(InputError, match=r"tiny-llama is dense.*dense_experts=16.*moescope circuits"):
         signatures(model, "routing-80", SignatureSettings(**options))
 
@@ -120,7 +120,7 @@ def test_one_monitor_serves_both_kinds() -> None:
     model, prompts = load("dense-tiny"), load_prompts("routing-80")
     settings = RobustnessSettings(perturbations=("identity",), precision=False, batches=False, attacked=0)
     result = robustness(model, prompts, settings)
-    row = result.to_frame("changes").iloc[0]
+    row = result.table("changes").iloc[0]
     assert row["accuracy_before"] > 0.7
     assert row["flips"] == 0
 

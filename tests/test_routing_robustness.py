@@ -29,7 +29,7 @@ def test_identity_moves_nothing_and_other_changes_do() -> None:
     model = tiny_model("olmoe")
     settings = RobustnessSettings(attacked=0, n_folds=3)
     result = robustness(model, some_prompts(), settings=settings)
-    table = result.to_frame("changes").set_index("change")
+    table = result.table("changes").set_index("change")
     assert result.meta["controls"][0]["evidence"].endswith("lower_case 22, upper_case 24; identity 0")
     assert result.rows[0]["judge"] == {"rows": 24, "groups": len({p.topic for p in some_prompts()})}
     for name in ("identity", "one by one"):
@@ -183,7 +183,7 @@ def test_the_study_on_a_model_attacks_each_category_and_reports_both_ways() -> N
         n_folds=3,
     )
     result = robustness(tiny_model("olmoe"), some_prompts(), settings=settings)
-    table = result.to_frame("attack")
+    table = result.table("attack")
     assert len(table) == 4
     assert (table["margin"] > 0).all()  # only prompts that the monitor got right
     assert (table["search"] <= table["best_random"] + 1e-9).all() or (table["search"] > table["best_random"]).any()
@@ -200,7 +200,7 @@ def test_the_study_on_a_model_attacks_each_category_and_reports_both_ways() -> N
 def test_a_model_in_bf16_is_compared_with_fp32() -> None:
     half = from_model(build("olmoe").bfloat16(), tiny_tokenizer())
     settings = RobustnessSettings(perturbations=(), batches=False, attacked=0, n_folds=3)
-    changes = robustness(half, some_prompts(), settings=settings).to_frame("changes")
+    changes = robustness(half, some_prompts(), settings=settings).table("changes")
     assert changes["change"].tolist() == ["precision float32"]
 
 

@@ -149,13 +149,13 @@ def test_leaving_out_experts_that_write_nothing_costs_least_by_reap() -> None:
     assert isinstance(mask, PruneMask)
     assert mask.pruned == {(layer, e) for layer, experts in idle.items() for e in experts}
     # leaving out an idle expert hands its slot to another, so the cost is not nought; the saliency is what is sure
-    table = result.to_frame("pruning").set_index(["criterion", "ratio"])
+    table = result.table("pruning").set_index(["criterion", "ratio"])
     assert {name for name, _ in table.index} == {"reap", "frequency", "norm", "mass", "mean output", "random", "8-bit", "4-bit"}
     assert mask.meta["loss_after"] == pytest.approx(table.loc[("reap", 0.5), "loss"])
     assert mask.meta["loss_before"] == pytest.approx(result.meta["loss"])
     # what is idle writes its mean, which is nothing
     assert table.loc[("mean output", 0.5), "effect"] == pytest.approx(0, abs=1e-3)
-    found = result.to_frame("saliency").set_index(["layer", "expert"])
+    found = result.table("saliency").set_index(["layer", "expert"])
     assert all(found.loc[(layer, e), "reap"] < 1e-4 for layer, experts in idle.items() for e in experts)
 
 

@@ -158,7 +158,7 @@ def test_two_models_that_route_by_category_share_a_classifier() -> None:
     assert read.outcome == "holds"
     assert len({c.family for c in result.claims[:4]}) == 1
     assert "counterparts" not in result.tables
-    assert len(result.to_frame("similarity")) == 1 + 4
+    assert len(result.table("similarity")) == 1 + 4
     (rows,) = result.rows
     assert (rows["folds"], rows["judge"]) == (2, {"rows": 40, "groups": 10})  # topics whole
     assert [c["control"] for c in result.meta["controls"]] == ["shuffled pairings"]

@@ -458,6 +458,7 @@ def test_the_schema_states_its_errors_and_limits(served: Served) -> None:
         ("/v1/classify", "post", "200 400 401 404 405 408 411 413 421 422 500 503"),
         ("/v1/route", "post", "200 400 401 404 405 408 411 413 421 422 500 503"),
         ("/v1/stream", "post", "200 400 401 405 408 409 411 413 421 422 500 503"),
+        ("/v1/card", "get", "200 401 404 405 408 411 413 421 422"),
         ("/v1/info", "get", "200 401 405 408 411 413 421"),
     ]:
         answers = schema["paths"][path][method]["responses"]

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +23,6 @@ import pytest
 from moescope.capture.encode import Encoded, encode
 from moescope.cli import main
 from moescope.errors import InputError
-from moescope.report.format import page_source
 from moescope.routing.capture import trace_prompts
 from moescope.server import Limits, Served, gather
 from moescope.server.app import create_app
@@ -247,30 +245,6 @@ def test_an_error_while_writing_is_an_event(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(ours) == 1
     assert "w1" not in ours[0]
     service.close()
-
-
-class _Ids(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.ids: list[str] = []
-        self.addresses: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.ids += [value or "" for name, value in attrs if name == "id"]
-        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "action", "srcset")]
-
-
-def test_the_page_loads_nothing_and_names_what_is_there() -> None:
-    page = page_source("moescope.server")
-    parser = _Ids()
-    parser.feed(page)
-    assert all(a.startswith("#") or a == "data:," for a in parser.addresses)
-    assert not re.search(r"https?://|@import|url\(|innerHTML", page)
-    assert "default-src 'none'" in page
-    assert "connect-src 'self'" in page
-    used = set(re.findall(r'\$\("([\w-]+)"\)', page))
-    assert used <= set(parser.ids)
-    assert len(parser.ids) == len(set(parser.ids))
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:

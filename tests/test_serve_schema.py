@@ -12,7 +12,8 @@ from moescope.server import Limits, Served
 from tests.served_studies import save_studies, serve_studies
 from tests.test_serve_hostile import serving
 
-# more than is allowed is 413, which is a refusal too; a text of one token cannot be told from one of two by its form
+# more than is allowed is 413, which is a refusal too; a text of one token cannot be told from one of two by its form, nor an
+# expert that is there from one that is not, nor two fields that are too long together
 CONFIG = """
 [checks.negative_data_rejection]
 expected-statuses = [400, 401, 404, 405, 411, 413, 421, 422]
@@ -21,12 +22,22 @@ expected-statuses = [400, 401, 404, 405, 411, 413, 421, 422]
 include-path = "/v1/route"
 [operations.checks.positive_data_acceptance]
 expected-statuses = [200, 400]
+
+[[operations]]
+include-path = "/v1/stream"
+[operations.checks.positive_data_acceptance]
+expected-statuses = [200, 400]
+
+[[operations]]
+include-path = "/v1/classify/wandering"
+[operations.checks.positive_data_acceptance]
+expected-statuses = [200, 413]
 """
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
-    return serve_studies(save_studies(tmp_path_factory.mktemp("studies")))
+    return serve_studies(save_studies(tmp_path_factory.mktemp("studies")), cards=True)
 
 
 @pytest.mark.slow
@@ -40,4 +51,4 @@ def test_schemathesis_finds_nothing(served: Served, tmp_path: Path, token: str |
         command += ["--header", f"Authorization: Bearer {token}"] if token else []
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
-    assert "Tested: 5" in done.stdout
+    assert "Tested: 7" in done.stdout

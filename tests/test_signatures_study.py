@@ -234,7 +234,7 @@ def test_length_alone_is_not_taken_for_a_task():
 
 
 def test_a_result_saves_with_every_figure_and_loads(planted: StudyResult, tmp_path: Path):
-    assert set(planted.figures()) == {
+    assert set(planted.figures) == {
         "layers", "nulls", "random_routing", "classification", "map", "similarity", "experts", "load", "overflow", "cards",
     }  # fmt: skip
     folder = planted.save(tmp_path / "out")

@@ -30,19 +30,19 @@ def test_steer_by_hand_by_category_and_like_one(folders: dict[str, Path], tmp_pa
     main(["steer", str(folders["olmoe"]), *edits, *SMALL, "--like-text", "ABC def", "--out", str(tmp_path / "out")])
     result = load(tmp_path / "out")
     assert result.kind == "steer"
-    experts = result.to_frame("experts").groupby("steering", sort=False)
+    experts = result.table("experts").groupby("steering", sort=False)
     names = list(experts.groups)
     assert names[0] == "ban 0:1, ban 2:3, boost 1:2=+1.5"
     assert names[1:] == ["ban the top experts of math", "route like story", "route like the text"]
     assert experts.size().tolist() == [3, 3, 18, 18]
-    assert set(result.to_frame("samples")["sample"]) == {"code", "math", "story", "factual"}
+    assert set(result.table("samples")["sample"]) == {"code", "math", "story", "factual"}
 
 
 def test_ablate_takes_a_circuit_of_a_dense_model(folders: dict[str, Path], tmp_path: Path) -> None:
     circuit = tmp_path / "circuit.json"
     circuit.write_text(json.dumps({"neurons": [{"site": "resid", "layer": 2, "neuron": 5}]}))
     main(["steer", str(folders["llama"]), "--ablate", str(circuit), *SMALL, "--out", str(tmp_path / "out")])
-    assert load(tmp_path / "out").to_frame("neurons")["neuron"].tolist() == ["resid:2/5"]
+    assert load(tmp_path / "out").table("neurons")["neuron"].tolist() == ["resid:2/5"]
 
 
 def test_prune_writes_its_mask(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_transfer_between_a_mixture_and_a_dense_model(folders: dict[str, Path], 
 def test_robustness_of_a_dense_model(folders: dict[str, Path], tmp_path: Path) -> None:
     options = ["--prompts", "routing-80", "--attacked", "2", "--queries", "8", "--out", str(tmp_path / "out")]
     main(["robustness", str(folders["llama"]), *options])
-    assert len(load(tmp_path / "out").to_frame("attack")) == 2
+    assert len(load(tmp_path / "out").table("attack")) == 2
 
 
 @pytest.mark.parametrize(

@@ -85,14 +85,14 @@ BAN = ExpertEdits(ban=frozenset({Expert(0, 0)}))
 
 def usage_of(result: StudyResult) -> dict[str, float]:
     """Usage of the one edited expert by category."""
-    return dict(result.to_frame("experts").iloc[0].filter(like="usage_"))
+    return dict(result.table("experts").iloc[0].filter(like="usage_"))
 
 
 def test_the_planted_expert_is_found_and_its_loss_is_felt_there_alone() -> None:
     result = studied(0.2)
     assert usage_of(result)["usage_capitals"] > 0.9
     assert usage_of(result)["usage_small"] < 0.1
-    frame = result.to_frame("effects")
+    frame = result.table("effects")
     row = frame.query("match == 'overall' and category == 'capitals'").iloc[0]
     assert row["effect"] > 0.1
     assert row["excess_low"] > 0.1
@@ -115,7 +115,7 @@ def test_the_planted_expert_is_found_and_its_loss_is_felt_there_alone() -> None:
 def test_an_expert_that_carries_nothing_shows_nothing() -> None:
     result = studied(0.0)
     assert usage_of(result)["usage_capitals"] > 0.9  # specialised in its use, and of no use
-    row = result.to_frame("effects").query("match == 'overall' and category == 'capitals'").iloc[0]
+    row = result.table("effects").query("match == 'overall' and category == 'capitals'").iloc[0]
     assert abs(row["effect"]) < 0.02
     assert abs(row["excess"]) < 0.02  # and what little there is does not count, however sure it is
     assert result.claims[0].outcome == "contradicted"
@@ -136,7 +136,7 @@ def test_the_study_says_so_in_its_claims(strength: float, outcome: str) -> None:
         assert harm.explanation == selective.explanation == "none found"  # beyond those matched on use in the category too
         assert harm.p_adjusted == pytest.approx(4 / 96)  # of two claims, both tails, the rarest of 95 draws
     assert {c.outcome for c in others} == {"descriptive"}
-    sample = result.to_frame("samples").iloc[0]
+    sample = result.table("samples").iloc[0]
     assert sample["prompt"] == "ABC"
     assert (sample["before"] != sample["after"]) == (strength > 0)
 
@@ -207,7 +207,7 @@ def test_effects_are_those_of_the_steered_model_text_by_text() -> None:
     """Batched, padded and against clean losses: the same as each text by itself, written out."""
     model = planted(0.2)
     texts = prepare_texts(model, passages()[:24], 400, SETTINGS, Run())
-    frame = steer(model, passages()[:24], SETTINGS).to_frame("effects").query("match == 'overall'")
+    frame = steer(model, passages()[:24], SETTINGS).table("effects").query("match == 'overall'")
     losses = {"capitals": [], "small": []}
     for row, passage in enumerate(texts.passages):
         ids = torch.from_numpy(texts.encoded[row].astype(np.int64))[None]
@@ -269,7 +269,7 @@ def test_the_most_used_expert_of_every_layer_stand_beside_more_of_the_others() -
 
 
 def test_where_no_expert_is_used_as_much_that_control_is_named_as_not_run() -> None:
-    row = studied(0.2).to_frame("effects").query("match == 'overall' and category == 'capitals'")
+    row = studied(0.2).table("effects").query("match == 'overall' and category == 'capitals'")
     (case,) = steering_claims(Steering("ban 0:0", BAN, "capitals", "harm"), row.assign(usage_ratio=0.3), 0.02, 0.05)
     claim = verdicts([case])[0]
     assert "not run: random ones used as much over all text (those that there are: 0.30 times as much)" in claim.words
@@ -355,10 +355,10 @@ def test_neurons_are_ablated_beside_random_neurons(tmp_path: Path) -> None:
     circuit.write_text(json.dumps({"neurons": [{"site": "mlp_act", "layer": 2, "neuron": i} for i in range(3)]}))
     how = {"target": "small", "n_random": 79, "text_tokens": 200, "length": 20, "new_tokens": 0}
     result = steer(tiny_model("llama", head=True), passages(), SteerSettings(ablate=str(circuit), mode="zero", **how))
-    effects = result.to_frame("effects")
+    effects = result.table("effects")
     assert set(effects["category"]) == {"capitals", "small", "digits", "wikitext", "selectivity"}
     assert effects["effect"].abs().max() > 0
-    assert result.to_frame("neurons")["neuron"].tolist() == [f"mlp_act:2/{i}" for i in range(3)]
+    assert result.table("neurons")["neuron"].tolist() == [f"mlp_act:2/{i}" for i in range(3)]
 
 
 def test_notation() -> None:

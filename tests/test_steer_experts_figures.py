@@ -64,7 +64,7 @@ SIMILARITY = pd.DataFrame({"layer_a": [None, 0, 0, 3, 3], "layer_b": [None, 1, 2
 )
 def test_figures_follow_from_tables(kind: str, tables: dict[str, pd.DataFrame], names: list[str]) -> None:
     result = StudyResult(kind, {}, tables=tables)
-    assert result.figures() == names
+    assert result.figures == names
     for name in names:
         figure = result.figure(name)
         figure.canvas.draw()

@@ -157,5 +157,5 @@ def test_the_study_exports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     claim = next(c for c in found.claims if "computes what the edits do" in c.statement)
     assert claim.measured < 1e-5  # type: ignore[operator]
     assert json.loads((tmp_path / "out" / "config.json").read_text())["num_experts"] == 15
-    assert set(found.to_frame("export")["layer"]) == {0, 1, 2, 3, 4}
+    assert set(found.table("export")["layer"]) == {0, 1, 2, 3, 4}
     assert moescope.load_model(tmp_path / "out").config.num_experts == 15

@@ -40,8 +40,10 @@ FILES = {
     "agnews.test.jsonl": "AG News' test split (text, label)",
 }
 """Files that a command names and that do not ship with moescope: what they are."""
-_WHOLE = re.compile(r"<!-- claims of ([\w-]+), written by tools/claims.py -->\n(.*?)<!-- end -->", re.DOTALL)
-"""In a page of docs: where all claims of one result that is kept stand."""
+_WHOLE = re.compile(
+    r'<!-- claims of ([\w-]+)(?: beginning "([^>]+)")?, written by tools/claims.py -->\n(.*?)<!-- end -->', re.DOTALL
+)
+"""In a page of docs: where all claims of one result that is kept stand, or those that begin so or so."""
 _SHOWN = ("pruning",)  # where all claims of a result stand, before them
 _TABLES = ("published", "baselines")  # of a model's page, where a result has them
 
@@ -198,7 +200,11 @@ def whole(path: Path, results: list[Saved]) -> str:
 
     def written(found: re.Match[str]) -> str:
         result = by_name[found[1]]
-        rows = "\n".join([*HEAD, *(_row(claim) for claim in result.claims)])
+        begun = tuple((found[2] or "").split('" or "'))
+        chosen = [claim for claim in result.claims if claim.statement.startswith(begun)]
+        if not chosen:
+            raise SystemExit(f"{path.name}: no claim of {found[1]} begins {found[2]!r}")
+        rows = "\n".join([*HEAD, *(_row(claim) for claim in chosen)])
         shown = (table for name, table in result.tables.items() if name in _SHOWN)
         tables = "".join("\n".join([*_table(table), "", ""]) for table in shown)
         head = found[0].split("\n", 1)[0]

@@ -40,6 +40,16 @@ def page() -> str:
         "",
         f"Together: {_faults(before.values())} faults of {sum(r['inputs'] for r in before.values()):,} inputs before,",
         f"{_faults(now.values())} of {sum(r['inputs'] for r in now.values()):,} now.",
+        "",
+        "## More of them",
+        "",
+        "Other inputs of the same kinds, more for those who read what engines recorded. What they found is mended: faults now.",
+        "",
+        "| reader | inputs | faults | read | refused |",
+        "|---|---|---|---|---|",
+        *(f"| {n} | {r['inputs']} | {_faults([r])} | {r['read']} | {r['refused']} |" for n, r in found["more"].items()),
+        "",
+        f"Together {_faults(found['more'].values())} faults of {sum(r['inputs'] for r in found['more'].values()):,}.",
     ]
     return "\n".join(lines) + "\n"
 

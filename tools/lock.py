@@ -58,7 +58,7 @@ def write(name: str, what: str, pins: list[str], extras: list[str], *options: st
 
 def main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    write("constraints.txt", "the releases that the tests ran with", installed(), ["dev", "minilm", "release"])
+    write("constraints.txt", "the releases that the tests ran with", installed(), ["dev", "docs", "minilm", "release"])
     lowest = lower_bounds(project)
     write("constraints-lowest.txt", "every dependency at its lower bound", lowest, ["dev"], "--only-binary", ":all:")
 

@@ -22,7 +22,7 @@ PAGE = ROOT / "docs" / "tables.md"
 
 def page() -> str:
     """The whole page."""
-    lines = ["# Tables", "", "Every table of every study: `result.to_frame(NAME)`, `tables/NAME.parquet` in a saved result."]
+    lines = ["# Tables", "", "Every table of every study: `result.table(NAME)`, `tables/NAME.parquet` in a saved result."]
     lines.append("Written by `python tools/tables.py` from the studies' own declarations; a run whose tables differ fails.")
     for folder in sorted((ROOT / "src" / "moescope" / "studies").iterdir()):
         for number, table in enumerate(schema(folder.name).values()):

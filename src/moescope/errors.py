@@ -1,6 +1,8 @@
-"""The one exception that a user may see."""
+"""The one exception that a user may see, and the warning."""
 
 from __future__ import annotations
+
+from numbers import Integral
 
 _LONGEST = 1500  # characters of a message
 
@@ -21,6 +23,18 @@ class InputError(ValueError):
         # nor may what it quotes move a terminal's cursor, or be half a character
         text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
         super().__init__(text if parameter is None else f"{parameter}: {text}")
+
+
+def check_count(name: str, value: object, least: int = 1) -> None:
+    """That the parameter ``name`` is a whole number of at least ``least``.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise InputError(f"{value!r} is not a whole number", name)
+    if value < least:
+        raise InputError(f"must be at least {least}, got {value}", name)
 
 
 class Note(UserWarning):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from moescope.runtime.mask import PruneMask
 from moescope.runtime.monitor import MonitorCascade, Promise, Score, Thresholds, load_monitor
 from moescope.runtime.route.store import ModelRouter, load_router
 from moescope.runtime.targets import Domain, Targets, load_targets
+from moescope.studies.atlas.page import Page
 from moescope.studies.distill.save import DistilledStudent, load_student, save_student
 from moescope.studies.distill.students import Student
 from moescope.studies.residency.files import PlacementFiles
@@ -83,8 +84,11 @@ def kinds(work: Path) -> dict[str, Kind]:
         for n in (0, 1)
     ]
 
-    def result(name: str, parts: list[Artifact], key: str, read: Read, **more: Any) -> Kind:
-        both = [dataclasses.replace(_result(n), artifacts={key: part}) for n, part in enumerate(parts)]
+    def result(
+        name: str, parts: list[Artifact], key: str, read: Read, also: Mapping[str, Sequence[Artifact]] = {}, **more: Any
+    ) -> Kind:
+        made = [{key: part} | {other: ones[n] for other, ones in also.items()} for n, part in enumerate(parts)]
+        both = [dataclasses.replace(_result(n), artifacts=made[n]) for n in (0, 1)]
         save = [lambda at, r=r: r.save(at, overwrite=True, figures=False) for r in both]
         return Kind(name, "out", save[0], save[1], lambda at: (_said(moescope.load(at)), read(at)), **more)
 
@@ -119,6 +123,14 @@ def kinds(work: Path) -> dict[str, Kind]:
         ),
         result("result with targets", list(plans), "targets", lambda at: str(load_targets(at / "targets"))),
         result("converted checkpoint", list(copies), "checkpoint", lambda at: load_model(at).fingerprint),
+        result(
+            "pruned checkpoint",  # an exported one is a checkpoint too
+            list(copies),
+            "checkpoint",
+            lambda at: (load_model(at).fingerprint, _mask(at / "mask" / "mask.safetensors")),
+            also={"mask": masks},
+        ),
+        result("atlas", [Page(f"<p>{n}</p>") for n in (0, 1)], "atlas", lambda at: (at / "atlas" / "index.html").read_text()),
         Kind(
             "classifier alone", "exit", *[lambda at, e=e: e.write(at) for e in exits], lambda at: _heads(load_exit(at, model)),
             whole=False,

@@ -90,12 +90,12 @@ def _circuits() -> dict[str, Circuit]:
 
 def _read_result(folder: Path) -> None:
     result = moescope.load(folder / "out")
-    result.to_frame()
+    result.table()
     page = result.report()
     assert page.lower().count("<script") == 1  # its own
     repr(result)
     for name in result.tables:
-        result.to_frame(name).to_string()
+        result.table(name).to_string()
 
 
 register("result", lambda f: _result().save(f / "out", figures=False), _read_result)

@@ -64,7 +64,7 @@ def test_two_that_have_nothing_in_common_but_popularity() -> None:
     result = moescope.agreement(a, replace(b, tokens=a.tokens))
     assert result.claims[0].outcome == "contradicted"
     assert result.claims[0].explanation == "chance"
-    layers = result.to_frame("layers")
+    layers = result.table("layers")
     assert (layers["shared"] - layers["chance"]).abs().max() < 0.02
     assert layers["chance"].min() > K / E + 0.01  # popularity alone makes more than a uniform router's
 
@@ -83,7 +83,7 @@ def test_where_they_part() -> None:
     a = recording()
     result = moescope.agreement(a, noisy(a, 0.3, from_layer=3))
     assert result.claims[2].measured == 3
-    layers = result.to_frame("layers")
+    layers = result.table("layers")
     assert (layers["shared"][:3] == 1).all()
     assert layers["first"].tolist() == pytest.approx([0, 0, 0, 0.3, 0.3 * 0.7, 0.3 * 0.49], abs=0.03)
     assert layers["first"].sum() + result.claims[3].measured == pytest.approx(1)
@@ -98,13 +98,13 @@ def test_a_text_that_goes_another_way_is_compared_up_to_there() -> None:
     ids[25:T] = recording(5).ids[25:T]
     b = replace(b, tokens=tokens, ids=ids)
     result = moescope.agreement(a, b)
-    row = result.to_frame("sequences").iloc[0]
+    row = result.table("sequences").iloc[0]
     assert (row["compared"], row["left_out"], row["shared"]) == (25, 5, 1)
     assert any("5 tokens are in one trace alone" in note for note in result.meta["notes"])
     # without token ids all that stands in one place is compared
-    assert moescope.agreement(replace(a, tokens=None), b).to_frame("sequences")["compared"].sum() == N * T
+    assert moescope.agreement(replace(a, tokens=None), b).table("sequences")["compared"].sum() == N * T
     fewer = a.select(range(0, N, 2))
-    assert moescope.agreement(fewer, a).to_frame("sequences")["compared"].sum() == N * T / 2
+    assert moescope.agreement(fewer, a).table("sequences")["compared"].sum() == N * T / 2
 
 
 def test_what_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,4 +130,4 @@ def test_what_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[s
     result = moescope.load(tmp_path / "r")
     assert result.kind == "agreement"
     assert (tmp_path / "r" / "figures" / "layers.png").is_file()
-    assert "yardstick" in result.to_frame("layers")
+    assert "yardstick" in result.table("layers")

@@ -32,7 +32,7 @@ def test_tokens_that_always_reach_an_expert_are_its_label() -> None:
     trace = random_trace(24, tokens=30, templates=6)
     trace.ids[trace.tokens == 11, 1] = np.array([7, 8, 9, 10])  # of layer 3
     result = moescope.atlas(trace)
-    experts = result.to_frame("experts").set_index(["layer", "expert"])
+    experts = result.table("experts").set_index(["layer", "expert"])
     for expert in (7, 8, 9, 10):
         assert experts.loc[(3, expert), "label"] == "11"
         assert experts.loc[(3, expert), "token_lift"] > 1.5
@@ -46,7 +46,7 @@ def test_a_planted_category_is_found_beyond_the_identity_of_tokens() -> None:
         random_trace(32, tokens=30, planted=PLANTED, strength=0.7, templates=8), settings=AtlasSettings(margin=0.02)
     )
     assert verdicts(result)[1] == ("holds", "none found")
-    experts = result.to_frame("experts").query("layer == 3").set_index("expert")
+    experts = result.table("experts").query("layer == 3").set_index("expert")
     assert experts.loc[[1, 5, 9, 13], "category"].tolist() == list(CATEGORIES)
     assert (experts.loc[[1, 5, 9, 13], "category_lift"] > 1.8).all()
     assert (experts.loc[[1, 5, 9, 13], "identity_lift"] < 1.2).all()
@@ -64,7 +64,7 @@ def test_routing_by_token_is_told_from_routing_by_category() -> None:
 def test_a_uniform_router_prefers_nothing(seed: int) -> None:
     result = moescope.atlas(random_trace(48, tokens=120, templates=12, seed=seed))
     assert verdicts(result) == [("contradicted", "chance")] * 2
-    assert (result.to_frame("experts")["label"] != "").mean() < 0.1
+    assert (result.table("experts")["label"] != "").mean() < 0.1
     assert abs(float(result.claims[0].measured)) < 0.1
 
 
@@ -73,7 +73,7 @@ def test_a_twin_that_routes_alike_explains_it(monkeypatch: pytest.MonkeyPatch) -
     settings = AtlasSettings(new_tokens=0)
     result = moescope.atlas("moe-tiny", "routing-80", settings, run=Run(limit=40))
     assert verdicts(result)[0] == ("holds", "trivial cue")
-    layers = result.to_frame("layers")
+    layers = result.table("layers")
     np.testing.assert_allclose(layers["prompt_token_bits"], layers["twin_token_bits"])
     np.testing.assert_allclose(layers["token_bits"], layers["prompt_token_bits"])
 
@@ -91,8 +91,8 @@ def test_traces_without_categories_have_cards_too() -> None:
     result = moescope.atlas(bare)
     assert result.claims[1].outcome == "not tested"
     assert "expert_categories" not in result.tables
-    assert (result.to_frame("experts")["category"] == "").all()
-    assert len(result.to_frame("expert_contexts"))
+    assert (result.table("experts")["category"] == "").all()
+    assert len(result.table("expert_contexts"))
 
 
 def test_what_cannot_be_described_is_refused() -> None:

@@ -41,28 +41,28 @@ def test_what_a_full_expert_drops() -> None:
 
 
 def test_a_uniform_router_drops_what_a_uniform_router_does(uniform: moescope.StudyResult) -> None:
-    table = uniform.to_frame("overflow")
+    table = uniform.table("overflow")
     assert table[["tokens", "capacity_factor"]].to_numpy().tolist() == [[32, 1], [32, 1.5], [256, 1], [256, 1.5]]
     assert (abs(table["dropped"] - table["uniform"]) < 0.015).all()
     assert table["uniform"][0] > 0.1  # a batch of 32 tokens is uneven by chance
     assert table["uniform"].is_monotonic_decreasing or table["uniform"][1] < table["uniform"][0]
-    load = uniform.to_frame("routing_load")
+    load = uniform.table("routing_load")
     assert (load["gini"] < load["balanced_gini_high"] + 0.01).all()
 
 
 def test_a_skewed_router_drops_more(skewed: moescope.StudyResult) -> None:
-    table = skewed.to_frame("overflow")
+    table = skewed.table("overflow")
     assert (table["dropped"] > table["uniform_high"] + 0.03).all()
     assert (table["low"] < table["dropped"]).all()
     assert (table["dropped"] < table["high"]).all()
-    load = skewed.to_frame("routing_load")
+    load = skewed.table("routing_load")
     assert (load["gini"] > load["balanced_gini_high"] + 0.1).all()
     claim = next(c for c in skewed.claims if c.statement.startswith("Choices that experts"))
     assert claim.statement.endswith("in batches of 256 tokens")
     assert claim.measured == table["dropped"][3]
     assert claim.control is not None
     assert claim.control.value == table["uniform"][3]
-    assert "overflow" in skewed.figures()
+    assert "overflow" in skewed.figures
 
 
 def test_counts_alone_have_their_unevenness_beside_an_even_router() -> None:

@@ -56,7 +56,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> tuple[moescope.StudyResu
 
 def test_what_it_says_and_costs(result: tuple[moescope.StudyResult, Path]) -> None:
     found, out = result
-    table = found.to_frame("monitor").set_index("monitor")
+    table = found.table("monitor").set_index("monitor")
     assert table["prompts"].eq(60).all()
     assert table["others"].eq(180).all()
     claims = {c.statement: c for c in found.claims}
@@ -67,7 +67,7 @@ def test_what_it_says_and_costs(result: tuple[moescope.StudyResult, Path]) -> No
     assert alarms.control.value == table.loc["bag of words", "alarms"]
     assert alarms.measured == table.loc["cascade", "alarms"]
     assert 0 < table.loc["cascade", "second_stage"] < 1
-    changes = found.to_frame("monitor_changes").set_index("change")
+    changes = found.table("monitor_changes").set_index("change")
     assert changes.loc["identity", "misses"] == table.loc["cascade", "misses"]
     assert changes.loc["identity", "alarms"] == table.loc["cascade", "alarms"]
     turns = [row for row in found.rows if row["name"].startswith("monitor")]

@@ -26,7 +26,7 @@ def claim(result: moescope.StudyResult, start: str) -> Claim:
 
 
 def rates(result: moescope.StudyResult, capacity: int = 4) -> dict[str, float]:
-    table = result.to_frame("policies").query("capacity == @capacity")
+    table = result.table("policies").query("capacity == @capacity")
     return dict(zip(table["policy"], table["hit_rate"], strict=True))
 
 
@@ -61,10 +61,10 @@ def test_a_hot_set_is_found() -> None:
     result = moescope.residency(requests(hot={"": HOT}), settings=QUICK)
     assert claim(result, "Tokens").outcome == "holds"
     assert claim(result, "Pinning").outcome == "holds"
-    pinned = result.to_frame("pinned")
+    pinned = result.table("pinned")
     assert sorted(pinned.query("layer == 2")["expert"]) == HOT
     assert rates(result)["pinned by other requests"] > 0.7
-    assert (result.to_frame("layers")["static"] > 0.7).all()
+    assert (result.table("layers")["static"] > 0.7).all()
     assert "pinned by other requests" in claim(result, "Loads of the best").words
 
 
@@ -83,7 +83,7 @@ def test_a_shift_between_domains_is_noticed() -> None:
     result = moescope.residency(requests(hot={"code": HOT, "story": [0, 2, 4, 8]}), settings=QUICK)
     shift = claim(result, "What one")
     assert shift.outcome == "contradicted"
-    table = result.to_frame("domains").set_index(["category", "pinned_by"])["hit_rate"]
+    table = result.table("domains").set_index(["category", "pinned_by"])["hit_rate"]
     assert table["code", "its own"] > table["code", "the others"] + 0.3
     same = moescope.residency(requests(hot={"code": HOT, "story": HOT}), settings=QUICK)
     assert claim(same, "What one").outcome == "holds"
@@ -94,20 +94,20 @@ def test_crowded_devices_are_found_and_relieved() -> None:
     result = moescope.residency(requests(hot={"": [0, 1, 2, 3]}), settings=QUICK)
     placing = claim(result, "Placing")
     assert (placing.outcome, placing.explanation) == ("holds", "none found")
-    table = result.to_frame("placement").set_index("placement")["busiest"]
+    table = result.table("placement").set_index("placement")["busiest"]
     assert table["contiguous"] > 2.5
     assert table["fitted"] < 1.15
     assert table["fitted"] < table["random"] < table["contiguous"]
     copies = moescope.residency(requests(hot={"": [0]}, pull=6), settings=replace(QUICK, redundant=8))
     alone = moescope.residency(requests(hot={"": [0]}, pull=6), settings=QUICK)
-    busiest = [r.to_frame("placement").set_index("placement")["busiest"]["fitted"] for r in (copies, alone)]
+    busiest = [r.table("placement").set_index("placement")["busiest"]["fitted"] for r in (copies, alone)]
     assert busiest[0] < 1.2 < 1.9 < busiest[1]  # an expert that has half of the load needs more than one device
 
 
 def test_a_placement_is_judged_by_other_requests() -> None:
     """Of few tokens under a uniform router, each half has its own busy experts, which say nothing of the other's."""
     trace = requests(40, 12)
-    table = moescope.residency(trace, settings=QUICK).to_frame("placement").set_index("placement")["busiest"]
+    table = moescope.residency(trace, settings=QUICK).table("placement").set_index("placement")["busiest"]
     assert table["fitted"] > 1.08
     assert table["fitted"] == pytest.approx(table["random"], abs=0.1)
 
@@ -159,18 +159,18 @@ def test_prompts_are_read_in_one_step_and_not_judged() -> None:
     # four requests at once need more experts in a step, and load fewer for each
     four = moescope.residency(trace, settings=replace(QUICK, batch=4))
     loads = [
-        r.to_frame("policies").query("policy == 'fewest possible' and capacity == 4")["loaded"].item() for r in (together, four)
+        r.table("policies").query("policy == 'fewest possible' and capacity == 4")["loaded"].item() for r in (together, four)
     ]
     assert loads[1] != loads[0]
 
 
 def test_tokens_per_second_are_what_the_formula_says() -> None:
     settings = replace(QUICK, expert_bytes=2**20, bandwidth=1.0)
-    table = moescope.residency(requests(), settings=settings).to_frame("policies")
+    table = moescope.residency(requests(), settings=settings).table("policies")
     assert (table["mib"] - table["loaded"]).abs().max() < 1e-9
     assert (table["tokens_per_second"] * table["loaded"] * 2**20 / 1e9 - 1).abs().max() < 1e-9
     slow = moescope.residency(requests(), settings=replace(settings, compute=1000.0))
-    assert slow.to_frame("policies")["tokens_per_second"].max() == pytest.approx(1)
+    assert slow.table("policies")["tokens_per_second"].max() == pytest.approx(1)
     assert any("upper bound" in note for note in slow.meta["notes"])
     assert claim(slow, "Cheapest").measured == 16 * 4 / E
 
@@ -200,7 +200,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "Pinning" in said
     result = moescope.load(tmp_path / "r")
     assert sorted(result.artifacts) == ["placement/2", "placement/4", "placement/8"]
-    assert {"policies", "layers", "placement"} <= set(result.figures())
+    assert {"policies", "layers", "placement"} <= set(result.figures)
     for name in ("policies", "placement"):
         assert (tmp_path / "r" / "figures" / f"{name}.png").is_file()
 

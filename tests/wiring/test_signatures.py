@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from moescope.routing import RoutingTrace
+from moescope.routing.drawn import shuffled_rows
 from moescope.study.result import StudyResult
 from moescope.tasks import Prompt
 from tests.planted_routing import CATEGORIES, random_trace
@@ -208,3 +209,15 @@ def test_what_a_signature_adds_is_seen_beside_a_cue() -> None:
     found = call.signatures(trace, prompts_of(trace, lambda i: ("left", "right")[words[i]])).tables["routing_accuracy"]
     both = found.query("kind == 'conditional'").set_index("features")["balanced"]
     assert both["chosen cue and signature"] > both["chosen cue"] + 0.03
+
+
+def test_a_shuffle_takes_any_order_as_often() -> None:
+    """Of three rows of one run, by the seed; the rows of another run stay apart."""
+    orders: dict[tuple[int, ...], int] = {}
+    for seed in np.random.default_rng(0).integers(2**62, size=6000).tolist():
+        source = np.empty(5, np.int64)
+        shuffled_rows(np.array([4, 0, 2, 1, 3]), np.array([0, 3, 5]), seed, source)
+        assert set(source[[1, 3]].tolist()) == {1, 3}
+        orders[tuple(source[[4, 0, 2]])] = orders.get(tuple(source[[4, 0, 2]]), 0) + 1
+    assert len(orders) == 6
+    assert all(abs(count - 1000) < 5 * np.sqrt(1000 * 5 / 6) for count in orders.values())

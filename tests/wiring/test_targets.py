@@ -110,7 +110,7 @@ def test_an_even_router_is_called_one() -> None:
     assert further.outcome == "holds"
     assert (even.outcome, even.explanation) == ("contradicted", "chance")
     assert carried.outcome == "not tested"
-    row = result.to_frame("layers").iloc[0]
+    row = result.table("layers").iloc[0]
     assert row["needed"] == pytest.approx(row["even_needed"], rel=0.1)
     assert row["spread"] == pytest.approx(1 - K / E, abs=0.2)
 
@@ -125,7 +125,7 @@ def test_a_lopsided_router_takes_more() -> None:
 
 def test_no_finite_number_follows_for_an_expert_that_is_never_reached() -> None:
     result = moescope.targets(text("uniform", 60, (1,), dead=[3]))
-    row = result.to_frame("layers").iloc[0]
+    row = result.table("layers").iloc[0]
     assert (row["unseen"], row["fewest"], row["reached"]) == (1, 0, E - 1)
     assert np.isnan(row["needed"])
     assert np.isnan(row["needed_high"])
@@ -143,7 +143,7 @@ def test_one_rare_document_is_no_certainty() -> None:
     ids = trace.ids.copy()
     ids[trace.sequence == 7, 0, 0] = 3  # and there all the time
     result = moescope.targets(replace(trace, ids=ids))
-    row = result.to_frame("layers").iloc[0]
+    row = result.table("layers").iloc[0]
     assert row["fewest"] > 29  # many tokens, of one document
     assert row["needed_high"] / row["needed_low"] > 20
     assert row["new"] == 0
@@ -156,7 +156,7 @@ FAST = moescope.TargetSettings(n_permutations=199, least=4)
 def test_planted_carriers_are_found() -> None:
     trace = random_trace(30, planted={(3, "code"): (5, 9), (4, "math"): (1,)}, strength=0.6, templates=30)
     result = moescope.targets(trace, settings=FAST)
-    carriers = result.to_frame("carriers")
+    carriers = result.table("carriers")
     told = carriers[carriers["carries"]]
     assert {(r["layer"], r["expert"], r["category"]) for _, r in told.iterrows()} == {
         (3, 5, "code"),
@@ -179,7 +179,7 @@ def test_no_carriers_where_none_are_planted() -> None:
     wrong = held = 0
     for seed in range(8):
         result = moescope.targets(random_trace(16, templates=16, seed=seed), settings=FAST)
-        wrong += bool(result.to_frame("carriers")["carries"].any())
+        wrong += bool(result.table("carriers")["carries"].any())
         held += sum(c.outcome == "holds" for c in result.claims[3:])
     assert wrong <= 1
     assert held <= 1
@@ -187,12 +187,12 @@ def test_no_carriers_where_none_are_planted() -> None:
 
 def test_what_the_tokens_explain_is_said_to_be_so() -> None:
     result = moescope.targets(random_trace(30, lexical=True, templates=30), settings=FAST)
-    carriers = result.to_frame("carriers")
+    carriers = result.table("carriers")
     assert carriers["carries"].any()
     assert (carriers["p_tokens"] > 0.05).all()
     for claim in result.claims[3:]:
         assert (claim.outcome, claim.explanation) == ("holds", "trivial cue")
-    assert result.to_frame("domains")["token_gap"].abs().max() < 1e-9  # each token has its experts, wherever it stands
+    assert result.table("domains")["token_gap"].abs().max() < 1e-9  # each token has its experts, wherever it stands
     bare = moescope.targets(replace(random_trace(30, lexical=True, templates=30), tokens=None), settings=FAST)
     assert "not run: the tokens' identity" in bare.claims[3].words
 
@@ -237,4 +237,4 @@ def test_what_cannot_be_measured(tmp_path: Path, capsys: pytest.CaptureFixture[s
     save_trace(trace, tmp_path / "trace")
     main(["targets", str(tmp_path / "trace"), "--permutations", "159", "--out", str(tmp_path / "r")])
     assert "so parameters are not named" in capsys.readouterr().out
-    assert moescope.load(tmp_path / "r").to_frame("domains")["category"].tolist() == list(CATEGORIES)
+    assert moescope.load(tmp_path / "r").table("domains")["category"].tolist() == list(CATEGORIES)

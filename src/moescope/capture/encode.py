@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
 
-from moescope.errors import InputError
+from moescope.errors import InputError, check_count
 from moescope.models.inputs import first_position
 from moescope.models.reading import SpecialTokens, tokenized
+from moescope.models.sites import check_loaded
 
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
@@ -113,11 +114,12 @@ def encode(
         InputError: a text is not a string or has no tokens of its own (the row is named), or the model has no
             tokenizer, or no chat template that can be used.
     """
+    check_loaded(model)
+    if max_tokens is not None:
+        check_count("max_tokens", max_tokens)
     if special_tokens is not None or chat is not None:
         wanted = model.read_as(special_tokens or model.reading.special_tokens, model.reading.chat if chat is None else chat)
         model = replace(model, reading=replace(wanted.reading, met=model.reading.met))
-    if max_tokens is not None and max_tokens < 1:
-        raise InputError(f"max_tokens: {max_tokens} is not a positive number of tokens")
     limit = model_limit(model)
     if max_tokens is not None and limit is not None and max_tokens > limit:
         raise InputError(f"max_tokens: {max_tokens} is more than the {limit} positions of model {model.name}")
@@ -130,6 +132,8 @@ def encode(
         return texts
     if isinstance(texts, str):
         raise InputError("texts: one string was given; give a list of strings")
+    if not hasattr(texts, "__len__") or isinstance(texts, Mapping):
+        raise InputError(f"{type(texts).__name__} was given; give a list of strings", "texts")
     if model.tokenizer is None:
         raise InputError(f"model {model.name} has no tokenizer; give token ids with Encoded.from_ids")
 
@@ -226,8 +230,7 @@ def batches(lengths: Sequence[int] | np.ndarray, batch_tokens: int = 8192) -> li
     Returns:
         int64 index arrays that together hold every row once.
     """
-    if batch_tokens < 1:
-        raise InputError(f"batch_tokens: {batch_tokens} is not a positive number of tokens")
+    check_count("batch_tokens", batch_tokens)
     lengths = np.asarray(lengths)
     order = np.argsort(-lengths, kind="stable")
     descending = lengths[order]

@@ -48,6 +48,7 @@ class CaptureSession:
 
         Values at padded places mean nothing.
         """
+        self._check(ids, mask)
         inputs = self._inputs(ids, mask)
         self._seen, self._reduce, self._active = {}, reduce, True
         try:
@@ -63,12 +64,36 @@ class CaptureSession:
             raise InputError(f"site {missing[0]}: model {self.model.name} did not reach it in its forward pass")
         return {site: seen[site] for site in self.sites}
 
+    def _check(self, ids: torch.Tensor, mask: torch.Tensor | None) -> None:
+        """That the ids are tokens of the model, in rows of one length, and the mask of their shape.
+
+        Raises:
+            InputError: they are not.
+        """
+        if not isinstance(ids, torch.Tensor) or ids.ndim != 2 or not ids.numel() or ids.dtype not in (torch.int32, torch.int64):
+            raise InputError(f"{_said(ids)} was given; give token ids, a torch tensor of whole numbers (texts, tokens)", "ids")
+        beyond = self.model.vocabulary
+        low, high = (int(n) for n in ids.aminmax())
+        if low < 0 or (beyond is not None and high >= beyond):
+            has = "ids from 0" if beyond is None else f"0-{beyond - 1}"
+            raise InputError(f"{low if low < 0 else high} is no token of {self.model.name}, which has {has}", "ids")
+        if mask is not None and (not isinstance(mask, torch.Tensor) or mask.shape != ids.shape):
+            raise InputError(
+                f"{_said(mask)} was given for ids of shape {tuple(ids.shape)}; give a tensor of that shape", "mask"
+            )
+
     def _record(self, site: Site, tensor: torch.Tensor) -> None:
         if not self._active or site in self._seen:
             return
         self._seen[site] = tensor.detach().clone() if self._reduce is None else self._reduce(site, tensor.detach())
         if self._stop and len(self._seen) == len(self.sites):
             raise _Stop
+
+
+def _said(given: object) -> str:
+    if isinstance(given, torch.Tensor):
+        return f"{str(given.dtype).removeprefix('torch.')} of shape {tuple(given.shape)}"
+    return f"an object of class {type(given).__name__}"
 
 
 @contextmanager

@@ -28,7 +28,7 @@ def show(folder: Path, /, *, table: str = "claims", json: bool = False) -> None:
     elif table == "claims":
         print_claims(result)
     else:
-        print(result.to_frame(table).to_string(index=False))
+        print(result.table(table).to_string(index=False))
 
 
 def compare(

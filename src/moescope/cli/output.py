@@ -26,7 +26,7 @@ def print_result(result: StudyResult, folder: Path, tables: tuple[str, ...] = ()
         console.print(line)
     where = folder if address(folder) else folder.resolve()
     for name in (name for name in tables if name in result.tables):
-        print(result.to_frame(name).to_string(index=False), end="\n\n")
+        print(result.table(name).to_string(index=False), end="\n\n")
     for note in result.meta.get("notes") or []:
         print(note)
     for name in result.artifacts:

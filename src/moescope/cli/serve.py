@@ -16,7 +16,14 @@ from cyclopts import Parameter
 from moescope.cli.generate import translated
 from moescope.errors import InputError
 
-_OPTIONS = {"exits": "--exit", "route": "--route", "circuits": "--circuits", "host": "--host", "port": "--port"}
+_OPTIONS = {
+    "exits": "--exit",
+    "route": "--route",
+    "circuits": "--circuits",
+    "atlas": "--atlas",
+    "host": "--host",
+    "port": "--port",
+}
 _OPTIONS |= {"chat": "--chat", "texts": "--max-texts", "characters": "--max-characters", "new_tokens": "--max-new-tokens"}
 _OPTIONS |= {"streams": "--max-streams", "connections": "--max-connections", "grace_seconds": "--grace"}
 _TOKEN = "MOESCOPE_TOKEN"
@@ -32,6 +39,8 @@ def serve(
     ] = None,
     route: Annotated[Path | None, Parameter(help="Result of moescope route.")] = None,
     circuits: Annotated[Path | None, Parameter(help="Result of moescope circuits, whose neurons are traced.")] = None,
+    atlas: Annotated[Path | None, Parameter(help="Result of moescope atlas, whose cards of the experts are shown.")] = None,
+    cards: Annotated[bool, Parameter(help="Read shipped prompts at the start for a card of each expert and neuron.")] = True,
     host: Annotated[str, Parameter(help="Address to serve on; 0.0.0.0 opens it to the network.")] = "127.0.0.1",
     port: Annotated[int, Parameter(help="Port; 0 takes any that is free.")] = 8000,
     token_file: Annotated[
@@ -68,7 +77,8 @@ def serve(
             opened = stack.enter_context(bind(host, port))
             thread = ModelThread()
             options: dict[str, Any] = {"chat": chat, "dtype": dtype, "device": device, "device_map": device_map}
-            served = thread.run(lambda: gather(model, exits=exit_ or (), route=route, circuits=circuits, **options))
+            folders: dict[str, Any] = {"exits": exit_ or (), "route": route, "circuits": circuits, "atlas": atlas}
+            served = thread.run(lambda: gather(model, **folders, cards=cards, **options))
         except InputError as error:
             raise translated(error, _OPTIONS) from error
         loopback = host in LOOPBACK

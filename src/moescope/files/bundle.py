@@ -38,6 +38,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is missing: {path.parent} is not a moescope result, or its writing was cut short")
     try:
         data = parse_json(path.read_bytes())
+        json.dumps(data, ensure_ascii=False).encode()  # half of a character, which no table can hold, is a ValueError
         whole = seal_holds(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error

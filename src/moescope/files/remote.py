@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ _ADDRESS = re.compile(rf"({'|'.join(SCHEMES)}):/+(.+)", re.S)
 _MANIFESTS = ("results.json", "manifest.json")
 _VERSIONS = ("ETag", "etag", "oid", "blob_id", "mtime", "LastModified", "created")
 """by the names of fsspec's file systems"""
+_PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
+"""that read these, where they are installed"""
+_PATIENCE = timedelta(minutes=1)  # for Google's store, which is asked again for a quarter of an hour otherwise
 _OPENED: dict[Path, str] = {}
 """local copies of this process, with their addresses"""
 
@@ -51,6 +55,8 @@ def local(path: str | Path) -> Path:
     Raises:
         InputError: the store cannot be reached, or has no such place as its scheme asks for.
     """
+    if not isinstance(path, str | Path):
+        raise InputError(f"{type(path).__name__} was given where a folder or file is named; give a text or a Path")
     place = address(path)
     if place is None:
         return Path(path)
@@ -143,8 +149,12 @@ def _store(place: str) -> tuple[Any, str]:
     import fsspec
 
     scheme, _, root = place.partition("://")
-    if scheme in ("s3", "gs") and importlib.util.find_spec({"s3": "s3fs", "gs": "gcsfs"}[scheme]) is None:
-        return _arrow(scheme), root
+    package = _PACKAGES.get(scheme)
+    if package is not None and importlib.util.find_spec(package) is None:
+        try:
+            return _arrow(scheme), root
+        except (ImportError, AttributeError) as error:  # pyarrow may be built without
+            raise InputError(f"{place}: {scheme}:// cannot be read here; pip install {package}") from error
     try:
         return fsspec.filesystem(scheme, skip_instance_cache=scheme != "memory"), root
     except (ImportError, ValueError) as error:
@@ -157,7 +167,7 @@ def _arrow(scheme: str) -> Any:
     from pyarrow import fs as arrow
 
     if scheme == "gs":
-        return ArrowFSWrapper(arrow.GcsFileSystem(), skip_instance_cache=True)
+        return ArrowFSWrapper(arrow.GcsFileSystem(retry_time_limit=_PATIENCE), skip_instance_cache=True)
     options: dict[str, Any] = {}
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if endpoint:
@@ -176,12 +186,23 @@ def _listing(fs: Any, root: str) -> dict[str, list[Any]]:
     if info["type"] == "file":
         return {"": _version(info)}
     base, found = root.strip("/") + "/", {}
-    for name, entry in fs.find(root, detail=True).items():
+    for name, entry in _below(fs, root).items():
         if entry["type"] == "file":
             below = name.strip("/").removeprefix(base)
             # times are of whole seconds in places, and a manifest has the checksums of all else
             found[below] = _version(entry) + ([hashlib.sha256(fs.cat_file(name)).hexdigest()] if below in _MANIFESTS else [])
     return found
+
+
+def _below(fs: Any, root: str) -> dict[str, dict[str, Any]]:
+    """All that lies under a folder, asked for at once: Google's folders are only parts of names, and Arrow walks into none."""
+    from fsspec.implementations.arrow import ArrowFSWrapper
+    from pyarrow.fs import FileSelector
+
+    if isinstance(fs, ArrowFSWrapper):
+        found = fs.fs.get_file_info(FileSelector(root, recursive=True))
+        return {i.path: {"type": "file" if i.is_file else "directory", "size": i.size, "mtime": i.mtime} for i in found}
+    return dict(fs.find(root, detail=True))
 
 
 def _plain(name: str) -> bool:

@@ -172,6 +172,8 @@ def load(
     """
     if not isinstance(model, str | Path):
         return _in_memory(model, tokenizer, head)
+    if tokenizer is not None:
+        raise InputError(f"goes with a model in memory; {str(model)!r} brings its own, so leave it out", "tokenizer")
     options = {"dtype": dtype, "device": device, "device_map": device_map, "trust_remote_code": trust_remote_code}
     loaded = _from_files(model, revision, head, **options)
     if not trust_remote_code:

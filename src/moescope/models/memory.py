@@ -28,7 +28,7 @@ def pair_of(given: Any, tokenizer: Any) -> tuple[nn.Module, Any]:
             "model",
         )
     if tokenizer is not None and not callable(tokenizer):
-        raise InputError(f"{_named(tokenizer)} is no tokenizer: give a pair, (model, tokenizer)", "model")
+        raise InputError(f"{_named(tokenizer)} is no tokenizer: give the one that the model was trained with", "tokenizer")
     # a processor, of a model that also sees or hears, holds the tokenizer of its texts
     return given, getattr(tokenizer, "tokenizer", None) or tokenizer
 

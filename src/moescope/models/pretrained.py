@@ -71,8 +71,8 @@ def read_module(source: Source, config: Any, plan: Plan, device_map: Any, head: 
         why = _first_line(error)
         if "ignore_mismatched_sizes" in why:  # transformers' advice is about an option that is not ours
             why = "its weights have other shapes than its config.json says; one of the two is another model's"
-        raise InputError(f"model {source.name!r} cannot be loaded: {why}") from error
-    check_whole(source.name, module, config, report, head=head)
+        raise InputError(f"model {source.name!r} cannot be loaded from {source.folder}: {why}") from error
+    check_whole(f"{source.name!r} ({source.folder})", module, config, report, head=head)
     return module
 
 

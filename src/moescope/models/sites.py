@@ -21,6 +21,16 @@ class HasSites(Protocol):
     def sites(self, kind: SiteKind | None = None) -> tuple[Site, ...]: ...
 
 
+def check_loaded(model: object) -> None:
+    """That ``model`` is one whose sites are known.
+
+    Raises:
+        InputError: it is a name, or a model without what moescope knows of it.
+    """
+    if not hasattr(model, "tap_point"):
+        raise InputError(f"{type(model).__name__} is no loaded model; give moescope.load_model(…)", "model")
+
+
 SitesLike = str | Site | Iterable[str | Site]
 """Sites in words (see :func:`parse_sites`), one site, or several of both."""
 
@@ -34,6 +44,7 @@ def parse_sites(sites: SitesLike, model: HasSites) -> tuple[Site, ...]:
     Raises:
         InputError: an unknown kind, a layer that is not there, or a site that the model lacks; lists what it has.
     """
+    check_loaded(model)
     if not isinstance(sites, str):
         members = [sites] if isinstance(sites, Site) or not isinstance(sites, Iterable) else list(sites)
         odd = [m for m in members if not isinstance(m, str | Site)]

@@ -97,6 +97,7 @@ def check_whole(name: str, module: Any, config: Any, report: dict[str, Any], *, 
     layers of which four run), unless the class declares that it may be left out, or it is of a head that was not asked for.
 
     Args:
+        name: of the model, and where it lies.
         report: ``missing_keys`` and ``unexpected_keys``, as transformers reports them.
 
     Raises:
@@ -109,16 +110,16 @@ def check_whole(name: str, module: Any, config: Any, report: dict[str, Any], *, 
     lost = [key for key in missing if key in body_keys and not key.removeprefix(prefix).startswith(OPTIONAL)]
     if lost:
         raise InputError(
-            f"model {name!r}: its weights lack {len(lost)} tensors that its config asks for ({lost[0]}): "
+            f"model {name}: its weights lack {len(lost)} tensors that its config asks for ({lost[0]}): "
             "the checkpoint is not of this architecture, or not whole"
         )
     if head and (absent := [key for key in missing if key not in body_keys]):
-        raise HeadMissing(f"model {name!r} has no language-model head (its weights lack {absent[0]}): load it without one")
+        raise HeadMissing(f"model {name} has no language-model head (its weights lack {absent[0]}): load it without one")
     strange = [key for key in sorted(report["unexpected_keys"]) if _matters(key, module, config, prefix, head)]
     if strange:
         beside = ", …" if len(strange) > 3 else ""
         raise InputError(
-            f"model {name!r}: its weights hold {len(strange)} tensors that its config has no place for "
+            f"model {name}: its weights hold {len(strange)} tensors that its config has no place for "
             f"({', '.join(strange[:3])}{beside}): {_mend(strange, config)}"
         )
 

@@ -6,7 +6,7 @@ Each study has its own module of figures. To add one: write ``studies/STUDY/figu
 :data:`TableFigure` each in the order in which the report shows them, or, where these are not known beforehand, a function
 ``entries(result) -> Iterator[Entry]``, and enter it in :data:`moescope.studies.FIGURES`. ``Entry.draw`` is called inside
 :func:`moescope.report.style.look`; make its figure with :func:`moescope.report.style.new_figure`, and take colours, markers
-and letters from there too. The HTML page, ``StudyResult.figures()`` and ``save`` then show it without further change.
+and letters from there too. The HTML page, ``StudyResult.figures`` and ``save`` then show it without further change.
 """
 
 from __future__ import annotations

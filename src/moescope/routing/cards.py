@@ -200,9 +200,14 @@ def _contexts(trace: RoutingTrace, at: int, members: Sequence[int], decode: Deco
 def _window(trace: RoutingTrace, t: int, chosen: np.ndarray, decode: Decode | None) -> str:
     """The text around token ``t`` of its sequence; every token that the expert gets stands in ⟦ ⟧."""
     assert trace.tokens is not None
-    rows = np.arange(max(0, t - WINDOW), min(len(trace), t + WINDOW + 1))
-    rows = rows[trace.sequence[rows] == trace.sequence[t]]
-    pieces = _pieces(trace.tokens[rows].tolist(), decode)
+    return marked_window(trace.tokens, trace.sequence, t, chosen, decode)
+
+
+def marked_window(tokens: np.ndarray, sequence: np.ndarray, t: int, chosen: np.ndarray, decode: Decode | None) -> str:
+    """The same of token ids (T,), the sequence that each belongs to (T,), and which are marked, bool (T,)."""
+    rows = np.arange(max(0, t - WINDOW), min(len(tokens), t + WINDOW + 1))
+    rows = rows[sequence[rows] == sequence[t]]
+    pieces = _pieces(tokens[rows].tolist(), decode)
     return "".join(f"⟦{p}⟧" if mine and p else p for p, mine in zip(pieces, chosen[rows], strict=True))
 
 

@@ -43,6 +43,13 @@ def check_trace(trace: Traced, where: str) -> None:
     Raises:
         InputError: naming ``where`` and the array, or the row, layer and id.
     """
+    for name in ("ids", "sequence", "position", "generated", "weights", "tokens", "scores"):
+        given = getattr(trace, name)
+        if not isinstance(given, np.ndarray) and (given is not None or name in ("ids", "sequence", "position", "generated")):
+            raise InputError(f"{where}: {name} must be a numpy array, not {type(given).__name__}")
+    for name in ("layers", "n_experts", "sequences"):
+        if not isinstance(getattr(trace, name), tuple):
+            raise InputError(f"{where}: {name} must be a tuple, not {type(getattr(trace, name)).__name__}")
     n_layers = len(trace.layers)
     if trace.ids.ndim != 3 or trace.ids.dtype.kind != "u":
         raise InputError(f"{where}: ids must be unsigned integers of shape (tokens, layers, k), not {_say(trace.ids)}")

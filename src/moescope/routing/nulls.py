@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from moescope.errors import InputError
+from moescope.kernels.loops import for_each
+from moescope.routing.drawn import shuffled_rows, tally, uniform_ids
 from moescope.routing.signatures import normalise
 from moescope.routing.trace import RoutingTrace
 
@@ -50,32 +52,26 @@ def uniform_router(trace: RoutingTrace) -> Router:
     Returns:
         a function that draws counts (N, L, E).
     """
-
     used = (trace.ids != trace.empty).sum(2)  # (T, L)
+    own = np.arange(len(trace))
 
-    def draw(rng: np.random.Generator) -> np.ndarray:
-        counts = np.zeros((len(trace.sequences), len(trace.layers), max(trace.n_experts)))
-        for layer, n in enumerate(trace.n_experts):
-            chosen = _random_experts(len(trace), n, rng)
-            counts[:, layer, :n] = _tally(trace, chosen, np.arange(n) < used[:, [layer]], n)
-        return counts
+    def draw(layer: int, seed: int, counts: np.ndarray) -> None:
+        ids = np.full((len(trace), trace.top_k), trace.empty, trace.ids.dtype)
+        uniform_ids(used[:, layer], trace.n_experts[layer], seed, ids)
+        tally(ids, own, trace.sequence, trace.n_experts[layer], counts)
 
-    return draw
+    return _by_layer(trace, draw)
 
 
 def simulated_cosine(tokens: int, n_experts: int, k: int, *, pairs: int = 200, seed: int = 0) -> float:
     """Mean cosine of ``pairs`` independent pairs of signatures of uniformly random routing: checks :func:`random_cosine`."""
     rng = np.random.default_rng(seed)
     counts = np.zeros((2 * pairs, n_experts))
-    for row in counts:
-        row += np.bincount(_random_experts(tokens, n_experts, rng)[:, :k].ravel(), minlength=n_experts)
+    ids = np.empty((len(counts) * tokens, k), np.int64)
+    uniform_ids(np.full(len(ids), k), n_experts, int(rng.integers(2**62)), ids)
+    tally(ids, np.arange(len(ids)), np.repeat(np.arange(len(counts)), tokens), n_experts, counts)
     unit = counts / np.linalg.norm(counts, axis=1, keepdims=True)
     return float((unit[:pairs] * unit[pairs:]).sum(1).mean())
-
-
-def _random_experts(tokens: int, n: int, rng: np.random.Generator) -> np.ndarray:
-    """(tokens, n) each row a random order of the experts; its first k are k experts drawn without replacement."""
-    return np.argsort(rng.random((tokens, n), dtype=np.float32), axis=1)
 
 
 def shuffled_router(trace: RoutingTrace, strata: np.ndarray | None = None) -> Router:
@@ -91,19 +87,28 @@ def shuffled_router(trace: RoutingTrace, strata: np.ndarray | None = None) -> Ro
     Returns:
         a function that draws counts (N, L, E).
     """
-    order = np.arange(len(trace)) if strata is None else np.argsort(strata, kind="stable")
+    labels = np.zeros(len(trace), np.int64) if strata is None else strata
+    order = np.argsort(labels, kind="stable")
+    bounds = np.concatenate([[0], np.flatnonzero(np.diff(labels[order])) + 1, [len(order)]])
 
-    def draw(rng: np.random.Generator) -> np.ndarray:
-        counts = np.zeros((len(trace.sequences), len(trace.layers), max(trace.n_experts)))
-        source = np.empty(len(trace), dtype=np.int64)
-        for layer, n in enumerate(trace.n_experts):
-            noise = rng.random(len(trace))
-            source[order] = np.argsort(noise) if strata is None else np.lexsort((noise, strata))
-            chosen = trace.ids[source, layer]
-            counts[:, layer, :n] = _tally(trace, chosen, chosen != trace.empty, n)
-        return counts
+    def draw(layer: int, seed: int, counts: np.ndarray) -> None:
+        source = np.empty(len(trace), np.int64)
+        shuffled_rows(order, bounds, seed, source)
+        tally(trace.ids[:, layer], source, trace.sequence, trace.n_experts[layer], counts)
 
-    return draw
+    return _by_layer(trace, draw)
+
+
+def _by_layer(trace: RoutingTrace, draw: Callable[[int, int, np.ndarray], None]) -> Router:
+    """Each layer drawn from a seed of its own: ``draw(layer, seed, counts (N, E))`` adds to its counts."""
+
+    def router(rng: np.random.Generator) -> np.ndarray:
+        counts = np.zeros((len(trace.layers), len(trace.sequences), max(trace.n_experts)))
+        seeds = rng.integers(2**62, size=len(trace.layers)).tolist()
+        for_each(lambda i: draw(i, seeds[i], counts[i]), range(len(trace.layers)))
+        return np.ascontiguousarray(counts.swapaxes(0, 1))
+
+    return router
 
 
 def draws(router: Router, n: int, seed: int) -> Iterator[np.ndarray]:
@@ -130,8 +135,3 @@ def token_pairs(trace: RoutingTrace) -> np.ndarray:
     before = np.concatenate([[-1], trace.tokens[:-1]])
     before[np.flatnonzero(np.diff(trace.sequence, prepend=-1))] = -1
     return np.asarray(np.unique(np.stack([before, trace.tokens]), axis=1, return_inverse=True)[1]).ravel()
-
-
-def _tally(trace: RoutingTrace, chosen: np.ndarray, used: np.ndarray, n: int) -> np.ndarray:
-    flat = (trace.sequence.astype(np.int64)[:, None] * n + chosen)[used]
-    return np.bincount(flat, minlength=len(trace.sequences) * n).reshape(-1, n).astype(np.float64)

@@ -48,6 +48,10 @@ def signatures_of(trace: RoutingTrace, *, quantity: Quantity = "frequency", part
     Raises:
         InputError: the part has no token of some sequence, or weights are asked for and were not recorded.
     """
+    if not isinstance(trace, RoutingTrace):
+        raise InputError(f"{type(trace).__name__} is no RoutingTrace; record one with moescope.trace(…)", "trace")
+    if quantity not in QUANTITIES:
+        raise InputError(f"{quantity!r} is none of {', '.join(QUANTITIES)}", "quantity")
     tokens = np.bincount(trace.sequence[trace.mask(part)], minlength=len(trace.sequences))
     if not len(tokens):
         raise InputError("the trace has no sequences; trace at least two prompts of each category")

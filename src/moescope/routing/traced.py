@@ -62,7 +62,7 @@ def read_routing(
         InputError: the trace, the prompts or the model cannot be used.
     """
     if is_trace(model):
-        trace = load_trace(model) if isinstance(model, Path) else model
+        trace = load_trace(model) if isinstance(model, Path) else model.validate()
         context.stages.read(trace)
         labelled = None if prompts is None else context.prompts(prompts)
         return Read(trace, labelled, None if tokenizer is None else context.load(tokenizer), None)

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from moescope.errors import InputError
+from moescope.errors import InputError, check_count
 from moescope.kernels.loops import compiled, for_each, n_threads
-from moescope.select.sums import EPSILON, SIGMAS, Sigma, check_ints, divergence, fold_class_sums
+from moescope.select.sums import EPSILON, SIGMAS, Sigma, check_activations, check_ints, divergence, fold_class_sums
 from moescope.stats.permutation import permutation_p, permuted_label_matrix
 
 _SLACK = 1e-5  # relative: permutations that restore the observed labels count as ties whatever the rounding; conservative
@@ -72,8 +72,9 @@ def permutation_max(
     Raises:
         InputError: for fewer than two classes, no permutations, or activations that are not finite.
     """
-    if n_permutations < 1 or block < 1:
-        raise InputError(f"n_permutations={n_permutations} and block={block} must be positive")
+    check_count("n_permutations", n_permutations)
+    check_count("block", block)
+    check_activations(X)
     labels = check_ints(y, len(X), "label")
     sums = fold_class_sums(X, labels, np.zeros(len(X), dtype=np.int64))
     n_classes = sums.n_classes

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from moescope.errors import InputError
+from moescope.errors import InputError, check_count
 from moescope.select.null import MaxNull, permutation_max
 from moescope.select.sums import SIGMAS, ClassMoments, FoldSums, Sigma, divergence, fold_class_sums
 
@@ -42,14 +42,15 @@ def top_k(score: NDArray[np.float64], k: int, allowed: NDArray[np.bool_] | None 
         allowed: bool mask, shape (D,): features that may be chosen; None for all.
 
     Raises:
-        InputError: when fewer than k features may be chosen, or the mask has another shape or dtype.
+        InputError: when fewer than k features may be chosen, the scores or the mask are of another shape or dtype, or a score
+            is NaN.
     """
+    check_score(score)
+    check_count("k", k)
     candidates = _candidates(len(score), allowed)
-    if not 0 < k <= len(candidates):
+    if k > len(candidates):
         raise InputError(f"cannot choose k={k} features out of {len(candidates)}: k must lie between 1 and that number")
     values = score[candidates]
-    if np.isnan(values).any():
-        raise InputError(f"the score of feature {candidates[np.isnan(values)][0]} is NaN, so features cannot be ranked")
     # Everything at or above the k-th value, so that ties at the edge are settled by index and not by the partition.
     edge = np.partition(values, len(values) - k)[len(values) - k]
     best = np.flatnonzero(values >= edge)
@@ -58,7 +59,12 @@ def top_k(score: NDArray[np.float64], k: int, allowed: NDArray[np.bool_] | None 
 
 
 def rank(score: NDArray[np.float64], allowed: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
-    """All (allowed) features, best first; of equal scores the lowest index first."""
+    """All (allowed) features, best first; of equal scores the lowest index first.
+
+    Raises:
+        InputError: the scores or the mask are of another shape or dtype, or a score is NaN.
+    """
+    check_score(score)
     candidates = _candidates(len(score), allowed)
     return candidates[np.argsort(-score[candidates], kind="stable")].astype(np.int64)
 
@@ -114,6 +120,8 @@ def random_sets(
     Raises:
         InputError: when k features do not exist.
     """
+    if not isinstance(rng, np.random.Generator):
+        raise InputError(f"{type(rng).__name__} is no generator; give numpy.random.default_rng(SEED)", "rng")
     candidates = _candidates(n_features, allowed)
     if not 0 < k <= len(candidates):
         raise InputError(f"cannot draw k={k} features out of {len(candidates)}: k must lie between 1 and that number")
@@ -155,6 +163,21 @@ def layer_matched_sets(
         for row in out:
             row[places] = rng.choice(pool, len(places), replace=False)
     return out
+
+
+def check_score(score: NDArray[np.float64]) -> None:
+    """That ``score`` has a number for each feature.
+
+    Raises:
+        InputError: it is no numpy array of real numbers, shape (D,), or holds a NaN.
+    """
+    if not isinstance(score, np.ndarray) or score.ndim != 1 or score.dtype.kind not in "fiu":
+        what = f"{score.dtype} of shape {score.shape}" if isinstance(score, np.ndarray) else type(score).__name__
+        raise InputError(f"{what} was given; give a numpy array of a number for each feature, shape (features,)", "score")
+    if np.isnan(score).any():
+        raise InputError(
+            f"that of feature {int(np.flatnonzero(np.isnan(score))[0])} is NaN, so features cannot be ranked", "score"
+        )
 
 
 def _candidates(n_features: int, allowed: NDArray[np.bool_] | None) -> NDArray[np.int64]:

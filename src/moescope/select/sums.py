@@ -96,8 +96,7 @@ def fold_class_sums(X: NDArray[Any], y: ArrayLike, folds: ArrayLike) -> FoldSums
     Raises:
         InputError: for wrong shapes, labels or folds that are not ints from 0, or a value that is not finite.
     """
-    if not isinstance(X, np.ndarray) or X.ndim != 2 or X.dtype not in (np.float16, np.float32, np.float64):
-        raise InputError("activations must be a numpy array of shape (rows, features) and dtype float16, float32 or float64")
+    check_activations(X)
     labels, parts = check_ints(y, len(X), "label"), check_ints(folds, len(X), "fold")
     n_classes, n_folds = int(labels.max()) + 1, int(parts.max()) + 1
     cell = parts * n_classes + labels
@@ -131,6 +130,12 @@ def fold_class_sums(X: NDArray[Any], y: ArrayLike, folds: ArrayLike) -> FoldSums
         raise InputError(f"activations are not finite at {where}: drop that row or capture in a wider dtype (fp32)")
     shape = (n_folds, n_classes, X.shape[1])
     return FoldSums(n.reshape(n_folds, n_classes).astype(np.int64), s1.reshape(shape), s2.reshape(shape), shift)
+
+
+def check_activations(X: NDArray[Any]) -> None:
+    """That ``X`` is a numpy array (N, D) of floats, or an InputError."""
+    if not isinstance(X, np.ndarray) or X.ndim != 2 or X.dtype not in (np.float16, np.float32, np.float64):
+        raise InputError("activations must be a numpy array of shape (rows, features) and dtype float16, float32 or float64")
 
 
 def check_ints(values: ArrayLike, n_rows: int, what: str) -> NDArray[np.int64]:
@@ -190,6 +195,9 @@ def divergence(
     """
     if sigma not in SIGMAS:
         raise InputError(f"sigma={sigma!r} is not one of {', '.join(SIGMAS)}")
+    if np.ndim(n) != 1 or np.ndim(mean) != 2 or np.shape(mean) != np.shape(var) or len(mean) != len(n):
+        shapes = ", ".join(f"{name} {np.shape(value)}" for name, value in (("mean", mean), ("var", var), ("n", n)))
+        raise InputError(f"shapes do not fit ({shapes}); give the moments of fold_class_sums(X, y, folds).total()", "mean")
     present = np.asarray(n) > 0
     if present.sum() < 2:
         raise InputError("divergence compares classes, but fewer than two classes have rows: check the labels or the folds")

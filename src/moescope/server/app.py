@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib import metadata
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from moescope.errors import InputError
-from moescope.report.format import page_source
 from moescope.server.guard import HEADERS, LOOPBACK, Guard, Room, more_headers
 from moescope.server.limits import Limits, Refused
 from moescope.server.metrics import CONTENT_TYPE, Measured
+from moescope.server.page import page_files
 from moescope.server.served import Served
 from moescope.server.service import OURS, Service
 from moescope.server.thread import ModelThread
-from moescope.server.wire import ClassifyBody, RouteBody, StreamBody, bounded, events, failures
+from moescope.server.wire import ClassifyBody, RouteBody, RowsBody, StreamBody, bounded, events, failures
 from moescope.server.writer import Writer
 
 _VERSION = metadata.version("moescope")
@@ -52,11 +52,8 @@ def create_app(
 
     app = FastAPI(title="moescope", version=_VERSION, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.service = service
-    page = page_source("moescope.server")
-
-    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
-    async def index() -> HTMLResponse:
-        return HTMLResponse(page)
+    for path, (content, kind) in page_files().items():
+        app.get(path, include_in_schema=False)(_file(content, kind))
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:
@@ -74,6 +71,15 @@ def create_app(
     async def classify(body: ClassifyBody) -> dict[str, Any]:
         return {"answers": await service.classify(body.texts, body.task)}
 
+    formats = {c.path: (task, c.template.fields) for task, c in served.classifiers.items() if c.path and c.template}
+    for path, (task, _) in formats.items():
+        rows = app.post(path, responses=failures(400, 422, 500, 503), summary=f"Classify rows of {task}")
+        rows(_rows(service, task))
+
+    @app.get("/v1/card", responses=failures(404, 422))
+    async def card(at: str) -> dict[str, Any]:
+        return service.card(at)
+
     @app.post("/v1/route", responses=failures(400, 404, 422, 500, 503))
     async def route(body: RouteBody) -> dict[str, Any]:
         return await service.route(body.texts)
@@ -83,7 +89,13 @@ def create_app(
         return _Events(service, await service.writer(body))
 
     described = app.openapi
-    app.openapi = lambda: bounded(described(), service.limits, token is not None)  # type: ignore[method-assign]
+    app.openapi = lambda: bounded(  # type: ignore[method-assign]
+        described(),
+        service.limits,
+        token is not None,
+        {path: fields for path, (_, fields) in formats.items()},
+        list(served.cards),
+    )
     paths = frozenset(route.path for route in app.routes if hasattr(route, "path"))
     room = Room()
     service.metrics.gauge("moescope_large_bodies_bytes", "Held of large requests.", lambda: room.held)
@@ -94,6 +106,20 @@ def create_app(
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _ours)
     return app
+
+
+def _file(content: bytes, kind: str) -> Callable[[], Awaitable[Response]]:
+    async def answer() -> Response:
+        return Response(content, media_type=kind, headers={"cache-control": "no-cache"})
+
+    return answer
+
+
+def _rows(service: Service, task: str) -> Callable[[RowsBody], Awaitable[dict[str, Any]]]:
+    async def classify_rows(body: RowsBody) -> dict[str, Any]:
+        return await service.classify_rows(task, body.rows)
+
+    return classify_rows
 
 
 class _Events(StreamingResponse):

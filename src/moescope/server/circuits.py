@@ -37,11 +37,13 @@ class CircuitTrace:
     """class -> (K,): the mean of its texts as a z-score; empty where there is none"""
     verdicts: tuple[dict[str, str], ...]
 
+    def units(self, x: np.ndarray) -> np.ndarray:
+        """Activations (T, K) as z-scores or as they are."""
+        return x if self.mean is None or self.sd is None else (x - self.mean) / self.sd
+
     def scaled(self, x: np.ndarray) -> list[list[float | None]]:
-        """Activations (T, K) as z-scores or as they are, three decimals; None where not finite."""
-        if self.mean is not None and self.sd is not None:
-            x = (x - self.mean) / self.sd
-        return [[round(v, 3) if math.isfinite(v) else None for v in row] for row in x.tolist()]
+        """The same with three decimals; None where not finite."""
+        return [[round(v, 3) if math.isfinite(v) else None for v in row] for row in self.units(x).tolist()]
 
     def json(self) -> dict[str, Any]:
         return {

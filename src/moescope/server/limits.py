@@ -26,6 +26,8 @@ class Limits:
     """of one text"""
     new_tokens: int = 256
     """of one generation"""
+    edits: int = 64
+    """of experts and neurons in one generation"""
     streams: int = 4
     """generations at the same time"""
     waiting: int = 256

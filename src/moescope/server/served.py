@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,12 @@ from moescope.runtime.exit.classifier import ExitClassifier
 from moescope.runtime.exit.store import FILE, load_exit
 from moescope.runtime.route.router import TaskRouter
 from moescope.runtime.route.store import ROUTER_FILE, load_router
+from moescope.server.cards import Cards, cards_of_atlas, cards_of_neurons, cards_of_prompts, example_prompts
 from moescope.server.circuits import CircuitTrace, circuit_traces
+from moescope.study.names import slug
 from moescope.study.result import load as load_result
+from moescope.tasks.prompts import Prompt
+from moescope.tasks.templates import Template
 
 if TYPE_CHECKING:
     from moescope.study.protocol import ModelLike
@@ -37,11 +42,24 @@ class Classifier:
     recommendation: Verdict | None
     """None: no study of this model stands beside it"""
 
+    @property
+    def template(self) -> Template | None:
+        """Of which fields its texts were made; None: not known."""
+        return Template(self.exit.template) if self.exit.template is not None else None
+
+    @property
+    def path(self) -> str | None:
+        """Where rows of those fields are classified."""
+        return f"/v1/classify/{slug(self.exit.task)}" if self.exit.template is not None else None
+
     def json(self) -> dict[str, Any]:
         made = self.exit
         return {
             "task": made.task,
             "classes": list(made.classes),
+            "template": made.template,
+            "fields": list(self.template.fields) if self.template else None,
+            "path": self.path,
             "head": made.heads.kind,
             "layers": made.model.n_layers,
             "confidence": None if made.threshold == float("inf") else made.threshold,
@@ -71,6 +89,7 @@ class Served:
     classifiers: dict[str, Classifier]
     router: Router | None = None
     circuits: tuple[CircuitTrace, ...] = ()
+    cards: Cards = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         why = self.silent
@@ -108,7 +127,10 @@ class Served:
                 "device": str(model.device),
                 "silent": self.silent,
                 "chat": model.reading.chat,
+                "template": bool(getattr(model.tokenizer, "chat_template", None)) and not model.is_encoder,
             },
+            "examples": [{"category": p.category, "text": p.text} for p in _examples()],
+            "cards": len(self.cards),
             "classifiers": [classifier.json() for classifier in self.classifiers.values()],
             "router": self.router.json() if self.router else None,
             "experts": {"layers": [e.layer for e in experts], "counts": [e.n_experts for e in experts]} if experts else None,
@@ -122,6 +144,8 @@ def gather(
     exits: Sequence[str | Path] = (),
     route: str | Path | None = None,
     circuits: str | Path | None = None,
+    atlas: str | Path | None = None,
+    cards: bool = False,
     chat: bool | None = None,
     **load_options: Any,
 ) -> Served:
@@ -132,6 +156,8 @@ def gather(
         exits: folders of moescope exit: its result, or one classifier in it.
         route: a folder of moescope route: its result, or the router in it.
         circuits: a result of moescope circuits.
+        atlas: a result of moescope atlas, whose cards are shown of the experts.
+        cards: read shipped prompts once for a card of every circuit neuron and, without an atlas, of every expert.
         chat: put a text that is to be continued into the chat template; None: where the tokenizer has one. Classifiers and
             the router read texts as they were fitted.
         load_options: as :func:`moescope.models.load` takes them.
@@ -143,6 +169,7 @@ def gather(
     places = [place for folder in exits for place in _classifier_folders(local(folder))]
     routing = _router_folder(local(route)) if route is not None else None
     study = load_result(circuits) if circuits is not None else None
+    of_experts = load_result(atlas) if atlas is not None else None
     loaded = (model if isinstance(model, LoadedModel) else _load(model, load_options)).read_as(chat=chat)
     classifiers: dict[str, Classifier] = {}
     for place in places:
@@ -159,7 +186,22 @@ def gather(
         verdict = _verdict(_study(routing.parent, "route", loaded), "the task is named from")
         router = Router(load_router(routing, loaded), verdict)
     traces = circuit_traces(loaded, study, str(circuits)) if study is not None else ()
-    return Served(loaded, classifiers, router, traces)
+    known = cards_of_atlas(loaded, of_experts, str(atlas)) if of_experts is not None else {}
+    served = Served(loaded, classifiers, router, traces, known)
+    if cards and not served.silent:
+        known |= cards_of_neurons(loaded, traces)
+        if served.experts and of_experts is None:
+            known |= cards_of_prompts(loaded)
+    return served
+
+
+@cache
+def _examples() -> list[Prompt]:
+    """Two prompts of each category."""
+    found: dict[str | None, list[Prompt]] = {}
+    for prompt in example_prompts():
+        found.setdefault(prompt.category, []).append(prompt)
+    return [prompt for prompts in found.values() for prompt in prompts[:2]]
 
 
 def _load(model: ModelLike, options: dict[str, Any]) -> LoadedModel:

@@ -16,6 +16,7 @@ from moescope.capture.encode import Encoded, encode
 from moescope.errors import InputError
 from moescope.runtime.exit.classifier import ExitClassifier
 from moescope.runtime.route.watch import name_tasks
+from moescope.server.edits import Edits, edits_of
 from moescope.server.lane import LARGE, Lane
 from moescope.server.limits import Limits, Refused
 from moescope.server.metrics import Metrics
@@ -68,6 +69,26 @@ class Service:
             raise Refused(f"task: {task[:80]!r} has no classifier; there is {', '.join(self._classify)}", 404)
         return await asyncio.gather(*(self._by(name, texts) for name in ([task] if task is not None else self._classify)))
 
+    async def classify_rows(self, task: str, rows: list[dict[str, str]]) -> dict[str, Any]:
+        """The answer of one classifier to rows of fields, put into the template that it was fitted with."""
+        template = self.served.classifiers[task].template
+        assert template is not None
+        if not rows:
+            raise Refused("rows: none was given")
+        if len(rows) > self.limits.texts:
+            self.limits.check([""] * len(rows), "rows")  # which says so, before anything is made of them
+        for number, row in enumerate(rows):
+            if set(row) != set(template.fields):
+                wrong = next(iter({*row} ^ {*template.fields}))[:40]
+                problem = f"field {wrong!r} is {'not of the task' if wrong in row else 'missing'}"
+                raise Refused(f"rows, number {number}: {problem}; its fields are {', '.join(template.fields)}", 422)
+            empty = next((name for name, text in row.items() if not text.strip()), None)
+            if empty is not None:
+                raise Refused(f"rows, number {number}: {empty} is empty; fill it in")
+        texts = [template.format.format(**row) for row in rows]
+        self.limits.check(texts, "rows")
+        return await self._by(task, texts)
+
     async def _by(self, task: str, texts: list[str]) -> dict[str, Any]:
         began = time.perf_counter()
         answered = await self._classify[task].ask(texts)
@@ -104,6 +125,7 @@ class Service:
         if self.served.silent:
             raise Refused(f"{self.served.silent}; /v1/classify and /v1/route are for it", 409)
         self.limits.check([body.prompt], "prompt")
+        edits = self._edits(body)
         new, most = body.max_new_tokens, self.limits.new_tokens
         if "max_new_tokens" not in body.model_fields_set:
             new = min(new, most)
@@ -114,11 +136,24 @@ class Service:
         sampling = Sampling(new_tokens=new, temperature=body.temperature, seed=body.seed)
         self._starting += 1  # before anything is awaited, so that no other takes the same place
         try:
-            writer = await self._thread.do(lambda: Writer(self.served, body.prompt, sampling))
+            writer = await self._thread.do(lambda: Writer(self.served, body.prompt, sampling, edits, chat=body.chat))
             self._writers.add(writer)
         finally:
             self._starting -= 1
         return writer
+
+    def _edits(self, body: StreamBody) -> Edits:
+        if len(body.edits) > self.limits.edits:
+            raise Refused(f"edits: {len(body.edits)} in one request, but the limit is {self.limits.edits}; give fewer", 413)
+        return edits_of(self.served.model, body.edits, self.served.circuits)
+
+    def card(self, at: str) -> dict[str, Any]:
+        """What is known of an expert or a circuit neuron."""
+        card = self.served.cards.get(at)
+        if card is None:
+            few = "an expert such as 2:5, or a neuron of a circuit that is served" if self.served.cards else "none is served"
+            raise Refused(f"at: {at[:40]!r} has no card; {few}", 404)
+        return card
 
     @property
     def generating(self) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -10,6 +11,12 @@ from moescope.server.limits import Limits
 
 # JSON knows one kind of number: 3.0 is a whole one
 Whole = Annotated[int, BeforeValidator(lambda v: int(v) if isinstance(v, float) and v.is_integer() else v)]
+
+
+MOST = 100.0
+"""largest size of a factor or of what is added to a logit"""
+EDITS = 1024
+"""so many are read at all, of which the limits allow fewer"""
 
 
 class _Body(BaseModel):
@@ -26,8 +33,24 @@ class RouteBody(_Body):
     texts: list[str]
 
 
+class RowsBody(_Body):
+    rows: list[dict[str, str]]
+    """each with the fields of the task's template"""
+
+
+class EditBody(_Body):
+    at: str = Field(max_length=64)
+    """an expert, ``layer:number``, or a neuron, ``kind:layer/index``, both from 0"""
+    do: Literal["ban", "force", "boost", "scale", "ablate"]
+    by: Annotated[float, Field(ge=-MOST, le=MOST)] | None = None
+    """of boost, which adds to the router's logit, and of scale, a factor"""
+
+
 class StreamBody(_Body):
     prompt: str
+    edits: list[EditBody] = Field([], max_length=EDITS)
+    chat: bool | None = None
+    """whether the prompt is put into the model's chat template; None: as the server was started"""
     max_new_tokens: Whole = Field(64, ge=1)
     """by default fewer where the server allows no more"""
     temperature: float = Field(0.0, ge=0, le=100)
@@ -79,8 +102,15 @@ def events() -> dict[int | str, dict[str, Any]]:
     return {200: {"description": "Server-sent events.", "content": {"text/event-stream": {"schema": one}}}}
 
 
-def bounded(schema: dict[str, Any], limits: Limits, token: bool) -> dict[str, Any]:
-    """The OpenAPI schema with what these limits allow, and that a token is asked for."""
+def bounded(
+    schema: dict[str, Any], limits: Limits, token: bool, fields: Mapping[str, Sequence[str]], cards: Sequence[str]
+) -> dict[str, Any]:
+    """The OpenAPI schema with what these limits allow, and that a token is asked for.
+
+    Args:
+        fields: path of a classifier that knows its format -> its rows' fields.
+        cards: names of the experts and neurons that have a card.
+    """
     parts = schema["components"]["schemas"]
     for body in ("ClassifyBody", "RouteBody"):
         text = {"type": "string", "pattern": r"\S", "maxLength": limits.characters}
@@ -91,6 +121,15 @@ def bounded(schema: dict[str, Any], limits: Limits, token: bool) -> dict[str, An
         "maximum": limits.new_tokens,
         "default": min(asked["max_new_tokens"]["default"], limits.new_tokens),
     }
+    asked["edits"]["maxItems"] = limits.edits
+    for path, names in fields.items():
+        text = {"type": "string", "pattern": r"\S", "maxLength": limits.characters}
+        row = {"type": "object", "properties": dict.fromkeys(names, text), "required": [*names], "additionalProperties": False}
+        rows = {"type": "array", "items": row, "minItems": 1, "maxItems": limits.texts}
+        asks = {"type": "object", "properties": {"rows": rows}, "required": ["rows"], "additionalProperties": False}
+        schema["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"] = asks
+    if cards:
+        schema["paths"]["/v1/card"]["get"]["parameters"][0]["schema"]["enum"] = [*cards]
     if token:
         schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         schema["security"] = [{"token": []}]

@@ -17,6 +17,7 @@ from moescope.models.past import past_argument, past_of
 from moescope.runtime.route.router import Named
 from moescope.runtime.route.watch import Watch, watching
 from moescope.server.circuits import CircuitReader
+from moescope.server.edits import Edits
 from moescope.server.limits import Refused
 from moescope.server.served import Served
 
@@ -24,6 +25,8 @@ SHOWN = 128
 """tokens of a prompt, its last, whose readings are sent"""
 CHUNK = 256
 """tokens of a prompt that are read in one pass"""
+LIKELY = 5
+"""likeliest tokens that stand beside the one chosen"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,17 +48,29 @@ class Writer:
         Refused: the text is empty, or does not fit into the model's positions together with what is to be written.
     """
 
-    def __init__(self, served: Served, prompt: str, sampling: Sampling, *, chunk: int = CHUNK) -> None:
-        self._served, self._sampling = served, sampling
+    def __init__(
+        self,
+        served: Served,
+        prompt: str,
+        sampling: Sampling,
+        edits: Edits | None = None,
+        *,
+        chat: bool | None = None,
+        chunk: int = CHUNK,
+    ) -> None:
+        self._served, self._sampling, self._edits = served, sampling, edits or Edits()
         model = served.model
         limit = model_limit(model)
-        encoded = encode(model, [prompt])
+        encoded = encode(model, [prompt], chat=chat)
         if limit is not None and len(encoded.ids) + sampling.new_tokens > limit:
             most = f"the prompt and {sampling.new_tokens} new tokens do not fit into the model's {limit} positions"
             raise Refused(f"prompt: {most}; shorten it or ask for fewer", 413)
         self._feed = [int(i) for i in encoded.ids]
         # a recurrent state goes on by one token at a time, so such a model reads its prompt at once
         self._chunk = len(self._feed) if getattr(model.module, "_is_stateful", False) else chunk
+        if self._edits and self._chunk > CHUNK:
+            most = f"{len(self._feed)} tokens, which this model reads at once, but with edits the limit is {CHUNK}"
+            raise Refused(f"prompt: {most}; shorten it", 413)
         self._shown: list[dict[str, Any]] = []  # what has been read of a prompt that has not been read whole
         self._read = 0
         self._prompted = False
@@ -70,14 +85,17 @@ class Writer:
         self._extra: dict[str, Any] = {"use_cache": True}
         if "logits_to_keep" in inspect.signature(model.module.forward).parameters:
             self._extra["logits_to_keep"] = 1  # of a prompt only the last token's are needed
+        self._odds: dict[str, Any] = {}  # of the token chosen last
         self.written = 0
         self.over: Literal["length", "end"] | None = None
         """why there is nothing more to write"""
 
     @property
     def long(self) -> bool:
-        """Whether the next step reads more than a part of a prompt."""
-        return len(self._feed) > CHUNK
+        """Whether the next step is to make room for others within it; not where edits reach into the model, which those would
+        meet.
+        """
+        return len(self._feed) > CHUNK and not self._edits
 
     @torch.no_grad()
     def step(self) -> dict[str, Any] | None:
@@ -85,13 +103,15 @@ class Writer:
 
         Returns:
             None where a part of a long prompt was read, and the next is to follow. ``tokens``, the tokens read (of a prompt the
-            last 128), each with ``id``, ``text`` (:class:`Readable`) and, where there are such, ``experts`` and ``circuits``;
+            last 128), each with ``id``, ``text`` (:class:`Readable`) and, where there are such, ``experts``, ``circuits`` and,
+            where it was written, ``p``, the probability that the model gave it, and ``likely``, the likeliest and theirs;
             ``read``, how many have been read so far; ``task``, what they look like.
         """
         model = self._served.model
         read, rest = self._feed[: self._chunk], self._feed[self._chunk :]
         ids = torch.tensor([read], device=model.device)
         with ExitStack() as stack:
+            stack.enter_context(self._edits.applied(model))  # first, so that what reads the model reads what they made of it
             recorder = stack.enter_context(recording(model)) if self._moe else None
             stack.enter_context(self._circuits.attached())
             if self._served.router is not None:
@@ -99,11 +119,12 @@ class Writer:
                 self._watch = stack.enter_context(watching(router, model, resume=self._watch))
             out = model.module(input_ids=ids, **past_argument(model.module, self._past), **self._extra)
         self._past = past_of(out)
+        odds, self._odds = self._odds, {}
         self._read += len(read)
         self._feed = rest or self._next(out.logits[0, -1])
         texts = [self._readable.add(i) for i in read[:-1]]
         texts.append(self._readable.add(read[-1], last=self.over is not None))
-        tokens: list[dict[str, Any]] = [{"id": i, "text": t} for i, t in zip(read, texts, strict=True)]
+        tokens: list[dict[str, Any]] = [{"id": i, "text": t, **odds} for i, t in zip(read, texts, strict=True)]
         for token, experts in zip(tokens, _experts(recorder.steps[-1]) if recorder else [], strict=recorder is not None):
             token["experts"] = experts
         for trace in self._served.circuits:
@@ -129,18 +150,27 @@ class Writer:
     def _choose(self, logits: Tensor) -> int:
         logits = logits.double().cpu()
         if not bool(logits.max().isfinite()):  # nor is it where one of them is not a number
-            raise Refused(f"the model gave logits that are not numbers in {self._served.model.dtype}; serve it in fp32", 500)
+            mend = "take some edits back" if self._edits else "serve it in fp32"
+            raise Refused(f"the model gave logits that are not numbers in {self._served.model.dtype}; {mend}", 500)
         if self._sampling.temperature == 0:
-            return int(logits.argmax())
-        # the largest first taken away, and in float64, so that no temperature overflows
-        chances = ((logits - logits.max()) / self._sampling.temperature).softmax(-1)
-        return int(torch.multinomial(chances, 1, generator=self._draw))
+            chosen = int(logits.argmax())
+        else:
+            # the largest first taken away, and in float64, so that no temperature overflows
+            chances = ((logits - logits.max()) / self._sampling.temperature).softmax(-1)
+            chosen = int(torch.multinomial(chances, 1, generator=self._draw))
+        p = logits.softmax(-1)
+        likely = p.topk(min(LIKELY, len(p)))
+        texts = [str(self._served.model.tokenizer.decode([i])) for i in likely.indices.tolist()]
+        pairs = zip(texts, likely.values.tolist(), strict=True)
+        self._odds = {"p": round(float(p[chosen]), 4), "likely": [[text, round(chance, 4)] for text, chance in pairs]}
+        return chosen
 
     def _named(self) -> dict[str, Any] | None:
         if self._watch is None or self._read < 2:
             return None
         named: Named = self._watch.now()[0]
-        return {"task": named.task, "nearest": named.nearest, "p": round(named.p, 4)}
+        chances = [round(p, 4) for p in named.chances]
+        return {"task": named.task, "nearest": named.nearest, "p": round(named.p, 4), "chances": chances}
 
 
 class Readable:

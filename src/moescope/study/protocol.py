@@ -3,7 +3,7 @@
 A verb is a plain function ``verb(model, inputs, settings=Settings(), *, run=Run()) -> StudyResult``::
 
     def prune(model: ModelLike, texts=None, settings=PruneSettings(), *, run=Run()) -> StudyResult:
-        context = Context("prune", settings, run)
+        context = Context("prune", settings, run, of=PruneSettings)
         loaded = context.load(model, head=True)
         rows = context.rows(halves("prune", groups, chosen))   # who fits, selects, calibrates, judges: kept apart by group
         ...                                                     # measure; context.counter("pruning") shows progress
@@ -39,7 +39,7 @@ from moescope.study.repeat import current, decisive
 from moescope.study.result import Artifact, StudyResult
 from moescope.study.result import load as load_result
 from moescope.study.rows import FOLDS, FoldRows, Rows
-from moescope.study.run import Counter, Run
+from moescope.study.run import Counter, Run, check_given
 from moescope.study.schema import check_tables
 from moescope.study.settings import Settings
 from moescope.study.stages import Stages, work_of
@@ -71,13 +71,21 @@ class ControlFault(AssertionError):
 
 
 class Context:
-    """One run of one study; ``spread``: of one whose reading of texts can be shared out over processes.
+    """One run of one study.
+
+    Args:
+        of: the class of the study's settings.
+        spread: its reading of texts can be shared out over processes.
 
     Raises:
-        InputError: ``run.out`` cannot be written to, or another process does, or several are asked for that are of no use.
+        InputError: the settings are of another study; `run.out` cannot be written to, or another process does, or several are
+            asked for that are of no use.
     """
 
-    def __init__(self, study: str, settings: Settings, run: Run, *, spread: bool = False) -> None:
+    def __init__(
+        self, study: str, settings: Settings, run: Run, *, of: type[Settings] = Settings, spread: bool = False
+    ) -> None:
+        check_given(settings, of, run)
         self.engine = engine_of(run.engine, run.address, alone=None if spread else study)
         self.study, self.settings, self.run = study, settings, run
         self.notes: list[str] = []
@@ -228,6 +236,14 @@ class Context:
         """
         said: Any = (self._rows, self._controls, self.notes, self.tokens.counts)
         return self.stages.run(name, compute, shared, said, self.tell)
+
+    def each(self, names: Sequence[str], compute: Callable[[list[int]], Iterator[tuple[int, _V]]]) -> list[_V]:
+        """The values of stages that do not depend on each other, in the order of their names; each kept as soon as it is there.
+
+        Args:
+            compute: given the numbers of those that no earlier run has kept; gives each with its value, in any order.
+        """
+        return self.stages.each(names, compute, self.tell)
 
     def inner(self, run: Run) -> Run:
         """``run`` for a study within this one, which saves that one's result and keeps its stages with its own."""

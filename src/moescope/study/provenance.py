@@ -62,13 +62,20 @@ def machine(engine: Engine = LOCAL) -> dict[str, Any]:
 
 def spent() -> dict[str, float]:
     """What the process has used: ``cpu_seconds``, ended children's too, and ``peak_gib``, its largest resident memory."""
-    times, memory = psutil.Process().cpu_times(), psutil.Process().memory_info()
+    times = psutil.Process().cpu_times()
     cpu = times.user + times.system + getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
+    return {"cpu_seconds": round(cpu, 1), "peak_gib": round(peak_bytes() / 2**30, 2)}
+
+
+def peak_bytes() -> int:
+    """Largest resident memory of this process so far."""
     if sys.platform == "win32":
-        peak = int(memory.peak_wset)
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {"cpu_seconds": round(cpu, 1), "peak_gib": round(peak / 2**30, 2)}
+        return int(psutil.Process().memory_info().peak_wset)
+    if sys.platform == "linux":  # what getrusage says holds that of the process which started this one
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def subject(model: LoadedModel, tasks: Sequence[Task]) -> dict[str, Any]:

@@ -116,22 +116,19 @@ class StudyResult:
         record = self.meta.get("study")
         return study_yaml(record) if isinstance(record, dict) and record else None
 
-    def claims_frame(self) -> pd.DataFrame:
-        """The claims, one row each; columns: :data:`moescope.study.claims.COLUMNS`."""
-        return claims_frame(self.claims)
-
-    def to_frame(self, name: str = "claims") -> pd.DataFrame:
-        """A copy of the table ``name``, by default of the claims.
+    def table(self, name: str = "claims") -> pd.DataFrame:
+        """A copy of the table ``name``, by default of the claims (columns: :data:`moescope.study.claims.COLUMNS`).
 
         Raises:
             InputError: there is no such table; the message names those that there are.
         """
         if name == "claims":
-            return self.claims_frame()
+            return claims_frame(self.claims)
         if name not in self.tables:
             raise InputError(f"this result has no table {name!r}; it has: {', '.join(['claims', *self.tables])}")
         return self.tables[name].copy()
 
+    @property
     def figures(self) -> list[str]:
         """The names of the figures that this result's tables allow."""
         return list(_drawing().available(self))
@@ -151,7 +148,7 @@ class StudyResult:
         Raises:
             InputError: the result has no table that any figure shows.
         """
-        names = self.figures()
+        names = self.figures
         if not names:
             raise InputError("this result has no table that a figure could show")
         return self.figure(next((n for n in names if n.startswith("dashboard")), names[0]))
@@ -203,6 +200,8 @@ def load(folder: str | Path) -> StudyResult:
     Raises:
         InputError: the folder or a file in it is absent, damaged, from a newer moescope, or something else.
     """
+    if not isinstance(folder, str | Path):
+        raise InputError(f"{type(folder).__name__} is no folder; name one that moescope saved a result in", "folder")
     parts = load_result(Path(folder))
     artifacts: dict[str, Artifact] = {name: Stored(*parts_of) for name, parts_of in parts.artifacts.items()}
     return StudyResult(parts.kind, parts.meta, parts.claims, parts.circuits, parts.tables, artifacts)

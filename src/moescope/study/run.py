@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from moescope.study.settings import Settings, at_least
+from moescope.errors import InputError
+from moescope.study.settings import Settings, at_least, between
 from moescope.types import Precision
 
 Progress = Callable[[str, int, int], None]
@@ -24,7 +25,7 @@ class Run(Settings):
     """Folder for the result (default: moescope-out/COMMAND-MODEL, numbered where one stands; in Python: nothing is written)."""
     overwrite: bool = False
     """Replace a moescope result that stands in the folder."""
-    seed: Annotated[int, at_least(0)] = 0
+    seed: Annotated[int, between(0, 2**32, open_low=False)] = 0
     """Seed of folds, permutations and random draws."""
     dtype: Precision = "auto"
     """Precision of the model's weights; auto: the checkpoint's, but fp32 for 16-bit ones of at most 2^30 weights; int8 and
@@ -44,7 +45,7 @@ class Run(Settings):
     limit: Annotated[int | None, at_least(1)] = None
     """Use at most this many examples of each task, or prompts."""
     engine: Literal["local", "ray"] = "local"
-    """What spreads the reading of texts: this process (the ranks, where torchrun started it), or the tasks of a Ray cluster."""
+    """What spreads the work: this process (the ranks, where torchrun started it), or the tasks of a Ray cluster."""
     address: str | None = None
     """Of the Ray cluster, e.g. auto or ray://head:10001 (default: one on this machine)."""
     progress: Progress | None = field(default=None, compare=False, repr=False)
@@ -55,6 +56,10 @@ class Run(Settings):
     """Folder for finished stages, from which a run that was cut off goes on (default: beside ``out`` until the result is
     saved; without ``out`` none); not an option of the command line."""
 
+    def check(self) -> None:
+        if self.progress is not None and not callable(self.progress):
+            raise InputError("is called with (stage, done, total); give a function, or leave it out", "progress")
+
     def load_options(self) -> dict[str, Any]:
         """What :func:`moescope.models.load` is told."""
         return {"dtype": self.dtype, "device": self.device, "device_map": self.device_map}
@@ -62,3 +67,15 @@ class Run(Settings):
     def as_published(self) -> Run:
         """The same without a chat template unless one is asked for: what the sources do."""
         return replace(self, chat=bool(self.chat))
+
+
+def check_given(settings: object, kind: type[Settings], run: object) -> None:
+    """That a verb was given settings of its own kind, and how to run.
+
+    Raises:
+        InputError: something else was given; names the parameter, and what belongs there.
+    """
+    for name, value, wanted in (("settings", settings, kind), ("run", run, Run)):
+        if not isinstance(value, wanted):
+            what = f"the class {value.__name__}" if isinstance(value, type) else f"{type(value).__name__}"
+            raise InputError(f"{what} was given; give moescope.{wanted.__name__}(…)", name)

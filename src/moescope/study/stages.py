@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -126,9 +126,31 @@ class Stages:
         value, added, took = kept
         for one, more in zip(said, added, strict=True):
             one += more
+        self._resumed(name, took, tell)
+        return cast(_V, value)
+
+    def each(
+        self,
+        names: Sequence[str],
+        compute: Callable[[list[int]], Iterator[tuple[int, _V]]],
+        tell: Callable[[str, int, int], None],
+    ) -> list[_V]:
+        """See :meth:`moescope.study.protocol.Context.each`."""
+        found: dict[int, _V] = {}
+        for number, name in enumerate(names):
+            if (kept := self.kept(name)) is not None:
+                found[number], took = kept
+                self._resumed(name, took, tell)
+        began, used = time.monotonic(), spent()["cpu_seconds"]
+        for number, value in compute([n for n in range(len(names)) if n not in found]):
+            now = time.monotonic(), spent()["cpu_seconds"]
+            found[number] = self.keep(names[number], (value, (now[0] - began, now[1] - used)))[0]
+            began, used = now
+        return [found[number] for number in range(len(names))]
+
+    def _resumed(self, name: str, took: Sequence[float], tell: Callable[[str, int, int], None]) -> None:
         self.seconds, self.cpu_seconds = self.seconds + took[0], self.cpu_seconds + took[1]
         tell(f"resumed: {name}", 1, 1)
-        return cast(_V, value)
 
     def kept(self, name: str, shared: Mapping[str, object] = _NOTHING) -> Any:
         """What :meth:`keep` kept last; None where there is nothing, or nothing whole."""

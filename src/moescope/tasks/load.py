@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from moescope.errors import InputError, Note
+from moescope.errors import InputError, Note, check_count
 from moescope.files.text import PACKED
 from moescope.tasks.build import RenderedTask, normalise, require_classes, take_groups, task_sha256
 from moescope.tasks.given import KINDS, given_rows, is_table
@@ -78,6 +78,7 @@ def load_task(
     >>> load_task({"good": ["fine", "nice"], "bad": ["poor", "dull"]}, name="mood").classes
     ('bad', 'good')
     """
+    check_count("seed", seed, 0)
     parsed = _asked(spec, name, options)
     if not isinstance(spec, str | Path):
         check_options(parsed, (*_COMMON, *_COLUMNS))
@@ -85,7 +86,7 @@ def load_task(
         draft = _table_draft(rows, parsed, parsed.name or "task", rows.origin)
     elif parsed.source in PRESETS:
         draft = _preset_draft(PRESETS[parsed.source], parsed)
-    elif parsed.source.startswith("hf:"):
+    elif parsed.source.startswith("hf:") and not parsed.source.startswith("hf://"):  # which is an address
         draft = _hub_draft(parsed)
     elif isinstance(spec, Path) or names_file(parsed.source):
         check_options(parsed, (*_COMMON, *_COLUMNS, "encoding"))
@@ -104,7 +105,7 @@ def load_task(
 def _asked(spec: Any, name: str | None, options: dict[str, str]) -> TaskSpec:
     if isinstance(spec, Task):
         raise InputError(f"task {spec.name!r} is loaded already; use it as it is")
-    if name is not None and not isinstance(name, str):
+    if name is not None and not (isinstance(name, str) and name.strip()):
         raise InputError(f"a task's name is a text, not {name!r}", "name")
     odd = next((key for key, value in options.items() if not isinstance(value, str)), None)
     if odd is not None:

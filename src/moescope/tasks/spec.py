@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from numbers import Integral
 from urllib.parse import unquote
 
 from moescope.errors import InputError
@@ -95,6 +96,8 @@ def parse_limit(spec: TaskSpec, limit: int | None) -> int | None:
         if not text.isdecimal() or len(text) > 12:
             raise InputError(f"task {spec.text!r}: limit={text!r} is not a whole number; write for example limit=500")
         limit = int(text)
+    if limit is not None and not isinstance(limit, Integral):
+        raise InputError(f"{limit!r} is not a whole number", "limit")
     if limit is not None and limit < 2:
         raise InputError(f"task {spec.text!r}: limit={limit} is too small; a task needs at least a row for each class")
     return limit

@@ -103,8 +103,8 @@ FAULTS = faults(
         "seeds",
         "every seed has the same start",
         _DISTILL + "runs.py",
-        "seed=1000 * seed + number)",
-        "seed=1000 * seed)",
+        "seed=1000 * self.seed + number)",
+        "seed=1000 * self.seed)",
         ("test_each_seed_has_a_start_of_its_own",),
     ),
     (
@@ -148,8 +148,8 @@ FAULTS = faults(
         "seeds",
         "every seed sees the data in the same order",
         _DISTILL + "runs.py",
-        "seed=1000 * seed + n, checkpoint",
-        "seed=1000 * seed, checkpoint",
+        "seed=1000 * self.seed + number,",
+        "seed=1000 * self.seed,",
         ("test_every_seed_has_an_order_of_the_data_of_its_own",),
     ),
     (

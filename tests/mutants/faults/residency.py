@@ -49,9 +49,9 @@ CACHE = faults(
         "uniform-prefers",
         "uniform router",
         "some sets of experts are drawn more often than others",
-        _KERNELS,
-        "            j = k + np.int64(",
-        "            j = np.int64(",
+        "routing/drawn.py",
+        "            j = k + _below(state, n_experts - k)",
+        "            j = _below(state, n_experts)",
         ("test_a_uniform_router_takes_any_set_as_often",),
     ),
     (

@@ -66,10 +66,22 @@ def expert_layers(model: LoadedModel) -> tuple[ExpertLayer, ...]:
         InputError: the model is dense, two stacks of layers have experts, or a layer's experts are called in a way that is
             not known here.
     """
-    layers = find_layers(model.body, model.name)
-    if not layers:
+    found: tuple[ExpertLayer, ...] = vars(model).get(_FOUND, ())
+    if not found or not all(_is_at(model.body, layer) for layer in found):
+        found = vars(model)[_FOUND] = find_layers(model.body, model.name)
+    if not found:
         raise InputError(f"model {model.name} is dense: it has no experts to trace; study it with `moescope circuits`")
-    return layers
+    return found
+
+
+_FOUND = "_expert_layers"  # looked for once: on a small model that takes as long as a token
+
+
+def _is_at(body: nn.Module, layer: ExpertLayer) -> bool:
+    try:
+        return body.get_submodule(layer.path) is layer.module
+    except AttributeError:
+        return False
 
 
 def find_layers(body: nn.Module, name: str = "model") -> tuple[ExpertLayer, ...]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from moescope.errors import InputError
 from moescope.models.experts.layers import ExpertLayer, expert_layers
@@ -44,64 +45,97 @@ class DispatchRecorder:
         self.steps: list[tuple[Dispatch, ...]] = []
         self.meanings: dict[int, Meaning] = {}
         """what the scores of each layer are"""
-        self._hidden = hidden
         self.columns: dict[str, torch.dtype | None] = {"ids": None}
         """what is kept of every pass; a dtype where it is converted"""
         if weights is not False:
             self.columns["weights"] = None if weights is True else weights
         if scores:
             self.columns["scores"] = None
+        self.brief: list[RemovableHandle] = []
+        """hooks that end with the first pass"""
+        self._hidden = hidden
         self._first = first
-        self._seen: list[Dispatch | None] = [None] * len(self.layers)
-        self._scores: list[Tensor | None] = [None] * len(self.layers)
-        self._sums: list[Tensor] = [torch.zeros(())] * len(self.layers)
+        # no copy is made of what the model was seen to leave as it was to the end of a pass, on this shape
+        self._lasting: set[torch.Size] = set()
+        self._rewritten = False
         counts = [layer.n_experts for layer in self.layers]
         self._types = [torch.uint8 if n <= 255 else torch.int16 if n < 2**15 else torch.int32 for n in counts]
+        self.begin()
 
     def begin(self, *_: Any) -> None:
-        self._seen = [None] * len(self.layers)
-        self._scores = [None] * len(self.layers)
-        self._sums = [torch.zeros(())] * len(self.layers)
+        none = [None] * len(self.layers)
+        self._given: list[tuple[Tensor, Tensor] | None] = [*none]
+        self._copies: list[tuple[Tensor, Tensor] | None] = [*none]
+        self._inputs: list[Tensor | None] = [*none]
+        self._scores: list[Tensor | None] = [*none]
 
     def record(self, index: int, hidden: Tensor, ids: Tensor, weights: Tensor) -> None:
-        if self._seen[index] is not None:
+        if self._given[index] is not None:
             raise InputError(f"{self.layers[index]}: its experts were called twice in one forward pass")
-        self._sums[index] = weights.detach().sum(dtype=torch.float32)
-        kept = None
-        if self._first or "weights" in self.columns:
-            kept = weights.detach().to(None if self._first else self.columns["weights"], copy=True)
-        self._seen[index] = Dispatch(
-            # -1, a slot without expert, becomes 255 in uint8
-            ids.to(self._types[index], copy=True),
-            kept,
-            hidden.detach().clone() if self._hidden else None,
-            self._scores[index],
-        )
+        weights = weights.detach()
+        self._given[index] = ids, weights
+        if self._rewritten or ids.shape not in self._lasting:
+            self._copies[index] = ids.clone(), weights.clone()
+        if self._hidden:
+            self._inputs[index] = hidden.detach().clone()
 
     def score(self, index: int, scores: Tensor, meaning: Meaning) -> None:
-        if not self._first and "scores" not in self.columns:
-            return
         self._scores[index] = scores.detach().clone()
         self.meanings[self.layers[index].layer] = meaning
 
     def end(self, *_: Any) -> None:
-        done = []
-        for layer, dispatch in zip(self.layers, self._seen, strict=True):
-            if dispatch is None:
-                raise InputError(
-                    f"{layer}: its experts were not called in a forward pass, so its routing is unknown; a kernel may have"
-                    " replaced it: load the model without kernels"
-                )
-            done.append(dispatch)
+        ids, weights = self._dispatched()
         # one transfer a pass: a sum that is finite has finite terms
-        finite = torch.stack([total.to(self._sums[0].device) for total in self._sums]).isfinite()
+        finite = _sums(weights).isfinite()
         if not bool(finite.all()):
             raise InputError(
                 f"{self.layers[int((~finite).nonzero()[0])]}: its router's weights are not finite, so its choice is none; "
                 "the model's weights are damaged, or overflow in this dtype (load it in fp32 or bf16)"
             )
-        self.steps.append(tuple(done))
-        self._first = False
+        kept: Sequence[Tensor | None] = [None] * len(weights)
+        if self._first or "weights" in self.columns:
+            kept = _converted(weights, [None if self._first else self.columns["weights"]] * len(weights))
+        # -1, a slot without expert, becomes 255 in uint8
+        chosen = _converted(ids, self._types)
+        self.steps.append(tuple(map(Dispatch, chosen, kept, self._inputs, self._scores)))
+        if self._first:
+            self._first = False
+            for handle in self.brief:
+                handle.remove()
+
+    def _dispatched(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Ids and weights of every layer: the copies, of a shape that is new or that the model writes into during the pass."""
+        ids, weights = [], []
+        for layer, given, copies in zip(self.layers, self._given, self._copies, strict=True):
+            if given is None:
+                raise InputError(
+                    f"{layer}: its experts were not called in a forward pass, so its routing is unknown; a kernel may have"
+                    " replaced it: load the model without kernels"
+                )
+            if copies is not None and not self._rewritten:
+                self._rewritten = not all(map(torch.equal, given, copies))
+                self._lasting.add(given[0].shape)
+            ids.append((copies or given)[0])
+            weights.append((copies or given)[1])
+        return ids, weights
+
+
+def _alike(tensors: Sequence[Tensor]) -> bool:
+    return len({(t.shape, t.dtype, t.device) for t in tensors}) == 1
+
+
+def _sums(weights: Sequence[Tensor]) -> Tensor:
+    """(L,) float32"""
+    if _alike(weights):
+        return torch.stack(tuple(weights)).flatten(1).sum(1, dtype=torch.float32)
+    return torch.stack([w.sum(dtype=torch.float32).to(weights[0].device) for w in weights])
+
+
+def _converted(tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype | None]) -> Sequence[Tensor]:
+    """Copies in these types; in one operation for all layers where they are alike."""
+    if _alike(tensors) and len(set(dtypes)) == 1:
+        return torch.stack(tuple(tensors)).to(dtypes[0]).unbind()
+    return [t.to(dtype, copy=True) for t, dtype in zip(tensors, dtypes, strict=True)]
 
 
 @contextmanager
@@ -130,7 +164,9 @@ def recording(
     try:
         for index, layer in enumerate(recorder.layers):
             if (scores or first) and layer.router is not None:
-                handles += listen_scores(layer.router, layer.n_experts, partial(recorder.score, index))
+                heard = listen_scores(layer.router, layer.n_experts, partial(recorder.score, index))
+                handles += heard
+                recorder.brief += [] if scores else heard
             handles += layer.rule.listen(layer.module, partial(recorder.record, index))
         handles.append(model.body.register_forward_hook(recorder.end))
         yield recorder

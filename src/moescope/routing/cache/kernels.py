@@ -204,26 +204,3 @@ def lookahead_counts(
                     victim = e
             last[victim] = -1
             held -= 1
-
-
-_GOLDEN, _FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-
-
-@compiled()
-def uniform_ids(used: np.ndarray, n_experts: int, seed: int, ids: np.ndarray) -> None:
-    """Fill ``ids`` (T, K): as many distinct experts of a token as it ``used`` (T,), any set as likely as any other.
-
-    The first steps of a Fisher-Yates shuffle, by numbers of splitmix64 (Steele et al. 2014).
-    """
-    order = np.arange(n_experts)
-    state = np.uint64(seed)
-    for t in range(len(used)):
-        for k in range(used[t]):
-            state += _GOLDEN
-            z = state
-            z = (z ^ (z >> np.uint64(30))) * _FIRST
-            z = (z ^ (z >> np.uint64(27))) * _SECOND
-            z = z ^ (z >> np.uint64(31))
-            j = k + np.int64(((z >> np.uint64(32)) * np.uint64(n_experts - k)) >> np.uint64(32))
-            order[k], order[j] = order[j], order[k]
-            ids[t, k] = order[k]

@@ -11,6 +11,7 @@ import numpy as np
 from moescope.kernels.loops import for_each
 from moescope.routing.cache import kernels
 from moescope.routing.cache.served import Served
+from moescope.routing.drawn import uniform_ids
 from moescope.routing.trace import RoutingTrace
 
 Policy = Literal["lru", "lfu", "static", "lookahead", "belady"]
@@ -113,7 +114,7 @@ def uniform_trace(trace: RoutingTrace, seed: int) -> RoutingTrace:
     def layer(i: int) -> None:
         drawn = np.full((len(trace), trace.top_k), trace.empty, trace.ids.dtype)
         used = (trace.ids[:, i] != trace.empty).sum(1)
-        kernels.uniform_ids(used, trace.n_experts[i], int(seeds[i]), drawn)
+        uniform_ids(used, trace.n_experts[i], int(seeds[i]), drawn)
         ids[:, i] = drawn
 
     for_each(layer, range(len(trace.layers)))

@@ -39,7 +39,8 @@ class ExitClassifier:
     """Classifies texts with as many layers of a model as each needs; the interface is that of scikit-learn's classifiers.
 
     ``checks`` are the layers (from 0) after which a row may leave; after the last it always does. ``threshold`` is the
-    confidence asked for; ``guarantee`` says what it promises, None where it was set by hand.
+    confidence asked for; ``guarantee`` says what it promises, None where it was set by hand. ``template`` is the
+    format string by which a row's fields became the texts it was fitted on; None: not known.
 
     Raises:
         InputError: a layer out of range, heads of another model, or an architecture whose rows cannot leave a batch.
@@ -53,6 +54,7 @@ class ExitClassifier:
     guarantee: Guarantee | None = None
     task: str = ""
     max_tokens: int | None = None
+    template: str | None = None
 
     def __post_init__(self) -> None:
         n_layers, width = self.model.n_layers, self.model.d_model
@@ -135,6 +137,7 @@ class ExitClassifier:
             "threshold": _finite(self.threshold),
             "checks": self.checks,
             "max_tokens": self.max_tokens,
+            "template": self.template,
             "guarantee": promise and promise | {"threshold": _finite(promise["threshold"])},
         }
         return write_artifact(folder, "exit", self.model, arrays, fields)

@@ -44,9 +44,8 @@ def load_exit(folder: str | Path, model: LoadedModel | None = None, **load_optio
     try:
         if known.kind == "circuit":
             _check_columns(heads, loaded.d_model)
-        return ExitClassifier(
-            loaded, heads, known.classes, _threshold(known.threshold), known.checks, guarantee, known.task, known.max_tokens
-        )
+        rule = _threshold(known.threshold), known.checks, guarantee
+        return ExitClassifier(loaded, heads, known.classes, *rule, known.task, known.max_tokens, known.template)
     except ValueError as error:
         raise InputError(f"{folder}: {error}; run moescope exit again") from error
 
@@ -63,6 +62,8 @@ class _Stored:
     guarantee: dict[str, Any] | None
     task: str
     max_tokens: Annotated[int | None, at_least(1)]
+    template: str | None = None
+    """None also in a file from before templates were kept"""
 
 
 def _heads(known: _Stored, tensors: dict[str, np.ndarray]) -> Heads:

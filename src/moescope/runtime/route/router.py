@@ -34,6 +34,8 @@ class Named(NamedTuple):
     """the known task that it is most like, unknown or not"""
     p: float
     """the largest conformal p-value of belonging to a known task"""
+    chances: tuple[float, ...] = ()
+    """the conformal p-value of belonging to each of the router's tasks"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,10 +110,9 @@ class TaskRouter:
         nearest = (inside @ self.weight + self.bias).argmax(1)
         strange = self._strange(inside, left, tokens)
         chances = [conformal_p(self.strangeness[self.owner == t], strange[:, t]) for t in range(len(self.tasks))]
-        p = np.max(chances, axis=0)
         return [
-            Named(self.tasks[t] if chance > self.rate else None, self.tasks[t], float(chance))
-            for t, chance in zip(nearest, p, strict=True)
+            Named(self.tasks[t] if max(row) > self.rate else None, self.tasks[t], max(row), tuple(row))
+            for t, row in zip(nearest, np.transpose(chances).tolist(), strict=True)
         ]
 
 

@@ -47,9 +47,9 @@ def agreement(
 
     >>> import moescope
     >>> result = moescope.agreement("engine-a", "engine-b", "engine-a-again")  # doctest: +SKIP
-    >>> result.to_frame("layers")[["layer", "shared", "yardstick"]]  # doctest: +SKIP
+    >>> result.table("layers")[["layer", "shared", "yardstick"]]  # doctest: +SKIP
     """
-    context = Context("agreement", settings, run)
+    context = Context("agreement", settings, run, of=AgreementSettings)
     a, b = _read(trace_a), _read(trace_b)
     names = _name(trace_a, "A"), _name(trace_b, "B")
     found = agreement_of(a, b, names)
@@ -70,7 +70,7 @@ def agreement(
 
 
 def _read(trace: RoutingTrace | str | Path) -> RoutingTrace:
-    return trace if isinstance(trace, RoutingTrace) else load_trace(trace)
+    return trace.validate() if isinstance(trace, RoutingTrace) else load_trace(trace)
 
 
 def _name(trace: RoutingTrace | str | Path, letter: str) -> str:

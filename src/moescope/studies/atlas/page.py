@@ -36,7 +36,9 @@ class Page:
 
 
 @dataclass(frozen=True)
-class _Card:
+class Card:
+    """What is said of one expert, as it is shown."""
+
     id: str
     expert: int
     label: str
@@ -52,9 +54,8 @@ def atlas_page(
     title: str, model: str, tables: Mapping[str, pd.DataFrame], claims: Sequence[Claim], notes: Sequence[str]
 ) -> Page:
     """Draw the page from the tables of the result."""
-    parts = {name: _by_expert(tables.get(name)) for name in ("expert_tokens", "expert_categories", "expert_contexts")}
-    cards = [_card(row, parts) for row in tables["experts"].to_dict("records")]
-    rows: dict[int, list[_Card]] = {}
+    cards = atlas_cards(tables)
+    rows: dict[int, list[Card]] = {}
     for layer, card in zip(tables["experts"]["layer"], cards, strict=True):
         rows.setdefault(int(layer), []).append(card)
     script, digest = page_script(__package__)
@@ -77,6 +78,12 @@ def atlas_page(
     return Page(html)
 
 
+def atlas_cards(tables: Mapping[str, pd.DataFrame]) -> list[Card]:
+    """A card for each row of ``experts``, which needs no more than layer, expert and share."""
+    parts = {name: _by_expert(tables.get(name)) for name in ("expert_tokens", "expert_categories", "expert_contexts")}
+    return [_card(row, parts) for row in tables["experts"].to_dict("records")]
+
+
 def _by_expert(table: pd.DataFrame | None) -> dict[tuple[int, int], list[dict[str, Any]]]:
     found: dict[tuple[int, int], list[dict[str, Any]]] = {}
     for row in [] if table is None else table.to_dict("records"):
@@ -84,25 +91,27 @@ def _by_expert(table: pd.DataFrame | None) -> dict[tuple[int, int], list[dict[st
     return found
 
 
-def _card(row: Mapping[str, Any], parts: Mapping[str, Mapping[tuple[int, int], list[dict[str, Any]]]]) -> _Card:
+def _card(row: Mapping[str, Any], parts: Mapping[str, Mapping[tuple[int, int], list[dict[str, Any]]]]) -> Card:
     layer, expert = int(row["layer"]), int(row["expert"])
     tokens, categories, contexts = (parts[name].get((layer, expert), []) for name in parts)
-    return _Card(
+    return Card(
         f"L{layer}E{expert}",
         expert,
-        row["label"],
-        sum(row["token_lift"] >= step for step in _STEPS),
-        row["category"],
+        row.get("label", ""),
+        sum(row.get("token_lift", 0) >= step for step in _STEPS),
+        row.get("category", ""),
         _says(row),
         [(_seen(t["token"]), _times(t["lift"])) for t in tokens],
         [(c["category"], _times(c["lift"]), f"{_times(c['low'])} to {_times(c['high'])}") for c in categories],
-        [(c["category"], _pieces(c["text"])) for c in contexts],
+        [(c["category"], marked(c["text"])) for c in contexts],
     )
 
 
 def _says(row: Mapping[str, Any]) -> str:
-    said = [f"{100 * row['share']:.1f} % of tokens", f"its tokens {_times(row['token_lift'])} on other prompts"]
-    if row["category"]:
+    said = [f"{100 * row['share']:.1f} % of tokens"]
+    if "token_lift" in row:
+        said.append(f"its tokens {_times(row['token_lift'])} on other prompts")
+    if row.get("category"):
         beside = f"token identity alone {_times(row['identity_lift'])}"
         if "twin_largest" in row:
             beside += f", an untrained twin's experts of this layer up to {_times(row['twin_largest'])}"
@@ -119,6 +128,6 @@ def _seen(token: str) -> str:
     return token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣") or "∅"
 
 
-def _pieces(text: str) -> list[tuple[str, bool]]:
-    """(text, whether it is marked), in order."""
+def marked(text: str) -> list[tuple[str, bool]]:
+    """(text, whether it is marked), in order, of a context with ⟦ ⟧ in it."""
     return [(part, bool(i % 2)) for i, part in enumerate(_MARKED.split(text)) if part]

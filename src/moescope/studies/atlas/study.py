@@ -51,9 +51,9 @@ def atlas(
 
     >>> import moescope
     >>> result = moescope.atlas("moe-tiny", "routing-80", run=moescope.Run(out="atlas"))  # doctest: +SKIP
-    >>> result.to_frame("experts").query("label != ''")[["layer", "expert", "label"]]  # doctest: +SKIP
+    >>> result.table("experts").query("label != ''")[["layer", "expert", "label"]]  # doctest: +SKIP
     """
-    context = Context("atlas", settings, run, spread=True)
+    context = Context("atlas", settings, run, of=AtlasSettings, spread=True)
     read = read_routing(
         context,
         model,

@@ -59,7 +59,7 @@ def dynamics(
     >>> import moescope
     >>> result = moescope.dynamics(["out/step-0", "out/step-1000"], ["certainty=halueval"])  # doctest: +SKIP
     """
-    context = Context("circuits", settings, run, spread=True)
+    context = Context("circuits", settings, run, of=SearchSettings, spread=True)
     series = _series(checkpoints, revisions)
     loaded_tasks = context.tasks(tasks)
     rows: list[dict[str, Any]] = []
@@ -100,6 +100,8 @@ def dynamics(
 
 
 def _series(checkpoints: Sequence[str | Path], revisions: Sequence[str] | None) -> list[tuple[str, int, dict[str, Any]]]:
+    if isinstance(checkpoints, str | Path):
+        checkpoints = [checkpoints]
     if revisions:
         if len(checkpoints) != 1:
             raise InputError("give exactly one model with revisions, not several checkpoints", "revisions")

@@ -59,7 +59,7 @@ def reproduce_circuits(
     >>> result = reproduce_circuits("dense-tiny")  # doctest: +SKIP
     """
     run = run.as_published()
-    context = Context("circuits", settings, run, spread=True)
+    context = Context("circuits", settings, run, of=CircuitSettings, spread=True)
     if model is None:
         context.note(
             f"Note: no model was named, so the embedded {EMBEDDED} stands in for Llama-2-7B, Mistral-7B and Qwen2.5-7B; "

@@ -54,7 +54,7 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
     >>> result = moescope.circuits("dense-tiny", ["certainty=halueval"])  # doctest: +SKIP
     >>> result.circuits["certainty"].neurons  # doctest: +SKIP
     """
-    context = Context("circuits", settings, run, spread=True)
+    context = Context("circuits", settings, run, of=CircuitSettings, spread=True)
     loaded_tasks = context.tasks(tasks)
     loaded = context.load(model, head=settings.ablate is not None, required=False)
     columns = columns_of(loaded, settings.site)

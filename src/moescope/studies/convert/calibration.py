@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from moescope.capture import capture
+from moescope.capture import Encoded, capture
+from moescope.capture.encode import Batch
+from moescope.capture.spread import read_batches
 from moescope.models import LoadedModel
 from moescope.studies.convert.text import Windows
 from moescope.types import Site
@@ -16,27 +20,34 @@ from moescope.types import Site
 _MEMORY = 2**30  # bytes of MLP inputs held at once
 
 
-def mlp_inputs(
-    model: LoadedModel, windows: Windows, report: Callable[[int, int], None] | None = None
-) -> Iterator[tuple[int, Tensor]]:
-    """(layer, x) for every layer in order, x (tokens, d) float32 on the CPU: what the layer's MLP receives."""
-    sites = [Site("mlp_in", layer) for layer in range(model.n_layers)]
-    size = max(1, _MEMORY // (windows.tokens * model.d_model * 4))
-    for start in range(0, len(sites), size):
-        group = sites[start : start + size]
-        for site, x in _read(model, group, windows).items():
-            yield site.layer, x
-            if report is not None:
-                report(site.layer + 1, len(sites))
+def mlp_inputs(model: LoadedModel, windows: Windows, layers: Sequence[int]) -> Iterator[list[tuple[int, Tensor]]]:
+    """(layer, x) for every layer in order, some layers at a time; x (tokens, d) float32 on the CPU: what the layer's MLP
+    receives."""
+    processes = 1 if model.spread is None else model.spread.engine.processes
+    size = max(processes, _MEMORY // (windows.tokens * model.d_model * 4))
+    for start in range(0, len(layers), size):
+        group = layers[start : start + size]
+        yield list(zip(group, _read(model, [Site("mlp_in", layer) for layer in group], windows), strict=True))
 
 
-def _read(model: LoadedModel, sites: Sequence[Site], windows: Windows) -> dict[Site, Tensor]:
-    parts: dict[Site, list[Tensor]] = {site: [] for site in sites}
+def _read(model: LoadedModel, sites: Sequence[Site], windows: Windows) -> list[Tensor]:
+    length = windows.ids.shape[1]
+    found = [torch.empty(windows.tokens, model.width(site)) for site in sites]
+    ends = np.cumsum([len(ids) for ids in windows.batches()])
+    groups = np.split(np.arange(len(windows)), ends[:-1])
+    encoded = Encoded.from_ids(list(windows.ids.numpy()))
+    for rows, parts in read_batches(model, encoded, groups, "right", partial(_inputs, sites=tuple(sites))):
+        for x, part in zip(found, parts, strict=True):
+            x[rows[0] * length : (rows[-1] + 1) * length] = part
+    return found
+
+
+def _inputs(model: LoadedModel, batches: Iterable[Batch], *, sites: Sequence[Site]) -> Iterator[list[Tensor]]:
+    """Of windows, which are of one length, so that nothing is padded."""
     with capture(model, sites) as session:
-        for ids in windows.batches():
-            for site, x in session.run(ids).items():
-                parts[site].append(x.flatten(0, 1).float().cpu())
-    return {site: torch.cat(tensors) for site, tensors in parts.items()}
+        for batch in batches:
+            seen = session.run(batch.ids)
+            yield [seen[site].flatten(0, 1).float().cpu() for site in sites]
 
 
 def activations(

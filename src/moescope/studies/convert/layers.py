@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -11,8 +11,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from moescope.cluster import LOCAL
 from moescope.errors import InputError
 from moescope.models import LoadedModel
+from moescope.models.copies import copy_of
+from moescope.models.spread import Recipe
 from moescope.studies.convert.calibration import activation_of, activations, contributions, expert_masses, mlp_inputs
 from moescope.studies.convert.router import LinearRouter, fit_router
 from moescope.studies.convert.settings import ConvertSettings, Counts, Method
@@ -40,6 +43,9 @@ class Converted:
         return pd.DataFrame(self.rows)
 
 
+Each = Callable[[Sequence[str], Callable[[list[int]], Iterator[tuple[int, Converted]]]], list[Converted]]
+
+
 def convert_layers(
     model: LoadedModel,
     target: Target,
@@ -49,28 +55,54 @@ def convert_layers(
     seed: int,
     circuits: Sequence[Circuit] = (),
     report: Callable[[int, int], None] | None = None,
-    keep: Callable[[str, Callable[[], Converted]], Converted] = lambda name, convert: convert(),
+    each: Each | None = None,
 ) -> Converted:
-    """One pass over the calibration text. Circuits are the lists of neurons that must stay together.
+    """Read the calibration text and split every layer; both shared out where the model is spread over processes. Circuits are
+    the lists of neurons that must stay together.
 
     Args:
-        keep: given the name of each layer's part and what makes it; gives the part.
+        each: keeps parts, as :meth:`moescope.study.protocol.Context.each` does.
     """
     seats = circuit_neurons(circuits, model) if settings.method == "circuits" else {}
+    engine = LOCAL if model.spread is None else model.spread.engine
+    how: dict[str, Any] = {"target": target, "counts": counts, "settings": settings, "seed": seed, "seats": seats}
+    here = partial(_split, model, **how)
+    elsewhere = here if model.spread is None else partial(_elsewhere, model.spread.recipe, model.fingerprint, **how)
+
+    def split(left: list[int]) -> Iterator[tuple[int, Converted]]:
+        done = model.n_layers - len(left)
+        for layers in mlp_inputs(model, windows, left):
+            for number, part in engine.map(elsewhere, layers, [1.0] * len(layers), here=here):
+                yield layers[number][0], part
+                done += 1
+                if report is not None:
+                    report(done, model.n_layers)
+
     found = Converted()
-    for layer, x in mlp_inputs(model, windows, report):
-        here = keep(f"splitting layer {layer}", partial(_layer, model, target, counts, layer, x, settings, seed, seats))
-        for whole, part in zip(vars(found).values(), vars(here).values(), strict=True):
+    names = [f"splitting layer {layer}" for layer in range(model.n_layers)]
+    parts = dict(split(list(range(len(names))))) if each is None else dict(enumerate(each(names, split)))
+    for layer in range(model.n_layers):
+        for whole, part in zip(vars(found).values(), vars(parts[layer]).values(), strict=True):
             whole += part
     return found
 
 
+def _elsewhere(recipe: Recipe, fingerprint: str, layers: Iterable[tuple[int, Tensor]], **how: Any) -> Iterator[Converted]:
+    return _split(copy_of(recipe, fingerprint), layers, **how)
+
+
+def _split(model: LoadedModel, layers: Iterable[tuple[int, Tensor]], **how: Any) -> Iterator[Converted]:
+    """Of each layer and its MLP's inputs (tokens, d) the part that is its own."""
+    return (_layer(model, layer, x, **how) for layer, x in layers)
+
+
 def _layer(
     model: LoadedModel,
-    target: Target,
-    counts: Counts,
     layer: int,
     x: Tensor,
+    *,
+    target: Target,
+    counts: Counts,
     settings: ConvertSettings,
     seed: int,
     seats: dict[int, list[list[int]]],

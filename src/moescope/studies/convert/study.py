@@ -76,7 +76,7 @@ def convert(
     >>> result = moescope.convert("dense-tiny", settings=moescope.ConvertSettings(active=16), run=run)  # doctest: +SKIP
     >>> transformers.AutoModelForCausalLM.from_pretrained("moe")  # doctest: +SKIP
     """
-    context = Context("convert", settings, run)
+    context = Context("convert", settings, run, of=ConvertSettings, spread=True)
     loaded = context.load(model, head=True)
     target = target_of(loaded.module, loaded.config)
     counts = counts_of(settings, loaded.config.intermediate_size, has_shared=target.has_shared)
@@ -100,7 +100,7 @@ def convert(
     began = time.monotonic()
     splitting = context.counter("splitting the MLPs")
     found = convert_layers(
-        loaded, target, counts, calibrating, settings, run.seed, tuple(seats.values()), splitting, context.stage
+        loaded, target, counts, calibrating, settings, run.seed, tuple(seats.values()), splitting, context.each
     )
     made = {"converted": build_model(loaded, target, counts, found.chosen)}
     # of what was split: a model that was tuned is another one, however many experts are active

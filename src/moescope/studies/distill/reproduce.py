@@ -56,7 +56,7 @@ def reproduce(
     Returns:
         As :func:`distill`; the result has a further table ``published``.
     """
-    context = Context("distill", settings, run)
+    context = Context("distill", settings, run, of=DistillSettings, spread=True)
     loaded = context.load(EMBEDDED if model is None else model, head=True, required=False)
     source = next((name for name in published.MODELS if name in loaded.name.lower()), None)
     if source and settings.layer is None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from torch import Tensor
 
-from moescope.studies.distill.accounting import cost
+from moescope.cluster import LOCAL
+from moescope.studies.distill.accounting import cost, spec_cost
 from moescope.studies.distill.data import Pairs, scaling_of, whole
 from moescope.studies.distill.evaluate import Evaluation, evaluate
 from moescope.studies.distill.settings import DistillSettings
@@ -17,9 +22,11 @@ from moescope.studies.distill.spec import StudentSpec
 from moescope.studies.distill.start import start_from_teacher
 from moescope.studies.distill.students import LayerShape, Scaling, Student
 from moescope.studies.distill.teacher import Teacher
-from moescope.studies.distill.training import Job, TrainSettings, train
+from moescope.studies.distill.training import Job, Trained, TrainSettings, train
 
 Progress = Callable[[int, int], None]
+Key = tuple[str, float, int]
+"""student, learning rate, number of the seed"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,52 +62,93 @@ def run_students(
 ) -> Runs:
     """Train every student at every learning rate for the first seed, then at the best one for the other seeds.
 
-    All runs of a seed share each pass over the data, in an order of its own. A student whose every learning rate diverged has
-    no further seed.
+    All runs of a seed share each pass over the data, in an order of its own; where the teacher's model is spread over
+    processes, those of each process do. A student whose every learning rate diverged has no further seed.
 
     Args:
         seed: of the students' starts and of the order of the data.
         teacher: students train on its device; needed by those that start from its neurons.
-        checkpoint: file name to keep a checkpoint for each seed at.
+        checkpoint: file name to keep a checkpoint for each seed at; of other processes where its folder is theirs, too.
     """
-    scaling = scaling_of(pairs)
-    sample = whole(pairs, "train", 8192).x if any(s.start == "teacher" for s in specs.values()) else None
+    training = _Training(pairs, dict(specs), shape, scaling_of(pairs), settings, seed, teacher, checkpoint)
+    spread = None if teacher is None else teacher.model.spread
+    engine = LOCAL if spread is None else spread.engine
 
-    def job(spec: StudentSpec, lr: float, number: int) -> Job:
-        student = Student(spec, shape, scaling, seed=1000 * seed + number)
-        if spec.start == "teacher" and teacher is not None and sample is not None:
-            start_from_teacher(student, teacher.neurons, sample, seed=number)
-        return Job(student if teacher is None else student.to(teacher.model.device), lr)
+    def trained(keys: Sequence[Key]) -> dict[Key, Trained]:
+        costs = [spec_cost(specs[name], shape)[0] for name, _, _ in keys]
+        found: dict[Key, Trained] = {}
+        for number, one in engine.map(partial(_elsewhere, training), keys, costs, here=partial(training, progress=progress)):
+            found[keys[number]] = one
+            if teacher is not None:
+                one.student.to(teacher.model.device)
+        return {key: found[key] for key in keys}
 
-    plan = TrainSettings(
-        steps=settings.steps,
-        epochs=settings.epochs,
-        batch=settings.batch,
-        precision=settings.precision,
-        revive=settings.revive,
-        seed=1000 * seed,
-        checkpoint=_file(checkpoint, 0),
-    )
-    first = {(name, lr, 0): job(spec, lr, 0) for name, spec in specs.items() for lr in settings.lr}
-    train(pairs, {str(key): j for key, j in first.items()}, plan, _part(progress, 0, settings.seeds))
+    first = trained([(name, lr, 0) for name in specs for lr in settings.lr])
     chosen: dict[str, float] = {}
     for name in specs:
         lr = min(settings.lr, key=lambda rate: first[name, rate, 0].validation)
         if not first[name, lr, 0].diverged:
             chosen[name] = lr
-    jobs = first
-    for n in range(1, settings.seeds):
-        later = {(name, lr, n): job(specs[name], lr, n) for name, lr in chosen.items()}
-        plan = replace(plan, seed=1000 * seed + n, checkpoint=_file(checkpoint, n))
-        train(pairs, {str(key): j for key, j in later.items()}, plan, _part(progress, n, settings.seeds))
-        jobs = {**jobs, **later}
+    later = trained([(name, lr, n) for n in range(1, settings.seeds) for name, lr in chosen.items()])
     begun = next((name for name in chosen if specs[name].kind != "dense"), None)
-    untrained = {} if begun is None else {begun: job(specs[begun], chosen[begun], 0).student.cpu()}
-    return _collect(jobs, specs, chosen, pairs, untrained, scaling)
+    untrained = {} if begun is None else {begun: training.job((begun, chosen[begun], 0)).student.cpu()}
+    return _collect({**first, **later}, specs, chosen, pairs, untrained, training.scaling)
 
 
-def _file(checkpoint: Path | None, seed: int) -> Path | None:
-    return None if checkpoint is None else checkpoint.with_name(f"{checkpoint.stem}-seed-{seed}.safetensors")
+@dataclass(frozen=True, eq=False)
+class _Training:
+    """What trains students on one source of data, in this process or another."""
+
+    pairs: Pairs
+    specs: dict[str, StudentSpec]
+    shape: LayerShape
+    scaling: Scaling
+    settings: DistillSettings
+    seed: int
+    teacher: Teacher | None
+    checkpoint: Path | None
+
+    def __call__(self, keys: Iterable[Key], progress: Progress | None = None) -> Iterator[Trained]:
+        for number, some in groupby(keys, key=lambda key: key[2]):
+            jobs = {key: self.job(key) for key in some}
+            named = {str(key): job for key, job in jobs.items()}
+            train(self.pairs, named, self._plan(number, list(named)), _part(progress, number, self.settings.seeds))
+            for job in jobs.values():
+                yield Trained(job.student, job.lr, job.status, job.curve)
+
+    def job(self, key: Key) -> Job:
+        """The student before its first step."""
+        name, lr, number = key
+        student = Student(self.specs[name], self.shape, self.scaling, seed=1000 * self.seed + number)
+        if self.specs[name].start == "teacher" and self.teacher is not None:
+            start_from_teacher(student, self.teacher.neurons, self._sample, seed=number)
+        return Job(student if self.teacher is None else student.to(self.teacher.model.device), lr)
+
+    @cached_property
+    def _sample(self) -> Tensor:
+        return whole(self.pairs, "train", 8192).x
+
+    def _plan(self, number: int, jobs: Sequence[str]) -> TrainSettings:
+        place = None
+        if self.checkpoint is not None and self.checkpoint.parent.is_dir():
+            # which students are trained together depends on how many processes there are
+            which = hashlib.sha256(" ".join(jobs).encode()).hexdigest()[:8]
+            place = self.checkpoint.with_name(f"{self.checkpoint.stem}-seed-{number}-{which}.safetensors")
+        return TrainSettings(
+            steps=self.settings.steps,
+            epochs=self.settings.epochs,
+            batch=self.settings.batch,
+            precision=self.settings.precision,
+            revive=self.settings.revive,
+            seed=1000 * self.seed + number,
+            checkpoint=place,
+        )
+
+
+def _elsewhere(training: _Training, keys: Iterable[Key]) -> Iterator[Trained]:
+    for one in training(keys):
+        one.student.cpu()
+        yield one
 
 
 def _part(progress: Progress | None, part: int, parts: int) -> Progress | None:
@@ -108,7 +156,7 @@ def _part(progress: Progress | None, part: int, parts: int) -> Progress | None:
 
 
 def _collect(
-    jobs: Mapping[tuple[str, float, int], Job],
+    jobs: Mapping[Key, Trained],
     specs: Mapping[str, StudentSpec],
     chosen: Mapping[str, float],
     pairs: Pairs,

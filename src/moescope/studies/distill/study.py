@@ -83,9 +83,9 @@ def distill(
     >>> import moescope
     >>> settings = moescope.DistillSettings(layer=3, experts=1024, steps=250)
     >>> result = moescope.distill("dense-tiny", settings=settings)  # doctest: +SKIP
-    >>> result.to_frame("ratio")  # doctest: +SKIP
+    >>> result.table("ratio")  # doctest: +SKIP
     """
-    context = Context("distill", settings, run)
+    context = Context("distill", settings, run, of=DistillSettings, spread=True)
     with context.noted():
         given = read_texts(texts)
     context.stages.read(list(given))

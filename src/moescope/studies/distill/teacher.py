@@ -13,6 +13,8 @@ from transformers.activations import ACT2FN
 
 from moescope.capture import capture
 from moescope.errors import InputError
+from moescope.models.copies import copy_of
+from moescope.models.spread import Recipe
 from moescope.studies.distill.students import LayerShape
 from moescope.types import Site
 
@@ -63,6 +65,16 @@ class Teacher:
         if layer not in have:
             raise InputError(f"layer={layer}: layer {layer} of {model.name} has no MLP; layers with one: {_list(have)}")
         self.entry, self.exit = model.tap_point(self.site_in), model.tap_point(self.site_out)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process: the same layer of that one's own copy of the model.
+
+        Raises:
+            TypeError: the model is not spread over processes.
+        """
+        if self.model.spread is None:
+            raise TypeError(f"{self.model.name} is in this process alone")
+        return _elsewhere, (self.model.spread.recipe, self.model.fingerprint, self.layer)
 
     @cached_property
     def shape(self) -> LayerShape:
@@ -170,3 +182,7 @@ def _map(module: Any) -> tuple[Tensor, Tensor]:
 
 def _list(layers: list[int]) -> str:
     return ", ".join(map(str, layers)) or "none"
+
+
+def _elsewhere(recipe: Recipe, fingerprint: str, layer: int) -> Teacher:
+    return Teacher(copy_of(recipe, fingerprint), layer)

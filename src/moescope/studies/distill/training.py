@@ -56,23 +56,14 @@ class TrainSettings(Settings):
 
 
 @dataclass(eq=False)
-class Job:
-    """A student in training. ``status`` is ``"training"``, ``"trained"`` or ``"diverged at step N"``."""
+class Trained:
+    """A student and what its training was. ``status`` is ``"training"``, ``"trained"`` or ``"diverged at step N"``."""
 
     student: Student
     lr: float
     status: str = "training"
     curve: list[dict[str, float]] = field(default_factory=list)
     """step, train loss since the last point, validation FVU"""
-    optimizer: RowAdam = field(init=False)
-    _losses: list[float] = field(default_factory=list, init=False)
-    used: Tensor | None = field(default=None, init=False)
-    """bool (experts,): chosen since the last point of the curve"""
-
-    def __post_init__(self) -> None:
-        self.optimizer = RowAdam(self.student.parameters())
-        if self.student.spec.experts:
-            self.used = torch.zeros(self.student.spec.experts, dtype=torch.bool)
 
     @property
     def diverged(self) -> bool:
@@ -82,6 +73,21 @@ class Job:
     def validation(self) -> float:
         """FVU on the validation split at the end; infinite where training diverged."""
         return float("inf") if self.diverged or not self.curve else self.curve[-1]["validation"]
+
+
+@dataclass(eq=False)
+class Job(Trained):
+    """A student in training."""
+
+    optimizer: RowAdam = field(init=False)
+    _losses: list[float] = field(default_factory=list, init=False)
+    used: Tensor | None = field(default=None, init=False)
+    """bool (experts,): chosen since the last point of the curve"""
+
+    def __post_init__(self) -> None:
+        self.optimizer = RowAdam(self.student.parameters())
+        if self.student.spec.experts:
+            self.used = torch.zeros(self.student.spec.experts, dtype=torch.bool)
 
 
 def train(pairs: Pairs, jobs: Mapping[str, Job], settings: TrainSettings, progress: Progress | None = None) -> None:

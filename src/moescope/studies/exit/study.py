@@ -44,7 +44,7 @@ def exit(model: ModelLike, tasks: TasksLike, settings: ExitSettings = _SETTINGS,
     >>> result = moescope.exit("dense-tiny", ["certainty=halueval"])  # doctest: +SKIP
     >>> result.artifacts["exit/certainty"].predict(["Question: Who?\\nAnswer: Me."])  # doctest: +SKIP
     """
-    context = Context("exit", settings, run, spread=True)
+    context = Context("exit", settings, run, of=ExitSettings, spread=True)
     loaded_tasks = context.tasks(tasks)
     places = [f"exit/{slug(task.name)}" for task in loaded_tasks]
     double = next((place for place in places if places.count(place) > 1), None)

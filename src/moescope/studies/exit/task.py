@@ -25,6 +25,7 @@ from moescope.studies.exit.speed import Timed, measure
 from moescope.study.protocol import Context
 from moescope.study.rows import FoldRows, Rows
 from moescope.tasks import chosen_cue, group_folds
+from moescope.tasks.build import RenderedTask
 from moescope.types import Task
 
 _FOLDS = 3  # of the fitting rows
@@ -97,7 +98,7 @@ def exit_task(context: Context, model: LoadedModel, task: Task, rows: Rows, sett
     calibrating = heads[chosen].probabilities(features.rows(rows.calibrate))
     guarantee = calibrate(calibrating, y[rows.calibrate], rows.groups[rows.calibrate], checks, settings)
     classifier = ExitClassifier(
-        model, heads[chosen], task.classes, guarantee.threshold, checks, guarantee, task.name, run.max_tokens
+        model, heads[chosen], task.classes, guarantee.threshold, checks, guarantee, task.name, run.max_tokens, _template(task)
     )
     tested, tested_y, tested_groups = features.rows(rows.judge), y[rows.judge], rows.groups[rows.judge]
     said = {kind: head.probabilities(tested) for kind, head in heads.items()}
@@ -141,6 +142,10 @@ def exit_task(context: Context, model: LoadedModel, task: Task, rows: Rows, sett
         surface_right=cue_right,
         tables={name: _of_task(table, task.name) for name, table in tables.items()},
     )
+
+
+def _template(task: Task) -> str | None:
+    return task.template if isinstance(task, RenderedTask) else None
 
 
 def _dealt(said: np.ndarray, at: np.ndarray, y: np.ndarray, n: int, seed: int, context: Context, name: str) -> np.ndarray:

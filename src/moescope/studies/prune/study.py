@@ -72,7 +72,7 @@ def prune(model: ModelLike, texts: TextsLike = None, settings: PruneSettings = _
     >>> result = moescope.prune("moe-tiny", settings=moescope.PruneSettings(ratio=0.5), run=run)  # doctest: +SKIP
     >>> transformers.AutoModelForCausalLM.from_pretrained("smaller")  # doctest: +SKIP
     """
-    context = Context("prune", settings, run)
+    context = Context("prune", settings, run, of=PruneSettings)
     passages = context.passages(texts)
     categories = list(dict.fromkeys(p.category for p in passages))
     if settings.domain not in (None, *categories):

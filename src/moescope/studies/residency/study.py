@@ -60,10 +60,10 @@ def residency(
 
     >>> import moescope
     >>> result = moescope.residency("trace", settings=moescope.ResidencySettings(capacity=16, bandwidth=25))  # doctest: +SKIP
-    >>> result.to_frame("policies")[["policy", "capacity", "hit_rate", "loaded"]]  # doctest: +SKIP
+    >>> result.table("policies")[["policy", "capacity", "hit_rate", "loaded"]]  # doctest: +SKIP
     """
-    context = Context("residency", settings, run)
-    recorded = trace if isinstance(trace, RoutingTrace) else load_trace(trace)
+    context = Context("residency", settings, run, of=ResidencySettings)
+    recorded = trace.validate() if isinstance(trace, RoutingTrace) else load_trace(trace)
     context.stages.read(recorded)
     n_experts, top_k = max(recorded.n_experts), recorded.top_k
     capacity, capacities = _capacities(n_experts, settings)

@@ -66,9 +66,9 @@ def robustness(
 
     >>> import moescope
     >>> settings = moescope.RobustnessSettings(attacked=4, queries=64)
-    >>> moescope.robustness("moe-tiny", "routing-80", settings).to_frame("attack")  # doctest: +SKIP
+    >>> moescope.robustness("moe-tiny", "routing-80", settings).table("attack")  # doctest: +SKIP
     """
-    context = Context("robustness", settings, run)
+    context = Context("robustness", settings, run, of=RobustnessSettings)
     asked = context.prompts(prompts)
     y, categories = check_categories([p.id for p in asked], [p.category for p in asked])
     parts = watched_rows(asked, y, categories, settings, run.seed)

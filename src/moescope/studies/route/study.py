@@ -69,7 +69,7 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
     >>> result.artifacts["route"].router.tasks  # doctest: +SKIP
     ('a', 'b')
     """
-    context = Context("route", settings, run, spread=True)
+    context = Context("route", settings, run, of=RouteSettings, spread=True)
     parts = context.tasks(tasks)
     if len(parts) < 2:
         raise InputError("at least two tasks with different names are needed, e.g. a=halueval and b=uci-sentiment", "tasks")

@@ -41,7 +41,7 @@ def reproduce(
     Raises:
         InputError: see :func:`~moescope.studies.signatures.study.signatures`.
     """
-    context = Context("signatures", settings, run, spread=True)
+    context = Context("signatures", settings, run, of=SignatureSettings, spread=True)
     if prompts is None or isinstance(prompts, str):
         context.note(f"Note: the source's own 80 prompts are not at hand; {prompts or PROMPTS} stands in.")
     if model is None:

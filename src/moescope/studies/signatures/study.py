@@ -64,9 +64,9 @@ def signatures(
 
     >>> import moescope
     >>> result = moescope.signatures("moe-tiny", "routing-80", run=moescope.Run(seed=1))  # doctest: +SKIP
-    >>> result.to_frame("routing_nulls")  # doctest: +SKIP
+    >>> result.table("routing_nulls")  # doctest: +SKIP
     """
-    context = Context("signatures", settings, run, spread=True)
+    context = Context("signatures", settings, run, of=SignatureSettings, spread=True)
     trace, labelled, loaded, twin = read_routing(
         context,
         model,

@@ -74,7 +74,7 @@ def steer(
     >>> settings = moescope.SteerSettings(ban=("1:2",), target="code")
     >>> moescope.steer("moe-tiny", settings=settings).claims[0].outcome  # doctest: +SKIP
     """
-    context = Context("steer", settings, run)
+    context = Context("steer", settings, run, of=SteerSettings)
     asked, passages = list(context.prompts(prompts)), list(context.passages(texts))
     if all(p.category != WIKITEXT for p in passages):
         passages += _wikitext()

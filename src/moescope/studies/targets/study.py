@@ -72,7 +72,7 @@ def targets(
     >>> result = moescope.targets("moe-tiny")  # doctest: +SKIP
     >>> result.artifacts["targets"].lora_config("code")["target_parameters"]  # doctest: +SKIP
     """
-    context = Context("targets", settings, run)
+    context = Context("targets", settings, run, of=TargetSettings)
     recorded = _recorded(model)
     if recorded is None:
         asked = _texts(context, texts)
@@ -124,7 +124,7 @@ def targets(
 def _recorded(model: Any) -> RoutingTrace | None:
     """The trace that ``model`` is, or whose folder it names."""
     if isinstance(model, RoutingTrace):
-        return model
+        return model.validate()
     if not isinstance(model, str | Path):
         return None
     if holds_load(Path(model)):

@@ -14,7 +14,7 @@ from moescope.routing.trace import RoutingTrace
 from moescope.studies.trace.settings import TraceSettings
 from moescope.study.protocol import Context, ModelLike, PromptsLike
 from moescope.study.repeat import verb
-from moescope.study.run import Run
+from moescope.study.run import Run, check_given
 
 _SETTINGS, _RUN = TraceSettings(), Run()
 
@@ -43,6 +43,7 @@ def trace(
     >>> trace = moescope.trace("moe-tiny", "routing-80", moescope.TraceSettings(new_tokens=4))  # doctest: +SKIP
     >>> moescope.signatures(trace)  # doctest: +SKIP
     """
+    check_given(settings, TraceSettings, run)
     if run.out is None:
         return _traced(model, prompts, settings, run)
     folder = check_trace_target(run.out, overwrite=run.overwrite)
@@ -52,7 +53,7 @@ def trace(
 
 def _traced(model: ModelLike, prompts: PromptsLike, settings: TraceSettings, run: Run) -> RoutingTrace:
     # what goes to the folder is a trace, not a result
-    context = Context("trace", settings, replace(run, out=None), spread=True)
+    context = Context("trace", settings, replace(run, out=None), of=TraceSettings, spread=True)
     read = context.prompts(prompts)
     loaded = context.load(model, head=settings.new_tokens > 0, required=False)
     options: dict[str, Any] = {

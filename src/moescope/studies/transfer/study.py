@@ -61,9 +61,9 @@ def transfer(
 
     >>> import moescope
     >>> result = moescope.transfer("moe-tiny", "dense-tiny", "routing-80")  # doctest: +SKIP
-    >>> result.to_frame("alignment")[["measure", "value", "null", "p"]]  # doctest: +SKIP
+    >>> result.table("alignment")[["measure", "value", "null", "p"]]  # doctest: +SKIP
     """
-    context = Context("transfer", settings, run)
+    context = Context("transfer", settings, run, of=TransferSettings)
     if settings.dtype_b is not None and not isinstance(model_b, str | Path):
         raise InputError("the second model is in memory already; load it in the precision that is wanted", "dtype_b")
     if prompts is None and not (isinstance(model_a, RoutingTrace) and isinstance(model_b, RoutingTrace)):
@@ -71,7 +71,7 @@ def transfer(
     asked = None if prompts is None else context.prompts(prompts)
     other: dict[str, Any] = {} if settings.dtype_b is None else {"dtype": settings.dtype_b}
     both = [
-        one if isinstance(one, RoutingTrace) else context.load(one, **options)
+        one.validate() if isinstance(one, RoutingTrace) else context.load(one, **options)
         for one, options in ((model_a, {}), (model_b, other))
     ]
     traces = []

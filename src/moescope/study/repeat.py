@@ -57,7 +57,12 @@ def verb(function: Callable[P, R], name: str | None = None) -> Callable[P, R]:
     def recorded(*args: P.args, **given: P.kwargs) -> R:
         if _CURRENT.get() is not None:
             return function(*args, **given)
-        bound = whole(args, given)
+        try:
+            bound = whole(args, given)
+        except TypeError:
+            bound = None
+        if bound is None:
+            return function(*args, **given)  # Python says best itself what is wrong with a call
         token = _CURRENT.set(record(*args, **given))
         try:
             run = bound.arguments.get("run")

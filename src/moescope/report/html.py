@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 ROWS_SHOWN = 50  # of each table at least; all rows are in the result's folder
 _ROWS_MORE, _CELLS = 500, 12_000  # rows of a table where the page has not that many cells yet
-_UNQUOTED = " !$()*+,-./;=?@[]^_`{|}~\n"
+_UNQUOTED = " !$*+,-./;=?@[]^_`{|}~\n"
 _CELL = 200  # characters of one table cell
 # What provenance shows first, in this order; whatever else `meta` holds follows. `title` and `notes` stand at the top.
 _FIRST = ("model", "fingerprint", "tasks", "data", "seed", "command", "versions", "git_revision", "date")

@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 Report = Callable[[str, int, int], None]
 """Called with (stage, done, total); the stage ``done`` ends the last one."""
-_FIRST, _EVERY = 10.0, 30.0
-"""seconds: until the first line, so that a short run's log holds none, and between two of a stage"""
+_FIRST, _EVERY, _BETWEEN = 10.0, 30.0, 2.0
+"""seconds: until the first line, so that a short run's log holds none; between two of a stage; between two stages'"""
 
 
 @contextmanager
@@ -73,7 +73,7 @@ class _Lines:
             if self._spoke:
                 self._write(f"{_clock()} done after {_span(now - self._began)}")
             return
-        if now - self._began < self._first or (not new and now - self._said < self._every):
+        if now - self._began < self._first or (self._spoke and now - self._said < (_BETWEEN if new else self._every)):
             return
         self._said, self._spoke = now, True
         self._write(f"{_clock()} {stage}: {done:,} of {total:,}{self._left(now, done, total)}")

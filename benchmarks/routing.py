@@ -1,6 +1,6 @@
 """What tracing a model's routing costs: time over plain generation, bytes, and reading in what an engine recorded.
 
-    python benchmarks/routing.py            # about half an hour
+    python benchmarks/routing.py            # about ten minutes
     python benchmarks/routing.py --small    # two minutes
 
 Writes benchmarks/results/routing.json. The model has OLMoE's architecture and random weights; its shape is in the result.
@@ -164,7 +164,7 @@ def main() -> None:
     result = {
         "machine": describe(),
         "small": small,
-        "overhead": overhead(SMALL if small else SHAPE, 24, 8, 32, 8 if small else 32, repeats),
+        "overhead": overhead(SMALL if small else SHAPE, 8, 8, 32, 8 if small else 32, repeats),
         "sizes": [million, wide],
         "import": speed,
     }

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import nbformat
 import pytest
 
-from tools.notebooks import EXAMPLES, executed
+nbformat = pytest.importorskip("nbformat", reason="of the extra test")
+pytest.importorskip("nbclient", reason="of the extra test")
+
+from tools.notebooks import EXAMPLES, executed  # noqa: E402
 
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -248,8 +249,6 @@ def test_a_model_that_edits_break_is_not_said_to_need_another_precision() -> Non
 
 
 def test_rows_are_read_as_the_task_was(served: Served, tmp_path: Path) -> None:
-    import dataclasses
-
     made = served.classifiers["wandering"].exit
     lines = "Say: {one}\nAnd: {two}"
     dataclasses.replace(made, template=lines).write(tmp_path / "wandering")
@@ -282,6 +281,13 @@ def test_rows_are_read_as_the_task_was(served: Served, tmp_path: Path) -> None:
         asks = schema["paths"][known["path"]]["post"]["requestBody"]["content"]["application/json"]["schema"]
         assert asks["properties"]["rows"]["items"]["required"] == ["one", "two"]
     assert client.get("/v1/info").json()["classifiers"][0]["template"] == lines
+
+
+@pytest.mark.parametrize("template", ["{0.__class__}", "{text!r:>99999999}", "{", "no field"])
+def test_a_template_that_is_none_is_refused_when_it_is_read(served: Served, tmp_path: Path, template: str) -> None:
+    dataclasses.replace(served.classifiers["wandering"].exit, template=template).write(tmp_path / "wandering")
+    with pytest.raises(InputError, match=r"exit.safetensors: template '.*'"):
+        gather(served.model, exits=[tmp_path / "wandering"])
 
 
 def test_an_exit_study_keeps_its_tasks_template(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 python tools/notebooks.py [NAME …]     # own-data, own-model, vllm-trace, convert; all by default
 
 Each runs in a folder of its own beside copies of the scripts of `examples/`, without a network, and is written back only if
-every cell ran; warnings are not kept.
+every cell ran; warnings and progress are not kept.
 """
 
 from __future__ import annotations
@@ -42,8 +42,14 @@ def executed(notebook: Path, folder: Path) -> Any:
     for cell in found.cells:
         cell.get("metadata", {}).pop("execution", None)  # when it ran
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = [output for output in cell.outputs if not _passing(output)]
     return found
+
+
+def _passing(output: Any) -> bool:
+    """Whether it is of the run and not of its result: a warning, or how far it was."""
+    shown = output.get("data", {})
+    return bool(output.get("name") == "stderr" or (output.output_type == "display_data" and set(shown) == {"text/plain"}))
 
 
 if __name__ == "__main__":

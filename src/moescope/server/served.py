@@ -174,7 +174,7 @@ def gather(
     classifiers: dict[str, Classifier] = {}
     for place in places:
         made = load_exit(place, loaded)
-        if made.task in classifiers:
+        if slug(made.task) in map(slug, classifiers):  # by which its path is named
             raise InputError(f"{place} is the second classifier of task {made.task!r}; give one of each", "exits")
         promised = made.guarantee.text() if made.guarantee else None
         result = _study(place.parent.parent, "exit", loaded)

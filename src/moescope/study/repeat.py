@@ -61,8 +61,8 @@ def verb(function: Callable[P, R], name: str | None = None) -> Callable[P, R]:
             bound = whole(args, given)
         except TypeError:
             bound = None
-        if bound is None:
-            return function(*args, **given)  # Python says best itself what is wrong with a call
+        if bound is None:  # Python itself says which argument does not belong, and where
+            return function(*args, **given)
         token = _CURRENT.set(record(*args, **given))
         try:
             run = bound.arguments.get("run")

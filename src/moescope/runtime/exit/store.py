@@ -17,6 +17,7 @@ from moescope.runtime.exit.heads import Heads
 from moescope.runtime.exit.rule import Guarantee
 from moescope.study.artifacts import artifact_model, read_artifact
 from moescope.study.settings import at_least, between, hints, read_record
+from moescope.tasks.templates import parse_template
 
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
@@ -40,6 +41,8 @@ def load_exit(folder: str | Path, model: LoadedModel | None = None, **load_optio
     except (KeyError, TypeError, ValueError) as error:
         problem = f"{folder / FILE} is damaged ({type(error).__name__}: {error})"
         raise InputError(f"{problem}; run moescope exit again") from error
+    if known.template is not None:
+        parse_template(known.template, {}, str(folder / FILE))
     loaded = artifact_model(folder, data, model, load_options)
     try:
         if known.kind == "circuit":

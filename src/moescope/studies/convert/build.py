@@ -49,8 +49,8 @@ def build_model(
 def _moe_tensors(target: Target, parts: list[Tensor], split: Split, router: LinearRouter) -> dict[str, Tensor]:
     """The weights of one mixture-of-experts block, by their names in it."""
     gate, up, down = parts
-    members = torch.from_numpy(split.routed)  # (E, w)
-    always = torch.from_numpy(split.shared)
+    members = torch.tensor(split.routed)  # (E, w)
+    always = torch.tensor(split.shared)
     experts = len(members)
     found = {
         "experts.gate_up_proj": torch.cat([gate[members], up[members]], 1),  # (E, 2w, d)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -239,7 +240,7 @@ def test_a_result_saves_with_every_figure_and_loads(planted: StudyResult, tmp_pa
     }  # fmt: skip
     folder = planted.save(tmp_path / "out")
     assert moescope.load(folder) == planted
-    page = (folder / "report.html").read_text()
+    page = re.sub("<[^>]*>", "", (folder / "report.html").read_text())  # its words are links
     assert all(f"{c.statement}"[:20].replace("'", "&#39;") in page for c in planted.claims)
     assert (published_table(planted.tables)["published"] > 0).all()
 

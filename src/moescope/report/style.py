@@ -116,6 +116,11 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
     return figure
 
 
+def columns_for(panels: int, most: int = 4) -> int:
+    """In how many columns so many panels stand with the least room left over."""
+    return panels if panels < most else min(range(most, 1, -1), key=lambda n: -panels % n)
+
+
 def letter(axes: Axes, index: int, title: str) -> None:
     """Head a panel with its letter and what it shows, wrapped where it is too long for the panel."""
     text = axes.set_title(plain(title))

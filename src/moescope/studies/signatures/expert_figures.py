@@ -10,7 +10,21 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from moescope.report.style import FAINT, INK, SOFT, band, color, errors, legend, letter, levels, name_rows, new_figure, shorten
+from moescope.report.style import (
+    FAINT,
+    INK,
+    SOFT,
+    band,
+    color,
+    columns_for,
+    errors,
+    legend,
+    letter,
+    levels,
+    name_rows,
+    new_figure,
+    shorten,
+)
 from moescope.study.verdicts import ALPHA
 
 Tables = Mapping[str, pd.DataFrame]
@@ -106,7 +120,7 @@ def cards(tables: Tables) -> Figure:
     tokens, categories = tables["expert_tokens"], tables["expert_categories"]
     keys = categories[["layer", "expert"]].drop_duplicates().itertuples(index=False, name=None)
     shown = [key for key in keys if len(_of(tokens, key))][:8]
-    across = min(range(1, min(4, len(shown)) + 1), key=lambda n: (-len(shown) % n, -n)) if len(shown) > 4 else len(shown)
+    across = columns_for(len(shown))
     rows = -(-len(shown) // across)
     figure = new_figure(0.3 + 1.75 * rows)
     grid = figure.subplots(rows, across, squeeze=False)

@@ -23,6 +23,7 @@ from moescope.report.style import (
     WIDTH,
     band,
     color,
+    columns_for,
     errors,
     heat_cells,
     legend,
@@ -115,10 +116,13 @@ def _causal(table: str, along: str, what: str, xlabel: str) -> Callable[[Tables]
         targets = [t for t in TARGETS if t in found] + [t for t in found if t not in TARGETS]
         parts = [of_task(frame, task) for task in levels(frame, "task")]
         panels = [(rows, target) for rows in parts for target in targets if (rows["target"] == target).any()]
-        across = min(range(1, min(4, len(panels)) + 1), key=lambda n: (-len(panels) % n, -n))
+        across = columns_for(len(panels), 3)
         down = -(-len(panels) // across)
         figure = new_figure(1.9 * down + 0.25, min(WIDTH, 3.6 * across))
-        for i, (axes, (rows, target)) in enumerate(zip(figure.subplots(down, across, squeeze=False).flat, panels, strict=True)):
+        grid = figure.subplots(down, across, squeeze=False).ravel()
+        for axes in grid[len(panels) :]:
+            axes.set_axis_off()
+        for i, (axes, (rows, target)) in enumerate(zip(grid, panels, strict=False)):
             rows = rows[rows["target"] == target]
             dose_curve(axes, rows, along, target, what)
             if along == "k":

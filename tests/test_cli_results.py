@@ -153,6 +153,22 @@ def test_a_file_that_is_none_is_named(said: Said) -> None:
     assert "--lr (0.001,)" in said(["run", "a.yaml", "--dry-run"])
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ("study: circuits\na: &a [x]\nb: [*a, *a]\n", "line 2: not YAML (anchors and aliases are not read)"),
+        ("study: circuits\nmodel: 2024-13-45\n", "not YAML (month must be in 1..12)"),
+        ("study: circuits\nmodel: " + "9" * 6000, "not YAML (Exceeds the limit"),
+    ],
+)
+def test_yaml_that_means_harm_is_refused_in_one_line(said: Said, text: str, words: str) -> None:
+    Path("a.yaml").write_text(text)
+    told = said(["run", "a.yaml"])
+    assert told.startswith("error: a.yaml: ")
+    assert words in told
+
+
 def test_an_interrupted_run_is_gone_on_with_where_it_is(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     line = ["prune", "moe-tiny", "--ratios", "0.5", "--text-tokens", "256", "--length", "16", "--quiet"]
 

@@ -14,11 +14,13 @@ import pytest
 
 import moescope
 from moescope.capture import encode
+from moescope.cli.run import _read
 from moescope.models.pretrained import read_config
 from moescope.models.reading import rendered
 from moescope.models.source import check_folder, find_source, weight_files
 from moescope.models.weights import stored
 from moescope.studies.distill.layer_data import read_texts
+from moescope.study.repeat import read_yaml
 from moescope.tasks import load_prompts, load_task
 from tests.architectures import build, save_tiny
 from tests.chat import TEMPLATE, chat_model
@@ -51,12 +53,26 @@ for suffix in (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".csv.gz", ".jsonl
     register(f"task {suffix}", lambda f, s=suffix: _make_table(f, s), lambda f, s=suffix: _read_table(f, s))  # type: ignore[misc]
 
 
+_STUDY = """study: circuits
+model: dense-tiny
+tasks:
+  certainty: halueval
+settings: {k: 10, alpha: 0.05, site: resid, ablate: mean}
+run: {seed: 3, batch_tokens: 2048, dtype: auto}
+"""
+
+
 def _make_prompts(folder: Path) -> None:
     rows = [{"id": str(i), "text": f"text {i}", "category": "ab"[i % 2], "topic": "t", "template": "u"} for i in range(6)]
     (folder / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
 
 register("prompts", _make_prompts, lambda f: [p.group for p in load_prompts(f / "in.jsonl", limit=4)])
+register(
+    "study YAML",
+    lambda f: (f / "study.yaml").write_text(_STUDY),
+    lambda f: _read(f / "study.yaml", read_yaml(f / "study.yaml")),
+)
 register("texts", lambda f: (f / "in.txt").write_text("one text\n\nanother one\n\nthird"), lambda f: read_texts(f / "in.txt"))
 
 

@@ -139,7 +139,13 @@ def study_yaml(record: Mapping[str, Any]) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 takes ``1e-3`` for text, since it has no dot."""
+    """YAML 1.1 takes ``1e-3`` for text, since it has no dot. Anchors, by which few lines become a million, no study needs."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise yaml.MarkedYAMLError(problem="anchors and aliases are not read", problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
@@ -155,10 +161,12 @@ def read_yaml(file: Path) -> dict[str, Any]:
         found = yaml.load(file.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror or error})") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except RecursionError as error:
+        raise InputError(f"{file}: not a study: it is nested too deeply") from error
+    except (ValueError, yaml.YAMLError) as error:  # of a text that is not UTF-8, of a date that is none
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
-        why = getattr(error, "problem", None) or "it is not UTF-8"
+        why = getattr(error, "problem", None) or ("it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error)
         raise InputError(f"{file}: {where}not YAML ({' '.join(str(why).split())})") from error
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise InputError(f"{file}: not a study; it begins with 'study: circuits', and every result has one, study.yaml")

@@ -171,7 +171,7 @@ def test_every_way_to_give_a_model(tmp_path: Path) -> None:
         (lambda: nn.Linear(2, 2), "of class Linear has no Hugging Face config"),
         (lambda: (nn.Linear(2, 2), tiny_tokenizer()), "of class Linear has no Hugging Face config"),
         (lambda: (tiny_tokenizer(), build("llama")), r"^model: an object of class .*Tokenizer.* is no model"),
-        (lambda: (build("llama"), "tokenizer"), "^model: an object of class str is no tokenizer"),
+        (lambda: (build("llama"), "tokenizer"), "^tokenizer: an object of class str is no tokenizer"),
         (lambda: (build("llama"),), "^model: 1 things were given: give a pair"),
         (lambda: 3, "^model: an object of class int is no model: give a name, a folder"),
         (lambda: None, "^model: an object of class NoneType is no model"),

@@ -15,6 +15,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -91,9 +92,42 @@ def overhead(shape: dict[str, int], prompts: int, batch: int, prompt: int, new: 
         "prompt_tokens": prompt,
         "new_tokens": new,
         "repeats": repeats,
+        "seconds": seconds,
         "seconds_per_step": rows["plain generate"]["seconds"] / (new * len(parts)),
         "rows": rows,
     }
+
+
+def adjacent_steps(shape: dict[str, int], batch: int, pairs: int) -> dict[str, Any]:
+    """One decoding step inside the recorder over one without it, side by side in one generation, so that what slows the
+    machine for seconds slows both. Each is the second of two steps: the first shows the recorder the arrays' shape."""
+    model = from_model(random_olmoe(shape), None, name="random OLMoE")
+    token = torch.from_numpy(np.random.default_rng(0).integers(2, 16384, (batch, 1)))
+    cache = transformers.DynamicCache()
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    with torch.no_grad():
+        for pair in range(pairs):
+            for recorded in (False, True) if pair % 2 else (True, False):
+                with recording(model, weights=torch.float16) if recorded else nullcontext():
+                    for last in (False, True):
+                        start = time.perf_counter()
+                        model.module(input_ids=token, past_key_values=cache, use_cache=True)
+                        if last:
+                            seconds[recorded].append(time.perf_counter() - start)
+    ratios = [a / b for a, b in zip(seconds[True], seconds[False], strict=True)]
+    return {
+        "pairs": pairs,
+        "seconds": median(seconds[False]),
+        "over_plain": median(ratios),
+        "over_plain_interval": median_interval(ratios),
+    }
+
+
+def once_a_trace(shape: dict[str, int], batch: int, prompt: int, new: int, repeats: int) -> dict[str, Any]:
+    """Seconds that a whole trace takes beyond its recorded generation, on a model of the same layers and hardly any width."""
+    narrow = overhead(shape | {"hidden_size": 96, "intermediate_size": 32}, batch, batch, prompt, new, repeats)
+    more = [a - b for a, b in zip(narrow["seconds"]["whole trace"], narrow["seconds"]["recorder alone"], strict=True)]
+    return {"seconds": median(more), "seconds_interval": median_interval(more)}
 
 
 def median_interval(values: list[float]) -> list[float]:
@@ -143,6 +177,11 @@ def show(result: dict[str, Any]) -> None:
     for name, row in cost["rows"].items():
         low, high = row["over_plain_interval"]
         print(f"  {name:16} {row['seconds']:7.3f} s  {row['over_plain']:6.3f}  (95 % {low:.3f} to {high:.3f})")
+    step, once = result["adjacent_steps"], result["once_a_trace"]
+    low, high = step["over_plain_interval"]
+    print(f"  one step in the recorder over the one beside it: {step['over_plain']:.4f} (95 % {low:.4f} to {high:.4f})")
+    low, high = once["seconds_interval"]
+    print(f"  once a trace: {once['seconds'] * 1e3:.1f} ms (95 % {low * 1e3:.1f} to {high * 1e3:.1f})")
     for size in result["sizes"]:
         print(f"  {size['experts']} experts: {size['stored_bytes_per_slot']:.3f} bytes stored per token, layer and slot")
     for name, seconds in result["import"]["seconds"].items():
@@ -165,6 +204,8 @@ def main() -> None:
         "machine": describe(),
         "small": small,
         "overhead": overhead(SMALL if small else SHAPE, 8, 8, 32, 8 if small else 32, repeats),
+        "adjacent_steps": adjacent_steps(SMALL if small else SHAPE, 8, 20 if small else 200),
+        "once_a_trace": once_a_trace(SMALL if small else SHAPE, 8, 32, 8 if small else 32, repeats),
         "sizes": [million, wide],
         "import": speed,
     }

@@ -1,4 +1,5 @@
-"""What each study of a trace takes at a million tokens: CPU seconds, and its process's peak of memory.
+"""What a million tokens take, for each study whose work grows with them (that of signatures grows with pairs of prompts):
+CPU seconds, and its process's peak of memory.
 
     OMP_NUM_THREADS=1 python benchmarks/million.py            # some minutes on one core
     OMP_NUM_THREADS=1 python benchmarks/million.py --tokens 100000
@@ -59,7 +60,6 @@ def with_words(tokens: int) -> RoutingTrace:
 STUDIES: dict[str, Callable[[RoutingTrace], Any]] = {
     "trace check": lambda trace: check_sense(trace, "made up"),
     "trace compare": lambda trace: moescope.agreement(trace, trace),
-    "signatures": moescope.signatures,
     "residency": moescope.residency,
     "targets": moescope.targets,
     "atlas": moescope.atlas,

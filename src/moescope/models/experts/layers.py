@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -66,15 +67,22 @@ def expert_layers(model: LoadedModel) -> tuple[ExpertLayer, ...]:
         InputError: the model is dense, two stacks of layers have experts, or a layer's experts are called in a way that is
             not known here.
     """
-    found: tuple[ExpertLayer, ...] = vars(model).get(_FOUND, ())
-    if not found or not all(_is_at(model.body, layer) for layer in found):
-        found = vars(model)[_FOUND] = find_layers(model.body, model.name)
-    if not found:
+    layers = find_layers(model.body, model.name)
+    if not layers:
         raise InputError(f"model {model.name} is dense: it has no experts to trace; study it with `moescope circuits`")
+    return layers
+
+
+_FOUND: WeakKeyDictionary[nn.Module, tuple[ExpertLayer, ...]] = WeakKeyDictionary()
+"""of each body: the search takes as long as a token of a small model"""
+
+
+def find_layers(body: nn.Module, name: str = "model") -> tuple[ExpertLayer, ...]:
+    """As :func:`expert_layers`, of a bare module; empty where it is dense."""
+    found = _FOUND.get(body, ())
+    if not found or not all(_is_at(body, layer) for layer in found):
+        found = _FOUND[body] = _searched(body, name)
     return found
-
-
-_FOUND = "_expert_layers"  # looked for once: on a small model that takes as long as a token
 
 
 def _is_at(body: nn.Module, layer: ExpertLayer) -> bool:
@@ -84,8 +92,7 @@ def _is_at(body: nn.Module, layer: ExpertLayer) -> bool:
         return False
 
 
-def find_layers(body: nn.Module, name: str = "model") -> tuple[ExpertLayer, ...]:
-    """As :func:`expert_layers`, of a bare module; empty where it is dense."""
+def _searched(body: nn.Module, name: str) -> tuple[ExpertLayer, ...]:
     modules = dict(body.named_modules())
     found: list[ExpertLayer] = []
     taken: list[str] = []

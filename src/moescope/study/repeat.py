@@ -45,13 +45,15 @@ def verb(function: Callable[P, R], name: str | None = None) -> Callable[P, R]:
     """
     signature = inspect.signature(function)
 
+    called = name or function.__name__
+
     def whole(args: Any, given: Any) -> inspect.BoundArguments:
         bound = signature.bind(*args, **given)
         bound.apply_defaults()
         return bound
 
     def record(*args: Any, **given: Any) -> dict[str, Any]:
-        return _record(name or function.__name__, dict(whole(args, given).arguments))
+        return _record(called, dict(whole(args, given).arguments))
 
     @wraps(function)
     def recorded(*args: P.args, **given: P.kwargs) -> R:
@@ -63,7 +65,7 @@ def verb(function: Callable[P, R], name: str | None = None) -> Callable[P, R]:
             bound = None
         if bound is None:  # Python itself says which argument does not belong, and where
             return function(*args, **given)
-        token = _CURRENT.set(record(*args, **given))
+        token = _CURRENT.set(_record(called, dict(bound.arguments)))
         try:
             run = bound.arguments.get("run")
             if not isinstance(run, Run) or run.progress is not None:

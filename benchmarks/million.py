@@ -17,6 +17,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +44,7 @@ def with_words(tokens: int) -> RoutingTrace:
     by_word = np.flatnonzero(rng.random(len(trace)) < SHARE)
     trace.ids[by_word] = own[words[by_word] % len(own)]
     names = tuple(TracedSequence(str(i), "abcd"[i % 4], f"topic {i % 40}") for i in range(len(trace) // LENGTH))
-    return RoutingTrace(
-        layers=trace.layers,
-        n_experts=trace.n_experts,
-        ids=trace.ids,
-        weights=None,
-        sequence=trace.sequence,
-        position=trace.position,
-        generated=trace.generated,
-        tokens=words,
-        sequences=names,
-        meta=trace.meta,
-    )
+    return replace(trace, tokens=words, sequences=names)
 
 
 STUDIES: dict[str, Callable[[RoutingTrace], Any]] = {

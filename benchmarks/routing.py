@@ -29,6 +29,7 @@ from machine import describe, interleaved
 from moescope.capture.encode import Encoded
 from moescope.files.atomic import write_atomic
 from moescope.models import from_model
+from moescope.models.past import past_argument
 from moescope.routing import RoutingTrace, TracedSequence, recording
 from moescope.routing.capture import trace_prompts
 from moescope.routing.engines import EngineModel, import_vllm
@@ -103,7 +104,7 @@ def adjacent_steps(shape: dict[str, int], batch: int, pairs: int) -> dict[str, A
     machine for seconds slows both. Each is the second of two steps: the first shows the recorder the arrays' shape."""
     model = from_model(random_olmoe(shape), None, name="random OLMoE")
     token = torch.from_numpy(np.random.default_rng(0).integers(2, 16384, (batch, 1)))
-    cache = transformers.DynamicCache()
+    past = past_argument(model.module, transformers.DynamicCache())
     seconds: dict[bool, list[float]] = {True: [], False: []}
     with torch.no_grad():
         for pair in range(pairs):
@@ -111,7 +112,7 @@ def adjacent_steps(shape: dict[str, int], batch: int, pairs: int) -> dict[str, A
                 with recording(model, weights=torch.float16) if recorded else nullcontext():
                     for last in (False, True):
                         start = time.perf_counter()
-                        model.module(input_ids=token, past_key_values=cache, use_cache=True)
+                        model.module(input_ids=token, use_cache=True, **past)
                         if last:
                             seconds[recorded].append(time.perf_counter() - start)
     ratios = [a / b for a, b in zip(seconds[True], seconds[False], strict=True)]

@@ -69,7 +69,10 @@ def _read(file: Path, data: dict[str, Any], **place: Any) -> tuple[Verb, dict[st
     settings = _made(file, "settings", verb.settings_class(), {**verb.defaults, **given, **verb.fixed})
     how = _made(file, "run", Run, {**told, **{key: value for key, value in place.items() if value}})
     if isinstance(inputs.get("model"), dict):
-        inputs["model"] = _at_revision(inputs["model"], how)
+        from moescope.models.load import load_whole
+
+        named = inputs["model"]
+        inputs["model"] = load_whole(named["id"], revision=named["revision"], **how.load_options())
     return verb, inputs, settings, how
 
 
@@ -136,17 +139,6 @@ def _model_or_trace(inputs: dict[str, Any]) -> dict[str, Any]:
 
     path = Path(inputs["model"])
     return {**inputs, "model": None, "trace": path} if path.is_dir() and is_trace(path) else inputs
-
-
-def _at_revision(model: dict[str, str], how: Run) -> Any:
-    from moescope.models import load
-    from moescope.models.weights import HeadMissing
-
-    options = {"revision": model["revision"], **how.load_options()}
-    try:
-        return load(model["id"], head=True, **options)
-    except HeadMissing:
-        return load(model["id"], **options)
 
 
 def _of_file(file: Path, error: InputError) -> InputError:

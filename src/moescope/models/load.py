@@ -181,6 +181,14 @@ def load(
     return loaded
 
 
+def load_whole(model: Any, **options: Any) -> LoadedModel:
+    """:func:`load`, with the language-model head where the model has one."""
+    try:
+        return load(model, head=True, **options)
+    except HeadMissing:
+        return load(model, **options)
+
+
 def _from_files(
     model: str | Path,
     revision: str | None,

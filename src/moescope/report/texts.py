@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from markupsafe import Markup, escape
 
 from moescope.report.format import number
 
+_MARKED = re.compile("⟦([^⟦⟧]*)⟧")
 SHOWN = 24
 """groups of texts of one table; the others are in the table"""
 
@@ -74,18 +76,17 @@ def _contexts(table: pd.DataFrame) -> Iterator[Texts]:
         yield Texts(
             f"Layer {layer}, expert {expert}: where it weighs most",
             "The tokens that it gets are marked.",
-            [(f"{r['category']}, {number(r['weight'])}", _marked(str(r["text"]))) for r in rows.to_dict("records")],
+            [(f"{r['category']}, {number(r['weight'])}", _marks(str(r["text"]))) for r in rows.to_dict("records")],
         )
 
 
-def _marked(text: str) -> Markup:
-    """Every ``⟦…⟧`` marked."""
-    head, *rest = text.split("⟦")
-    out = escape(head)
-    for part in rest:
-        inside, _, after = part.partition("⟧")
-        out += Markup("<mark>{}</mark>{}").format(inside, after)
-    return out
+def marked(text: str) -> list[tuple[str, bool]]:
+    """(text, whether it is marked), in order, of a context with ⟦ ⟧ in it."""
+    return [(part, bool(i % 2)) for i, part in enumerate(_MARKED.split(text)) if part]
+
+
+def _marks(text: str) -> Markup:
+    return Markup("").join(Markup("<mark>{}</mark>").format(part) if mine else part for part, mine in marked(text))
 
 
 _SHOWN: dict[str, tuple[str, Callable[[pd.DataFrame], Iterator[Texts]]]] = {

@@ -119,6 +119,12 @@ def expert_cards(
     return found
 
 
+def expert_shares(trace: RoutingTrace) -> np.ndarray:
+    """(M,) share of all tokens that is sent to each of :attr:`RoutingTrace.experts`."""
+    shares = trace.counts().sum(0) / max(1, len(trace))  # (L, E)
+    return np.concatenate([row[:n] for row, n in zip(shares, trace.n_experts, strict=True)])
+
+
 def _check(trace: RoutingTrace, experts: Sequence[tuple[int, int]]) -> None:
     count = dict(zip(trace.layers, trace.n_experts, strict=True))
     for layer, expert in experts:

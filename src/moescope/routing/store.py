@@ -194,6 +194,15 @@ def load_trace(path: str | Path, *, verify: bool = True) -> RoutingTrace:
     return RoutingTrace.concat(parts)
 
 
+def trace_of(trace: RoutingTrace | str | Path) -> RoutingTrace:
+    """A trace in memory, or the one that a folder holds, checked.
+
+    Raises:
+        InputError: as :func:`load_trace`, and where arrays do not fit together.
+    """
+    return trace.validate() if isinstance(trace, RoutingTrace) else load_trace(trace)
+
+
 def _read_shard(path: Path, manifest: TraceManifest, sequences: Sequence[TracedSequence]) -> RoutingTrace:
     try:
         with safe_open(str(path), "numpy") as file:

@@ -12,7 +12,7 @@ from moescope.models import LoadedModel, random_twin
 from moescope.models.source import MODEL_FILES
 from moescope.routing.capture import trace_prompts
 from moescope.routing.dense import dense_trace, is_dense
-from moescope.routing.store import load_trace
+from moescope.routing.store import trace_of
 from moescope.routing.trace import RoutingTrace
 from moescope.study.protocol import Context, ModelLike, PromptsLike
 from moescope.tasks.prompts import Prompt
@@ -62,7 +62,7 @@ def read_routing(
         InputError: the trace, the prompts or the model cannot be used.
     """
     if is_trace(model):
-        trace = load_trace(model) if isinstance(model, Path) else model.validate()
+        trace = trace_of(model)
         context.stages.read(trace)
         labelled = None if prompts is None else context.prompts(prompts)
         return Read(trace, labelled, None if tokenizer is None else context.load(tokenizer), None)

@@ -12,10 +12,11 @@ import torch
 
 from moescope.capture.encode import Encoded, encode
 from moescope.errors import InputError
+from moescope.report.texts import marked
 from moescope.routing.capture import trace_prompts
-from moescope.routing.cards import expert_cards, marked_window
+from moescope.routing.cards import expert_cards, expert_shares, marked_window
 from moescope.server.circuits import CircuitReader, CircuitTrace
-from moescope.studies.atlas.page import atlas_cards, marked
+from moescope.studies.atlas.page import atlas_cards
 from moescope.tasks.prompts import Prompt, load_prompts
 
 if TYPE_CHECKING:
@@ -55,10 +56,8 @@ def cards_of_prompts(model: LoadedModel) -> Cards:
     trace = trace_prompts(model, example_prompts())
     decode = model.tokenizer.decode
     tables = expert_cards(trace, decode=lambda ids: str(decode(ids)), top=_TOP)
-    share = trace.counts().sum(0) / max(1, len(trace))
     layer, expert = trace.experts
-    places = [trace.layers.index(number) for number in layer]
-    tables["experts"] = pd.DataFrame({"layer": layer, "expert": expert, "share": share[places, expert]})
+    tables["experts"] = pd.DataFrame({"layer": layer, "expert": expert, "share": expert_shares(trace)})
     few = f"From {len(trace):,} tokens of {len(trace.sequences)} shipped prompts, which both chose and show this; "
     return _experts(tables, few + "moescope atlas confirms it on others, and --atlas shows that.")
 

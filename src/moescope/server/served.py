@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from moescope.errors import InputError
 from moescope.files.remote import local
-from moescope.models import LoadedModel, load
+from moescope.models import LoadedModel
 from moescope.models.experts.layers import ExpertLayer, find_layers
-from moescope.models.weights import HeadMissing
+from moescope.models.load import load_whole
 from moescope.report.format import number
 from moescope.routing.generate import can_generate
 from moescope.runtime.exit.classifier import ExitClassifier
@@ -170,7 +170,7 @@ def gather(
     routing = _router_folder(local(route)) if route is not None else None
     study = load_result(circuits) if circuits is not None else None
     of_experts = load_result(atlas) if atlas is not None else None
-    loaded = (model if isinstance(model, LoadedModel) else _load(model, load_options)).read_as(chat=chat)
+    loaded = (model if isinstance(model, LoadedModel) else load_whole(model, **load_options)).read_as(chat=chat)
     classifiers: dict[str, Classifier] = {}
     for place in places:
         made = load_exit(place, loaded)
@@ -202,13 +202,6 @@ def _examples() -> list[Prompt]:
     for prompt in example_prompts():
         found.setdefault(prompt.category, []).append(prompt)
     return [prompt for prompts in found.values() for prompt in prompts[:2]]
-
-
-def _load(model: ModelLike, options: dict[str, Any]) -> LoadedModel:
-    try:
-        return load(model, head=True, **options)
-    except HeadMissing:
-        return load(model, **options)
 
 
 def _classifier_folders(folder: Path) -> list[Path]:

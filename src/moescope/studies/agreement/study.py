@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from moescope.routing.store import load_trace
+from moescope.routing.store import trace_of
 from moescope.routing.trace import RoutingTrace
 from moescope.studies.agreement.claims import agreement_claims
 from moescope.studies.agreement.matched import Agreement, agreement_of
@@ -50,10 +50,10 @@ def agreement(
     >>> result.table("layers")[["layer", "shared", "yardstick"]]  # doctest: +SKIP
     """
     context = Context("agreement", settings, run, of=AgreementSettings)
-    a, b = _read(trace_a), _read(trace_b)
+    a, b = trace_of(trace_a), trace_of(trace_b)
     names = _name(trace_a, "A"), _name(trace_b, "B")
     found = agreement_of(a, b, names)
-    noise = None if yardstick is None else agreement_of(a, _read(yardstick), (names[0], _name(yardstick, "the yardstick")))
+    noise = None if yardstick is None else agreement_of(a, trace_of(yardstick), (names[0], _name(yardstick, "the yardstick")))
     compared = set(found.sequences["sequence"])
     left_out = int(found.sequences["left_out"].sum()) + sum(
         int(n) for s, n in zip(a.sequences, a.lengths, strict=True) if s.id not in compared
@@ -67,10 +67,6 @@ def agreement(
         tables={"layers": _layers(found, noise, a.layers, run.seed), "sequences": found.sequences},
         traces={key: trace.meta for key, trace in (("a", a), ("b", b))},
     )
-
-
-def _read(trace: RoutingTrace | str | Path) -> RoutingTrace:
-    return trace.validate() if isinstance(trace, RoutingTrace) else load_trace(trace)
 
 
 def _name(trace: RoutingTrace | str | Path, letter: str) -> str:

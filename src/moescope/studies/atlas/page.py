@@ -6,7 +6,6 @@ no other run. Every text of the model and of its prompts is escaped.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,12 @@ import pandas as pd
 
 from moescope.report.format import page_script, page_source
 from moescope.report.html import environment
+from moescope.report.texts import marked
 from moescope.types import Claim
 
 FILE = "index.html"
 _STEPS = (1.25, 2.0, 4.0, 8.0)
 """times its usual rate: where the shades of the map begin"""
-_MARKED = re.compile("⟦([^⟦⟧]*)⟧")
 
 
 @dataclass(frozen=True)
@@ -126,8 +125,3 @@ def _times(lift: float) -> str:
 def _seen(token: str) -> str:
     """A token whose spaces can be seen."""
     return token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣") or "∅"
-
-
-def marked(text: str) -> list[tuple[str, bool]]:
-    """(text, whether it is marked), in order, of a context with ⟦ ⟧ in it."""
-    return [(part, bool(i % 2)) for i, part in enumerate(_MARKED.split(text)) if part]

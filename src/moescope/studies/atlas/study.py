@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from moescope.errors import InputError
-from moescope.routing.cards import Decode, expert_cards
+from moescope.routing.cards import Decode, expert_cards, expert_shares
 from moescope.routing.separation import Cells, cells_of
 from moescope.routing.subject import Subject, check_categories, subject_of
 from moescope.routing.trace import RoutingTrace
@@ -154,14 +154,12 @@ def _cards(subject: Subject, settings: AtlasSettings, run: Run) -> dict[str, pd.
 
 def _experts(subject: Subject, found: Found) -> pd.DataFrame:
     trace, whole, several = subject.trace, found.whole, found.several
-    counts = trace.counts().sum(0) / max(1, len(trace))  # (L, E)
-    share = np.concatenate([row[:n] for row, n in zip(counts, trace.n_experts, strict=True)])
     names = [[subject.decode([t]) for t in tokens[:_LABEL]] for tokens in whole.labels]
     frame = pd.DataFrame(
         {
             "layer": whole.layer,
             "expert": trace.experts[1],
-            "share": share,
+            "share": expert_shares(trace),
             "label": [" · ".join(name.strip() or repr(name) for name in label) for label in names],
             "confirmed": list(map(len, whole.labels)),
             "token_lift": lifts(whole.tokens),

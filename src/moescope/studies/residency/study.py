@@ -10,7 +10,7 @@ import numpy as np
 from moescope.errors import InputError
 from moescope.routing.cache import served, uniform_trace
 from moescope.routing.lookahead import guessed_ids
-from moescope.routing.store import load_trace
+from moescope.routing.store import trace_of
 from moescope.routing.trace import RoutingTrace
 from moescope.studies.residency.cached import (
     domain_table,
@@ -63,7 +63,7 @@ def residency(
     >>> result.table("policies")[["policy", "capacity", "hit_rate", "loaded"]]  # doctest: +SKIP
     """
     context = Context("residency", settings, run, of=ResidencySettings)
-    recorded = trace.validate() if isinstance(trace, RoutingTrace) else load_trace(trace)
+    recorded = trace_of(trace)
     context.stages.read(recorded)
     n_experts, top_k = max(recorded.n_experts), recorded.top_k
     capacity, capacities = _capacities(n_experts, settings)

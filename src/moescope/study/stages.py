@@ -28,6 +28,8 @@ from moescope.study.repeat import STUDY, read_yaml, study_yaml
 from moescope.study.tree import Trees, value_of
 
 _V = TypeVar("_V")
+WORK = ".work"
+"""how the names of folders with stages end"""
 _FORMAT, _TREE = "moescope-stage-1", "tree"
 _NOTHING: Mapping[str, object] = MappingProxyType({})
 
@@ -35,7 +37,12 @@ _NOTHING: Mapping[str, object] = MappingProxyType({})
 def work_of(folder: Path) -> Path:
     """Where the stages of a run are kept whose result is to be ``folder`` (absolute)."""
     above = standing(folder)
-    return above / f"{hidden(folder, above)}.work"
+    return above / f"{hidden(folder, above)}{WORK}"
+
+
+def output_of(work: Path) -> Path:
+    """For which result the stages in ``work`` are kept: :func:`work_of` the other way round."""
+    return work.parent / work.name.removeprefix(".").removesuffix(WORK).replace("+", os.sep)
 
 
 def unfinished(folder: Path) -> dict[str, Any] | None:

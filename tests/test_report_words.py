@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from moescope.report import hover
 from moescope.report.glossary import Glossary, terms
 from moescope.report.registry import rendered
 from moescope.report.style import heat_cells, look, name_axis, name_rows, new_figure
+from moescope.report.texts import of_neuron
 from moescope.study.result import StudyResult
 from moescope.types import Claim
 from tests.synthetic_result import synthetic_result
@@ -88,9 +90,11 @@ def test_points_bars_and_cells_say_their_values() -> None:
         a.set_xlabel("step")
         a.set_ylabel("nats")
         hover.says(line, ["one <i>", "two", "three"])
+        hover.leads(line, ["p", "q", "r"])
         b.barh([0, 1], [3.0, 4.0], label="size")
         name_rows(b, ["left", "right"])
         heat_cells(c, np.array([[0.1, 0.2], [np.nan, 0.4]]), 0, 1)
+        hover.leads(c.images[0], ["k", "l", "m", "n"])
         name_axis(c, ["x0", "x1"])
         name_rows(c, ["y0", "y1"])
         figure.canvas.draw()
@@ -99,6 +103,7 @@ def test_points_bars_and_cells_say_their_values() -> None:
     assert said[:3] == ["loss; one <i>", "loss; two", "loss; three"]
     assert said[3:5] == ["size; left; 3.000", "size; right; 4.000"]
     assert said[5:] == ["y0; x0; 0.100", "y0; x1; 0.200", "y1; x1; 0.400"]
+    assert [mark.leads for mark in found] == ["p", "q", "r", "", "", "k", "l", "n"]
     for mark in found:
         assert -0.02 < mark.x < 1
         assert -0.02 < mark.y < 1
@@ -146,3 +151,21 @@ def test_texts_are_coloured_marked_and_escaped() -> None:
     assert "&lt;img src=x&gt;" in shown
     assert "if <mark>&lt;x</mark> else" in shown
     assert "<img src=x" not in shown
+
+
+def test_a_neurons_marks_lead_to_the_texts_that_the_page_has() -> None:
+    result = synthetic_result()
+    first = result.table("neurons").iloc[0]
+    task, layer, neuron = str(first["task"]), int(first["layer"]), int(first["neuron"])
+    strips = pd.DataFrame(
+        {
+            "task": [task], "rank": [1], "site": ["resid"], "layer": [layer], "neuron": [neuron], "class": ["yes"],
+            "value": [1.5], "tokens": [["a"]], "activations": [[1.5]],
+        }
+    )  # fmt: skip
+    shown = replace(result, tables={**result.tables, "neuron_texts": strips}).report()
+    address = of_neuron(task, layer, neuron)
+    assert shown.count(f'<h3 id="{address}">') == 1
+    assert f'<a href="#{address}" tabindex="-1"><rect' in shown
+    assert set(re.findall('<a href="#(texts-[^"]*)"', shown)) == {address}  # none leads to what is not there
+    assert "where it leads to texts, click it" in shown

@@ -29,23 +29,35 @@ _RADIUS = 5.0  # points, that a pointer need come near to
 _CLOUD = 150  # points of a scatter that are a shape together, and nothing each but for a text of their own
 _LONGEST = 240  # characters
 _TEXTS: WeakKeyDictionary[Any, tuple[str, ...]] = WeakKeyDictionary()
+_LEADS: WeakKeyDictionary[Any, tuple[str, ...]] = WeakKeyDictionary()
 _NAMES: WeakKeyDictionary[Axis, tuple[str, ...]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A place of a figure, as shares of its width and height from the top left, and what it says."""
+    """A place of a figure, as shares of its width and height from the top left, what it says, and which part of the page
+    (:attr:`moescope.report.texts.Texts.address`) it stands for."""
 
     x: float
     y: float
     width: float
     height: float
     text: str
+    leads: str = ""
 
 
 def says(artist: Any, texts: Sequence[str]) -> None:
     """Let each point of ``artist`` (a line's or a scatter's) also say a text of its own, such as its prompt."""
     _TEXTS[artist] = tuple(texts)
+
+
+def leads(artist: Any, addresses: Sequence[str]) -> None:
+    """Let each point, bar or cell (row by row) of ``artist`` lead to a part of the page, where a page has that part."""
+    if isinstance(artist, BarContainer):
+        for bar, address in zip(artist, addresses, strict=True):
+            _LEADS[bar] = (address,)
+    else:
+        _LEADS[artist] = tuple(addresses)
 
 
 def named(axis: Axis, names: Sequence[str]) -> None:
@@ -93,7 +105,7 @@ def _points(axes: Axes, artist: Any, data: np.ndarray, label: str) -> Iterator[M
         if np.isfinite(place).all() and _inside(box, place):
             values = [] if i < len(texts) else [_value(axes.xaxis, x), _value(axes.yaxis, y)]
             own = [texts[i]] if i < len(texts) else []
-            yield _mark(axes, place[0] - size, place[1] - size, 2 * size, 2 * size, [_label(label), *values, *own])
+            yield _mark(axes, place[0] - size, place[1] - size, 2 * size, 2 * size, [_label(label), *values, *own], artist, i)
 
 
 def _inside(box: Any, place: np.ndarray) -> bool:
@@ -110,7 +122,7 @@ def _bars(axes: Axes, bars: BarContainer) -> Iterator[Mark]:
             place, length = bar.get_x() + bar.get_width() / 2, bar.get_height()
         if area.width > 0 and area.height > 0:
             words = [_label(str(bars.get_label())), _value(along, place), _value(across, length)]
-            yield _mark(axes, area.x0, area.y0, area.width, area.height, words)
+            yield _mark(axes, area.x0, area.y0, area.width, area.height, words, bar, 0)
 
 
 def _cells(axes: Axes, image: AxesImage) -> Iterator[Mark]:
@@ -128,14 +140,17 @@ def _cells(axes: Axes, image: AxesImage) -> Iterator[Mark]:
                 b = axes.transData.transform((left + (j + 1) * (right - left) / columns, top + (i + 1) * (bottom - top) / rows))
                 low, size = np.minimum(a, b), np.abs(a - b)
                 words = [_value(axes.yaxis, y), _value(axes.xaxis, x), number(values[i, j])]
-                yield _mark(axes, low[0], low[1], size[0], size[1], words)
+                yield _mark(axes, low[0], low[1], size[0], size[1], words, image, i * columns + j)
 
 
-def _mark(axes: Axes, x: float, y: float, width: float, height: float, words: Sequence[str]) -> Mark:
-    page = axes.figure.bbox
+def _mark(axes: Axes, x: float, y: float, width: float, height: float, words: Sequence[str], artist: Any, i: int) -> Mark:
+    """Of part ``i`` of ``artist``."""
+    page, to = axes.figure.bbox, _LEADS.get(artist, ())
     text = "; ".join(word for word in words if word)
     text = text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
-    return Mark(x / page.width, 1 - (y + height) / page.height, width / page.width, height / page.height, text)
+    return Mark(
+        x / page.width, 1 - (y + height) / page.height, width / page.width, height / page.height, text, to[i] if to else ""
+    )
 
 
 def _label(label: str) -> str:

@@ -8,7 +8,7 @@ markup is in ``page.html`` beside this module, what it shares with other pages i
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -56,7 +56,9 @@ class _Figure:
     title: str
     caption: str
     source: str  # data URI
-    marks: list[tuple[str, str, str, str, str]]  # x, y, width, height as shares of the figure; what it says there
+    marks: list[
+        tuple[str, str, str, str, str, str]
+    ]  # x, y, width, height as shares of the figure; what it says; where it leads
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def html_report(result: StudyResult, images: Mapping[str, Image | None] | None =
     images = images or {}
     drawn = {e.name: images[e.name] if e.name in images else _drawn(result, e.name) for e in entries(result)}
     template = environment().from_string(page_source(__package__))
-    figures = list(_figures(result, drawn))
+    examples = texts(result.tables)
+    figures = list(_figures(result, drawn, {group.address for group in examples}))
     script, digest = page_script(__package__)
     glossary = Glossary()
     return template.render(
@@ -99,7 +102,7 @@ def html_report(result: StudyResult, images: Mapping[str, Image | None] | None =
         claims=result.claims,
         circuits=result.circuits,
         figures=figures[1:],
-        texts=texts(result.tables),
+        texts=examples,
         tables=list(_tables(result.tables)),
         provenance=_provenance(result.meta),
     )
@@ -159,12 +162,16 @@ def _drawn(result: StudyResult, name: str) -> Image | None:
         return None
 
 
-def _figures(result: StudyResult, images: Mapping[str, Image | None]) -> Iterator[_Figure]:
+def _figures(result: StudyResult, images: Mapping[str, Image | None], parts: Set[str]) -> Iterator[_Figure]:
+    """Those that could be drawn; of what their marks lead to, ``parts`` are on the page."""
     for entry in entries(result):
         image = images[entry.name]
         if image is None:
             continue
-        marks = [(_share(m.x), _share(m.y), _share(m.width), _share(m.height), m.text) for m in image.marks]
+        marks = [
+            (_share(m.x), _share(m.y), _share(m.width), _share(m.height), m.text, m.leads if m.leads in parts else "")
+            for m in image.marks
+        ]
         yield _Figure(entry.name, entry.title, entry.caption, _uri(image), marks)
 
 

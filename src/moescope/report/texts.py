@@ -12,6 +12,7 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from moescope.report.format import number
+from moescope.study.names import slug
 
 _MARKED = re.compile("⟦([^⟦⟧]*)⟧")
 SHOWN = 24
@@ -26,6 +27,18 @@ class Texts:
     about: str
     texts: list[tuple[str, Markup]]
     """what is said of each, and the text"""
+    address: str
+    """by which the page has them, and a figure's mark leads to them"""
+
+
+def of_neuron(task: str, layer: int, neuron: int) -> str:
+    """The address of the texts that a neuron of a task's circuit answers most."""
+    return f"texts-{slug(task)}-L{layer}-N{neuron}"
+
+
+def of_expert(layer: int, expert: int) -> str:
+    """The address of the contexts of an expert."""
+    return f"texts-L{layer}-E{expert}"
 
 
 def texts(tables: Mapping[str, pd.DataFrame]) -> list[Texts]:
@@ -45,6 +58,7 @@ def _answering(table: pd.DataFrame) -> Iterator[Texts]:
             f"{task}: what {site}:{layer}/{neuron} answers most",
             "Each token is coloured by the neuron's value there: blue above nought, red below.",
             [(f"{r['class']}, {number(r['value'])}", _coloured(r, largest)) for r in rows.to_dict("records")],
+            of_neuron(task, layer, neuron),
         )
 
 
@@ -66,6 +80,7 @@ def _misclassified(table: pd.DataFrame) -> Iterator[Texts]:
                 (f"{r['class']}, taken for {r['predicted']} ({number(r['probability'])})", escape(r["text"]))
                 for r in rows.to_dict("records")
             ],
+            f"texts-{slug(str(task))}-wrong",
         )
 
 
@@ -77,6 +92,7 @@ def _contexts(table: pd.DataFrame) -> Iterator[Texts]:
             f"Layer {layer}, expert {expert}: where it weighs most",
             "The tokens that it gets are marked.",
             [(f"{r['category']}, {number(r['weight'])}", _marks(str(r["text"]))) for r in rows.to_dict("records")],
+            of_expert(layer, expert),
         )
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from moescope.report.hover import leads
 from moescope.report.style import (
     FAINT,
     INK,
@@ -25,6 +26,7 @@ from moescope.report.style import (
     new_figure,
     shorten,
 )
+from moescope.report.texts import of_expert
 from moescope.study.verdicts import ALPHA
 
 Tables = Mapping[str, pd.DataFrame]
@@ -59,6 +61,7 @@ def favourites(tables: Tables) -> Figure:
         row = frame["layer"].map(layers.index).to_numpy()
         values[row, frame["expert"]] = np.clip(np.where(np.isfinite(lift), lift, np.where(np.isnan(lift), 0, -2)), -2, 2)
         image = panel.imshow(values, cmap="PuOr_r", vmin=-2, vmax=2, aspect="auto", interpolation="nearest")
+        leads(image, [of_expert(layer, expert) for layer in layers for expert in range(wide)])
         sure = ((frame["p_family"] <= ALPHA) & (frame["category"] == categories[i])).to_numpy()
         panel.plot(frame["expert"][sure], row[sure], ls="none", marker="o", ms=1.8, color=INK, mew=0)
         step = max(1, -(-len(layers) // 8))

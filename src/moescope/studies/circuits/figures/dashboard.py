@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from moescope.report.format import p_value
+from moescope.report.hover import leads
 from moescope.report.style import (
     BLUE,
     FAINT,
@@ -32,7 +33,8 @@ from moescope.report.style import (
     new_figure,
     of_task,
     shorten,
-)  # fmt: skip
+)
+from moescope.report.texts import of_neuron
 from moescope.studies.circuits.figures.comparison import best_surface, control_row, n_classes
 from moescope.study.verdicts import ALPHA
 
@@ -45,6 +47,7 @@ CAPTION = (
     "re-selected within the layers read so far; and, where the circuit was ablated, the effect by circuit size beside "
     "matched random neurons. Bars and bands are 95 % intervals; bands of random sets hold 95 % of the sets."
 )
+
 _NEURONS = 12  # bars
 _VALUES = 6  # neurons whose values are shown by class
 _ROW_HEIGHT = 2.15
@@ -124,7 +127,8 @@ def _neurons(axes: Axes, tables: Tables, task: str) -> None:
     )
     for chosen, ink, hatch, label in groups:
         if chosen.any():
-            axes.barh(place[chosen], values[chosen], 0.72, color=ink, hatch=hatch, edgecolor=SOFT, lw=0.4, label=label)
+            bars = axes.barh(place[chosen], values[chosen], 0.72, color=ink, hatch=hatch, edgecolor=SOFT, lw=0.4, label=label)
+            leads(bars, [of_neuron(task, r.layer, r.neuron) for r in rows[chosen].itertuples()])
     top = np.nanmax([*values, threshold, 1e-9])
     if np.isfinite(threshold):
         ends = [-0.45, len(rows) - 0.4]

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from moescope.report.hover import leads
 from moescope.report.style import (
     BLUE,
     FAINT,
@@ -25,7 +26,8 @@ from moescope.report.style import (
     letter,
     new_figure,
     of_task,
-)  # fmt: skip
+)
+from moescope.report.texts import of_neuron
 
 Tables = Mapping[str, pd.DataFrame]
 ROWS = 3  # tasks on one page
@@ -36,6 +38,7 @@ CAPTION = (
     "over layers. In the residual stream the skip connection carries a coordinate through the layers, so such a column is one "
     "thing seen several times."
 )
+
 _ROW_HEIGHT = 2.1
 
 
@@ -125,7 +128,8 @@ def _columns(axes: Axes, tables: Tables, task: str) -> None:
         here = rows[rows["neuron"] == neuron].sort_values("layer")
         if len(here) > 1:
             axes.plot(here["layer"], [y] * len(here), color=ORANGE, lw=2.2, zorder=1, solid_capstyle="round")
-        axes.scatter(here["layer"], [y] * len(here), s=20, color=BLUE, zorder=2, lw=0)
+        points = axes.scatter(here["layer"], [y] * len(here), s=20, color=BLUE, zorder=2, lw=0)
+        leads(points, [of_neuron(task, layer, neuron) for layer in here["layer"]])
     axes.set_yticks(range(len(order)), [f"N{n}" for n in order], fontsize=6)
     axes.set_ylim(len(order) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)

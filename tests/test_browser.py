@@ -1,19 +1,23 @@
 """The live page in a browser, as a person uses it: types, chooses, bans and sees the text change; by keyboard, at both widths.
+And a report, which is a file: what its marks say and lead to, its tables, its words.
 
 ``make test-browser``; left out where Playwright or a Chromium is missing.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import pandas as pd
 import pytest
 
 from tests.served_studies import wandering
+from tests.synthetic_result import synthetic_result
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -45,8 +49,6 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def moe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of moe-tiny with a classifier of two fields, and cards made at the start."""
-    import dataclasses
-
     from moescope.models import load
     from moescope.server import Limits, gather
     from tests.test_serve_hostile import serving
@@ -79,9 +81,8 @@ def page(request: pytest.FixtureRequest, browser: Browser) -> Iterator[Page]:
     said: list[str] = []
     made.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
     made.on("pageerror", lambda error: said.append(str(error)))
-    made.on(
-        "request", lambda r: None if r.url.startswith(("http://127.0.0.1:", "data:,")) else said.append(f"asked for {r.url}")
-    )
+    own = ("http://127.0.0.1:", "file://", "data:")
+    made.on("request", lambda r: None if r.url.startswith(own) else said.append(f"asked for {r.url}"))
     made.set_default_timeout(60_000)
     yield made
     # that a server with a token refused the first request is said by the browser, whatever the page does
@@ -90,6 +91,22 @@ def page(request: pytest.FixtureRequest, browser: Browser) -> Iterator[Page]:
     found = axe.Axe().run(made).response["violations"]
     assert [(v["id"], v["nodes"][0]["html"]) for v in found] == []
     made.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The address of a report with every part, whose first neuron has a text."""
+    result = synthetic_result()
+    first = result.table("neurons").iloc[0]
+    strips = pd.DataFrame(
+        {
+            "task": [first["task"]], "rank": [1], "site": ["resid"], "layer": [int(first["layer"])],
+            "neuron": [int(first["neuron"])], "class": ["yes"], "value": [1.5], "tokens": [["good"]], "activations": [[1.5]],
+        }
+    )  # fmt: skip
+    file = tmp_path_factory.mktemp("report") / "report.html"
+    file.write_text(dataclasses.replace(result, tables={**result.tables, "neuron_texts": strips}).report(), encoding="utf-8")
+    return file.as_uri()
 
 
 def over(page: Page) -> None:
@@ -284,3 +301,37 @@ def test_a_server_that_is_gone_says_so(browser: Browser, moe: str) -> None:
     over(page)
     assert text(page)
     page.close()
+
+
+def test_a_reports_marks_words_and_tables(page: Page, report: str) -> None:
+    page.goto(report)
+    answer, first_figure = page.locator("#answer").bounding_box(), page.locator("figure").first.bounding_box()
+    assert answer is not None
+    assert first_figure is not None
+    assert answer["y"] < first_figure["y"]
+    mark = page.locator(".marks a rect").first
+    mark.scroll_into_view_if_needed()
+    page.wait_for_timeout(300)  # scrolling takes a word away, and is told late
+    mark.hover()
+    expect(page.locator("#tip")).to_be_visible()
+    mark.click()
+    texts = page.url.partition("#")[2]
+    assert texts.startswith("texts-")
+    expect(page.locator(f"[id='{texts}']")).to_be_in_viewport()
+    word = page.locator("a.term").first
+    word.focus()
+    expect(page.locator("#tip")).to_have_text(page.locator(word.get_attribute("href") + " + dd").inner_text())
+    page.keyboard.press("Escape")
+    expect(page.locator("#tip")).to_be_hidden()
+    page.locator("details summary").first.click()
+    table = page.locator("details[open] table.data")
+    rows = table.locator("tbody tr:visible").count()
+    page.locator("details[open] input[type=search]").fill("no such row")
+    expect(table.locator("tbody tr:visible")).to_have_count(0)
+    page.locator("details[open] input[type=search]").fill("")
+    expect(table.locator("tbody tr:visible")).to_have_count(rows)
+    with page.expect_download() as saved:
+        page.locator("details[open] .tools button").click()
+    assert saved.value.suggested_filename.endswith(".csv")
+    page.locator("a.address").first.click()
+    expect(page.locator("tbody:target .by")).to_contain_text("moescope")

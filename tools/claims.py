@@ -39,7 +39,7 @@ FILES = {
     "boolq.dev.jsonl": "BoolQ's dev split (question, passage, label)",
     "agnews.test.jsonl": "AG News' test split (text, label)",
     "circuits-smollm2": "the result of `moescope circuits smollm2 --no-chat --task sentiment=uci-sentiment --limit 300`",
-    "reviews.jsonl": "600 sentences of UCI Sentiment (reviews) and 300 paragraphs of WikiText-2 (articles): text, category, group",
+    "reviews.jsonl": "600 sentences of UCI Sentiment (reviews), 300 paragraphs of WikiText-2 (articles): text, category, group",
 }
 """Files that a command names and that do not ship with moescope: what they are."""
 _WHOLE = re.compile(

@@ -111,16 +111,20 @@ BYTES = share_of_bytes(8)
 
 
 @contextmanager
-def few_bits(layers: Sequence[nn.Module], bits: int = 8) -> Iterator[None]:
+def few_bits(mlps: Sequence[nn.Module], bits: int = 8, down: int | None = None) -> Iterator[None]:
     """The MLPs' weights rounded to the nearest of few bits, a scale for 32 neighbours in a row: the cheapest way to read fewer
-    bytes; 8 bits any model survives."""
+    bytes; 8 bits any model survives.
+
+    Args:
+        down: bits of the down projections, where they are others.
+    """
     kept: list[tuple[nn.Parameter, Tensor]] = []
     try:
-        for layer in layers:
-            for name, weight in layer.mlp.named_parameters():  # type: ignore[union-attr]
+        for mlp in mlps:
+            for name, weight in mlp.named_parameters():
                 if name.endswith("weight"):
                     kept.append((weight, weight.data))
-                    weight.data = rounded(weight.data, bits)
+                    weight.data = rounded(weight.data, down if down is not None and "down" in name else bits)
         yield
     finally:
         for weight, data in kept:

@@ -59,7 +59,7 @@ def measure_frontier(
                 places.append((kind, active, active / counts.experts))
     if pruned:
         body: Any = model.module
-        contenders.append(Contender(EIGHT, body, lambda: few_bits(list(body.model.layers))))
+        contenders.append(Contender(EIGHT, body, lambda: few_bits([layer.mlp for layer in body.model.layers])))
         places.append((EIGHT, counts.experts, BYTES))
     qualities = compare(model.module, contenders, windows, seed=seed, report=report)
     rows = [

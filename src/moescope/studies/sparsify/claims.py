@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -173,7 +174,8 @@ class _Judge:
     def oracle(self) -> Case:
         share, margin = self.form.share, self.settings.margin
         name = of_way("oracle", share)
-        effect = self.beside(name, "the oracle", no_worse=True)
+        # that it is no worse has a p of its own, from the interval; that of no difference is another
+        effect = replace(self.beside(name, "the oracle", no_worse=True), p=None)
         return Case(
             f"choosing by {self.form.choose} bits loses no more than {margin:g} {UNIT} beside the oracle",
             effect.value,

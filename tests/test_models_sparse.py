@@ -117,7 +117,7 @@ def test_every_neuron_at_work_is_the_dense_model_of_the_codes_or_it_is_refused(d
     assert [mlp.neurons for mlp in sparse_mlps(written)] == before
     with torch.no_grad():
         written.model.layers[0].mlp.up_proj.codes[0] = 0
-    with pytest.raises(InputError, match="is not .*nothing was written"):
+    with pytest.raises(InputError, match=r"is not .*nothing was written"):
         checked_equality(dense, layers, written, windows(4))
 
 

@@ -29,7 +29,7 @@ from moescope.study.result import StudyResult
 from moescope.types import Claim
 from tests.made_conversions import source
 
-SMALL = {"share": 0.5, "choose": 4, "bits": 6, "shares": (0.5,), "rivals": ("oracle", "gate-first", "wina"), "window": 128}
+SMALL = {"share": 0.5, "choose": 4, "bits": 6, "shares": (0.5,), "rivals": ("oracle", "gate-first", "wina"), "window": 64}
 SMALL |= {"calibration_tokens": 1024, "heldout_tokens": 1024}
 
 
@@ -206,7 +206,7 @@ def test_the_recommendation_follows_from_two_verdicts(kept: Any, cheaper: Any, w
 
 
 def test_a_study_writes_a_model_that_runs_as_it_was_measured(tmp_path: Path) -> None:
-    made = moescope.sparsify(source("llama"), settings=SparsifySettings(**SMALL | {"window": 64}))
+    made = moescope.sparsify(source("llama"), settings=SparsifySettings(**SMALL))
     checkpoint = made.artifacts["checkpoint"]
     checkpoint.write(tmp_path)
     model = load(tmp_path, head=True)
@@ -236,7 +236,7 @@ def test_nothing_is_left_where_a_study_fails(tmp_path: Path) -> None:
     out = tmp_path / "out"
     broken = patch("moescope.studies.sparsify.build.every_neuron", lambda model: few_bits([], 8))
     with broken, pytest.raises(InputError, match="nothing was written"):
-        moescope.sparsify(source("llama"), settings=SparsifySettings(**SMALL | {"window": 64}), run=moescope.Run(out=out))
+        moescope.sparsify(source("llama"), settings=SparsifySettings(**SMALL), run=moescope.Run(out=out))
     assert not out.exists()
     assert list(tmp_path.glob("*.safetensors")) == []
 
@@ -254,6 +254,12 @@ def test_nothing_is_left_where_a_study_fails(tmp_path: Path) -> None:
 def test_settings_that_cannot_be_are_one_line(options: dict[str, Any], why: str) -> None:
     with pytest.raises(InputError, match=why):
         SparsifySettings(**options)
+
+
+def test_so_little_text_that_nothing_can_be_shown_is_refused_before_work() -> None:
+    few = SparsifySettings(**SMALL | {"heldout_tokens": 512, "calibration_tokens": 1024})
+    with pytest.raises(InputError, match="is 8 windows, by which 6 claims cannot be judged together; at least 9"):
+        moescope.sparsify(source("llama"), settings=few)
 
 
 def test_formats_that_are_tried_keep_what_is_given() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -83,6 +84,7 @@ def sparsify(
     if settings.budgets == "greedy" or len(formats) > 1:
         fitting, validating = _validation(calibrating)
         parts = {"fit": fitting, "select": validating, "judge": testing}
+    _check_units(parts["judge"], settings)
     parts = dict(zip(parts, put_on_record(context, "text", **parts), strict=True))
     context.stages.read(*parts.values())
     text = {"calibration": parts["fit"], "validation": parts.get("select"), "held-out": parts["judge"]}
@@ -134,6 +136,20 @@ def sparsify(
         else:
             checkpoint.folder = settled(run.out)
     return result
+
+
+def _check_units(windows: Windows, settings: SparsifySettings) -> None:
+    """Refuse, before any work, so little text that no p of the claims that are judged together could fall to alpha."""
+    claims = 3 + len([name for name in settings.rivals if name != "static"])
+    # losses of two ways are exchanged document by document, in 2 ** n ways of which two are as far apart as they can be
+    least = math.ceil(math.log2(2 * claims / settings.alpha)) + 1
+    count = len(np.unique(windows.groups))
+    if count < least:
+        raise InputError(
+            f"held-out text ({windows.source}) is {count} {windows.unit}s, by which {claims} claims cannot be judged together; "
+            f"at least {least} are needed: give more heldout_tokens or a longer text, a shorter window, or fewer rivals",
+            "heldout",
+        )
 
 
 def _validation(windows: Windows) -> tuple[Windows, Windows]:

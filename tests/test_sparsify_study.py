@@ -24,7 +24,7 @@ from moescope.studies.sparsify import cost, methods
 from moescope.studies.sparsify.calibration import Calibrated, Seen, even, greedy
 from moescope.studies.sparsify.claims import recommend, sparsify_claims
 from moescope.studies.sparsify.cost import Shape
-from moescope.studies.sparsify.settings import Format, SparsifySettings
+from moescope.studies.sparsify.settings import PLAIN, Format, SparsifySettings
 from moescope.study.result import StudyResult
 from moescope.types import Claim
 from tests.made_conversions import source
@@ -76,6 +76,22 @@ def test_a_file_of_few_bits_says_what_its_mlps_take(tmp_path: Path) -> None:
     for content in ('{"format": 2, "quantisation": "Q4_1"}', '{"format": 2, "mlp_bits": "x"}', '{"format": 2, "mlp_bits": -1}'):
         (tmp_path / "moescope.json").write_text(content)
         assert gguf.mlp_bits(tmp_path) is None
+
+
+def test_a_plan_counts_what_is_read() -> None:
+    model, read = source("llama"), [0]
+
+    def count(module: Any, args: Any, options: dict[str, Any]) -> None:
+        read[0] += options["input_ids"].numel()
+
+    handle = model.module.register_forward_pre_hook(count, with_kwargs=True)
+    settings = SparsifySettings(**SMALL | {"share": None, "budgets": "greedy"})
+    moescope.sparsify(model, settings=settings)
+    handle.remove()
+    planned = settings.forward_tokens(len(PLAIN))
+    assert set(planned) == {"calibration", "validation", "held-out"}
+    # one line is what was written, which is another module
+    assert sum(planned.values()) - settings.heldout_tokens == pytest.approx(read[0], rel=0.1)
 
 
 # What chooses

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from moescope.intervene.quality import Quality
-from moescope.studies.sparsify.frontier import FILE, PLAIN, of_way, plain_name
+from moescope.studies.sparsify.frontier import FILE, of_way, plain_name
 from moescope.studies.sparsify.methods import ANOTHER, CHANCE, PLANES
-from moescope.studies.sparsify.settings import Format, SparsifySettings
+from moescope.studies.sparsify.settings import PLAIN, Format, SparsifySettings
 from moescope.study.paired import paired_effect
 from moescope.study.verdicts import Case, Effect, verdicts
 from moescope.types import Claim, Control, Outcome

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from moescope.report.registry import Entry
-from moescope.report.style import BLUE, FAINT, GREEN, ORANGE, SKY, SOFT, VERMILLION, legend, letter, log_scale, new_figure
+from moescope.report.style import BLUE, FAINT, GREEN, ORANGE, SKY, SOFT, VERMILLION, legend_below, letter, log_scale, new_figure
 
 if TYPE_CHECKING:
     from moescope.study.result import StudyResult
@@ -36,7 +36,8 @@ CAPTION = (
     "What choosing neurons costs. Left: rise of perplexity on held-out text over the bytes of the MLPs' weights that a token "
     "reads, of those of 16-bit weights, for every way of choosing; green, all weights rounded to few bits, and the codes of "
     "the file that the model came from: a way is worth something below them alone. Right: KL divergence from the original. "
-    "Bars: 95 % intervals of the low bits' choice, paired. A rise of nought or below is drawn at the foot."
+    "Bars: 95 % intervals of the low bits' choice, paired; the grey line is a rise of 1 %. "
+    "A rise of nought or below is drawn at the foot."
 )
 _FOOT = 1e-4
 
@@ -48,14 +49,14 @@ def entries(result: StudyResult) -> Iterator[Entry]:
 
 
 def frontier(tables: Tables) -> Figure:
-    figure = new_figure(3.0)
+    figure = new_figure(3.6)
     axes = figure.subplots(1, 2)
     table = tables["frontier"]
     _curves(axes[0], table, "rise", "rise of perplexity, held-out")
     letter(axes[0], 0, "quality")
     _curves(axes[1], table, "kl", "KL to the original, nats per token")
     letter(axes[1], 1, "distance from the original")
-    legend(axes[0])
+    legend_below(axes[0])
     return figure
 
 
@@ -69,16 +70,12 @@ def _curves(axes: Axes, table: pd.DataFrame, column: str, label: str) -> None:
         axes.vlines(own["bytes"], _drawn(own["low"]), _drawn(own["high"]), color=BLUE, lw=1)
     rows = table[table["method"].str.match(r"[\d/]+-bit$|file$")].sort_values("bytes")
     axes.plot(rows["bytes"], _drawn(rows[column]), color=GREEN, marker="D", label="plain weights, 3 to 8 bits")
-    for row in rows.to_dict("records"):
-        axes.annotate(
-            str(row["method"]),
-            (row["bytes"], float(_drawn(row[column]))),
-            color=GREEN,
-            fontsize=6,
-            xytext=(3, 3),
-            textcoords="offset points",
-        )
-    axes.axhline(0.01, color=FAINT, lw=0.8, zorder=0)
+    if column == "kl":
+        for row in rows.to_dict("records"):
+            at = (row["bytes"], float(_drawn(row[column])))
+            axes.annotate(str(row["method"]), at, color=GREEN, fontsize=6, xytext=(3, 3), textcoords="offset points")
+    else:
+        axes.axhline(0.01, color=FAINT, lw=0.8, zorder=0)
     log_scale(axes, "y")
     axes.set_xlabel("MLP bytes a token reads, of 16-bit weights")
     axes.set_ylabel(label)

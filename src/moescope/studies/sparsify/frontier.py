@@ -38,11 +38,9 @@ from moescope.studies.sparsify.methods import (
     replaced,
     turned,
 )
-from moescope.studies.sparsify.settings import Format, SparsifySettings
+from moescope.studies.sparsify.settings import PLAIN, Format, SparsifySettings
 
 FILE = "file"
-PLAIN = ((8, 8), (6, 6), (5, 6), (5, 5), (4, 5), (4, 4), (3, 4), (3, 3))
-"""the plain formats that any way is held against: bits of gate and up, and of down"""
 
 
 @dataclass(frozen=True, eq=False)

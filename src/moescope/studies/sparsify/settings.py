@@ -10,6 +10,8 @@ from moescope.study.settings import Judged, NonEmpty, at_least, between
 
 Rival = Literal["oracle", "gate-first", "up-first", "cats", "teal", "wina", "rotated", "static"]
 RIVALS: tuple[Rival, ...] = get_args(Rival)
+PLAIN = ((8, 8), (6, 6), (5, 6), (5, 5), (4, 5), (4, 4), (3, 4), (3, 3))
+"""the plain formats that any way is held against: bits of gate and up, and of down"""
 Budgets = Literal["uniform", "greedy"]
 
 
@@ -43,6 +45,25 @@ class SparsifySettings(Judged):
     def check(self) -> None:
         if not self.formats():
             raise InputError(f"{self.choose} bits cannot be the first of {self.bits}", "choose")
+
+    def forward_tokens(self, n_plain: int) -> dict[str, int]:
+        """What the model reads at most, by purpose; ``n_plain`` plain formats are measured beside.
+
+        A pass that takes fewer weights into account still reads all of its tokens.
+        """
+        formats = self.formats()
+        validated = self.calibration_tokens // 4 if len(formats) > 1 or self.budgets == "greedy" else 0
+        tries = len(formats) + len({form.bits for form in formats}) if len(formats) > 1 else 0
+        tries += 3 if self.budgets == "greedy" else 0
+        shares = {*self.shares, *([] if self.share is None else [self.share])}
+        lines = 1 + n_plain + len(shares) * (1 + len(self.rivals)) + 2
+        if self.share is None:  # one that is measured anyway, or one more
+            lines += (1 + len(self.rivals)) * (not shares.issuperset(_SHARES))
+        return {
+            "calibration": 2 * (self.calibration_tokens - validated),
+            **({"validation": tries * validated} if validated else {}),
+            "held-out": lines * self.heldout_tokens,
+        }
 
     def formats(self) -> list[Format]:
         """Those that are tried on validation text, or the one that is given."""

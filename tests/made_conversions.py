@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
+from moescope.intervene.held_out import Windows
 from moescope.models import LoadedModel, from_model
 from moescope.studies.convert.build import build_model
 from moescope.studies.convert.layers import Converted, convert_layers
 from moescope.studies.convert.settings import ConvertSettings, Counts, counts_of
 from moescope.studies.convert.study import convert
 from moescope.studies.convert.target import Target, target_of
-from moescope.studies.convert.text import Windows
 from moescope.study.result import StudyResult
 from moescope.study.run import Run
 from tests.architectures import build, tiny_tokenizer

@@ -8,9 +8,9 @@ import torch
 from torch.nn import functional as F
 
 from moescope.errors import InputError
+from moescope.intervene.quality import Contender, compare, neurons_off
 from moescope.studies.convert.calibration import activations, expert_masses
 from moescope.studies.convert.layers import kept_neurons
-from moescope.studies.convert.quality import Contender, compare, neurons_off
 from moescope.studies.convert.router import LinearRouter, captured_share, fit_router
 from moescope.studies.convert.split import Coactivation, split_neurons
 from tests.made_conversions import source, windows

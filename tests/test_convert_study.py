@@ -15,11 +15,11 @@ import transformers
 import moescope.study.result
 from moescope.cli import main
 from moescope.errors import InputError
+from moescope.intervene.quality import Quality, few_bits
 from moescope.stats import group_bootstrap
 from moescope.studies.convert.build import build_model
 from moescope.studies.convert.claims import quality_cases, recommend
 from moescope.studies.convert.equality import checked_equality, relative_difference
-from moescope.studies.convert.quality import Quality, eight_bits
 from moescope.studies.convert.speed import Runner, Workload, active_share, ceilings, measure
 from moescope.study.result import StudyResult
 from moescope.study.verdicts import verdicts
@@ -90,7 +90,7 @@ def test_eight_bits_are_put_back() -> None:
     model = source("llama")
     layers = list(model.module.model.layers)
     before = [p.detach().clone() for p in model.module.parameters()]
-    with eight_bits(layers):
+    with few_bits(layers):
         changed = layers[0].mlp.up_proj.weight
         error = (changed - before[[id(p) for p in model.module.parameters()].index(id(changed))]).abs()
         assert 0 < float(error.max()) <= float(changed.abs().max()) / 127 * 0.51

@@ -14,8 +14,8 @@ import pytest
 
 from moescope.errors import InputError, Note
 from moescope.files.text import lines, read_text
+from moescope.intervene.held_out import paragraphs_of
 from moescope.routing.engines import EngineModel, import_vllm
-from moescope.studies.convert.text import _paragraphs
 from moescope.studies.distill.layer_data import read_texts
 from moescope.tasks import load_prompts, load_task
 from moescope.tasks.passages import load_passages
@@ -61,7 +61,7 @@ def test_every_reader_takes_the_same_path(tmp_path: Path) -> None:
     assert [p.text for p in load_passages(made(tmp_path / "q.jsonl", rows))] == TEXTS
     plain = gzip.compress("\r\n\r\n".join(TEXTS).encode("utf-16"))
     assert read_texts(made(tmp_path / "a.txt", plain)) == TEXTS
-    assert _paragraphs(tmp_path / "a.txt")[0] == TEXTS
+    assert paragraphs_of(tmp_path / "a.txt").texts == TEXTS
     ids = [[[0, 1], [1, 2]]] * 3  # tokens, layers, k
     answers = "".join(json.dumps({"id": f"r{i}", "routed_experts": ids}) + "\n" for i in range(2))
     for n, data in enumerate((answers.encode("utf-8-sig"), answers.encode("utf-16"), gzip.compress(answers.encode()))):

@@ -235,8 +235,8 @@ def test_every_window_begins_as_a_text_does() -> None:
 
 
 def test_conversion_judges_behind_the_opening() -> None:
+    from moescope.intervene.held_out import read_windows
     from moescope.studies.convert.settings import ConvertSettings
-    from moescope.studies.convert.text import read_windows
 
     model = load("dense-tiny", head=True)
     settings = ConvertSettings(window=32, calibration_tokens=2048, heldout_tokens=256)

@@ -46,7 +46,7 @@ _WHOLE = re.compile(
     r'<!-- claims of ([\w-]+)(?: beginning "([^>]+)")?, written by tools/claims.py -->\n(.*?)<!-- end -->', re.DOTALL
 )
 """In a page of docs: where all claims of one result that is kept stand, or those that begin so or so."""
-_SHOWN = ("pruning",)  # where all claims of a result stand, before them
+_SHOWN = {"prune": ("pruning",), "sparsify": ("frontier",)}  # by kind, where all claims of a result stand, before them
 _TABLES = ("published", "baselines")  # of a model's page, where a result has them
 
 
@@ -71,7 +71,7 @@ def keep(given: str) -> Path:
     if meta.get("command"):
         meta["command"] = re.sub(r" (?:-o|--out)[ =]\S+| --overwrite| --quiet", "", meta["command"])
     data: dict[str, Any] = {"kind": result.kind, "meta": meta, "claims": [claim_json(c) for c in result.claims]}
-    names = (*(_TABLES if model_name(result) in REAL else ()), *_SHOWN)
+    names = (*(_TABLES if model_name(result) in REAL else ()), *_SHOWN.get(result.kind, ()))
     if shown := {name: result.tables[name] for name in names if name in result.tables}:
         data["tables"] = {name: json.loads(frame.to_json(orient="split", index=False)) for name, frame in shown.items()}
     target.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -207,7 +207,7 @@ def whole(path: Path, results: list[Saved]) -> str:
         if not chosen:
             raise SystemExit(f"{path.name}: no claim of {found[1]} begins {found[2]!r}")
         rows = "\n".join([*HEAD, *(_row(claim) for claim in chosen)])
-        shown = (table for name, table in result.tables.items() if name in _SHOWN)
+        shown = (table for name, table in result.tables.items() if name not in _TABLES)
         tables = "".join("\n".join([*_table(table), "", ""]) for table in shown)
         head = found[0].split("\n", 1)[0]
         return f"{head}\n{tables}{rows}\n\nMeasured by `{result.meta['command']}` ({result.meta['model']}).\n<!-- end -->"

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.truths.harness import Truth
+from moescope.intervene.quality import Quality
 from moescope.stats import group_bootstrap
 from moescope.studies.convert.claims import quality_cases
-from moescope.studies.convert.quality import Quality
 from moescope.studies.exit.claims import known_case
 from moescope.studies.prune.claims import mask_cases
 from moescope.studies.route.claims import naming_case

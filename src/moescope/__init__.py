@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from moescope.studies.route.study import route
     from moescope.studies.signatures.settings import SignatureSettings
     from moescope.studies.signatures.study import signatures
+    from moescope.studies.sparsify.settings import SparsifySettings
+    from moescope.studies.sparsify.study import sparsify
     from moescope.studies.steer.settings import SteerSettings
     from moescope.studies.steer.study import steer
     from moescope.studies.targets.settings import TargetSettings
@@ -76,6 +78,7 @@ _WHERE = {
     "RoutingCallback": "moescope.routing.training",
     "Run": "moescope.study.run",
     "SignatureSettings": "moescope.studies.signatures.settings",
+    "SparsifySettings": "moescope.studies.sparsify.settings",
     "SteerSettings": "moescope.studies.steer.settings",
     "SearchSettings": "moescope.studies.circuits.settings",
     "StudyResult": "moescope.study.result",
@@ -101,6 +104,7 @@ _WHERE = {
     "robustness": "moescope.studies.robustness.study",
     "route": "moescope.studies.route.study",
     "signatures": "moescope.studies.signatures.study",
+    "sparsify": "moescope.studies.sparsify.study",
     "steer": "moescope.studies.steer.study",
     "targets": "moescope.studies.targets.study",
     "trace": "moescope.studies.trace.record",
@@ -125,6 +129,7 @@ __all__ = [
     "Run",
     "SearchSettings",
     "SignatureSettings",
+    "SparsifySettings",
     "SteerSettings",
     "StudyResult",
     "TargetSettings",
@@ -149,6 +154,7 @@ __all__ = [
     "robustness",
     "route",
     "signatures",
+    "sparsify",
     "steer",
     "targets",
     "trace",

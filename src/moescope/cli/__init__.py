@@ -75,6 +75,11 @@ _COMMANDS = {
             "A dense model as a mixture-of-experts checkpoint, and whether that pays.",
             "convert dense-tiny -o converted --experts 8 --active 2",
         ),
+        "sparsify": (
+            "verbs:sparsify",
+            "A few bits choose which neurons work on a token; beside plain weights of few bits.",
+            "sparsify dense-tiny -o sparse --share 0.5",
+        ),
         "prune": (
             "verbs:prune",
             "A mixture of experts with fewer of them: a checkpoint, and what that costs.",

@@ -90,6 +90,16 @@ VERBS: dict[str, Verb] = {
         tables=("policies", "placement"),
     ),
     "robustness": Verb("robustness", "RobustnessSettings", (MODEL, PROMPTS)),
+    "sparsify": Verb(
+        "sparsify",
+        "SparsifySettings",
+        (
+            MODEL,
+            Input("texts", Path | None, "Text that calibrates (default: shipped WikiText).", "--calibration", None),
+            Input("heldout", Path | None, "Text that judges (default: the last quarter of it).", "--heldout", None),
+        ),
+        tables=("frontier",),
+    ),
     "steer": Verb("steer", "SteerSettings", (MODEL, TEXTS, PROMPTS)),
     "targets": Verb(
         "targets",

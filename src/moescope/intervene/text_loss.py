@@ -6,7 +6,7 @@ How to call it, by what is asked:
   opens the intervention;
 - one number for all tokens: :func:`loss_per_token`;
 - hundreds of sets of neurons on one running text: :class:`~moescope.intervene.running_text.RunningText`;
-- logits that are at hand: :func:`token_losses`.
+- logits that are at hand: :func:`token_losses`; those of several models beside one: :class:`Reference`.
 """
 
 from __future__ import annotations
@@ -132,6 +132,37 @@ def loss_per_token(
     losses = text_losses(model, encoded, applied, batch_tokens=batch_tokens)
     total = int(counts.sum())
     return float((losses[counts > 0] * counts[counts > 0]).sum() / max(total, 1)), total
+
+
+class Reference:
+    """What one model predicts on a text, for others to be held beside.
+
+    Args:
+        logits: (B, T, V) or, at all places but the last, (B, T - 1, V).
+        ids: int64 (B, T).
+    """
+
+    losses: Tensor
+    """(B, T - 1) float32, nats of tokens 1..T-1"""
+
+    def __init__(self, logits: Tensor, ids: Tensor) -> None:
+        log = torch.log_softmax(logits[:, : ids.shape[1] - 1].float(), -1)
+        self._target = ids[:, 1:, None].to(log.device)
+        self.losses = -log.gather(-1, self._target)[..., 0]
+        self._top = log.argmax(-1)
+        self._weight = log.exp()
+        self._entropy = -(self._weight * log).sum(-1)
+
+    def beside(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Another model's losses, KL(this || that) in nats, and whether both expect the same token most: each (B, T - 1).
+
+        Args:
+            logits: of the same text, as above.
+        """
+        log = torch.log_softmax(logits[:, : self._target.shape[1]].float(), -1)
+        losses = -log.gather(-1, self._target)[..., 0]
+        kl = -torch.linalg.vecdot(self._weight, log) - self._entropy
+        return losses, kl, log.argmax(-1) == self._top
 
 
 def token_losses(logits: Tensor, ids: Tensor) -> Tensor:

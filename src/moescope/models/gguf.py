@@ -34,6 +34,7 @@ _MAGIC = b"GGUF"
 _WIDE = 10**9  # weights up to which float32 is kept
 _FORMAT = 2
 _CHUNK = 1 << 24
+_MLP = re.compile(r"blk\.\d+\.ffn_(gate|up|down)\.weight")
 
 
 def only_file(folder: Path) -> Path | None:
@@ -97,13 +98,25 @@ def quantisation(folder: Path) -> str | None:
         return None
 
 
+def mlp_bits(folder: Path) -> float | None:
+    """Bits that a weight of the MLPs takes in the file that a folder was converted from, scales included; None for any other
+    folder, and where the file has no dense MLP."""
+    try:
+        record = parse_object((folder / RECORD).read_bytes())
+        found = record["mlp_bits"] if record["format"] == _FORMAT else None
+        return float(found) if found is not None and 0 < float(found) <= 64 else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _whole(folder: Path) -> bool:
     """Whether a copy is there and all of its files are as they were written."""
     if quantisation(folder) is None:
         return False
     try:
-        files = parse_object((folder / RECORD).read_bytes())["files"]
-        return all(sha256_of(folder / plain_name(name)) == sha256 for name, sha256 in files.items())
+        record = parse_object((folder / RECORD).read_bytes())
+        files = record["files"]
+        return "mlp_bits" in record and all(sha256_of(folder / plain_name(name)) == sha256 for name, sha256 in files.items())
     except (OSError, ValueError, AttributeError):
         return False
 
@@ -145,7 +158,7 @@ def _digest(parts: Sequence[Path]) -> str:
 def _convert(file: Path, draft: Path, name: str, sha256: str) -> None:
     options: dict[str, Any] = {"gguf_file": file.name}
     try:
-        counts = _tensors(file)
+        counts, mlp = _tensors(file)
         dtype = torch.float32 if sum(counts.values()) <= _WIDE else torch.bfloat16
         with contextlib.redirect_stderr(io.StringIO()):  # its progress bars ask nobody
             tokenizer: Any = transformers.AutoTokenizer.from_pretrained(file.parent, **options)
@@ -174,6 +187,7 @@ def _convert(file: Path, draft: Path, name: str, sha256: str) -> None:
     record = {
         "format": _FORMAT,
         "quantisation": ", ".join(kinds),
+        "mlp_bits": mlp,
         "sha256": sha256,
         "dtype": str(dtype).removeprefix("torch."),
         "files": {path.name: sha256_of(path) for path in made},
@@ -181,11 +195,15 @@ def _convert(file: Path, draft: Path, name: str, sha256: str) -> None:
     (draft / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def _tensors(file: Path) -> Counter[str]:
-    """Weights by the type that they are stored in."""
+def _tensors(file: Path) -> tuple[Counter[str], float | None]:
+    """Weights by the type that they are stored in, and the bits of a weight of the dense MLPs."""
     import gguf
 
     counts: Counter[str] = Counter()
+    bits = weights = 0
     for tensor in gguf.GGUFReader(file).tensors:
         counts[tensor.tensor_type.name] += int(tensor.n_elements)
-    return counts
+        if _MLP.fullmatch(tensor.name):
+            bits += 8 * int(tensor.n_bytes)
+            weights += int(tensor.n_elements)
+    return counts, bits / weights if weights else None

@@ -55,6 +55,8 @@ class LoadedModel:
     stored: str | None = None
     quantisation: str | None = None
     """of the file that the weights were read from, where it held them in fewer bits"""
+    mlp_bits: float | None = field(default=None, repr=False)
+    """bits that a weight of the MLPs takes in that file, scales included"""
     reading: Reading = field(default_factory=Reading, repr=False)
     spread: Spread | None = field(default=None, repr=False)
     """over which processes its reading of texts is shared out; None: this one alone"""
@@ -222,7 +224,7 @@ def _from_files(
         module = read_module(source, config, plan, device_map, head, trust_remote_code)
         tokenizer = read_tokenizer(source.folder, trust_remote_code)
     loaded = from_model(module, tokenizer, name=source.name, revision=source.revision)
-    loaded.quantisation = source.quantisation or loaded.quantisation
+    loaded.quantisation, loaded.mlp_bits = source.quantisation or loaded.quantisation, source.mlp_bits
     loaded.stored = held.dtype if DTYPES[held.dtype] != plan.dtype else None
     return loaded
 

@@ -18,19 +18,24 @@ GROUP = 32
 """Neighbours in a row that share a scale of 16 bits."""
 
 
+def group_of(width: int) -> int:
+    """How many neighbours share a scale in rows of ``width``: as many of :data:`GROUP` as divide it."""
+    return math.gcd(GROUP, width)
+
+
 def rounded(weight: Tensor, bits: int = 8) -> Tensor:
     """The nearest of ``2 ** bits - 1`` multiples of a scale, one for 32 neighbours in a row and itself of 16 bits (with 8 bits
     llama.cpp's Q8_0)."""
     most = 2 ** (bits - 1) - 1
-    groups = weight.float().reshape(-1, math.gcd(GROUP, weight.shape[-1]))
+    groups = weight.float().reshape(-1, group_of(weight.shape[-1]))
     scale = (groups.abs().amax(1, keepdim=True) / most).half().float().clamp_min(1e-8)
     near: Tensor = (groups / scale).round().clamp(-most, most) * scale
     return near.reshape(weight.shape).to(weight.dtype)
 
 
-def share_of_bytes(bits: float) -> float:
-    """Of what 16-bit weights take, the scales included."""
-    return (bits + 16 / GROUP) / 16
+def share_of_bytes(bits: float, width: int = GROUP) -> float:
+    """Of what 16-bit weights take, the scales of rows of ``width`` included."""
+    return (bits + 16 / group_of(width)) / 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +71,7 @@ def nested(weight: Tensor, bits: int = 8) -> Nested:
     if not 2 <= bits <= 8:
         raise InputError(f"must be from 2 to 8, got {bits}", "bits")
     rows = weight.detach().float()
-    width = math.gcd(GROUP, rows.shape[1])
+    width = group_of(rows.shape[1])
     groups = rows.reshape(len(rows), -1, width)
     levels = 2**bits - 1
     scale = (groups.abs().amax(2) * (2 / levels)).half()

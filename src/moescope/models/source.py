@@ -40,6 +40,11 @@ class Source:
         """How the weights were quantised before they were read; None where they were not."""
         return gguf.quantisation(self.folder)
 
+    @property
+    def mlp_bits(self) -> float | None:
+        """Bits that a weight of the MLPs took, scales included, before they were read as floats; None where they were none."""
+        return gguf.mlp_bits(self.folder)
+
 
 def find_source(model: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Source:
     """The folder of an embedded or packaged name, a local folder (plain, or a Hub cache's ``models--org--name``), a GGUF

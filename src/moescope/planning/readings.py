@@ -13,6 +13,7 @@ from moescope.capture.encode import Encoded, batches, encode, model_limit
 from moescope.models import LoadedModel
 from moescope.studies.circuits.reread import control_rows
 from moescope.studies.circuits.settings import CircuitSettings
+from moescope.studies.sparsify.settings import PLAIN, SparsifySettings
 from moescope.study.run import Run
 from moescope.tasks import fixed_wrap, load_prompts, load_tasks
 from moescope.types import Task
@@ -72,7 +73,11 @@ def work_of(command: str, inputs: dict[str, Any], settings: Any, run: Run, model
         readings.append(Reading("main", lengths, getattr(settings, "new_tokens", 0)))
         if getattr(settings, "twin", False):
             readings.append(Reading("twin", lengths))
-    if command not in ("circuits", "dynamics", "trace", "signatures", "atlas") or getattr(settings, "ablate", None) is not None:
+    if isinstance(settings, SparsifySettings):
+        for purpose, tokens in settings.forward_tokens(len(PLAIN)).items():
+            readings.append(Reading(purpose, np.full(max(1, tokens // settings.window), settings.window)))
+    whole = ("sparsify", "circuits", "dynamics", "trace", "signatures", "atlas")
+    if command not in whole or getattr(settings, "ablate", None) is not None:
         notes.append("counted is one pass over the texts; what follows depends on what is found, and comes to more")
     return Work(tuple(readings), sum(sizes), max(sizes, default=0), tuple(notes))
 

@@ -16,6 +16,7 @@ FIGURES = {
     "robustness": "moescope.studies.robustness.figures",
     "route": "moescope.studies.route.figures",
     "signatures": "moescope.studies.signatures.figures",
+    "sparsify": "moescope.studies.sparsify.figures",
     "steer": "moescope.studies.steer.figures",
     "targets": "moescope.studies.targets.figures",
     "transfer": "moescope.studies.transfer.figures",

@@ -159,9 +159,9 @@ CONVERT = faults(
         "judged-on-calibration",
         "judge text",
         "quality is measured on the text that calibrates",
-        _CONVERT + "text.py",
-        '(paragraphs[cut:], f"{name}, last quarter")',
-        '(paragraphs[cut // 2 : cut], f"{name}, last quarter")',
+        "intervene/held_out.py",
+        'made.part(at, count, f"{made.name}, last quarter")',
+        'made.part(at // 2, at, f"{made.name}, last quarter")',
         ("test_quality_is_measured_on_text_that_did_not_calibrate",),
     ),
     (

@@ -13,8 +13,8 @@ from torch import Tensor
 from moescope.capture import Encoded, capture
 from moescope.capture.encode import Batch
 from moescope.capture.spread import read_batches
+from moescope.intervene.held_out import Windows
 from moescope.models import LoadedModel
-from moescope.studies.convert.text import Windows
 from moescope.types import Site
 
 _MEMORY = 2**30  # bytes of MLP inputs held at once

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from moescope.intervene.quality import BYTES, EIGHT, Quality
 from moescope.studies.convert.equality import Equality
-from moescope.studies.convert.quality import BYTES, EIGHT, Quality
 from moescope.studies.convert.settings import ConvertSettings, Counts
 from moescope.studies.convert.tuning import RANDOM, STATIC, TUNED, Tuning
 from moescope.study.paired import paired_effect
@@ -60,7 +60,7 @@ def quality_cases(
         others: ``random`` (split) and ``static`` (pruning), where they were made.
         alike: words for how they were treated.
     """
-    windows = np.arange(len(here.excess))
+    windows = here.units
 
     def beside(name: str, **options: Any) -> Effect:
         return paired_effect(
@@ -88,12 +88,12 @@ def quality_cases(
             interval=(here.low, here.high),
             control=control,
             family=_FAMILY,
-            words=f"to {here.perplexity:.2f} on {here.tokens:,} held-out tokens of {len(windows)} windows"
+            words=f"to {here.perplexity:.2f} on {here.tokens:,} held-out tokens of {len(here.excess)} windows"
             + (f"; at the same share{alike}: {said}" if said else ""),
             details=dict(rises),
         )
     ]
-    if "random" in others and len(windows) > 1:
+    if "random" in others and len(here.excess) > 1:
         effect = beside("random")
         cases.append(
             Case(
@@ -112,7 +112,7 @@ def quality_cases(
 
 def eight_case(here: Quality, eight: Quality, share: float, margin: float, seed: int) -> Case:
     """Does the conversion, which reads ``share`` of the MLPs' weights on a token, lose less than 8 bits of all?"""
-    windows = np.arange(len(here.excess))
+    windows = here.units
     excess = (np.array(eight.excess), np.array(here.excess))
     effect = paired_effect(*excess, windows, "8-bit weights", margin, seed, share=False, unit="nats per token")
     return Case(

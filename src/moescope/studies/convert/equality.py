@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from moescope.errors import InputError
+from moescope.intervene.held_out import Windows
 from moescope.models import LoadedModel
 from moescope.studies.convert.settings import Counts
 from moescope.studies.convert.target import set_active
-from moescope.studies.convert.text import Windows
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from moescope.errors import InputError
+from moescope.intervene.held_out import Windows
 from moescope.models import LoadedModel
 from moescope.studies.convert.distillation import distance
 from moescope.studies.convert.settings import ConvertSettings
 from moescope.studies.convert.student import Fixed, RoutedMLP, measure_spread, route, twin_of, unroute
 from moescope.studies.convert.target import Target
-from moescope.studies.convert.text import Windows
 from moescope.study.stages import Stages
 
 RATES = (3e-4, 1e-3)  # tried, where none is given

@@ -8,14 +8,14 @@ from typing import Any
 
 import pandas as pd
 
+from moescope.intervene.held_out import Windows
+from moescope.intervene.quality import BYTES, EIGHT, Contender, Quality, compare, few_bits, neurons_off
 from moescope.kernels.experts import NAME
 from moescope.models import LoadedModel
 from moescope.studies.convert.layers import Converted, kept_neurons
-from moescope.studies.convert.quality import BYTES, EIGHT, Contender, Quality, compare, eight_bits, neurons_off
 from moescope.studies.convert.settings import Counts
 from moescope.studies.convert.speed import active_share
 from moescope.studies.convert.target import set_active
-from moescope.studies.convert.text import Windows
 
 _SHARES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)
 
@@ -59,7 +59,7 @@ def measure_frontier(
                 places.append((kind, active, active / counts.experts))
     if pruned:
         body: Any = model.module
-        contenders.append(Contender(EIGHT, body, lambda: eight_bits(list(body.model.layers))))
+        contenders.append(Contender(EIGHT, body, lambda: few_bits([layer.mlp for layer in body.model.layers])))
         places.append((EIGHT, counts.experts, BYTES))
     qualities = compare(model.module, contenders, windows, seed=seed, report=report)
     rows = [

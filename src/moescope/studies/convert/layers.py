@@ -13,6 +13,7 @@ from torch import Tensor
 
 from moescope.cluster import LOCAL
 from moescope.errors import InputError
+from moescope.intervene.held_out import Windows
 from moescope.models import LoadedModel
 from moescope.models.copies import copy_of
 from moescope.models.spread import Recipe
@@ -21,7 +22,6 @@ from moescope.studies.convert.router import LinearRouter, fit_router
 from moescope.studies.convert.settings import ConvertSettings, Counts, Method
 from moescope.studies.convert.split import Coactivation, Split, split_neurons
 from moescope.studies.convert.target import Target, layer_tensors
-from moescope.studies.convert.text import Windows
 from moescope.types import Circuit
 
 Layers = list[tuple[Split, LinearRouter]]

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from moescope.intervene.held_out import Windows
 from moescope.studies.convert.calibration import activation_of
 from moescope.studies.convert.router import LinearRouter
 from moescope.studies.convert.split import Split
 from moescope.studies.convert.target import Target
-from moescope.studies.convert.text import Windows
 
 _SOFTNESS = 0.5  # of the sigmoid that stands for the choice backwards, in spreads of a token's scores
 

@@ -18,6 +18,7 @@ import transformers
 
 from moescope.errors import InputError
 from moescope.files.folder import draft_of, settled, system_errors
+from moescope.intervene.held_out import Source, Windows, put_on_record, read_windows
 from moescope.models import LoadedModel
 from moescope.studies.convert.build import build_model
 from moescope.studies.convert.card import card_text
@@ -29,7 +30,7 @@ from moescope.studies.convert.layers import Converted, circuit_neurons, convert_
 from moescope.studies.convert.settings import ConvertSettings, counts_of
 from moescope.studies.convert.speed import WORKLOADS, Runner, active_share, ceilings, measure
 from moescope.studies.convert.target import target_of
-from moescope.studies.convert.text import Source, Windows, put_on_record, read_tuning_windows, read_windows
+from moescope.studies.convert.text import read_tuning_windows
 from moescope.studies.convert.tuning import STATIC, TUNED, tune_all
 from moescope.study.checkpoint import Checkpoint
 from moescope.study.harness import evaluate_tasks

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
+from moescope.intervene.held_out import Windows
 from moescope.models import LoadedModel
 from moescope.studies.convert.build import build_model
 from moescope.studies.convert.finetune import Tuned, finetune, untouched
@@ -16,7 +17,6 @@ from moescope.studies.convert.layers import Converted, Layers, kept_neurons
 from moescope.studies.convert.settings import ConvertSettings, Counts
 from moescope.studies.convert.student import Fixed, TopK
 from moescope.studies.convert.target import Target
-from moescope.studies.convert.text import Windows
 from moescope.study.protocol import Context
 
 TUNED, RANDOM, STATIC = "tuned", "random tuned", "static tuned"  # kinds of the frontier

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from moescope.capture.encode import Encoded
+from moescope.intervene.text_loss import Reference
 from moescope.models.layered import Edit, Layered, Pass, whole
 
 Counter = Callable[[int, int], None]
@@ -74,14 +75,9 @@ class Judged:
                 step = max(1, _LOGITS // (vocabulary * ids.shape[1]))
                 for start in range(0, len(ids), step):
                     part = slice(start, start + step)
-                    reference = torch.log_softmax(head(self.final[i][part])[:, :-1].float(), -1)
-                    weight = reference.exp()
-                    entropy = -(weight * reference).sum(-1)
-                    target = ids[part, 1:, None].to(reference.device)
+                    reference = Reference(head(self.final[i][part]), ids[part])
                     for v, states in enumerate(variants):
-                        here = torch.log_softmax(head(states[i][part])[:, :-1].float(), -1)
-                        losses = -here.gather(-1, target)[..., 0]
-                        kl = -torch.linalg.vecdot(weight, here) - entropy
+                        losses, kl, _ = reference.beside(head(states[i][part]))
                         both = torch.stack([losses, kl], -1).double().mean(1)
                         found[v, rows[part].numpy()] = both.cpu().numpy()
         return found

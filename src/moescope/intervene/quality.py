@@ -1,4 +1,4 @@
-"""What a conversion costs: perplexity on text it was not made from, and how far its predictions are from the original's."""
+"""What a change of a model costs: perplexity on text it was not made from, and how far predictions are from the original's."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from moescope.intervene.text_loss import token_losses
+from moescope.intervene.held_out import Windows
+from moescope.intervene.text_loss import Reference
 from moescope.models.rounding import rounded, share_of_bytes
-from moescope.stats import group_bootstrap
-from moescope.studies.convert.text import Windows
+from moescope.study.paired import interval_over
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class Contender:
 
 @dataclass(frozen=True)
 class Quality:
-    """Over the predicted tokens of the held-out text.
+    """Over the predicted tokens of the held-out text, behind what the tokenizer begins a text with.
 
     ``loss`` nats per token; ``perplexity`` its exponential; ``kl`` KL(original ‖ this) in nats per token; ``agreement``
     the share of tokens with the same most likely prediction. ``rise`` is perplexity over the original's less one, with
-    ``low`` and ``high`` its 95 % bootstrap interval over windows, paired (NaN for a single one). ``excess`` is the loss over
-    the original's, nats per token, window by window.
+    ``low`` and ``high`` its 95 % bootstrap interval over documents or windows, paired (NaN for a single one). ``excess`` is the
+    loss over the original's, nats per token, window by window; ``groups`` the document of each, or none.
     """
 
     name: str
@@ -47,6 +47,12 @@ class Quality:
     high: float
     tokens: int
     excess: tuple[float, ...] = ()
+    groups: tuple[int, ...] = ()
+
+    @property
+    def units(self) -> np.ndarray:
+        """int64 (windows,): what each window of ``excess`` is resampled with, its document or itself alone."""
+        return np.array(self.groups or range(len(self.excess)))
 
 
 @torch.no_grad()
@@ -62,41 +68,41 @@ def compare(
 
     One batch goes through all models before the next, so that the original's logits are held for one batch only.
     """
-    device = next(original.parameters()).device
     n, predicted = windows.ids.shape[0], windows.ids.shape[1] - 1
     losses = np.zeros((len(contenders) + 1, n))  # sums of one window each
     kls, agreements = np.zeros(len(contenders)), np.zeros(len(contenders))
     done = 0
     for ids in windows.batches(2048):
         here = slice(done, done + len(ids))
-        reference = _log_probabilities(original, ids.to(device)).cpu()
-        losses[0, here] = token_losses(reference, ids).double().sum(1)
+        reference = Reference(_logits(original, ids), ids)
+        losses[0, here] = reference.losses.double().sum(1)
         for i, contender in enumerate(contenders):
             with contender.enter():
-                found = _log_probabilities(contender.model, ids.to(next(contender.model.parameters()).device)).cpu()
-            losses[i + 1, here] = token_losses(found, ids).double().sum(1)
-            kls[i] += float((reference.exp() * (reference - found)).sum())
-            agreements[i] += float((reference.argmax(-1) == found.argmax(-1)).sum())
+                found = _logits(contender.model, ids)
+            loss, kl, same = reference.beside(found)
+            losses[i + 1, here] = loss.double().sum(1)
+            kls[i] += float(kl.sum())
+            agreements[i] += float(same.sum())
         done += len(ids)
         if report is not None:
             report(done, n)
     total = n * predicted
-    rows = []
+    rows: list[Quality] = []
     for i, name in enumerate(["original", *(c.name for c in contenders)]):
-        loss = losses[i].sum() / total
-        difference = losses[i] - losses[0]
-        excess = difference / predicted
-        low, high = (0.0, 0.0) if not excess.any() else group_bootstrap(excess, seed=seed) if n > 1 else (math.nan, math.nan)
-        kl, agreement = (0.0, 1.0) if i == 0 else (kls[i - 1] / total, agreements[i - 1] / total)
-        rise = math.expm1(difference.sum() / total)
-        interval = (math.expm1(low), math.expm1(high))
-        rows.append(Quality(name, float(loss), math.exp(loss), kl, agreement, rise, *interval, total, tuple(excess.tolist())))
+        mean = float(losses[i].sum() / total)
+        excess = (losses[i] - losses[0]) / predicted
+        low, high = interval_over(excess, windows.groups, seed) if excess.any() else (0.0, 0.0)
+        far, agreement = (0.0, 1.0) if i == 0 else (float(kls[i - 1] / total), float(agreements[i - 1] / total))
+        rise, low, high = (math.expm1(change) for change in (float(excess.mean()), low, high))
+        of = tuple(windows.groups.tolist())
+        rows.append(Quality(name, mean, math.exp(mean), far, agreement, rise, low, high, total, tuple(excess.tolist()), of))
     return rows
 
 
-def _log_probabilities(model: Any, ids: Tensor) -> Tensor:
-    """(B, length - 1, V) float32: of the next token, at every place that has one."""
-    return torch.log_softmax(model(input_ids=ids, use_cache=False).logits[:, :-1].float(), -1)
+def _logits(model: Any, ids: Tensor) -> Tensor:
+    """(B, length, V), on the CPU."""
+    logits: Tensor = model(input_ids=ids.to(next(model.parameters()).device), use_cache=False).logits
+    return logits.cpu()
 
 
 EIGHT = "8-bit"
@@ -105,16 +111,20 @@ BYTES = share_of_bytes(8)
 
 
 @contextmanager
-def eight_bits(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """The MLPs' weights rounded to the nearest of 8 bits, a scale for 32 neighbours in a row: the cheapest way to read fewer
-    bytes, which any model survives."""
+def few_bits(mlps: Sequence[nn.Module], bits: int = 8, down: int | None = None) -> Iterator[None]:
+    """The MLPs' weights rounded to the nearest of few bits, a scale for 32 neighbours in a row: the cheapest way to read fewer
+    bytes; 8 bits any model survives.
+
+    Args:
+        down: bits of the down projections, where they are others.
+    """
     kept: list[tuple[nn.Parameter, Tensor]] = []
     try:
-        for layer in layers:
-            for name, weight in layer.mlp.named_parameters():  # type: ignore[union-attr]
+        for mlp in mlps:
+            for name, weight in mlp.named_parameters():
                 if name.endswith("weight"):
                     kept.append((weight, weight.data))
-                    weight.data = rounded(weight.data)
+                    weight.data = rounded(weight.data, down if down is not None and "down" in name else bits)
         yield
     finally:
         for weight, data in kept:

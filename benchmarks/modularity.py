@@ -4,9 +4,9 @@
     python benchmarks/modularity.py --figure-only    # the figure anew from the saved result
 
 Small networks learn 2, 4 or 8 tasks whose features are common to a share (`toy.py`), at several widths, with and without
-wrong labels, ten seeds each with a world of its own. Their circuits stand beside those of a hidden layer that was never trained, and of the
-trained one in a random basis. Then layers whose modules are built in, beside dense ones of as many weights. Writes
-docs/evidence/toy-modularity.json and docs/figures/modularity.png.
+wrong labels, ten seeds each with a world of its own. Their circuits stand beside those of a hidden layer that was never
+trained, and of the trained one in a random basis. Then layers whose modules are built in, beside dense ones of as many weights.
+Writes docs/evidence/toy-modularity.json and docs/figures/modularity.png.
 """
 
 from __future__ import annotations
@@ -160,14 +160,14 @@ def draw(cells: pd.DataFrame) -> bytes:
                 ((trained["gap"], 0, 0.6), (fewer, -1, 1), (trained["specificity"], 0, 0.3))
             ):
                 axes = panels[row, column]
-                shown = np.round(values.unstack("width").to_numpy(), 2)
+                shown = np.round(values.unstack("width").to_numpy(), 2) + 0.0  # no negative nought
                 heat_cells(
                     axes, shown, low, high, [[f"{v:.2f}".replace("0.", ".").replace("-", "−") for v in line] for line in shown]
                 )
                 axes.set_xticks(range(len(widths)), [str(w) for w in widths])
                 axes.set_yticks(range(len(shares)), [f"{s:.0%}" for s in shares])
                 if row == 0:
-                    letter(axes, column, f"{tasks} tasks, {noise:.0%} noise")
+                    letter(axes, column, f"{tasks} tasks" + ", noise" * bool(noise))
                 if row == 2:
                     axes.set_xlabel("neurons")
                 if column == 0:

@@ -35,7 +35,7 @@ Kind = Literal["dense", "modules", "random mask", "untrained"]
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """``tasks`` tasks of :data:`FEATURES` features each, a share ``shared`` of them common; of the labels ``noise`` are wrong."""
+    """``tasks`` tasks of :data:`FEATURES` features each, a share ``shared`` of them common; ``noise`` of their labels wrong."""
 
     tasks: int = 2
     shared: float = 0.0

@@ -129,7 +129,7 @@ def test_t5_leaving_layers_that_hold_no_neuron_of_the_circuit_loses_nothing() ->
     assert np.array_equal(found.scores, early.scores)
 
 
-@pytest.mark.parametrize(("tokens", "experts", "k"), [(8, 64, 8), (64, 64, 8), (32, 8, 2), (16, 256, 8)])
+@pytest.mark.parametrize(("tokens", "experts", "k"), [(8, 64, 8), (64, 64, 8), (8, 8, 2), (16, 256, 8)])
 def test_t6_uniform_routing_gives_the_cosine_of_the_closed_form(tokens: int, experts: int, k: int) -> None:
     assert simulated_cosine(tokens, experts, k, pairs=400) == pytest.approx(float(random_cosine(tokens, experts, k)), rel=0.02)
 

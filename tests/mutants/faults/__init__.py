@@ -21,6 +21,7 @@ from tests.mutants.faults import (
     signatures,
     study,
     targets,
+    theory,
     traces,
 )
 
@@ -39,4 +40,5 @@ FAULTS: tuple[Fault, ...] = (
     *study.FAULTS,
     *traces.FAULTS,
     *targets.FAULTS,
+    *theory.FAULTS,
 )

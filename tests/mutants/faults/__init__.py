@@ -22,6 +22,7 @@ from tests.mutants.faults import (
     sparsify,
     study,
     targets,
+    theory,
     traces,
 )
 
@@ -41,4 +42,5 @@ FAULTS: tuple[Fault, ...] = (
     *study.FAULTS,
     *traces.FAULTS,
     *targets.FAULTS,
+    *theory.FAULTS,
 )

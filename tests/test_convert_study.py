@@ -103,8 +103,10 @@ def test_what_lies_in_the_folder(result: StudyResult, folder: Path) -> None:
     recipe = json.loads((folder / "results.json").read_text())["meta"]
     assert recipe["counts"] == {"experts": 40, "active": 10, "shared": 2}
     assert recipe["text"]["calibration"]["sha256"] != recipe["text"]["held-out"]["sha256"]
-    (rows,) = recipe["rows"]
+    rows, refit = recipe["rows"]
     assert (rows["fit"]["rows"], rows["judge"]["rows"]) == (16, 2)
+    # what chooses the penalty of the refit is apart from what it is judged on, and from what it is fitted to
+    assert (refit["fit"]["rows"], refit["select"]["rows"], refit["judge"]["rows"]) == (13, 3, 2)
     assert [control["control"] for control in recipe["controls"]] == ["random split"]
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n")

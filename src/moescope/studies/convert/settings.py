@@ -28,6 +28,8 @@ class ConvertSettings(Judged):
     """Together go neurons that work on the same tokens; also those of a circuit; or any, at random (the control)."""
     router: Router = "ridge"
     """Least squares of the norm of each expert's output; from the weights alone; least squares, then trained a little."""
+    refit: bool = True
+    """Refit the experts' down projections, layer after layer, to what the dense model has there; the controls alike."""
     calibration_tokens: Annotated[int, at_least(1)] = 32768
     """Tokens of the calibration text to read, at most."""
     heldout_tokens: Annotated[int, at_least(2)] = 8192

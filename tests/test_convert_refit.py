@@ -1,4 +1,4 @@
-"""Down projections refitted: what can be mended is, what cannot is left, and each layer reads what those below it really give."""
+"""Down projections refitted: what can be mended is, the rest is left, and each layer reads what those below really give."""
 
 from __future__ import annotations
 

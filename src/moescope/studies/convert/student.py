@@ -95,8 +95,11 @@ class RoutedMLP(nn.Module):
         self._activate = activation_of(mlp, activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        up = self.mlp.up_proj(x)
-        gate = self.mlp.gate_proj(x) if hasattr(self.mlp, "gate_proj") else up
+        if hasattr(self.mlp, "gate_up_proj"):
+            gate, up = self.mlp.gate_up_proj(x).chunk(2, -1)
+        else:
+            up = self.mlp.up_proj(x)
+            gate = self.mlp.gate_proj(x) if hasattr(self.mlp, "gate_proj") else up
         out: Tensor = self.mlp.down_proj(self._activate(gate) * up * self.choice(x))
         return out
 

@@ -37,6 +37,17 @@ SOURCES: dict[str, dict[str, Any]] = {
     "qwen2": {},
     "qwen3": {},
     "olmo2": {},
+    "phi3": {},
+    "phi3, half of a head turned, long": {
+        "original_max_position_embeddings": 32,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.5,
+            "short_factor": [1.0, 1.5],
+            "long_factor": [2.0, 4.0],
+        },
+    },
 }
 
 

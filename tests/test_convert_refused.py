@@ -26,10 +26,15 @@ def refused(model: Any, folder: Path, **options: Any) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", sorted(set(TINY) - {"llama", "mistral", "qwen2", "qwen3", "olmo2", "arcee"}))
+@pytest.mark.parametrize("name", sorted(set(TINY) - {"llama", "mistral", "qwen2", "qwen3", "olmo2", "arcee", "phi3"}))
 def test_other_types_by_name(name: str, tmp_path: Path) -> None:
     message = refused(tiny_model(name, head=True), tmp_path / "out")
     assert repr(tiny_model(name).config.model_type) in message
+
+
+@pytest.mark.parametrize(("name", "module"), [("gemma3", "norms before and after both"), ("gpt_neox", "side by side")])
+def test_the_module_that_no_target_has_is_named(name: str, module: str, tmp_path: Path) -> None:
+    assert module in refused(tiny_model(name, head=True), tmp_path / "out")
 
 
 def test_a_mixture_of_experts_is_pointed_elsewhere(tmp_path: Path) -> None:

@@ -49,6 +49,16 @@ def test_the_split_beats_its_controls(result: StudyResult) -> None:
     frontier = result.table("frontier").set_index(["kind", "active"])["perplexity"]
     for active in (10, 15, 20):
         assert frontier["converted", active] < frontier["random", active] < frontier["static", active]
+    # each was refitted for what it is: that helps all of them, the conversion at its own share
+    for kind in ("converted", "random", "static"):
+        after = "refit" if kind == "converted" else f"{kind} refit"
+        assert frontier[after, 10] < 0.9 * frontier[kind, 10]
+    assert frontier["refit", 10] < frontier["random refit", 10] < frontier["static refit", 10]
+    assert frontier["oracle neurons", 10] < frontier["oracle routing", 10] < frontier["converted", 10]
+    assert frontier["oracle routing", 10] < 1.02 * frontier["4-bit routing", 10] < frontier["converted", 10]
+    refit = result.table("refit")
+    assert (refit["after"] < refit["before"]).all()
+    assert set(refit["kind"]) == {"refit", "random refit", "static refit"}
     assert frontier["converted", 40] < frontier["converted", 20] < frontier["converted", 10] < frontier["converted", 5]
     layers = result.table("layers")
     assert (layers["captured"] > layers["chance"]).all()
@@ -103,8 +113,10 @@ def test_what_lies_in_the_folder(result: StudyResult, folder: Path) -> None:
     recipe = json.loads((folder / "results.json").read_text())["meta"]
     assert recipe["counts"] == {"experts": 40, "active": 10, "shared": 2}
     assert recipe["text"]["calibration"]["sha256"] != recipe["text"]["held-out"]["sha256"]
-    (rows,) = recipe["rows"]
+    rows, refit = recipe["rows"]
     assert (rows["fit"]["rows"], rows["judge"]["rows"]) == (16, 2)
+    # what chooses the penalty of the refit is apart from what it is judged on, and from what it is fitted to
+    assert (refit["fit"]["rows"], refit["select"]["rows"], refit["judge"]["rows"]) == (13, 3, 2)
     assert [control["control"] for control in recipe["controls"]] == ["random split"]
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n")

@@ -69,6 +69,11 @@ class Windows:
         """int64 (N,): the :attr:`unit` of each window."""
         return self.documents if self.unit == "document" else np.arange(len(self))
 
+    def chosen(self, rows: torch.Tensor) -> Windows:
+        """Those of the given numbers."""
+        documents = self.documents[rows.numpy()] if len(self.documents) else self.documents
+        return dataclasses.replace(self, ids=self.ids[rows], documents=documents)
+
     def batches(self, tokens: int = 4096) -> Iterator[torch.Tensor]:
         """Ids (B, length) with at most ``tokens`` tokens each, or one sequence."""
         yield from self.ids.split(max(1, tokens // self.ids.shape[1]))

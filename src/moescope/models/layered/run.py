@@ -9,7 +9,7 @@ states in the place of the last layer's. So peak memory is that of one layer, or
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor
 from moescope.models.fit import PRECISIONS
 from moescope.models.layered.files import WeightFiles
 from moescope.models.load import LoadedModel, digest_of, sampled
+from moescope.models.stubs import Call, called, stubbed
 from moescope.types import Precision
 
 Edit = Callable[[int, Any], AbstractContextManager[Any]]
@@ -41,17 +42,13 @@ class Pass:
     """which texts these are"""
     states: list[Tensor]
     """what enters layer 0, (B, T, D)"""
-    calls: list[list[tuple[tuple[Any, ...], dict[str, Any]]]]
+    calls: list[list[Call]]
     """what each layer is called with beside it"""
 
     @property
     def nbytes(self) -> int:
         """Of the hidden states."""
         return sum(state.nbytes for state in self.states)
-
-
-class _Reached(Exception):
-    """The last layer was called; what comes after it is not wanted."""
 
 
 class Layered:
@@ -108,7 +105,7 @@ class Layered:
         with self._outside(head=False):
             for batch in ids:
                 calls: list[Any] = []
-                with self._stubs(calls, last=None), suppress(_Reached):
+                with stubbed(self._layers, calls):
                     self._call(input_ids=batch.to(self.model.device))
                 found.states.append(calls[0][0])
                 found.calls.append([(args, options) for _, args, options in calls])
@@ -123,9 +120,7 @@ class Layered:
                 for edit, states in zip(edits, variants, strict=True):
                     with edit(number, layer) as module:
                         for i, state in enumerate(states):
-                            args, options = begun.calls[i][number]
-                            out = module(state, *args, **options)
-                            states[i] = out[0] if isinstance(out, tuple) else out
+                            states[i] = called(module, state, begun.calls[i][number])
             if report is not None:
                 report(number + 1, len(self._layers))
         return variants
@@ -136,7 +131,7 @@ class Layered:
 
         @torch.no_grad()
         def logits(final: Tensor) -> Tensor:
-            with self._stubs([], last=final):
+            with stubbed(self._layers, [], last=final):
                 return self._call(inputs_embeds=final).logits  # type: ignore[no-any-return]
 
         with self._outside(head=True):
@@ -159,29 +154,6 @@ class Layered:
             yield filled
         finally:
             self.files.empty(filled)
-
-    @contextmanager
-    def _stubs(self, calls: list[Any], *, last: Tensor | None) -> Iterator[None]:
-        """Layers that compute nothing: they note what they are called with. The last gives ``last``, or ends the pass."""
-
-        def stub(number: int) -> Callable[..., Any]:
-            def forward(hidden_states: Tensor, *args: Any, **options: Any) -> Any:
-                calls.append((hidden_states, args, options))
-                if number + 1 < len(self._layers):
-                    return hidden_states
-                if last is None:
-                    raise _Reached
-                return last
-
-            return forward
-
-        try:
-            for number, layer in enumerate(self._layers):
-                layer.__dict__["forward"] = stub(number)
-            yield
-        finally:
-            for layer in self._layers:
-                layer.__dict__.pop("forward", None)
 
     def fingerprint(self) -> str:
         """The model's own, read layer by layer."""

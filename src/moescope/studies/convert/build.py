@@ -12,7 +12,7 @@ from moescope.models import LoadedModel
 from moescope.studies.convert.router import LinearRouter
 from moescope.studies.convert.settings import Counts
 from moescope.studies.convert.split import Split
-from moescope.studies.convert.target import SPREAD, Target, layer_tensors, target_config
+from moescope.studies.convert.target import SPREAD, Target, layer_tensors, other_tensors, target_config
 
 
 def build_model(
@@ -28,7 +28,7 @@ def build_model(
     config = target_config(target, model.config, counts)
     with torch.device("meta"):
         built = transformers.AutoModelForCausalLM.from_config(config, dtype=model.dtype)
-    weights = {name: tensor.detach().cpu() for name, tensor in source.state_dict().items() if ".mlp." not in name}
+    weights = {n: t.detach().cpu() for n, t in other_tensors(target, model.config, source.state_dict()).items()}
     # a copy of its own: tied weights are written out
     weights["lm_head.weight"] = source.get_output_embeddings().weight.detach().cpu().clone()
     for number, (split, router) in enumerate(layers):
@@ -36,8 +36,6 @@ def build_model(
         for name, tensor in _moe_tensors(target, parts, split, router).items():
             keep = torch.float32 if name == "gate.e_score_correction_bias" else model.dtype
             weights[f"model.layers.{number}.mlp.{name}"] = tensor.to(keep)
-    # an output bias of nought, which target_of has seen to, has no place in the target and needs none
-    weights = {name: tensor for name, tensor in weights.items() if not name.endswith("o_proj.bias") or target.has_output_bias}
     built.load_state_dict(weights, assign=True)
     # the rotary frequencies are computed, not stored, and were made on the meta device
     built.model.rotary_emb = type(built.model.rotary_emb)(config=built.config)

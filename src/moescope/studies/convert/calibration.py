@@ -76,4 +76,4 @@ def expert_masses(h: Tensor, down: Tensor, members: Tensor) -> Tensor:
 
 def activation_of(mlp: Any, kind: str) -> Callable[[Tensor], Tensor]:
     """The elementwise function on the gate; relu² of a neuron's own up is relu times that up."""
-    return torch.relu if kind == "relu" else mlp.act_fn
+    return torch.relu if kind == "relu" else mlp.act_fn if hasattr(mlp, "act_fn") else mlp.activation_fn

@@ -30,6 +30,9 @@ def card_text(
         + (
             "Experts and routers were then fine-tuned against the dense model. "
             if facts["tuned"]
+            else "The experts' down projections were then refitted by least squares to what the dense model writes, for this "
+            "number of active experts. "
+            if facts["refit"]
             else "No weight was trained: with every expert active it is the dense model. "
         )
         + "The licence of the source applies.",

@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 
 from moescope.intervene.quality import BYTES, EIGHT, Quality
+from moescope.studies.convert.bounds import BOUNDS, FOUR, NEURONS, ORACLE
 from moescope.studies.convert.equality import Equality
+from moescope.studies.convert.refit import REFIT
 from moescope.studies.convert.settings import ConvertSettings, Counts
-from moescope.studies.convert.tuning import RANDOM, STATIC, TUNED, Tuning
+from moescope.studies.convert.tuning import TUNED, Tuning
 from moescope.study.paired import paired_effect
 from moescope.study.verdicts import Case, Effect, verdicts
 from moescope.types import Claim, Control, Outcome
@@ -127,6 +129,23 @@ def eight_case(here: Quality, eight: Quality, share: float, margin: float, seed:
     )
 
 
+def refit_case(here: Quality, before: Quality, margin: float, seed: int) -> Case:
+    """Do the refitted down projections lose less than the dense model's own, in the same experts?"""
+    excess = (np.array(before.excess), np.array(here.excess))
+    effect = paired_effect(
+        *excess, here.units, "the dense model's projections", margin, seed, share=False, unit="nats per token"
+    )
+    return Case(
+        "the refitted down projections lose less than the dense model's own",
+        effect.value,
+        effect,
+        interval=(effect.low, effect.high),
+        family=_FAMILY,
+        words=f"same experts and router; perplexity rises by {here.rise:.1%} ({here.low:.1%} to {here.high:.1%}), and by "
+        f"{before.rise:.1%} without",
+    )
+
+
 def convert_claims(
     counts: Counts,
     share: float,
@@ -141,21 +160,30 @@ def convert_claims(
 ) -> list[Claim]:
     """The claims of a conversion, the recommendation first.
 
-    Where the conversion was fine-tuned its perplexity is that of the tuned model, and the controls are tuned alike.
+    Where the conversion was refitted or fine-tuned its perplexity is that of what came of it, and so is its controls'.
     """
-    tuned = _row(frontier, TUNED, counts.active) is not None
     by_name = {q.name: q for q in qualities}
-    here = by_name[_row(frontier, TUNED if tuned else "converted", counts.active)["contender"]]
-    others = {}
-    for kind, after in (("random", RANDOM), ("static", STATIC)):
-        row = _row(frontier, after, counts.active) if tuned else None
-        row = row if row is not None else _row(frontier, kind, counts.active)
-        if row is not None:
-            others[kind] = by_name[row["contender"]]
-    alike = ", fine-tuned alike" if tuned else ""
+
+    def last(*kinds: str) -> Quality | None:
+        """The first of ``kinds`` that there is at the chosen number."""
+        rows = (_row(frontier, kind, counts.active) for kind in kinds)
+        return next((by_name[row["contender"]] for row in rows if row is not None), None)
+
+    steps = [how for how in (TUNED, REFIT) if last(how) is not None]
+    tuned, refit = TUNED in steps, REFIT in steps
+    before = last("converted")
+    here = last(*steps) or before
+    assert before is not None
+    assert here is not None
+    found = {kind: last(*(f"{kind} {how}" for how in steps), kind) for kind in _WORDS}
+    others = {kind: quality for kind, quality in found.items() if quality is not None}
+    alike = ", fine-tuned alike" if tuned else ", refitted alike" if refit else ""
     cases = quality_cases(here, others, alike=alike, tolerance=settings.tolerance, margin=settings.margin, seed=seed)
     if EIGHT in by_name and len(here.excess) > 1:
         cases.append(eight_case(here, by_name[EIGHT], share, settings.margin, seed))
+    mended = last(REFIT)
+    if mended is not None and len(here.excess) > 1:
+        cases.append(refit_case(mended, before, settings.margin, seed))
     kept, *beside = verdicts(cases, settings.alpha)
     claims = [
         recommend(kept, speed),
@@ -173,7 +201,7 @@ def convert_claims(
             outcome="identity",
             words="root mean square over held-out text, in the checkpoint's dtype, gates held at one; rounding, so without an "
             f"interval; {equality.gates:.2g} with the router's own gates, which are one to some 1e-5 on the calibration text"
-            + ("; of the split before fine-tuning, after which it is another model" if tuned else ""),
+            + (f"; of the split before {_AFTER[steps[-1]]}, after which it is another model" if steps else ""),
         ),
         Claim(
             "KL(original ‖ converted), nats per token",
@@ -181,8 +209,10 @@ def convert_claims(
             words=f"same top token on {here.agreement:.1%} of tokens; summed over the text, its interval is that of perplexity",
         ),
     ]
+    if last(ORACLE) is not None:
+        claims.append(_bounds_claim(before, {kind: quality for kind in BOUNDS if (quality := last(kind)) is not None}))
     if tuning is not None:
-        claims += _tuning_claims(tuning, _row(frontier, "converted", counts.active), tuned)
+        claims += _tuning_claims(tuning, mended or before, tuned)
     if speed is not None:
         for workload, gain in best_runs(speed).items():
             most, reading = ceilings[workload]["ceiling"], ceilings[workload]["ceiling_reading"]
@@ -194,13 +224,26 @@ def convert_claims(
     return claims
 
 
-def _tuning_claims(tuning: Tuning, before: Any, tuned: bool) -> list[Claim]:
+def _bounds_claim(before: Quality, bounds: dict[str, Quality]) -> Claim:
+    """What of the loss is the router's, the grouping's, and nobody's."""
+    return Claim(
+        "rise in perplexity with the experts chosen by their own outputs",
+        bounds[ORACLE].rise,
+        interval=(bounds[ORACLE].low, bounds[ORACLE].high),
+        words=f"nothing refitted: what the grouping alone loses, and with the router {before.rise:+.1%}; by a copy of the "
+        f"weights of 4 bits {bounds[FOUR].rise:+.1%}, which no linear router is; as many single neurons, the largest, "
+        f"{bounds[NEURONS].rise:+.1%}: what no grouping would lose",
+        details={kind: quality.rise for kind, quality in bounds.items()},
+    )
+
+
+def _tuning_claims(tuning: Tuning, before: Quality, tuned: bool) -> list[Claim]:
     run = tuning.runs[TUNED]
     return [
         Claim(
             "rise in perplexity before fine-tuning",
-            before["rise"],
-            interval=(before["low"], before["high"]),
+            before.rise,
+            interval=(before.low, before.high),
             words="what fine-tuning starts from",
         ),
         Claim(
@@ -225,6 +268,7 @@ def _tuning_claims(tuning: Tuning, before: Any, tuned: bool) -> list[Claim]:
 
 
 _WORDS = {"random": "random split", "static": "static pruning"}
+_AFTER = {REFIT: "its down projections were refitted", TUNED: "fine-tuning"}
 
 
 def _row(frontier: pd.DataFrame, kind: str, active: int) -> Any:

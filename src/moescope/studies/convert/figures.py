@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from moescope.report.style import (
     FAINT,
     GREEN,
     ORANGE,
+    PURPLE,
     SKY,
     SOFT,
     VERMILLION,
@@ -37,14 +38,21 @@ _KINDS = (  # kind in the table, label, colour, marker
     ("random", "random split", ORANGE, "s"),
     ("static", "static pruning, no router", VERMILLION, "^"),
     ("8-bit", "8-bit weights, by bytes", GREEN, "D"),
+    ("oracle routing", "this split, best choice", SKY, "*"),
+    ("oracle neurons", "single neurons, best choice", PURPLE, "P"),
 )
-_TUNED = {"converted": "tuned", "random": "random tuned", "static": "static tuned"}  # hollow, of the same colour
+# hollow, of the same colour
+_AFTER = (
+    ("refitted", ":", {"converted": "refit", "random": "random refit", "static": "static refit"}),
+    ("tuned", "--", {"converted": "tuned", "random": "random tuned", "static": "static tuned"}),
+)
 _RUNNERS = (("moescope", BLUE), ("grouped_mm", SKY))
 CAPTION = (
     "What the conversion costs and gains. Left: perplexity on held-out text over the share of the MLPs' weights that work on a "
-    "token, router included, and of the bytes that 8-bit weights read; the dense model as a line; hollow and dashed, what was "
-    "fine-tuned for one share, at this share and others. Middle: KL divergence from the original. Right: speed-up over the "
-    "dense model end to end for each kind of work, a tick where the weights alone set the ceiling."
+    "token, router included, and of the bytes that 8-bit weights read; the dense model as a line; hollow, what was refitted or "
+    "fine-tuned for one share, at this share and others; star and cross, what the best choice of experts and of single neurons "
+    "would lose. Middle: KL divergence from the original. Right: speed-up over the dense model end to end for each kind of "
+    "work, a tick where the weights alone set the ceiling."
 )
 
 
@@ -78,9 +86,11 @@ def _curves(axes: Axes, table: pd.DataFrame, column: str, label: str) -> None:
         rows = table[table["kind"] == kind].sort_values("share")
         if len(rows):
             axes.plot(rows["share"], rows[column], color=color, marker=marker, label=name)
-        rows = table[table["kind"] == _TUNED.get(kind)].sort_values("share")
-        if len(rows):
-            axes.plot(rows["share"], rows[column], color=color, marker=marker, mfc="white", ls="--", label=f"{name}, tuned")
+        for word, style, kinds in _AFTER:
+            rows = table[table["kind"] == kinds.get(kind)].sort_values("share")
+            if len(rows):
+                look: dict[str, Any] = {"color": color, "marker": marker, "mfc": "white", "ls": style}
+                axes.plot(rows["share"], rows[column], label=f"{name}, {word}", **look)
     axes.set_xlabel("active share of MLP weights")
     axes.set_ylabel(label)
     axes.set_xlim(0, None)

@@ -69,6 +69,7 @@ def finetune(
     report: Callable[[int, int], None] | None = None,
     stages: Stages | None = None,
     name: str = "fine-tuning",
+    start: Any | None = None,
 ) -> Tuned:
     """Train for ``settings.finetune`` steps; the state that validates best is kept, the untuned one included.
 
@@ -77,6 +78,7 @@ def finetune(
             for every rate that is tried.
         training, validation: windows of calibration text, apart from each other.
         stages: keeps where each training stands, under ``name``, at every look at the validation text.
+        start: the model that is trained, if its weights are others than the original's already.
 
     Raises:
         InputError: peft is not installed, or the loss is no finite number at the rate given, or at every rate tried.
@@ -87,7 +89,7 @@ def finetune(
     total = tried * len(rates) + steps
 
     def run(rate: float, length: int, before: int) -> _Run:
-        made = _Run(model, target, choices(), rate, settings, seed)
+        made = _Run(model, target, choices(), rate, settings, seed, start)
         told = partial(_told, report, before, total)
         made.train(training, validation, length, told, stages or Stages(None, None), f"{name} at {rate:g}, {length} steps")
         return made
@@ -130,13 +132,14 @@ class _Run:
         rate: float,
         settings: ConvertSettings,
         seed: int,
+        start: Any | None = None,
     ) -> None:
         self.teacher: Any = model.module
         self.device = model.device
         self.choices = choices
         self.rate = rate
         self.seed = seed
-        twin = twin_of(model.module)
+        twin = twin_of(model.module if start is None else start)
         route(twin, target, choices)
         self.student = adapted(twin, settings.finetune_rank, seed)
         for choice in choices:

@@ -24,6 +24,7 @@ def measure_frontier(
     model: LoadedModel,
     made: Mapping[str, Any],
     pruned: Mapping[str, Any],
+    bounds: Mapping[str, Callable[[], AbstractContextManager[None]]],
     found: Converted,
     counts: Counts,
     windows: Windows,
@@ -35,11 +36,13 @@ def measure_frontier(
 
     ``kind`` is ``converted``, ``random`` (a random split, its router fitted alike) or ``static`` (the neurons that
     contribute most on average kept for every token, no router): what clustering adds, and what routing adds; each with
-    `` tuned`` behind it (the conversion: ``tuned``) where it was fine-tuned, the controls at the chosen number only. Beside
-    them stands the dense model with its MLPs' weights in 8 bits, its share that of the bytes.
+    `` refit`` or `` tuned`` behind it (the conversion: ``refit``, ``tuned``) where that was done to it, the controls at the
+    chosen number only. Beside them stands the dense model with its MLPs' weights in 8 bits, its share that of the bytes, and,
+    at the chosen number, what no router and no grouping would lose (:data:`~moescope.studies.convert.bounds.BOUNDS`).
 
     Args:
         made: kind -> mixture of experts. pruned: kind -> dense model whose neurons are switched off.
+        bounds: kind -> puts the dense model in a state.
     """
     for mixture in made.values():
         mixture.set_experts_implementation(NAME)  # grouped_mm holds (tokens, k, d), which is most of its time here
@@ -50,7 +53,7 @@ def measure_frontier(
         with _active(made["converted"], active, counts):
             share = active_share(model.module, made["converted"])
         for kind, mixture in made.items():
-            if kind != "random tuned" or active == counts.active:
+            if not kind.startswith("random ") or active == counts.active:
                 contenders.append(Contender(f"{kind} {active}", mixture, _entering(mixture, active, counts)))
                 places.append((kind, active, share))
         for kind, dense in pruned.items():
@@ -61,6 +64,9 @@ def measure_frontier(
         body: Any = model.module
         contenders.append(Contender(EIGHT, body, lambda: few_bits([layer.mlp for layer in body.model.layers])))
         places.append((EIGHT, counts.experts, BYTES))
+    for kind, entering in bounds.items():
+        contenders.append(Contender(kind, model.module, entering))
+        places.append((kind, counts.active, counts.active / counts.experts))
     qualities = compare(model.module, contenders, windows, seed=seed, report=report)
     rows = [
         {

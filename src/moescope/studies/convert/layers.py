@@ -17,7 +17,7 @@ from moescope.intervene.held_out import Windows
 from moescope.models import LoadedModel
 from moescope.models.copies import copy_of
 from moescope.models.spread import Recipe
-from moescope.studies.convert.calibration import activation_of, activations, contributions, expert_masses, mlp_inputs
+from moescope.studies.convert.calibration import activation_of, activations, expert_masses, mlp_inputs
 from moescope.studies.convert.router import LinearRouter, fit_router
 from moescope.studies.convert.settings import ConvertSettings, Counts, Method
 from moescope.studies.convert.split import Coactivation, Split, split_neurons
@@ -113,11 +113,9 @@ def _layer(
     gate, up, down = (t.float().cpu() for t in layer_tensors(target, mlp))
     activate = activation_of(mlp, target.activation)
     seen = Coactivation(down, counts.active / counts.experts, seed + layer)
-    importance = torch.zeros(len(gate))
     for h in activations(x, gate, up, activate):
         seen.add(h)
-        importance += contributions(h, down).square().sum(0)
-    found.importance.append(importance / len(x))
+    found.importance.append(seen.importance)
     methods: list[tuple[Method, Layers]] = [(settings.method, found.chosen)]
     if settings.controls and settings.method != "random":
         methods.append(("random", found.random))

@@ -19,15 +19,17 @@ class ConvertSettings(Judged):
     """How a dense model becomes a mixture of experts, and how that is judged."""
 
     experts: Annotated[int | None, at_least(2)] = None
-    """Equal slices into which each MLP is cut, shared ones included (default: about 64, as the MLP's width allows)."""
+    """Equal slices into which each MLP is cut, shared ones included (default: about 192, as the MLP's width allows)."""
     active: Annotated[int | None, at_least(1)] = None
     """Of these, active on each token, shared ones included (default: a quarter)."""
     shared: Annotated[int | None, at_least(0)] = None
-    """Of these, active on every token (default: a sixteenth of all; none where the target type has no shared experts)."""
+    """Of these, active on every token (default: a quarter of the active ones; none where the target type has no shared experts)."""
     method: Method = "coactivation"
     """Together go neurons that work on the same tokens; also those of a circuit; or any, at random (the control)."""
     router: Router = "ridge"
     """Least squares of the norm of each expert's output; from the weights alone; least squares, then trained a little."""
+    refit: bool = True
+    """Refit the experts' down projections, layer after layer, to what the dense model has there; the controls alike."""
     calibration_tokens: Annotated[int, at_least(1)] = 32768
     """Tokens of the calibration text to read, at most."""
     heldout_tokens: Annotated[int, at_least(2)] = 8192
@@ -71,7 +73,7 @@ class Counts:
 
 # transformers' default implementation, grouped_mm, wants an expert's rows to be whole multiples of 16 bytes.
 _MULTIPLE = 8
-_AIM = 64
+_AIM = 192
 
 
 def counts_of(settings: ConvertSettings, width: int, *, has_shared: bool) -> Counts:
@@ -98,7 +100,7 @@ def counts_of(settings: ConvertSettings, width: int, *, has_shared: bool) -> Cou
         raise InputError(f"{active} is not between {1 + has_shared} and the {experts} experts", "active")
     shared = settings.shared
     if shared is None:
-        shared = min(max(1, experts // 16), active - 1) if has_shared else 0
+        shared = min(max(1, active // 4), active - 1) if has_shared else 0
     if not has_shared and shared:
         raise InputError(f"{shared} cannot be: the target type has no shared experts; take 0", "shared")
     if has_shared and not 1 <= shared < active:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from moescope.intervene.held_out import Windows
 from moescope.studies.convert.calibration import activation_of
+from moescope.studies.convert.layers import Converted, Layers, kept_neurons
 from moescope.studies.convert.router import LinearRouter
+from moescope.studies.convert.settings import Counts
 from moescope.studies.convert.split import Split
 from moescope.studies.convert.target import Target
 
@@ -93,10 +95,31 @@ class RoutedMLP(nn.Module):
         self._activate = activation_of(mlp, activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        up = self.mlp.up_proj(x)
-        gate = self.mlp.gate_proj(x) if hasattr(self.mlp, "gate_proj") else up
+        if hasattr(self.mlp, "gate_up_proj"):
+            gate, up = self.mlp.gate_up_proj(x).chunk(2, -1)
+        else:
+            up = self.mlp.up_proj(x)
+            gate = self.mlp.gate_proj(x) if hasattr(self.mlp, "gate_proj") else up
         out: Tensor = self.mlp.down_proj(self._activate(gate) * up * self.choice(x))
         return out
+
+
+def students_of(found: Converted, counts: Counts, how: str) -> dict[str, Callable[[], list[nn.Module]]]:
+    """What makes, for the conversion and those of its controls that there are, the choice of neurons of every layer.
+
+    Args:
+        how: what becomes of them: the kind of the conversion, and the second word of the controls'.
+    """
+    k = counts.active - counts.shared
+
+    def routed(layers: Layers) -> Callable[[], list[nn.Module]]:
+        return lambda: [TopK(split, router, k) for split, router in layers]
+
+    students = {how: routed(found.chosen)}
+    if found.random:
+        keep = kept_neurons(found.importance, counts.active / counts.experts)
+        students |= {f"random {how}": routed(found.random), f"static {how}": lambda: [Fixed(mask) for mask in keep]}
+    return students
 
 
 def twin_of(module: nn.Module) -> Any:

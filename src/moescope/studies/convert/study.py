@@ -20,6 +20,7 @@ from moescope.errors import InputError
 from moescope.files.folder import draft_of, settled, system_errors
 from moescope.intervene.held_out import Source, Windows, put_on_record, read_windows
 from moescope.models import LoadedModel
+from moescope.studies.convert.bounds import bounds_of
 from moescope.studies.convert.build import build_model
 from moescope.studies.convert.card import card_text
 from moescope.studies.convert.claims import convert_claims
@@ -27,8 +28,10 @@ from moescope.studies.convert.equality import checked_equality
 from moescope.studies.convert.finetune import WINDOWS, require_peft
 from moescope.studies.convert.frontier import measure_frontier
 from moescope.studies.convert.layers import Converted, circuit_neurons, convert_layers
+from moescope.studies.convert.refit import REFIT, refit_all, refit_windows
 from moescope.studies.convert.settings import ConvertSettings, counts_of
 from moescope.studies.convert.speed import WORKLOADS, Runner, active_share, ceilings, measure
+from moescope.studies.convert.student import students_of
 from moescope.studies.convert.target import target_of
 from moescope.studies.convert.text import read_tuning_windows
 from moescope.studies.convert.tuning import STATIC, TUNED, tune_all
@@ -65,8 +68,8 @@ def convert(
 
     Returns:
         A result of kind ``"convert"``, whose first claim is the recommendation. Tables: ``layers``, ``frontier``, and, where
-        measured, ``finetuning``, ``speed`` and ``tasks``. Artifact: ``checkpoint``, which is saved in the result's own folder:
-        what ``run.out`` names is what transformers loads.
+        measured, ``refit``, ``finetuning``, ``speed`` and ``tasks``. Artifact: ``checkpoint``, which is saved in the result's
+        own folder: what ``run.out`` names is what transformers loads.
 
     Raises:
         InputError: the model cannot be converted, a text is too short, or the conversion with every expert active is not the
@@ -90,6 +93,9 @@ def convert(
     context.stages.read(calibrating, testing)
     text = {"calibration": calibrating, "held-out": testing}
     tuning = None
+    if settings.refit:
+        fit, select = refit_windows(calibrating, run.seed)
+        fit, select, _ = put_on_record(context, "refit", fit=fit, select=select, judge=testing)
     if settings.finetune is None:
         if finetune_text is not None:
             raise InputError("nothing is fine-tuned without finetune=STEPS", "finetune_text")
@@ -104,18 +110,29 @@ def convert(
         loaded, target, counts, calibrating, settings, run.seed, tuple(seats.values()), splitting, context.each
     )
     made = {"converted": build_model(loaded, target, counts, found.chosen)}
-    # of what was split: a model that was tuned is another one, however many experts are active
+    # of what was split: a model that was refitted or tuned is another one, however many experts are active
     equality = checked_equality(loaded, made["converted"], counts, testing)
     pruned: dict[str, Any] = {}
     if found.random:
         _control(context, found)
         made["random"] = build_model(loaded, target, counts, found.random)
         pruned["static"] = loaded.module
+    refitted, starts = None, {}
+    if settings.refit:
+        students = {kind: choices() for kind, choices in students_of(found, counts, REFIT).items()}
+        refitted = refit_all(loaded, target, students, fit, select, context)
+        starts = refitted.models
+        for kind, dense in starts.items():
+            layers = found.random if kind.startswith("random") else found.chosen
+            if kind.startswith("static"):
+                pruned[kind] = dense
+            else:
+                made[kind] = build_model(loaded, target, counts, layers, module=dense)
     if settings.finetune is not None:
-        tuning = tune_all(loaded, target, counts, found, training, validation, settings, run.seed, context)
+        tuning = tune_all(loaded, target, counts, found, training, validation, settings, run.seed, context, starts)
         for kind, tuned in tuning.models.items():
             (pruned if kind == STATIC else made)[kind] = tuned
-    chosen = TUNED if TUNED in made else "converted"
+    chosen = next(kind for kind in (TUNED, REFIT, "converted") if kind in made)
     minutes = (time.monotonic() - began + context.stages.seconds) / 60
     with contextlib.ExitStack() as stack:
         if run.out is None:
@@ -131,9 +148,12 @@ def convert(
         if chosen == "converted":
             equality = checked_equality(loaded, converted, counts, testing)
         said: Any = {"seed": run.seed, "report": context.counter("held-out text")}
-        measuring = partial(measure_frontier, loaded, made, pruned, found, counts, testing, **said)
+        bounds = bounds_of(loaded, target, counts, found.chosen) if settings.controls else {}
+        measuring = partial(measure_frontier, loaded, made, pruned, bounds, found, counts, testing, **said)
         frontier, qualities = context.stage("held-out text", measuring)
-        tables = {"layers": found.table, "frontier": frontier} | ({"finetuning": tuning.table} if tuning else {})
+        tables = {"layers": found.table, "frontier": frontier}
+        tables |= {"refit": refitted.table} if refitted else {}
+        tables |= {"finetuning": tuning.table} if tuning else {}
         limits = ceilings(loaded.module, converted)
         speed = None
         if settings.speed:
@@ -158,6 +178,7 @@ def convert(
             "counts": dataclasses.asdict(counts),
             "target": dataclasses.asdict(target),
             "text": {name: {"source": w.source, "tokens": w.tokens, "sha256": w.sha256} for name, w in text.items()},
+            "refit": refitted is not None,
             "tuned": chosen == TUNED,
             "minutes_to_convert": round(minutes, 2),
             "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",

@@ -7,6 +7,7 @@ make them equal. The evidence is in docs/convert.md; :mod:`tests.test_convert_eq
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,19 @@ SOURCES = {
     "qwen2": "glm4_moe",
     "qwen3": "glm4_moe",
     "arcee": "glm4_moe",
+    "phi3": "glm4_moe",
     "olmo2": "flex_olmo",
+}
+
+# What no mixture-of-experts type of transformers 5.23 has, of dense types that are often asked for.
+_LACKING = {
+    "gemma2": "norms before and after both attention and MLP, and soft caps on attention scores and logits",
+    "gemma3_text": "norms before and after both attention and MLP, beside keys normalised head by head (gemma4 has the norms, and "
+    "normalises values too)",
+    "gpt2": "LayerNorms with biases, learnt positions and an MLP without a gate",
+    "gpt_neox": "LayerNorms with biases, an MLP without a gate, and attention and MLP side by side on the same stream",
+    "opt": "LayerNorms with biases, learnt positions and an MLP without a gate",
+    "bloom": "LayerNorms with biases, alibi and an MLP without a gate",
 }
 
 
@@ -74,7 +87,8 @@ def target_of(model: nn.Module, config: Any) -> Target:
             "convert takes dense models; `moescope signatures` reads this one's routing"
         )
     if kind not in SOURCES:
-        raise InputError(f"model type {kind!r} cannot be converted: supported are {', '.join(SOURCES)}")
+        why = f"no mixture of experts in transformers has its {_LACKING[kind]}; " if kind in _LACKING else ""
+        raise InputError(f"model type {kind!r} cannot be converted: {why}supported are {', '.join(SOURCES)}")
     if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
         raise InputError(f"model of type {kind!r} was loaded without its language-model head: load it with head=True")
     weights = model.state_dict()
@@ -150,12 +164,13 @@ def target_config(target: Target, config: Any, counts: Counts) -> Any:
         return transformers.FlexOlmoConfig(
             **common, rope_parameters=rope, intermediate_size=width, num_experts=experts, norm_topk_prob=False
         )
+    # glm4_moe turns half of each head by default; of the sources only phi3 may turn less than all
+    turned = rope.get("partial_rotary_factor", 1.0) if target.source == "phi3" else 1.0
     glm4_moe: Any = transformers.Glm4MoeConfig
     built = glm4_moe(
         **common,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        # glm4_moe turns half of each head by default
-        rope_parameters=rope | {"partial_rotary_factor": 1.0},
+        rope_parameters=rope | {"partial_rotary_factor": turned},
         intermediate_size=config.intermediate_size,
         moe_intermediate_size=width,
         n_routed_experts=experts - shared,
@@ -168,7 +183,7 @@ def target_config(target: Target, config: Any, counts: Counts) -> Any:
         num_nextn_predict_layers=0,
         use_qk_norm=target.source == "qwen3",
     )
-    built.partial_rotary_factor = 1.0  # where SGLang looks for it
+    built.partial_rotary_factor = turned  # where SGLang looks for it
     return built
 
 
@@ -187,8 +202,24 @@ def set_active(model: Any, active: int) -> None:
                 module.routed_scaling_factor = float(routed)
 
 
+def other_tensors(target: Target, config: Any, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What of the source's weights is not its MLPs', by the names of the target."""
+    found = {name: tensor for name, tensor in weights.items() if ".mlp." not in name}
+    if target.source == "phi3":  # q, k and v are one matrix
+        heads, groups = config.num_attention_heads, config.num_key_value_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // heads
+        for name in [name for name in found if name.endswith("qkv_proj.weight")]:
+            parts = found.pop(name).split([heads * width, groups * width, groups * width])
+            found |= {name.replace("qkv", part): rows for part, rows in zip("qkv", parts, strict=True)}
+    # an output bias of nought, which target_of has seen to, has no place in the target and needs none
+    return {name: tensor for name, tensor in found.items() if not name.endswith("o_proj.bias") or target.has_output_bias}
+
+
 def layer_tensors(target: Target, mlp: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """gate (I, d), up (I, d) and down (d, I) of one dense MLP, gated or made so."""
+    if hasattr(mlp, "gate_up_proj"):
+        gate, up = mlp.gate_up_proj.weight.detach().chunk(2)
+        return gate, up, mlp.down_proj.weight.detach()
     up = mlp.up_proj.weight.detach()
     gate = mlp.gate_proj.weight.detach() if hasattr(mlp, "gate_proj") else up
     return gate, up, mlp.down_proj.weight.detach()

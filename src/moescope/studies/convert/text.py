@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 
 from moescope.errors import InputError
@@ -53,8 +51,4 @@ def read_tuning_windows(
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     held = min(_MOST_VALIDATION, count // 8)
     validating, training = order[:held].sort().values, order[held:].sort().values
-    return _chosen(found, training), _chosen(found, validating)
-
-
-def _chosen(windows: Windows, rows: torch.Tensor) -> Windows:
-    return dataclasses.replace(windows, ids=windows.ids[rows], documents=windows.documents[rows.numpy()])
+    return found.chosen(training), found.chosen(validating)

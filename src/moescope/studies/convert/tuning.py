@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-from torch import nn
 
 from moescope.intervene.held_out import Windows
 from moescope.models import LoadedModel
 from moescope.studies.convert.build import build_model
 from moescope.studies.convert.finetune import Tuned, finetune, untouched
-from moescope.studies.convert.layers import Converted, Layers, kept_neurons
+from moescope.studies.convert.layers import Converted
+from moescope.studies.convert.refit import REFIT
 from moescope.studies.convert.settings import ConvertSettings, Counts
-from moescope.studies.convert.student import Fixed, TopK
+from moescope.studies.convert.student import TopK, students_of
 from moescope.studies.convert.target import Target
 from moescope.study.protocol import Context
 
-TUNED, RANDOM, STATIC = "tuned", "random tuned", "static tuned"  # kinds of the frontier
+TUNED, STATIC = "tuned", "static tuned"  # kinds of the frontier
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,23 +52,19 @@ def tune_all(
     settings: ConvertSettings,
     seed: int,
     context: Context,
+    starts: Mapping[str, Any],
 ) -> Tuning:
-    """Fine-tune the conversion and, where they were made, its controls, each at the rate that suits it."""
-    k = counts.active - counts.shared
+    """Fine-tune the conversion and, where they were made, its controls, each at the rate that suits it.
 
-    def routed(layers: Layers) -> Callable[[], Sequence[nn.Module]]:
-        return lambda: [TopK(split, router, k) for split, router in layers]
-
-    keep = kept_neurons(found.importance, counts.active / counts.experts)
-    students = {TUNED: routed(found.chosen)}
-    if found.random:
-        students |= {RANDOM: routed(found.random), STATIC: lambda: [Fixed(mask) for mask in keep]}
+    Args:
+        starts: the dense forms that were refitted, by kinds as they are called then; each is tuned from there.
+    """
     runs: dict[str, Tuned] = {}
     models: dict[str, Any] = {}
-    for kind, choices in students.items():
+    for kind, choices in students_of(found, counts, TUNED).items():
         name = "fine-tuning" if kind == TUNED else f"fine-tuning the control: {kind.split()[0]}"
-        told = context.counter(name)
-        run = finetune(model, target, choices, training, validation, settings, seed, told, context.stages, name)
+        told, start = context.counter(name), starts.get(kind.replace(TUNED, REFIT))
+        run = finetune(model, target, choices, training, validation, settings, seed, told, context.stages, name, start)
         runs[kind] = run
         if run.module is not None:
             models[kind] = run.module if kind == STATIC else _cut(model, target, counts, found, kind, run)

@@ -6,8 +6,30 @@ so a layer of single-neuron experts, which needs both, holds it twice: fine for 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 import torch
 from torch import Tensor
+
+
+class Codes(Protocol):
+    """Weights in codes of which any first bits are codes of the same weights: :class:`moescope.models.rounding.Nested`."""
+
+    @property
+    def codes(self) -> Tensor:
+        """uint8 (N, d)"""
+
+    @property
+    def scale(self) -> Tensor:
+        """float16 (N, d / 32)"""
+
+    @property
+    def bits(self) -> int:
+        """Of a code."""
+
+    def prefix(self, bits: int | None = None) -> Tensor:
+        """float32 (N, d): the weights by the first bits of their codes."""
 
 
 def gathered_dot(x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
@@ -28,3 +50,25 @@ def top_rows(x: Tensor, weight: Tensor, k: int, bias: Tensor | None = None) -> t
         scores = scores + bias
     values, index = torch.topk(scores, k, dim=1)
     return values, index
+
+
+def sparse_mlp(
+    x: Tensor,
+    gate: Codes,
+    up: Codes,
+    down_t: Codes,
+    counts: list[int],
+    activation: Callable[[Tensor], Tensor],
+    bits: int = 4,
+) -> tuple[Tensor, Tensor]:
+    """``Σ_n down_t[n] · act(gate[n] x) · up[n] x`` over the counts[t] neurons of token t that score best by the first bits of
+    gate and up, ``|act(ĝ) û| · ‖down_t[n]‖``, of equal ones the first; float64 (T, d), and the scores (T, N). From x (T, d),
+    weights (N, d)."""
+    wide = x.double()
+    down = down_t.prefix().double()
+    rough = activation(wide @ gate.prefix(bits).double().T) * (wide @ up.prefix(bits).double().T)
+    scores = rough.abs() * down.norm(dim=1)
+    rank = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    chosen = rank < torch.tensor(counts)[:, None]
+    hidden = activation(wide @ gate.prefix().double().T) * (wide @ up.prefix().double().T)
+    return torch.where(chosen, hidden, 0) @ down, scores

@@ -17,6 +17,7 @@ def synthetic_results(name: str = "{}") -> list[StudyResult]:
         StudyResult("distill", {}, tables=_distill(name)),
         StudyResult("convert", {}, tables=_convert(name)),
         StudyResult("exit", {}, tables=_exit(name)),
+        StudyResult("sparsify", {}, tables={"frontier": _chosen()}),
         StudyResult("steer", {}, tables={"effects": _effects(kinds, name)}),
         StudyResult("prune", {}, tables={"pruning": _pruning(name), "domains": _domains(name)}),
         StudyResult("robustness", {}, tables=_robustness(name, rng)),
@@ -246,6 +247,16 @@ def _convert(name: str) -> dict[str, pd.DataFrame]:
         for w in ("decode, batch 1", "decode, batch 16", "prefill")
     ]
     return {"frontier": pd.DataFrame(rows), "speed": pd.DataFrame(speed)}
+
+
+def _chosen() -> pd.DataFrame:
+    ways = ("planes", "oracle", "gate-first", "cats", "teal", "rotated", "static", "random", "another token")
+    plain = {"8-bit": 0.53, "5-bit": 0.34, "4/5-bit": 0.3, "4-bit": 0.28, "file": 0.31}
+    reads = [(method, 0.15 + 0.4 * s, 0.3 * (1 - s) ** 2) for method in ways for s in (0.25, 0.5, 0.75)]
+    reads += [(method, share, 0.01 / share - 0.02) for method, share in plain.items()]
+    return pd.DataFrame(
+        [{"method": m, "bytes": b, "rise": r, "low": r - 0.01, "high": r + 0.01, "kl": abs(r) / 2} for m, b, r in reads]
+    )
 
 
 def _exit(name: str) -> dict[str, pd.DataFrame]:

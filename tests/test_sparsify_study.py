@@ -199,6 +199,23 @@ def test_plain_weights_that_read_no_more_and_lose_no_more_are_recommended_instea
     assert said["choosing neurons loses less than plain weights of no more bytes"].control.name == "the file's own codes"  # type: ignore[union-attr]
 
 
+def test_another_way_is_met_where_it_loses_least_for_no_more_bytes() -> None:
+    names = ("planes 0.5", "random 0.5", "another token 0.5", "4-bit", "cats 0.75", "cats 0.5", "cats 0.25")
+    lost = dict(zip(names, (0.004, 2.0, 2.0, 0.05, 0.002, 0.02, 0.3), strict=True))
+    reads = {"planes 0.5": 0.33, "4-bit": 0.28, "cats 0.75": 0.4, "cats 0.5": 0.32, "cats 0.25": 0.25}
+    found = {name: quality(name, excess) for name, excess in lost.items()}
+    rows = [
+        {"method": n.partition(" 0")[0], "share": float(n.split()[-1]) if " 0" in n else 1.0, "used": 0.5}
+        | {"bytes": reads.get(n, 0.2), "loss": q.loss, "rise": q.rise}
+        for n, q in found.items()
+    ]
+    settings = SparsifySettings(rivals=("cats",))
+    said = sparsify_claims(pd.DataFrame(rows), found, Format(0.5, 4, 6), settings, 1e-6, "window", 0)
+    beside = next(c for c in said if c.statement.endswith("loses less than cats"))
+    assert beside.control is not None
+    assert (beside.control.name, beside.outcome) == ("cats 0.5", "holds")
+
+
 def test_too_much_lost_is_said_whatever_else_holds() -> None:
     assert claims_of(0.02)["recommendation, that the sparse model is worth having"].measured == "do not choose so few"
 

@@ -46,7 +46,11 @@ _WHOLE = re.compile(
     r'<!-- claims of ([\w-]+)(?: beginning "([^>]+)")?, written by tools/claims.py -->\n(.*?)<!-- end -->', re.DOTALL
 )
 """In a page of docs: where all claims of one result that is kept stand, or those that begin so or so."""
-_SHOWN = {"prune": ("pruning",), "sparsify": ("frontier",)}  # by kind, where all claims of a result stand, before them
+_SHOWN: dict[str, dict[str, tuple[str, ...]]] = {
+    "prune": {"pruning": ()},
+    "sparsify": {"frontier": ("method", "share", "bytes", "perplexity", "rise", "low", "high", "kl")},
+}
+"""By kind: tables that stand where all claims of a result do, before them, and which of their columns (none: all)."""
 _TABLES = ("published", "baselines")  # of a model's page, where a result has them
 
 
@@ -71,8 +75,12 @@ def keep(given: str) -> Path:
     if meta.get("command"):
         meta["command"] = re.sub(r" (?:-o|--out)[ =]\S+| --overwrite| --quiet", "", meta["command"])
     data: dict[str, Any] = {"kind": result.kind, "meta": meta, "claims": [claim_json(c) for c in result.claims]}
-    names = (*(_TABLES if model_name(result) in REAL else ()), *_SHOWN.get(result.kind, ()))
-    if shown := {name: result.tables[name] for name in names if name in result.tables}:
+    kept = {name: () for name in _TABLES if model_name(result) in REAL} | _SHOWN.get(result.kind, {})
+    if shown := {
+        name: result.tables[name][[*columns] or [*result.tables[name]]]
+        for name, columns in kept.items()
+        if name in result.tables
+    }:
         data["tables"] = {name: json.loads(frame.to_json(orient="split", index=False)) for name, frame in shown.items()}
     target.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return target

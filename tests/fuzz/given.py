@@ -15,11 +15,15 @@ import pytest
 import moescope
 from moescope.capture import encode
 from moescope.cli.run import _read
+from moescope.models.gated import gated_mlps
 from moescope.models.pretrained import read_config
 from moescope.models.reading import rendered
 from moescope.models.source import check_folder, find_source, weight_files
 from moescope.models.weights import stored
 from moescope.studies.distill.layer_data import read_texts
+from moescope.studies.sparsify.build import write_sparse
+from moescope.studies.sparsify.methods import coded
+from moescope.studies.sparsify.settings import Format
 from moescope.study.repeat import read_yaml
 from moescope.tasks import load_prompts, load_task
 from tests.architectures import build, save_tiny
@@ -102,6 +106,14 @@ def _read_template(folder: Path) -> None:
 
 register("model headers", save_tiny, _read_headers)
 register("model", save_tiny, _read_model, slow=True)
+
+
+def _make_sparse(folder: Path) -> None:
+    mlps = gated_mlps(tiny())
+    write_sparse(tiny(), coded(mlps, 6), [mlp.neurons // 2 for mlp in mlps], Format(0.5, 3, 6), folder)
+
+
+register("sparse model", _make_sparse, _read_model, slow=True)
 register("chat template", _make_template, _read_template, files=False)
 
 

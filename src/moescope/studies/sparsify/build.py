@@ -13,6 +13,7 @@ import transformers
 from moescope.errors import InputError
 from moescope.intervene.held_out import Windows
 from moescope.models import LoadedModel
+from moescope.models.pretrained import quiet
 from moescope.models.quantiser import PlanesConfig, PlanesQuantizer
 from moescope.models.rounding import Nested
 from moescope.models.sparse import every_neuron, put_sparse
@@ -42,14 +43,16 @@ def write_sparse(model: LoadedModel, layers: Sequence[Layer], neurons: Sequence[
     built.config.quantization_config = planes
     built.hf_quantizer = PlanesQuantizer(planes)
     built.generation_config = source.generation_config
-    built.save_pretrained(folder)
-    model.tokenizer.save_pretrained(folder)
+    with quiet():
+        built.save_pretrained(folder)
+        model.tokenizer.save_pretrained(folder)
 
 
 def read_sparse(folder: Path, model: LoadedModel) -> Any:
     """What was written, on the device of the model that it was made from."""
     auto: Any = transformers.AutoModelForCausalLM
-    return auto.from_pretrained(folder, dtype=model.dtype).to(model.device).eval().requires_grad_(False)
+    with quiet():
+        return auto.from_pretrained(folder, dtype=model.dtype).to(model.device).eval().requires_grad_(False)
 
 
 @torch.no_grad()

@@ -67,7 +67,7 @@ def sparsify_claims(
         judge.plain(frontier, row, copy),
         judge.of_the_token(),
         *([judge.oracle()] if of_way("oracle", form.share) in qualities else []),
-        *(judge.rival(name, frontier) for name in settings.rivals if name not in ("oracle", "static")),
+        *(judge.rival(name, frontier, row) for name in settings.rivals if name not in ("oracle", "static")),
     ]
     kept, cheaper, *more = verdicts(cases, settings.alpha)
     saved = f"a token reads {row['bytes']:.1%} of the bytes of 16-bit MLP weights"
@@ -186,18 +186,22 @@ class _Judge:
             words="the oracle is as many neurons that contribute most, of the same codes; a bound, since it must compute all",
         )
 
-    def rival(self, name: str, frontier: pd.DataFrame) -> Case:
-        share = self.form.share
-        effect = self.beside(of_way(name, share), name)
-        read = _row(frontier, name, share)["bytes"]
+    def rival(self, name: str, frontier: pd.DataFrame, row: Any) -> Case:
+        """Against another way at the share at which it loses least for no more bytes, or, where all read more, at the same."""
+        lines = frontier[frontier["method"] == name]
+        fewer = lines[lines["bytes"] <= row["bytes"]]
+        best = (fewer if len(fewer) else lines[lines["share"] == self.form.share]).sort_values("loss").iloc[0]
+        line = of_way(name, float(best["share"]))
+        effect = self.beside(line, name)
         return Case(
             f"choosing by {self.form.choose} bits loses less than {name}",
             effect.value,
             effect,
             interval=(effect.low, effect.high),
-            control=Control(name, self.qualities[of_way(name, share)].rise),
+            control=Control(line, self.qualities[line].rise),
             family=_FAMILY,
-            words=f"at the same share; {name} reads {read:.1%} of the bytes of 16-bit weights",
+            words=f"at the share of {best['share']:.0%}, where of what was measured {name} loses least for "
+            f"{'no more' if len(fewer) else 'the fewest'} bytes: {best['bytes']:.1%} of those of 16-bit weights",
         )
 
 

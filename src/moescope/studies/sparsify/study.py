@@ -19,7 +19,6 @@ from moescope.intervene.held_out import Source, Windows, put_on_record, read_win
 from moescope.intervene.quality import Contender, compare
 from moescope.models import LoadedModel
 from moescope.models.gated import gated_mlps
-from moescope.models.pretrained import quiet
 from moescope.studies.sparsify.build import checked_equality, read_sparse, write_sparse
 from moescope.studies.sparsify.calibration import Calibrated, calibrate, even, greedy
 from moescope.studies.sparsify.card import card_text
@@ -106,7 +105,7 @@ def sparsify(
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="moescope-")))
         else:
             folder = stack.enter_context(draft_of(settled(run.out)))
-        with system_errors(run.out or folder), quiet():
+        with system_errors(run.out or folder):
             write_sparse(loaded, layers, counts, form, folder)
             # what is measured is what was written
             written = read_sparse(folder, loaded)

@@ -29,10 +29,11 @@ from tests.made_conversions import SOURCES, conversion, converted, source, windo
 pytest.importorskip("peft")
 
 SMALL: dict[str, Any] = {"experts": 20, "active": 5, "method": "random", "window": 64, "calibration_tokens": 2048}
-SMALL |= {"heldout_tokens": 512, "speed": False, "controls": False, "finetune": 10, "finetune_rank": 8, "finetune_lr": 3e-3}
+SMALL |= {"heldout_tokens": 512, "speed": False, "controls": False, "refit": False}
+SMALL |= {"finetune": 10, "finetune_rank": 8, "finetune_lr": 3e-3}
 
 TINY: dict[str, Any] = {"experts": 8, "active": 3, "speed": False, "controls": False, "window": 32}
-TINY |= {"calibration_tokens": 1024, "heldout_tokens": 128, "finetune_rank": 4}
+TINY |= {"calibration_tokens": 1024, "heldout_tokens": 128, "finetune_rank": 4, "refit": False}
 
 
 def tune(model: Any, steps: int = 4, rate: float | None = 3e-3, seed: int = 0, rank: Any = 4) -> tuple[Any, Any]:
@@ -126,7 +127,7 @@ def test_the_checkpoint_is_a_plain_one(dense: Any, result: StudyResult, folder: 
 def test_what_was_trained_is_what_is_written(name: str, tmp_path: Path) -> None:
     """The student with its switched neurons, and the checkpoint as plain transformers loads it, give the same logits."""
     model = source(name)
-    tuned, (built, counts, target, found) = tune(model, rate=1e-2)
+    tuned, (built, counts, target, found) = tune(model, rate=5e-3)
     assert tuned.module is not None
     layers = [(split, choice.router()) for (split, _), choice in zip(found.chosen, tuned.choices, strict=True)]
     build_model(model, target, counts, layers, module=tuned.module).save_pretrained(tmp_path)
@@ -210,6 +211,16 @@ def test_controls_are_tuned_alike(tmp_path: Path) -> None:
     assert claims["perplexity rises by no more than 5.0%"].control.value == frontier["random tuned", 3]
     assert "fine-tuned alike: random split" in claims["perplexity rises by no more than 5.0%"].words
     assert set(out.table("finetuning")["kind"]) == {"tuned", "random tuned", "static tuned"}
+
+
+def test_tuning_begins_where_the_refit_ends(tmp_path: Path) -> None:
+    looks = {}
+    for refit in (False, True):
+        folder = tmp_path / str(refit)
+        out = conversion(source("llama"), folder, **(TINY | {"refit": refit, "controls": True}), finetune=1, finetune_lr=1e-4)
+        table = out.table("finetuning")
+        looks[refit] = table[table["step"] == 0].set_index("kind")["validation"]
+    assert (looks[True] != looks[False]).all()
 
 
 def test_the_original_tuned_alike_stays_itself(dense: Any) -> None:

@@ -15,11 +15,11 @@ from moescope.studies.convert.router import LinearRouter, captured_share, fit_ro
 from moescope.studies.convert.split import Coactivation, split_neurons
 from tests.made_conversions import source, windows
 
-GROUPS, WIDTH, D, TOKENS = 8, 4, 24, 3000
+GROUPS, WIDTH, D, TOKENS = 10, 4, 24, 3000
 
 
 def planted(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, np.ndarray]:
-    """An MLP of 8 groups of 4 neurons; each token wakes the neurons of one group (x, gate, up, down, group of a neuron)."""
+    """An MLP of 10 groups of 4 neurons; each token wakes the neurons of one group (x, gate, up, down, group of a neuron)."""
     draw = torch.Generator().manual_seed(seed)
     directions = torch.linalg.qr(torch.randn(D, D, generator=draw)).Q[:GROUPS]
     group = torch.randperm(GROUPS * WIDTH, generator=draw) % GROUPS
@@ -52,7 +52,7 @@ def test_the_neurons_that_contribute_most_are_shared() -> None:
     found = seen(x, gate, up, down)
     split = split_neurons(found, experts=GROUPS, shared=1, method="coactivation")
     assert list(split.shared) == [3, 9, 17, 21]
-    assert sorted(split.routed.ravel()) == sorted(set(range(32)) - {3, 9, 17, 21})
+    assert sorted(split.routed.ravel()) == sorted(set(range(40)) - {3, 9, 17, 21})
 
 
 def test_circuits_stay_together_against_coactivation() -> None:
@@ -64,8 +64,8 @@ def test_circuits_stay_together_against_coactivation() -> None:
     assert any(set(circuit) == set(members) for members in split.routed)
     apart = split_neurons(found, experts=GROUPS, shared=0, method="coactivation")
     assert not any(len(set(circuit) & set(members)) > 1 for members in apart.routed)
-    with pytest.raises(InputError, match="need more than the 8 routed experts"):
-        split_neurons(found, experts=GROUPS, shared=0, method="circuits", circuits=[[n] for n in range(9)])
+    with pytest.raises(InputError, match="need more than the 10 routed experts"):
+        split_neurons(found, experts=GROUPS, shared=0, method="circuits", circuits=[[n] for n in range(11)])
 
 
 def test_masses_are_the_norms_of_the_experts_outputs() -> None:

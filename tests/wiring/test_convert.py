@@ -14,13 +14,13 @@ from moescope.study.result import StudyResult
 from tests.wiring import call
 from tests.wiring.planted import expects, lookup_model
 
-CLUSTERS, EACH, WIDTH = 8, 8, 24
+CLUSTERS, EACH, WIDTH = 10, 8, 32
 EYE = np.eye(WIDTH)
 
 
 def clustered() -> LoadedModel:
-    """Word c turns on the neurons c, c + 8, c + 16, … of every layer, and no others; by them it expects itself again."""
-    words = {f"w{c}": EYE[0] + 3 * EYE[1 + c] for c in range(CLUSTERS)} | {f"x{i}": EYE[0] + 3 * EYE[17] for i in range(8)}
+    """Word c turns on the neurons c, c + 10, c + 20, … of every layer, and no others; by them it expects itself again."""
+    words = {f"w{c}": EYE[0] + 3 * EYE[1 + c] for c in range(CLUSTERS)} | {f"x{i}": EYE[0] + 3 * EYE[-1] for i in range(8)}
     model = lookup_model(words, layers=2, inner=CLUSTERS * EACH)
     with torch.no_grad():
         for layer in model.body.layers:
@@ -30,9 +30,9 @@ def clustered() -> LoadedModel:
             for neuron in range(CLUSTERS * EACH):
                 mlp.gate_proj.weight[neuron, 1 + neuron % CLUSTERS] = 2.0
                 mlp.up_proj.weight[neuron, 1 + neuron % CLUSTERS] = 1.0
-                mlp.down_proj.weight[9 + neuron % CLUSTERS, neuron] = 0.01
+                mlp.down_proj.weight[1 + CLUSTERS + neuron % CLUSTERS, neuron] = 0.01
     for c in range(CLUSTERS):
-        expects(model, f"w{c}", 6 * EYE[9 + c])
+        expects(model, f"w{c}", 6 * EYE[1 + CLUSTERS + c])
     return model
 
 
@@ -43,7 +43,7 @@ def repeated(words: list[str], n: int, seed: int = 0) -> list[str]:
 def converted(folder: Path, paragraphs: list[str], active: int) -> StudyResult:
     text = folder / "text.txt"
     text.write_text("\n".join(paragraphs))
-    options: dict[str, Any] = {"experts": 8, "active": active, "shared": 1, "window": 24, "heldout_tokens": 512}
+    options: dict[str, Any] = {"experts": CLUSTERS, "active": active, "shared": 1, "window": 24, "heldout_tokens": 512}
     return call.convert(clustered(), folder / "out", texts=text, **options)
 
 
@@ -67,7 +67,7 @@ def test_neurons_that_work_together_are_split_together_and_at_random_are_not(for
 
 def test_static_pruning_keeps_what_contributes_most(tmp_path: Path) -> None:
     """Half of the words, and so half of the neurons, are never met: without those nothing is lost."""
-    found = converted(tmp_path, repeated([f"w{c}" for c in range(CLUSTERS // 2)], 240), 4).tables["frontier"]
-    row = found.query("kind == 'static' and active == 4").iloc[0]
+    found = converted(tmp_path, repeated([f"w{c}" for c in range(CLUSTERS // 2)], 240), 5).tables["frontier"]
+    row = found.query("kind == 'static' and active == 5").iloc[0]
     assert row["loss"] < 1
     assert abs(row["rise"]) < 0.05

@@ -182,6 +182,59 @@ CONVERT = faults(
         "mask[(-values).topk(max(",
         ("test_static_pruning_keeps_what_contributes_most",),
     ),
+    (
+        "refit-of-held-out-text",
+        "refit",
+        "the down projections are fitted to the text that judges them",
+        _CONVERT + "study.py",
+        "refit_windows(calibrating, run.seed)",
+        "refit_windows(testing, run.seed)",
+        ("test_static_pruning_keeps_what_contributes_most",),
+    ),
+)
+CONVERT += faults(
+    "convert",
+    "../convert_refit",
+    (
+        "penalty-chosen-where-fitted",
+        "refit",
+        "the penalty is chosen on the windows that give the normal equations",
+        _CONVERT + "refit.py",
+        "windows.chosen(order[:held].sort().values)",
+        "windows.chosen(order[held:].sort().values)",
+        ("test_fitting_and_choosing_are_apart",),
+    ),
+    (
+        "refit-on-dense-inputs",
+        "refit",
+        "each layer is refitted to what the dense layers below give, not to what the converted ones do",
+        _CONVERT + "refit.py",
+        "self._states[kind] = [b + (",
+        "self._states[kind] = wanted or [b + (",
+        ("test_a_layer_reads_what_the_converted_layers_below_give",),
+    ),
+)
+CONVERT += faults(
+    "convert",
+    "../convert_study",
+    (
+        "controls-not-refitted",
+        "random split",
+        "the random split keeps the dense model's projections where the conversion is refitted",
+        _CONVERT + "study.py",
+        "build_model(loaded, target, counts, layers, module=dense)",
+        'build_model(loaded, target, counts, layers, module=None if "random" in kind else dense)',
+        ("test_the_split_beats_its_controls",),
+    ),
+    (
+        "bound-by-the-router",
+        "oracle routing",
+        "the bound is a choice at random",
+        _CONVERT + "bounds.py",
+        "experts = expert_masses(h, down, members).topk(",
+        "experts = torch.rand(len(h), len(members)).topk(",
+        ("test_the_split_beats_its_controls",),
+    ),
 )
 
 BATCHING = [

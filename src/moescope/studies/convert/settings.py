@@ -23,7 +23,7 @@ class ConvertSettings(Judged):
     active: Annotated[int | None, at_least(1)] = None
     """Of these, active on each token, shared ones included (default: a quarter)."""
     shared: Annotated[int | None, at_least(0)] = None
-    """Of these, active on every token (default: a quarter of the active ones; none where the target type has no shared experts)."""
+    """Of these, active on every token (default: a quarter of the active; none where the target type has none)."""
     method: Method = "coactivation"
     """Together go neurons that work on the same tokens; also those of a circuit; or any, at random (the control)."""
     router: Router = "ridge"

@@ -31,9 +31,9 @@ class Split:
 class Coactivation:
     """How much each neuron writes, and with which others it works; fed with activations piece by piece, in flat memory.
 
-    A neuron works on a token when its contribution is among the ``share`` largest of the token's, a tenth at most. Two neurons are alike
-    when they work on the same tokens (cosine of their 0/1 records over all tokens). The records themselves would be tokens
-    × neurons; a random projection keeps their inner products (Johnson & Lindenstrauss 1984) in ``_SKETCH`` numbers each.
+    A neuron works on a token when its contribution is among the ``share`` largest of the token's, a tenth at most. Two neurons
+    are alike when they work on the same tokens (cosine of their 0/1 records over all tokens). The records themselves would be
+    tokens × neurons; a random projection keeps their inner products (Johnson & Lindenstrauss 1984) in ``_SKETCH`` numbers each.
     """
 
     def __init__(self, down: Tensor, share: float, seed: int = 0) -> None:

@@ -38,8 +38,8 @@ SOURCES = {
 # What no mixture-of-experts type of transformers 5.23 has, of dense types that are often asked for.
 _LACKING = {
     "gemma2": "norms before and after both attention and MLP, and soft caps on attention scores and logits",
-    "gemma3_text": "norms before and after both attention and MLP, beside keys normalised head by head (gemma4 has the norms, and "
-    "normalises values too)",
+    "gemma3_text": "norms before and after both attention and MLP, beside keys normalised head by head (gemma4 has the norms, "
+    "and normalises values too)",
     "gpt2": "LayerNorms with biases, learnt positions and an MLP without a gate",
     "gpt_neox": "LayerNorms with biases, an MLP without a gate, and attention and MLP side by side on the same stream",
     "opt": "LayerNorms with biases, learnt positions and an MLP without a gate",

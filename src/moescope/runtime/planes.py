@@ -1,0 +1,134 @@
+"""Modules on the loops of :mod:`moescope.kernels.planes`, and a decoder whose matrices are replaced by them. ::
+
+    replace(model, bits=8)              # every matrix of every layer, and the head, in eight bits
+    replace(model, bits=8, share=0.5)   # the MLPs with half of their neurons, chosen for each token
+
+What the chosen neurons save shrinks when tokens are computed together, since they choose differently and what any of them
+chose is read. Computing all neurons reads no more than that and is nearer to the model; so it is done for as many tokens as
+it takes no longer, which is measured with the layer's own weights (:meth:`SparseMlp.count`), and for more than 16.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moescope.errors import InputError
+from moescope.kernels import planes
+from moescope.kernels.activations import ACTIVATIONS
+from moescope.models.rounding import nested
+
+AT_ONCE = 16  # tokens; more are computed in parts
+_whole: dict[tuple[Any, ...], bool] = {}
+
+
+class Linear(nn.Module):
+    """A matrix in few bits, without a bias."""
+
+    def __init__(self, rows: planes.Rows, bytes_each: int = 2) -> None:
+        super().__init__()
+        self.rows, self.bytes_each = rows, bytes_each
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, self.rows.inputs)
+        parts = [planes.linear(part, self.rows, bytes_each=self.bytes_each) for part in flat.split(AT_ONCE)]
+        return torch.cat(parts).view(*x.shape[:-1], self.rows.outputs)
+
+
+class DenseMlp(nn.Module):
+    """A gated MLP in few bits, all of it computed."""
+
+    def __init__(self, rows: planes.Rows, activation: str, bytes_each: int = 2) -> None:
+        super().__init__()
+        self.rows, self.activation, self.bytes_each = rows, activation, bytes_each
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, self.rows.inputs)
+        parts = [planes.dense_mlp(part, self.rows, self.activation, bytes_each=self.bytes_each) for part in flat.split(AT_ONCE)]
+        return torch.cat(parts).view(x.shape)
+
+
+class SparseMlp(nn.Module):
+    """A gated MLP of which each token has the ``share`` of neurons that a copy of four bits finds to matter most."""
+
+    def __init__(self, packed: planes.Planes, share: float, activation: str, bytes_each: int = 2) -> None:
+        super().__init__()
+        if not 0 <= share <= 1:
+            raise InputError(f"must be from 0 to 1, got {share}", "share")
+        self.planes, self.share, self.activation, self.bytes_each = packed, share, activation, bytes_each
+
+    def count(self, tokens: int) -> int:
+        """How many neurons each of so many tokens has: those of the share, or all where that takes no longer."""
+        few = round(self.share * self.planes.neurons)
+        if tokens <= 1 or few == self.planes.neurons:
+            return few
+        if tokens > AT_ONCE:
+            return self.planes.neurons
+        bucket = 1 << (tokens - 1).bit_length()
+        key = (self.planes.neurons, self.planes.width, few, self.activation, self.bytes_each, torch.get_num_threads(), bucket)
+        if key not in _whole:
+            x = torch.randn(bucket, self.planes.width, generator=torch.Generator().manual_seed(0))
+            seconds = {few: float("inf"), self.planes.neurons: float("inf")}
+            for turn in range(6):  # the first compiles
+                for neurons in seconds:
+                    began = time.perf_counter()
+                    self._run(x, neurons)
+                    if turn:
+                        seconds[neurons] = min(seconds[neurons], time.perf_counter() - began)
+            _whole[key] = seconds[self.planes.neurons] <= seconds[few]
+        return self.planes.neurons if _whole[key] else few
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, self.planes.width)
+        count = self.count(len(flat))
+        return torch.cat([self._run(part, count) for part in flat.split(AT_ONCE)]).view(x.shape)
+
+    def _run(self, x: Tensor, count: int) -> Tensor:
+        return planes.sparse_mlp(x, self.planes, count, self.activation, bytes_each=self.bytes_each)
+
+
+def replace(model: Any, *, bits: int = 8, share: float | None = None, bytes_each: int = 2) -> int:
+    """Round the matrices of a decoder's layers and its head to nested codes, in place; the number of layers.
+
+    Layers need an ``mlp`` with gate_proj, up_proj and down_proj, as in Llama, Qwen, Mistral and Gemma; matrices with a bias,
+    and those whose inputs are no multiple of 32, stay as they are.
+
+    Args:
+        bits: 4 or 8.
+        share: of the neurons that a token has, with 8 bits; None: no choice, all computed.
+        bytes_each: of a token's numbers, see :mod:`moescope.kernels.planes`.
+
+    Raises:
+        InputError: no layer has such an MLP, an activation is not known, or the bits do not fit.
+    """
+    if bits not in (4, 8) or (share is not None and bits != 8):
+        raise InputError(f"must be 8, or 4 without a share, got {bits}", "bits")
+    mlps = [
+        m for m in model.modules() if all(isinstance(getattr(m, f"{p}_proj", None), nn.Linear) for p in ("gate", "up", "down"))
+    ]
+    if not mlps:
+        raise InputError(f"{type(model).__name__} has no MLP with gate_proj, up_proj and down_proj", "model")
+    activation = getattr(model.config, "hidden_activation", None) or model.config.hidden_act
+    if activation not in ACTIVATIONS:
+        raise InputError(f"has the activation {activation}; known are {', '.join(ACTIVATIONS)}", "model")
+    for owner in list(model.modules()):
+        for name, module in list(owner.named_children()):
+            if any(module is mlp for mlp in mlps):
+                setattr(owner, name, _mlp(module, bits, share, activation, bytes_each))
+            elif _is_plain(module) and not any(owner is mlp for mlp in mlps):
+                setattr(owner, name, Linear(planes.pack_rows(nested(module.weight, bits)), bytes_each))
+    return len(mlps)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    return type(module) is nn.Linear and module.bias is None and module.in_features % planes.GROUP == 0
+
+
+def _mlp(mlp: Any, bits: int, share: float | None, activation: str, bytes_each: int) -> nn.Module:
+    gate, up, down = (getattr(mlp, f"{name}_proj").weight for name in ("gate", "up", "down"))
+    if share is None:
+        return DenseMlp(planes.pack_gated(*(nested(w, bits) for w in (gate, up, down))), activation, bytes_each)
+    return SparseMlp(planes.pack(nested(gate), nested(up), nested(down.T)), share, activation, bytes_each)

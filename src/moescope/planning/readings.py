@@ -72,7 +72,7 @@ def work_of(command: str, inputs: dict[str, Any], settings: Any, run: Run, model
         readings.append(Reading("main", lengths, getattr(settings, "new_tokens", 0)))
         if getattr(settings, "twin", False):
             readings.append(Reading("twin", lengths))
-    if command not in ("circuits", "dynamics", "trace", "signatures", "atlas") or getattr(settings, "ablate", None) is not None:
+    if command not in ("circuits", "dynamics", "trace", "signatures", "atlas") or getattr(settings, "intervenes", False):
         notes.append("counted is one pass over the texts; what follows depends on what is found, and comes to more")
     return Work(tuple(readings), sum(sizes), max(sizes, default=0), tuple(notes))
 

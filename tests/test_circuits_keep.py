@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,9 @@ from moescope.errors import InputError
 from moescope.intervene import intervene
 from moescope.intervene.gradients import gradients
 from moescope.intervene.kept_sets import KeptSets
+from moescope.intervene.neuron_sets import NeuronSets
 from moescope.intervene.replicas import Replicas
+from moescope.intervene.watched_sets import WatchedSets
 from moescope.studies.circuits import CircuitSettings
 from moescope.studies.circuits.causal_values import Split
 from moescope.studies.circuits.features import columns_of
@@ -109,3 +113,32 @@ def test_too_few_random_orders_are_refused() -> None:
         CircuitSettings(keep_only="mean", keep_random=99)
     with pytest.raises(InputError, match="keep_only: 'zero' is none of"):
         CircuitSettings(keep_only="zero")  # type: ignore[arg-type]
+
+
+def test_watching_sees_what_a_hook_sees() -> None:
+    model, task = planted_llama(), planted_task(rows=6)
+    encoded = encode(model, [e.text for e in task.examples])
+    ids = [encoded[i] for i in range(len(encoded))]
+    replaced = [[Neuron(Site("resid", 0), 3), Neuron(Site("resid", 1), 5)], [Neuron(Site("mlp_act", 1), 9)]]
+    watched = [
+        [Neuron(Site("resid", 2), 3), Neuron(Site("resid", 1), 5)],
+        [Neuron(Site("resid", 1), 8), Neuron(Site("mlp_act", 3), 0)],
+    ]
+    values = {
+        site: torch.linspace(-1, 1, model.width(site)) for site in (Site("resid", 0), Site("resid", 1), Site("mlp_act", 1))
+    }
+    sets = WatchedSets(NeuronSets(model, replaced, values), watched, len(ids))
+    Replicas(model, ids).run(sets, lambda reading: {})
+    for number, (members, seen) in enumerate(zip(replaced, watched, strict=True)):
+        given = [float(values[n.site][n.index]) for n in members]
+        for row, text in enumerate(ids):
+            with torch.no_grad(), intervene(model, members, "patch", values=given, positions="final"), ExitStack() as stack:
+                found: dict[Neuron, float] = {}
+                for neuron in seen:
+
+                    def look(x: torch.Tensor, n: Neuron = neuron, found: dict[Neuron, float] = found) -> None:
+                        found[n] = float(x[0, -1, n.index])
+
+                    stack.callback(model.tap_point(neuron.site).attach(look).remove)
+                model.body(input_ids=torch.from_numpy(text.astype(np.int64))[None])
+            np.testing.assert_allclose(sets.values[number, row], [found[n] for n in seen], atol=2e-4)

@@ -28,8 +28,9 @@ def kept(x: np.ndarray, reads: np.ndarray, *, layers: int = 1, mode: str = "resa
 
 
 def said(result: StudyResult, about: str) -> Claim:
-    (claim,) = [c for c in result.claims if about in c.statement]
-    return claim
+    found = [c for c in result.claims if about in c.statement]
+    assert len(found) == 1
+    return found[0]
 
 
 def curve(result: StudyResult, order: str, target: str = "answer_logodds", mode: str = "resample") -> pd.DataFrame:

@@ -224,3 +224,34 @@ FAULTS += faults(
         ("test_a_planted_neuron_carries_the_answer_alone",),
     ),
 )
+FAULTS += faults(
+    "circuits",
+    "circuits_paths",
+    (
+        "paths-skip-counts",
+        "paths: skip connection",
+        "what the skip connection carries counts as what blocks did",
+        _CIRCUITS + "paths.py",
+        "np.abs(changed - skipped).mean(2)",
+        "np.abs(changed).mean(2)",
+        ("test_a_column_that_only_the_skip_connection_carries_is_not_refined",),
+    ),
+    (
+        "paths-random-is-the-circuit",
+        "paths: random pairs",
+        "the random senders and receivers are the circuits' own",
+        _CIRCUITS + "paths.py",
+        "return [list(neurons), *others]",
+        "return [list(neurons) for _ in [neurons, *others]]",
+        ("test_a_planted_connection_is_found",),
+    ),
+    (
+        "paths-to-itself",
+        "paths: receivers",
+        "the neurons that are watched are not the other task's but the circuit's own",
+        _CIRCUITS + "paths.py",
+        "for members in drawn(other)])",
+        "for members in drawn(own)])",
+        ("test_circuits_without_a_connection_have_none",),
+    ),
+)

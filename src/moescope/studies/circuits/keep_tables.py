@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -21,7 +22,7 @@ _BOOT = 1000
 
 @dataclass(frozen=True)
 class _Curve:
-    """Faithfulness (K,) of an order, ``drawn`` (B, K) on groups drawn anew; ``sets`` (R, K) where it is the mean of R orders."""
+    """Faithfulness (K,) of an order, ``drawn`` (B, K) on groups drawn anew; ``sets`` (R, K) if it is the mean of R orders."""
 
     name: str
     value: np.ndarray
@@ -48,6 +49,11 @@ def kept_rows(
         "n_random": len(circuit.random),
         "n": len(groups),
     }
+    figures: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "cpr": lambda f: areas(f, circuit.sizes, units.n)[0],
+        "cmd": lambda f: areas(f, circuit.sizes, units.n)[1],
+        "keeps": lambda f: share_that_keeps(f, circuit.sizes, units.n),
+    }
     sizes, areas_of = [], []
     for i, curve in enumerate(curves):
         head = {"task": task, "mode": circuit.mode, "target": target, "order": curve.name}
@@ -58,15 +64,11 @@ def kept_rows(
             own |= _figure("faithfulness", curve.value[j], _spread(curve, at), n_groups, curve)
             sizes.append(head | own | _gap(curves[0], curve, at, n_groups))
         row: dict[str, Any] = {}
-        for name, figure in (
-            ("cpr", lambda f: areas(f, circuit.sizes, units.n)[0]),
-            ("cmd", lambda f: areas(f, circuit.sizes, units.n)[1]),
-            ("keeps", lambda f: share_that_keeps(f, circuit.sizes, units.n)),
-        ):
+        for name, figure in figures.items():
             many = _spread(curve, figure)
             value = np.median(many) if name == "keeps" and curve.sets is not None else figure(curve.value)
             row |= _figure(name, value, many, n_groups, curve)
-        areas_of.append(head | row | _gap(curves[0], curve, lambda f: areas(f, circuit.sizes, units.n)[0], n_groups) | about)
+        areas_of.append(head | row | _gap(curves[0], curve, figures["cpr"], n_groups) | about)
     return sizes, areas_of
 
 

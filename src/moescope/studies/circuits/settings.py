@@ -80,6 +80,12 @@ class CircuitSettings(SearchSettings):
     keep_random: Annotated[int, at_least(19)] = 199
     """Random orders of the same layers that are kept beside the circuit."""
 
+    paths: Literal["mean", "patch"] | None = None
+    """Change the circuit's neurons (to the mean, or to the other classes'), and follow that to the other tasks' neurons and
+    along the circuit's columns, through the blocks alone."""
+    path_random: Annotated[int, at_least(39)] = 99
+    """Random pairs of senders and receivers of the same layers beside them."""
+
     def check(self) -> None:
         check_draws(self.n_permutations, 1, "n_permutations", self.alpha)
         if self.n_label_permutations:
@@ -92,7 +98,7 @@ class CircuitSettings(SearchSettings):
     @property
     def intervenes(self) -> bool:
         """Whether the running model is changed."""
-        return self.ablate is not None or self.keep_only is not None
+        return any(how is not None for how in (self.ablate, self.keep_only, self.paths))
 
     def all_ks(self) -> tuple[int, ...]:
         """Every circuit size that the study evaluates, ascending."""

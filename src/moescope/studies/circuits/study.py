@@ -15,6 +15,7 @@ from moescope.studies.circuits.causal_run import causal_sites, causal_tables
 from moescope.studies.circuits.claims import circuit_claims
 from moescope.studies.circuits.claims_causal import ablation_claims, erasure_claims
 from moescope.studies.circuits.claims_keep import kept_claims
+from moescope.studies.circuits.claims_paths import path_claims
 from moescope.studies.circuits.controls import STEPS, control_tables
 from moescope.studies.circuits.cues import read_cues
 from moescope.studies.circuits.examples import example_tables
@@ -23,6 +24,7 @@ from moescope.studies.circuits.halves import halved
 from moescope.studies.circuits.keep_run import kept_tables
 from moescope.studies.circuits.language import language_rows
 from moescope.studies.circuits.pairs import Ranked, cross_task_rows, map_k, native_row, overlap_rows, task_map_rows
+from moescope.studies.circuits.paths import path_table
 from moescope.studies.circuits.reread import Reread, prove_reread, reread
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.single import TaskFindings, analyse, overlap_ks
@@ -94,11 +96,15 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
         tables |= causal_tables(loaded, halves, settings, context)
     if settings.keep_only is not None:
         tables |= kept_tables(loaded, halves, settings, context)
+    if settings.paths is not None:
+        tables["paths"] = context.stage("following paths", lambda: path_table(loaded, halves, settings, context))
     claims = circuit_claims(found, tables, settings)
     if settings.ablate is not None:
         claims += [*ablation_claims(tables, settings), *erasure_claims(tables["erasure"], settings)]
     if settings.keep_only is not None:
         claims += kept_claims(tables, settings)
+    if settings.paths is not None:
+        claims += path_claims(tables["paths"], list(found), settings)
     bare = sum(int(here.encoded.lengths.sum()) for here in features.values() if here.encoded is not None)
     return context.result(
         model=loaded,

@@ -27,6 +27,8 @@ class Trial:
     split: Split
     vectors: Mapping[Site, np.ndarray]
     """float32 (F, width): the selection texts' final tokens, untouched"""
+    judged: Mapping[Site, np.ndarray]
+    """float32 (E, width): those of the texts that judge"""
     probe: Probe
     """of the last layer's residual stream, fitted on the selection texts"""
     fitted: list[np.ndarray]
@@ -69,7 +71,7 @@ def prepare_trial(
         InputError: a split without all classes, a group on both sides, answers that begin alike.
     """
     split = split_task(task, selection)
-    vectors = {site: x[split.fit] for site, x in final.items()}
+    vectors, judged = ({site: x[part] for site, x in final.items()} for part in (split.fit, split.evaluate))
     probe = Probe.fit(vectors[Site("resid", model.n_layers - 1)], split.fit_labels)
     fitted, evaluated = ([encoded[i] for i in part] for part in (split.fit, split.evaluate))
-    return Trial(model, task, split, vectors, probe, fitted, evaluated, answers_of(model, task, encoded))
+    return Trial(model, task, split, vectors, judged, probe, fitted, evaluated, answers_of(model, task, encoded))

@@ -129,7 +129,7 @@ class KeptCircuit:
         self.random = [units.alike(order, rng) for _ in range(n_random)]
         variance = np.argsort(-units.mean_over(task.variance), kind="stable")
         self.orders = [order, variance, np.argsort(-units.mean_over(importance), kind="stable"), *self.random]
-        places = np.argsort(np.stack(self.orders), axis=1)
+        places = np.argsort(np.stack(self.orders), axis=1).astype(np.int32)
         kept = [(0, units.n), (0, 0), *((number, size) for number in range(len(places)) for size in self.sizes)]
         trial = task.trial
         donors = balanced_donors(trial.split, np.random.default_rng([seed, 4]))

@@ -9,8 +9,9 @@ change less what was put in below.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,18 +52,22 @@ def path_table(model: LoadedModel, halves: Sequence[Halved], settings: CircuitSe
     """The table ``paths``: from each task's circuit to the other tasks', from its lowest layer to its others, and along its
     columns, on texts of the task that did not rank it.
     """
+    assert settings.paths is not None
     rows: list[dict[str, Any]] = []
     circuits = {task.name: [task.columns.neuron(int(c)) for c in task.ranking[: settings.k]] for task in halves}
     for turn, task in enumerate(halves):
         own = circuits[task.name]
-        norms = change_sizes(settings.paths or "mean", task.trial.vectors, task.trial.split)
-        seeds = iter(range(10**6 * turn + context.run.seed, 10**6 * (turn + 1)))
+        norms = change_sizes(settings.paths, task.trial.vectors, task.trial.split)
+        seeds = count(10**6 * turn + context.run.seed)
 
-        def drawn(neurons: Sequence[Neuron], seeds: Any = seeds, norms: Any = norms) -> list[list[Neuron]]:
+        def drawn(neurons: Sequence[Neuron], seeds: Iterator[int] = seeds, norms: Any = norms) -> list[list[Neuron]]:
             others = matched_sets(neurons, norms, n_sets=settings.path_random, seed=next(seeds))
             return [list(neurons), *others]
 
         senders = drawn(own)
+        shared = sum(bool(set(own) & set(members)) for members in senders[1:])
+        said = f"{shared} of {len(senders) - 1} random sets hold a neuron of the circuit"
+        context.control(f"{task.name}: random senders", differs=shared == 0, evidence=said)
         lowest = min(n.site.layer for n in own)
         routes = [
             _Route(PATHWAY, name, [_above(members, lowest) for members in drawn(other)])

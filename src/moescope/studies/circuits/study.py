@@ -97,14 +97,15 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
     if settings.keep_only is not None:
         tables |= kept_tables(loaded, halves, settings, context)
     if settings.paths is not None:
-        tables["paths"] = context.stage("following paths", lambda: path_table(loaded, halves, settings, context))
+        paths = context.stage("following paths", lambda: path_table(loaded, halves, settings, context))
+        tables |= {"paths": paths} if len(paths) else {}
     claims = circuit_claims(found, tables, settings)
     if settings.ablate is not None:
         claims += [*ablation_claims(tables, settings), *erasure_claims(tables["erasure"], settings)]
     if settings.keep_only is not None:
         claims += kept_claims(tables, settings)
     if settings.paths is not None:
-        claims += path_claims(tables["paths"], list(found), settings)
+        claims += path_claims(tables.get("paths", pd.DataFrame()), list(found), settings)
     bare = sum(int(here.encoded.lengths.sum()) for here in features.values() if here.encoded is not None)
     return context.result(
         model=loaded,

@@ -26,7 +26,7 @@ def synthetic_result(
     seed: int = 0,
     optional: bool = True,
 ) -> StudyResult:
-    """A result with the tables of a circuits study; ``optional`` adds ablation, dynamics, language and task map."""
+    """A result with the tables of a circuits study; ``optional`` adds ablation, keeping, dynamics, language and task map."""
     rng = np.random.default_rng(seed)
     total = n_layers * width
     best = {t: 0.62 + 0.3 * rng.random() for t in tasks}
@@ -372,8 +372,29 @@ def _optional(tasks, best, rng) -> dict[str, pd.DataFrame]:  # type: ignore[no-u
         for a in ("en", "de", "fr")
         for b in ("en", "de", "fr")
     ]
+    rise = {"circuit": 0.5, "top_variance": 1.5, "attribution": 0.4, "random": 1.0}
+    kept = [
+        {
+            "task": t,
+            "mode": mode,
+            "target": target,
+            "order": order,
+            "k": k,
+            "share": k / 576,
+            "faithfulness": f,
+            "low": f - 0.05,
+            "high": f + 0.05,
+        }
+        for t in tasks
+        for mode in ("mean", "resample")
+        for target in ("probe_accuracy", "answer_logodds", "answer_accuracy")
+        for order, power in rise.items()
+        for k in (1, 2, 5, 10, 20, 50, 100, 200, 500)
+        for f in [(k / 576) ** power]
+    ]
     return {
         "ablation": pd.DataFrame(ablation),
+        "kept": pd.DataFrame(kept),
         "erasure": pd.DataFrame(erasure),
         "dynamics": pd.DataFrame(dynamics),
         "task_map": pd.DataFrame(similarity),

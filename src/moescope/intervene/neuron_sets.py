@@ -52,7 +52,7 @@ class NeuronSets:
         edits = {}
         for site, mask in masks.items():
             values = self._replacement[site]
-            edits[site] = _masked_edit(
+            edits[site] = masked_edit(
                 site, torch.from_numpy(mask), values if values.dim() == 1 else values[torch.from_numpy(examples)]
             )
         return edits
@@ -65,7 +65,7 @@ def first_change(site: Site) -> int:
     return -1 if site.kind == "embed" else site.layer - 1
 
 
-def _masked_edit(site: Site, mask: Tensor, values: Tensor) -> Edit:
+def masked_edit(site: Site, mask: Tensor, values: Tensor) -> Edit:
     """Set the coordinates ``mask`` (R, D) bool to ``values`` (D,), (E, D) or (E, T, D) in a batch of E x R rows."""
     if values.dim() not in (1, 2, 3) or values.shape[-1] != mask.shape[1]:
         raise InputError(f"replacement for {site} has shape {tuple(values.shape)}: its last axis must be {mask.shape[1]}")
@@ -86,6 +86,6 @@ def _masked_edit(site: Site, mask: Tensor, values: Tensor) -> Edit:
             )
         split = x.view(examples, len(mask), length, width)
         at = mask.to(x.device)[None, :, None] & chosen.view(examples, len(mask), length, 1)
-        return torch.where(at, new[:, None], split).view(rows, length, width)
+        return torch.where(at, new[:, None], split).reshape(rows, length, width)
 
     return edit

@@ -124,6 +124,16 @@ class Replicas:
                         progress(done, len(sets) * len(self.ids))
         return results
 
+    def read(self, rows: np.ndarray) -> Reading:
+        """An ordinary pass over texts of one length, nothing edited and nothing kept: (E, 1, …). Gradients flow where asked."""
+        ids = torch.from_numpy(np.stack([self.ids[i] for i in rows]).astype(np.int64)).to(self.model.device)
+        hidden, logits = self._forward(ids, None)
+        return Reading(rows, ids, hidden[:, None], None if logits is None else logits[:, None])
+
+    def batches(self) -> Iterator[np.ndarray]:
+        """All texts, those of one length together, as many at once as a pass may hold."""
+        return self._buckets(1)
+
     def _max_rows(self, length: int) -> int:
         if not self.model.batching.allows("none"):
             return 1

@@ -77,7 +77,7 @@ def work_of(command: str, inputs: dict[str, Any], settings: Any, run: Run, model
         for purpose, tokens in settings.forward_tokens(len(PLAIN)).items():
             readings.append(Reading(purpose, np.full(max(1, tokens // settings.window), settings.window)))
     whole = ("sparsify", "circuits", "dynamics", "trace", "signatures", "atlas")
-    if command not in whole or getattr(settings, "ablate", None) is not None:
+    if command not in whole or getattr(settings, "intervenes", False):
         notes.append("counted is one pass over the texts; what follows depends on what is found, and comes to more")
     return Work(tuple(readings), sum(sizes), max(sizes, default=0), tuple(notes))
 

@@ -21,9 +21,9 @@ from moescope.models import LoadedModel
 from moescope.stats import class_weights
 from moescope.studies.circuits.causal import PROBE, NeuronAblation
 from moescope.studies.circuits.erasure import ClassErasure
-from moescope.studies.circuits.features import Columns, Features, rows_of
+from moescope.studies.circuits.features import Columns, rows_of
+from moescope.studies.circuits.halves import Halved, judges
 from moescope.studies.circuits.settings import CircuitSettings
-from moescope.studies.circuits.single import rank_columns
 from moescope.studies.circuits.spread import between
 from moescope.studies.circuits.trial import Trial, prepare_trial
 from moescope.study.protocol import Context
@@ -53,17 +53,14 @@ def causal_sites(model: LoadedModel, columns: Columns) -> tuple[Site, ...]:
 
 
 def causal_tables(
-    model: LoadedModel,
-    features: Mapping[str, Features],
-    settings: CircuitSettings,
-    context: Context,
+    model: LoadedModel, halves: Sequence[Halved], settings: CircuitSettings, context: Context
 ) -> dict[str, pd.DataFrame]:
     """Circuits are ranked on one half of the groups and switched off on the other, beside erasure of the direction.
 
     Each task's untouched texts, and the running text, go through the model once for all interventions: its own and, of every
     other task, the circuit. A task that is alone is switched off on the shipped passages, whose category a probe names.
     """
-    tasks = [_switched(model, here, settings, context) for here in features.values()]
+    tasks = [_switched(model, task, settings, context) for task in halves]
     interference: list[dict[str, Any]] = []
     curves, erased = [], []
     measured = []
@@ -119,31 +116,16 @@ def _text_losses(model: LoadedModel, tasks: Sequence[_Switched], settings: Circu
         return list(text.losses([task.ablation.on_text(text) for task in tasks], counter))
 
 
-def _switched(model: LoadedModel, here: Features, settings: CircuitSettings, context: Context) -> _Switched:
+def _switched(model: LoadedModel, task: Halved, settings: CircuitSettings, context: Context) -> _Switched:
     assert settings.ablate is not None
-    assert here.encoded is not None
-    name, seed = here.task.name, context.run.seed
-    half = split_half(here.y, here.groups, seed)
-    judge, first = np.flatnonzero(~half), np.flatnonzero(half)
-    if len(judge) > settings.ablate_rows:
-        judge = _whole_groups(judge, here.groups, settings.ablate_rows, seed)
-    rows = context.rows(Rows(f"{name}: interventions", here.groups, fit=first, select=first, judge=judge))
-    further = tuple(size for size in settings.ablate_ks if size <= here.columns.n)
+    name, trial, seed = task.name, task.trial, context.run.seed
+    further = tuple(size for size in settings.ablate_ks if size <= task.columns.n)
     if len(further) < len(settings.ablate_ks):
-        raise InputError(f"{max(settings.ablate_ks)} is above the {here.columns.n} neurons of {name}'s sites", "ablate_ks")
-    ranking = rank_columns(here.x[rows.select], here.y[rows.select], settings.sigma)[: max(settings.k, *further, 1)]
-    used = np.concatenate([rows.fit, rows.judge])
-    trial = prepare_trial(
-        model,
-        subset(here.task, used),
-        rows_of(here.encoded, used),
-        {site: x[used] for site, x in here.final.items()},
-        np.arange(len(used)) < len(rows.fit),
-    )
+        raise InputError(f"{max(settings.ablate_ks)} is above the {task.columns.n} neurons of {name}'s sites", "ablate_ks")
     ablation = NeuronAblation(
         model,
         trial,
-        [here.columns.neuron(int(c)) for c in ranking],
+        [task.columns.neuron(int(c)) for c in task.ranking[: max(settings.k, *further, 1)]],
         k=settings.k,
         further=further,
         mode=settings.ablate,
@@ -166,9 +148,7 @@ def _passages(model: LoadedModel, settings: CircuitSettings, context: Context) -
     task = Task(PASSAGES, examples, tuple(names), source="shipped")
     y, groups = np.array([e.label for e in examples]), np.array([e.group for e in examples])
     half = split_half(y, groups, context.run.seed)
-    judge, first = np.flatnonzero(~half), np.flatnonzero(half)
-    if len(judge) > settings.ablate_rows:
-        judge = _whole_groups(judge, groups, settings.ablate_rows, context.run.seed)
+    first, judge = np.flatnonzero(half), judges(half, groups, settings.ablate_rows, context.run.seed)
     rows = context.rows(Rows(f"{PASSAGES}: off task", groups, fit=first, judge=judge))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that passages are cut is what is wanted
@@ -215,11 +195,3 @@ def interference_row(
         "high": found.high,
         "n": len(clean),
     }
-
-
-def _whole_groups(rows: np.ndarray, groups: np.ndarray, limit: int, seed: int) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    names, counts = np.unique(groups[rows], return_counts=True)
-    order = rng.permutation(len(names))
-    chosen = names[order[np.cumsum(counts[order]) <= limit]]
-    return rows[np.isin(groups[rows], chosen)]

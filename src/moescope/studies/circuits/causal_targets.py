@@ -42,11 +42,15 @@ class Probe:
         weight = weight / scale
         return cls(weight, bias - weight @ mean)
 
-    def predict(self, x: Tensor) -> Tensor:
-        """int64 (...): the class of vectors x (..., D)."""
+    def scores(self, x: Tensor) -> Tensor:
+        """float32 (..., C): of vectors x (..., D), what the class probabilities are the softmax of."""
         weight = torch.as_tensor(self.weight, dtype=torch.float32, device=x.device)
         bias = torch.as_tensor(self.bias, dtype=torch.float32, device=x.device)
-        return (x.float() @ weight.T + bias).argmax(-1)
+        return x.float() @ weight.T + bias
+
+    def predict(self, x: Tensor) -> Tensor:
+        """int64 (...): the class of vectors x (..., D)."""
+        return self.scores(x).argmax(-1)
 
 
 def task_readout(probe: Probe, labels: np.ndarray, answers: Sequence[int]) -> Readout:
@@ -60,14 +64,20 @@ def task_readout(probe: Probe, labels: np.ndarray, answers: Sequence[int]) -> Re
         scores = {"probe_accuracy": (probe.predict(reading.hidden) == true).float()}
         if answers and reading.logits is not None:
             words = reading.logits[..., list(answers)].float()  # (E, R, C)
-            own = torch.nn.functional.one_hot(true, len(answers)).bool()  # (E, 1, C)
-            # log p(true) - log sum of p(others): the softmax over the vocabulary cancels
-            others = words.masked_fill(own, -torch.inf).logsumexp(-1)
-            scores["answer_logodds"] = words.masked_fill(~own, 0).sum(-1) - others
+            scores["answer_logodds"] = true_odds(words, true)
             scores["answer_accuracy"] = (words.argmax(-1) == true).float()
         return scores
 
     return read
+
+
+def true_odds(scores: Tensor, true: Tensor) -> Tensor:
+    """log p(true) - log sum of p(others) (E, R), nats, of scores (E, R, C) and classes ``true`` (E, 1): what a softmax over
+    more than these classes would divide by cancels.
+    """
+    own = torch.nn.functional.one_hot(true, scores.shape[-1]).bool()  # (E, 1, C)
+    others = scores.masked_fill(own, -torch.inf).logsumexp(-1)
+    return scores.masked_fill(~own, 0).sum(-1) - others
 
 
 def answers_of(model: LoadedModel, task: Task, encoded: Encoded) -> tuple[int, ...]:

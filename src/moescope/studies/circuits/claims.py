@@ -238,7 +238,7 @@ class TaskClaims:
                 f"{self.name}: share of all neurons that the circuit holds",
                 share,
                 id="H13",
-                published=Published("0.0015–0.004 %", f"{published.SOURCE}, section 1.2"),
+                published=Published(published.SHARE, f"{published.SOURCE}, section 1.2"),
                 words=f"{self.settings.k} of {self.found.features.columns.n:,}: a choice of the study, so without an interval",
             )
         )

@@ -13,6 +13,8 @@ PRIMARY = ("handful", "same layers", "two suffice", "unit", "done early")
 """The claims of one task that are judged together (Holm)."""
 INTERVENTIONS = ("harm", "specificity", "one direction")
 """The claims about one task's ablation that are judged together (Holm)."""
+SUFFICIENCY = ("handful", "share", "attribution")
+"""The claims about one task's circuit kept alone that are judged together (Holm)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +72,19 @@ class CircuitSettings(SearchSettings):
     ablate_random: Annotated[int, at_least(19)] = 999
     """Random sets, matched on layer and on the size of the change, beside the circuit of size k."""
     ablate_rows: Annotated[int, at_least(2)] = 150
-    """Most texts of a task that judge an ablation, and most that judge it off task."""
+    """Most texts of a task that judge an intervention, and most that judge it off task."""
     ablate_text_tokens: Annotated[int, at_least(16)] = 1024
     """Tokens of plain text on which an ablation's loss is described."""
+    keep_only: Literal["mean", "resample"] | None = None
+    """Replace everything but the circuit, by the mean or by another text's values: a curve over how many neurons are kept."""
+    keep_random: Annotated[int, at_least(19)] = 199
+    """Random orders of the same layers that are kept beside the circuit."""
+
+    paths: Literal["mean", "patch"] | None = None
+    """Change the circuit's neurons (to the mean, or to the other classes'), and follow that to the other tasks' neurons and
+    along the circuit's columns, through the blocks alone."""
+    path_random: Annotated[int, at_least(39)] = 99
+    """Random pairs of senders and receivers of the same layers beside them."""
 
     def check(self) -> None:
         check_draws(self.n_permutations, 1, "n_permutations", self.alpha)
@@ -80,6 +92,13 @@ class CircuitSettings(SearchSettings):
             check_draws(self.n_label_permutations, len(PRIMARY), "n_label_permutations", self.alpha)
         if self.ablate is not None:
             check_draws(self.ablate_random, len(INTERVENTIONS), "ablate_random", self.alpha, sides=2)
+        if self.keep_only is not None:
+            check_draws(self.keep_random, len(SUFFICIENCY), "keep_random", self.alpha, sides=2)
+
+    @property
+    def intervenes(self) -> bool:
+        """Whether the running model is changed."""
+        return any(how is not None for how in (self.ablate, self.keep_only, self.paths))
 
     def all_ks(self) -> tuple[int, ...]:
         """Every circuit size that the study evaluates, ascending."""

@@ -14,12 +14,17 @@ from moescope.models import LoadedModel, random_twin
 from moescope.studies.circuits.causal_run import causal_sites, causal_tables
 from moescope.studies.circuits.claims import circuit_claims
 from moescope.studies.circuits.claims_causal import ablation_claims, erasure_claims
+from moescope.studies.circuits.claims_keep import kept_claims
+from moescope.studies.circuits.claims_paths import path_claims
 from moescope.studies.circuits.controls import STEPS, control_tables
 from moescope.studies.circuits.cues import read_cues
 from moescope.studies.circuits.examples import example_tables
 from moescope.studies.circuits.features import Columns, Features, capture_features, columns_of
+from moescope.studies.circuits.halves import halved
+from moescope.studies.circuits.keep_run import kept_tables
 from moescope.studies.circuits.language import language_rows
 from moescope.studies.circuits.pairs import Ranked, cross_task_rows, map_k, native_row, overlap_rows, task_map_rows
+from moescope.studies.circuits.paths import path_table
 from moescope.studies.circuits.reread import Reread, prove_reread, reread
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.single import TaskFindings, analyse, overlap_ks
@@ -56,12 +61,12 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
     """
     context = Context("circuits", settings, run, of=CircuitSettings, spread=True)
     loaded_tasks = context.tasks(tasks)
-    loaded = context.load(model, head=settings.ablate is not None, required=False)
+    loaded = context.load(model, head=settings.intervenes, required=False)
     columns = columns_of(loaded, settings.site)
     _check_sizes(columns, settings)
     context.tokens.add("batching", loaded.batching.tokens)
     # What the interventions need of the untouched model is read in the same pass.
-    final = causal_sites(loaded, columns) if settings.ablate is not None else ()
+    final = causal_sites(loaded, columns) if settings.intervenes else ()
     limits: dict[str, Any] = {"batch_tokens": run.batch_tokens, "max_tokens": run.max_tokens}
     features: dict[str, Features] = {}
     for task in loaded_tasks:
@@ -86,11 +91,21 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
             parts.setdefault(name, []).append(frame)
     tables = {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
     tables |= context.stage("comparing tasks", lambda: _across_tasks(found, settings, context))
+    halves = [halved(loaded, here, settings, context) for here in features.values()] if settings.intervenes else []
     if settings.ablate is not None:
-        tables |= causal_tables(loaded, features, settings, context)
+        tables |= causal_tables(loaded, halves, settings, context)
+    if settings.keep_only is not None:
+        tables |= kept_tables(loaded, halves, settings, context)
+    if settings.paths is not None:
+        paths = context.stage("following paths", lambda: path_table(loaded, halves, settings, context))
+        tables |= {"paths": paths} if len(paths) else {}
     claims = circuit_claims(found, tables, settings)
     if settings.ablate is not None:
         claims += [*ablation_claims(tables, settings), *erasure_claims(tables["erasure"], settings)]
+    if settings.keep_only is not None:
+        claims += kept_claims(tables, settings)
+    if settings.paths is not None:
+        claims += path_claims(tables.get("paths", pd.DataFrame()), list(found), settings)
     bare = sum(int(here.encoded.lengths.sum()) for here in features.values() if here.encoded is not None)
     return context.result(
         model=loaded,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -27,8 +27,12 @@ class Trial:
     split: Split
     vectors: Mapping[Site, np.ndarray]
     """float32 (F, width): the selection texts' final tokens, untouched"""
+    judged: Mapping[Site, np.ndarray]
+    """float32 (E, width): those of the texts that judge"""
     probe: Probe
     """of the last layer's residual stream, fitted on the selection texts"""
+    fitted: list[np.ndarray]
+    """token ids of the selection texts"""
     evaluated: list[np.ndarray]
     """token ids of the texts that judge"""
     answers: tuple[int, ...]
@@ -47,10 +51,10 @@ class Trial:
     def readout(self) -> Readout:
         return task_readout(self.probe, self.split.labels, self.answers)
 
-    def replicas(self, *, batch_tokens: int = 8192) -> Replicas:
-        """The texts that judge, ready to run under interventions."""
+    def replicas(self, *, of: Sequence[np.ndarray] | None = None, batch_tokens: int = 8192) -> Replicas:
+        """The texts that judge, or ``of``, ready to run under interventions."""
         logits: Literal["final"] | None = "final" if self.answers else None
-        return Replicas(self.model, self.evaluated, logits=logits, batch_tokens=batch_tokens)
+        return Replicas(self.model, self.evaluated if of is None else of, logits=logits, batch_tokens=batch_tokens)
 
 
 def prepare_trial(
@@ -67,7 +71,7 @@ def prepare_trial(
         InputError: a split without all classes, a group on both sides, answers that begin alike.
     """
     split = split_task(task, selection)
-    vectors = {site: x[split.fit] for site, x in final.items()}
+    vectors, judged = ({site: x[part] for site, x in final.items()} for part in (split.fit, split.evaluate))
     probe = Probe.fit(vectors[Site("resid", model.n_layers - 1)], split.fit_labels)
-    evaluated = [encoded[i] for i in split.evaluate]
-    return Trial(model, task, split, vectors, probe, evaluated, answers_of(model, task, encoded))
+    fitted, evaluated = ([encoded[i] for i in part] for part in (split.fit, split.evaluate))
+    return Trial(model, task, split, vectors, judged, probe, fitted, evaluated, answers_of(model, task, encoded))

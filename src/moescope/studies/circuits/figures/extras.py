@@ -40,6 +40,8 @@ from moescope.report.style import (
 )  # fmt: skip
 from moescope.studies.circuits.figures.comparison import SURFACE
 from moescope.studies.circuits.figures.dashboard import TARGETS, dose_curve
+from moescope.studies.circuits.figures.kept import CAPTION as KEPT_CAPTION
+from moescope.studies.circuits.figures.kept import kept
 from moescope.study.verdicts import ALPHA
 
 _CONTROLS = (  # name in the table, label, colour, marker; top to bottom
@@ -244,6 +246,7 @@ FIGURES: tuple[TableFigure, ...] = (
         "filled points differ from them at p ≤ 0.05. Effects are lower bounds, since later layers repair.",
         _causal("ablation", "k", "circuit", "neurons switched off, K"),
     ),
+    ("kept", "kept", "Circuits kept alone", KEPT_CAPTION, kept),
     (
         "erasure",
         "erasure",

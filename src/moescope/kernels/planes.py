@@ -142,13 +142,13 @@ def sparse_mlp(
     """
     _check_call(x, planes.width, activation, bytes_each)
     tokens, d = x.shape
-    counts = torch.as_tensor(count, dtype=torch.int64).expand(tokens).contiguous()
-    if tokens and not 0 <= int(counts.min()) <= int(counts.max()) <= planes.neurons:
-        raise InputError(f"must be from 0 to {planes.neurons}, got {counts.tolist()}", "count")
+    each = [count] * tokens if isinstance(count, int) else [int(c) for c in count]
+    if len(each) != tokens or any(not 0 <= c <= planes.neurons for c in each):
+        raise InputError(f"must be from 0 to {planes.neurons}, one or {tokens} of them, got {count}", "count")
     threads = threads or torch.get_num_threads()
     key = tokens, bytes_each, d, planes.neurons, ACTIVATIONS[activation], threads, int(planes.starts[-1])
     work = _tasks.get(_task, *key) if tokens <= _REMEMBERED else _task(*key)
-    out, wide = torch.empty(tokens, d), x.detach().float().contiguous()
+    out, wide, counts = torch.empty(tokens, d), x.detach().float().contiguous(), torch.tensor(each)
     if tokens:
         work.give(wide, counts, planes.high, planes.low, planes.norm, planes.starts, out)
         before, loop, after = sparse_functions(way or vectors.way())

@@ -26,7 +26,8 @@ WAYS = {"plain": (0,), "avx2": (0, 0), "vnni": (0, 0, 0)}
 
 def _features() -> Any:
     """Of the processor, where numba compiles for this one and not for another that its settings name."""
-    told = config.CPU_NAME or config.CPU_FEATURES is not None or not config.ENABLE_AVX
+    settings: Any = config
+    told = settings.CPU_NAME or settings.CPU_FEATURES is not None or not settings.ENABLE_AVX
     return {} if told else binding.get_host_cpu_features()
 
 

@@ -3,6 +3,7 @@
     python benchmarks/planes.py --part layer     # one MLP, 2048 × 5632, cold caches: a minute, 2 GB
     python benchmarks/planes.py --part model     # a Llama of 1.1 B random weights, end to end: three minutes, 12 GB
     python benchmarks/planes.py                  # both
+    python benchmarks/planes.py --part table     # what the results say, into benchmarks/README.md
 
 Writes its part of benchmarks/results/planes.json. Contenders take turns with the floor, a loop that reads and does nothing
 else on the same threads; a share of the floor is the median over turns of bytes over time over that turn's rate. Every
@@ -36,6 +37,8 @@ from moescope.models.rounding import nested
 from moescope.runtime.planes import DenseMlp, Linear, SparseMlp
 
 RESULT = Path(__file__).parent / "results" / "planes.json"
+README = Path(__file__).parent / "README.md"
+MARKS = "<!-- planes.py writes this -->", "<!-- until here -->"
 D, NEURONS, LAYERS, HEADS, KV, VOCABULARY = 2048, 5632, 22, 32, 4, 32000
 SHARES = (0.25, 0.35, 0.5, 0.75, 1.0)
 COPIES = 5  # of a layer: at least 5 × 19 MB
@@ -328,13 +331,39 @@ def model(turns: int, steps: int) -> list[dict[str, Any]]:
     return rows
 
 
+def table(results: dict[str, Any]) -> str:
+    lines = []
+    for part, title, unit in (("layer", "One layer", "milliseconds"), ("model", "A model", "tokens_per_second")):
+        if part not in results:
+            continue
+        machine, rows = results[part]["machine"], results[part]["rows"]
+        batch = "tokens" if part == "layer" else "batch"
+        lines += [
+            f"**{title}**: {machine['processor']}, {machine['threads']} of {machine['cores']} cores, {machine['date']}, "
+            f"load average before {machine['load_average'][0]}.",
+            "",
+            f"| {batch} | contender | {unit.replace('_', ' ')} | over bfloat16 | over our 8 bits | share of byte floor |",
+            "|---|---|---|---|---|---|",
+        ]
+        for row in rows:
+            share = "–" if row["share_of_byte_floor"] is None else f"{row['share_of_byte_floor']:.0%}"
+            over = f"{row['over_bfloat16']:.2f} | {row['over_8_bits']:.2f}"
+            lines.append(f"| {row[batch]} | {row['contender']} | {row[unit]:.2f} | {over} | {share} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("layer", "model", "both"), default="both")
+    parser.add_argument("--part", choices=("layer", "model", "both", "table"), default="both")
     parser.add_argument("--turns", type=int, default=30, help="of the layer's contenders; the model has a tenth")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    if arguments.part == "table":
+        before, rest = README.read_text().split(MARKS[0])
+        README.write_text(f"{before}{MARKS[0]}\n\n{table(results)}\n{MARKS[1]}{rest.split(MARKS[1], 1)[1]}")
+        return
     for part in ("layer", "model") if arguments.part == "both" else (arguments.part,):
         machine = describe("numba")
         rows = layer(arguments.turns) if part == "layer" else model(max(1, arguments.turns // 10), 4)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
+from numba import njit
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -49,10 +51,8 @@ def difference(found: Tensor, expected: Tensor) -> float:
     return float((found.double() - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("way", [HERE, *(way for way in ("plain", "avx2") if way != HERE)])
+@pytest.mark.parametrize("way", {"vnni": ["vnni", "avx2"], "avx2": ["avx2", "plain"], "plain": ["plain"]}[HERE])
 def test_the_result_is_that_of_the_chosen_neurons_in_float64(way: str) -> None:
-    if way == "avx2" and HERE == "plain":
-        pytest.skip("this processor has no AVX2")
     tested = 0
     for n, d, counts in ((70, 96, [20]), (64, 256, [64]), (100, 544, [50, 1, 100]), (333, 1024, [100, 0, 7, 160, 30])):
         gate, up, down_t = weights(n, d)
@@ -152,16 +152,31 @@ def test_dense_forms_are_products_with_the_same_weights(bits: int) -> None:
         assert difference(found, hidden @ down.prefix().double().T) < 2 * BOUND
 
 
-@pytest.mark.parametrize("way", [way for way in vectors.WAYS if way != "avx2" or HERE != "plain"])
-def test_every_way_multiplies_bytes_exactly(way: str) -> None:
-    if way == "vnni" and HERE != "vnni":
-        pytest.skip("this processor has no VNNI")
-    gate = weights(1, 64)[0]
-    extreme = Nested(torch.full((64, 64), 255, dtype=torch.uint8), gate.scale[:1].repeat(64, 1), 8)
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("way", ["plain", "avx2", "vnni"][: ["plain", "avx2", "vnni"].index(HERE) + 1])
+def test_every_way_multiplies_the_largest_codes_exactly(way: str, bits: int) -> None:
+    scale = weights(1, 64)[0].scale.repeat(64, 1)
+    extreme = Nested(torch.full((64, 64), 2**bits - 1, dtype=torch.uint8), scale, bits)
     x = torch.ones(1, 64)
     x[0, ::3] = -1.0
     expected = x.double() @ extreme.prefix().double().T
     assert difference(planes.linear(x, planes.pack_rows(extreme), way=way), expected) < 1e-5
+
+
+def test_halves_are_widened_exactly_without_an_instruction_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vectors, "_HAS_HALVES", False)
+
+    @njit
+    def widen(words: np.ndarray, out: np.ndarray) -> None:
+        for i in range(0, len(words), 16):
+            vectors.store_floats(out, i, vectors.load_floats(words, i))
+
+    words = np.arange(1 << 16, dtype=np.uint16)
+    out, expected = np.empty(len(words), np.float32), words.view(np.float16).astype(np.float32)
+    widen(words, out)
+    finite = np.isfinite(expected)
+    assert finite.sum() == 2 * 0x7C00
+    assert np.array_equal(out[finite], expected[finite])
 
 
 def test_bytes_are_those_of_the_memory() -> None:

@@ -3,7 +3,8 @@
 Of a code of eight bits the first four are a coarser copy of the same weight (:mod:`moescope.models.rounding`). For each token
 the first bits of all gate and up rows are read, as a stream; neurons are scored by what they would put out, ``|act(ĝ) û| ·
 ‖down‖``; and of the best only the other four bits and the down row are read, which lie together, a neuron beside the next.
-Nothing is stored twice but the scales of gate and up, one for the stream and one for the neuron.
+Nothing is stored twice but the scales of gate and up, one for the stream and one for the neuron. No gradient flows, and there
+is no form for GPUs.
 
 Beside it, on the same loops, is what it must beat: the same MLP with every weight in eight bits, or in four.
 
@@ -142,13 +143,13 @@ def sparse_mlp(
     """
     _check_call(x, planes.width, activation, bytes_each)
     tokens, d = x.shape
-    counts = torch.as_tensor(count, dtype=torch.int64).expand(tokens).contiguous()
-    if tokens and not 0 <= int(counts.min()) <= int(counts.max()) <= planes.neurons:
-        raise InputError(f"must be from 0 to {planes.neurons}, got {counts.tolist()}", "count")
+    each = [count] * tokens if isinstance(count, int) else [int(c) for c in count]
+    if len(each) != tokens or any(not 0 <= c <= planes.neurons for c in each):
+        raise InputError(f"must be from 0 to {planes.neurons}, one or {tokens} of them, got {count}", "count")
     threads = threads or torch.get_num_threads()
     key = tokens, bytes_each, d, planes.neurons, ACTIVATIONS[activation], threads, int(planes.starts[-1])
     work = _tasks.get(_task, *key) if tokens <= _REMEMBERED else _task(*key)
-    out, wide = torch.empty(tokens, d), x.detach().float().contiguous()
+    out, wide, counts = torch.empty(tokens, d), x.detach().float().contiguous(), torch.tensor(each)
     if tokens:
         work.give(wide, counts, planes.high, planes.low, planes.norm, planes.starts, out)
         before, loop, after = sparse_functions(way or vectors.way())

@@ -13,6 +13,7 @@ from typing import Any
 
 from llvmlite import binding, ir
 from numba import types
+from numba.core import config
 from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
 
@@ -23,10 +24,20 @@ WAYS = {"plain": (0,), "avx2": (0, 0), "vnni": (0, 0, 0)}
 """How :func:`dot` multiplies. All sum whole numbers without rounding or overflow, so their results are the same."""
 
 
+def _features() -> Any:
+    """Of the processor, where numba compiles for this one and not for another that its settings name."""
+    settings: Any = config
+    told = settings.CPU_NAME or settings.CPU_FEATURES is not None or not settings.ENABLE_AVX
+    return {} if told else binding.get_host_cpu_features()
+
+
+_HAS_HALVES = bool(_features().get("f16c"))
+
+
 @cache
 def way() -> str:
     """The fastest of :data:`WAYS` that this processor has."""
-    features = binding.get_host_cpu_features()
+    features = _features()
     return "vnni" if features.get("avx512vnni") else "avx2" if features.get("avx2") else "plain"
 
 
@@ -59,7 +70,20 @@ def _read(form: Any, builder: Any, values: Any, kinds: Any, context: Any) -> Any
     return builder.load(_place(builder, values, kinds, context, form), align=1)
 
 
-def _constant(form: Any, number: int) -> Any:
+def _widened(builder: Any, halves: Any) -> Any:
+    """16-bit floats as 32-bit ones. Without an instruction for it LLVM would call a function that need not be there: the bits
+    are moved, and the exponent mended by a product, which is exact for all that is finite."""
+    if _HAS_HALVES:
+        return builder.fpext(halves, ir.VectorType(FLOAT, halves.type.count))
+    form = ir.VectorType(WORD, halves.type.count)
+    bits = builder.zext(builder.bitcast(halves, ir.VectorType(ir.IntType(16), halves.type.count)), form)
+    sign = builder.shl(builder.and_(bits, _constant(form, 0x8000)), _constant(form, 16))
+    rest = builder.shl(builder.and_(bits, _constant(form, 0x7FFF)), _constant(form, 13))
+    floats = ir.VectorType(FLOAT, halves.type.count)
+    return builder.fmul(builder.bitcast(builder.or_(sign, rest), floats), _constant(floats, 2.0**112))
+
+
+def _constant(form: Any, number: float) -> Any:
     return ir.Constant(form, [number] * form.count)
 
 
@@ -113,7 +137,7 @@ def load_floats(typing: Any, array: Any, place: Any) -> Any:
         if kind == types.float32:
             return _read(FLOATS.form, builder, values, signature.args, context)
         if kind == types.uint16:
-            return builder.fpext(_read(ir.VectorType(HALF, LANES), builder, values, signature.args, context), FLOATS.form)
+            return _widened(builder, _read(ir.VectorType(HALF, LANES), builder, values, signature.args, context))
         few = _read(ir.VectorType(BYTE, LANES), builder, values, signature.args, context)
         return builder.sitofp(builder.sext(few, WHOLES.form), FLOATS.form)
 
@@ -126,7 +150,7 @@ def load_pairs(typing: Any, array: Any, place: Any) -> Any:
 
     def lower(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         few = _read(ir.VectorType(HALF, 8), builder, values, signature.args, context)
-        return builder.fpext(_shuffled(builder, few, few, [lane // 2 for lane in range(LANES)]), FLOATS.form)
+        return _widened(builder, _shuffled(builder, few, few, [lane // 2 for lane in range(LANES)]))
 
     return FLOATS(array, types.int64), lower
 

@@ -11,6 +11,7 @@ it takes no longer, which is measured with the layer's own weights (:meth:`Spars
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,9 +34,10 @@ class Linear(nn.Module):
         self.rows, self.bytes_each = rows, bytes_each
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = x.reshape(-1, self.rows.inputs)
-        parts = [planes.linear(part, self.rows, bytes_each=self.bytes_each) for part in flat.split(AT_ONCE)]
-        return torch.cat(parts).view(*x.shape[:-1], self.rows.outputs)
+        return _in_parts(x, self.rows.outputs, self._run)
+
+    def _run(self, x: Tensor) -> Tensor:
+        return planes.linear(x, self.rows, bytes_each=self.bytes_each)
 
 
 class DenseMlp(nn.Module):
@@ -46,9 +48,10 @@ class DenseMlp(nn.Module):
         self.rows, self.activation, self.bytes_each = rows, activation, bytes_each
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = x.reshape(-1, self.rows.inputs)
-        parts = [planes.dense_mlp(part, self.rows, self.activation, bytes_each=self.bytes_each) for part in flat.split(AT_ONCE)]
-        return torch.cat(parts).view(x.shape)
+        return _in_parts(x, self.rows.outputs, self._run)
+
+    def _run(self, x: Tensor) -> Tensor:
+        return planes.dense_mlp(x, self.rows, self.activation, bytes_each=self.bytes_each)
 
 
 class SparseMlp(nn.Module):
@@ -82,12 +85,18 @@ class SparseMlp(nn.Module):
         return self.planes.neurons if _whole[key] else few
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = x.reshape(-1, self.planes.width)
-        count = self.count(len(flat))
-        return torch.cat([self._run(part, count) for part in flat.split(AT_ONCE)]).view(x.shape)
+        count = self.count(x.numel() // self.planes.width)
+        return _in_parts(x, self.planes.width, lambda part: self._run(part, count))
 
     def _run(self, x: Tensor, count: int) -> Tensor:
         return planes.sparse_mlp(x, self.planes, count, self.activation, bytes_each=self.bytes_each)
+
+
+def _in_parts(x: Tensor, outputs: int, run: Callable[[Tensor], Tensor]) -> Tensor:
+    """Tokens (..., d) to (..., outputs), so many at once."""
+    flat = x.reshape(-1, x.shape[-1])
+    made = run(flat) if len(flat) <= AT_ONCE else torch.cat([run(part) for part in flat.split(AT_ONCE)])
+    return made.view(*x.shape[:-1], outputs)
 
 
 def replace(model: Any, *, bits: int = 8, share: float | None = None, bytes_each: int = 2) -> int:

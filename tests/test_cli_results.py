@@ -107,7 +107,7 @@ def test_every_verb_is_on_record_and_its_file_is_read_again(name: str, said: Sai
     ]
     settings = verb.settings_class()(**verb.defaults, **verb.fixed)
     positional, named = given[: len(given)], {}
-    if name in ("convert", "distill", "steer"):
+    if name in ("convert", "distill", "sparsify", "steer"):
         named = {i.name: value for i, value in zip(verb.inputs, given, strict=True) if i.name not in ("model", "texts")}
         positional = given[:2]
     record = record_of(verb.verb(), *positional, settings=settings, **named, run=Run(seed=7, limit=50))

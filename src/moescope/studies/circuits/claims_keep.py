@@ -21,7 +21,6 @@ ANSWER = "answer_logodds"
 _TARGETS = {
     ANSWER: "the odds of the model's right answer (log, nats)",
     PROBE: "a probe's balanced accuracy at the last layer",
-    "answer_accuracy": "the accuracy of the model's own answer",
 }
 
 

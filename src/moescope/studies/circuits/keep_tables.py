@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from moescope.stats import bootstrap_sums, expanded_percentiles
+from moescope.stats import bootstrap_sums, expanded_percentiles, wilson
 from moescope.studies.circuits.keep import ORDERS, KeptCircuit, KeptScores, areas, share_that_keeps
 from moescope.studies.circuits.spread import between
 from moescope.study.paired import interval_p, joined
@@ -78,6 +78,8 @@ def _spread(curve: _Curve, figure: Any) -> np.ndarray:
 
 def _figure(name: str, value: Any, many: np.ndarray, n_groups: int, curve: _Curve) -> dict[str, float]:
     low, high = expanded_percentiles(many, n_groups) if curve.sets is None else np.quantile(many, [0.025, 0.975])
+    if name == "faithfulness" and curve.sets is None and low == high:  # resampling what does not vary claims certainty
+        low, high = low - wilson(0, n_groups)[1], high + wilson(0, n_groups)[1]
     short = "" if name == "faithfulness" else f"{name}_"
     return {name: float(value), f"{short}low": float(low), f"{short}high": float(high)}
 

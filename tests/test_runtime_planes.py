@@ -10,6 +10,7 @@ import torch
 
 from moescope.errors import InputError
 from moescope.models.rounding import nested
+from moescope.models.sparse import put_sparse
 from moescope.runtime import planes as runtime
 from tests.architectures import build
 
@@ -88,3 +89,35 @@ def test_what_cannot_be_replaced_is_refused() -> None:
         runtime.replace(decoder(), share=1.5)
     with pytest.raises(InputError, match="has the activation tanh"):
         runtime.replace(decoder(hidden_act="tanh"))
+
+
+def sparse(bits: int = 8, neurons: int = 40) -> Any:
+    """A decoder as ``moescope sparsify`` writes it."""
+    model = decoder()
+    dense = [[part.weight.data for part in (m.gate_proj, m.up_proj, m.down_proj)] for m in mlps(model)]
+    made = put_sparse(model, [neurons] * len(dense), bits, 4)
+    for mlp, (gate, up, down) in zip(made, dense, strict=True):
+        for part, weight in ((mlp.gate_proj, gate), (mlp.up_proj, up), (mlp.down_proj, down.T)):
+            part.take(nested(weight, bits))
+    return model
+
+
+def mlps(model: Any) -> list[Any]:
+    return [layer.mlp for layer in model.model.layers]
+
+
+def test_a_written_model_gives_the_same_on_the_loops_at_any_batch() -> None:
+    model = sparse()
+    ids = torch.randint(0, 250, (3, 9), generator=torch.Generator().manual_seed(1))
+    expected = model(ids).logits
+    assert runtime.execute(model) == model.config.num_hidden_layers
+    found = model(ids).logits
+    assert difference(found, expected) < 1e-3
+    one_by_one = torch.cat([model(row[None]).logits for row in ids])
+    assert difference(one_by_one, found) < 3e-4  # a token's numbers are rounded to 16 bits, so that 1e-7 can be a step of them
+
+
+@pytest.mark.parametrize("model", [sparse(bits=6), decoder()], ids=["6 bits", "dense"])
+def test_a_model_that_the_loops_do_not_run_is_refused(model: Any) -> None:
+    with pytest.raises(InputError, match="has no sparse MLP that these loops run"):
+        runtime.execute(model)

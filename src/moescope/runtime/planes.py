@@ -2,6 +2,7 @@
 
     replace(model, bits=8)              # every matrix of every layer, and the head, in eight bits
     replace(model, bits=8, share=0.5)   # the MLPs with half of their neurons, chosen for each token
+    execute(load_model("DIR").module)   # what `moescope sparsify -o DIR` wrote, its choice as it is at any batch
 
 What the chosen neurons save shrinks when tokens are computed together, since they choose differently and what any of them
 chose is read. Computing all neurons reads no more than that and is nearer to the model; so it is done for as many tokens as
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +22,9 @@ from torch import Tensor, nn
 from moescope.errors import InputError
 from moescope.kernels import planes
 from moescope.kernels.activations import ACTIVATIONS
+from moescope.kernels.planes_loop import GROUP
 from moescope.models.rounding import nested
+from moescope.models.sparse import sparse_mlps
 
 AT_ONCE = 16  # tokens; more are computed in parts
 _whole: dict[tuple[Any, ...], bool] = {}
@@ -132,8 +136,40 @@ def replace(model: Any, *, bits: int = 8, share: float | None = None, bytes_each
     return len(mlps)
 
 
+def execute(model: nn.Module) -> int:
+    """Let the sparse MLPs of a model that ``moescope sparsify`` wrote run on these loops; how many do. Others stay as they are.
+
+    Each token has its own number of neurons whatever is computed beside it. The codes are laid out once more, which takes as
+    much memory again as they do.
+
+    Raises:
+        InputError: none can: of 8 bits 4 must choose, on the CPU, in rows of a multiple of 32, with an activation of
+            ``moescope.kernels.activations.ACTIVATIONS``; or the model has no sparse MLP.
+    """
+    activation = getattr(model.config, "hidden_activation", None) or getattr(model.config, "hidden_act", None)
+    covered = [mlp for mlp in sparse_mlps(model) if _is_covered(mlp) and activation in ACTIVATIONS]
+    if not covered:
+        raise InputError(
+            "has no sparse MLP that these loops run; they run those of `moescope sparsify --choose 4 --bits 8`, on the CPU",
+            "model",
+        )
+    for mlp in covered:
+        codes = (mlp.gate_proj.nested, mlp.up_proj.nested, mlp.down_proj.nested)
+        mlp.execute = partial(_execute, planes.pack(*codes, mlp.choose), str(activation))
+    return len(covered)
+
+
+def _is_covered(mlp: Any) -> bool:
+    codes = mlp.gate_proj.codes
+    return (mlp.gate_proj.bits, mlp.choose, codes.device.type) == (8, planes.CHOOSING, "cpu") and codes.shape[1] % GROUP == 0
+
+
+def _execute(packed: planes.Planes, activation: str, mlp: Any, x: Tensor) -> Tensor:
+    return torch.cat([planes.sparse_mlp(part, packed, mlp.neurons, activation) for part in x.split(AT_ONCE)])
+
+
 def _is_plain(module: nn.Module) -> bool:
-    return type(module) is nn.Linear and module.bias is None and module.in_features % planes.GROUP == 0
+    return type(module) is nn.Linear and module.bias is None and module.in_features % GROUP == 0
 
 
 def _mlp(mlp: Any, bits: int, share: float | None, activation: str, bytes_each: int) -> nn.Module:

@@ -17,7 +17,6 @@ def synthetic_results(name: str = "{}") -> list[StudyResult]:
         StudyResult("distill", {}, tables=_distill(name)),
         StudyResult("convert", {}, tables=_convert(name)),
         StudyResult("exit", {}, tables=_exit(name)),
-        StudyResult("sparsify", {}, tables={"frontier": _chosen()}),
         StudyResult("steer", {}, tables={"effects": _effects(kinds, name)}),
         StudyResult("prune", {}, tables={"pruning": _pruning(name), "domains": _domains(name)}),
         StudyResult("robustness", {}, tables=_robustness(name, rng)),
@@ -27,6 +26,7 @@ def synthetic_results(name: str = "{}") -> list[StudyResult]:
         StudyResult("residency", {}, tables=_residency(kinds, rng)),
         StudyResult("targets", {}, tables=_targets(kinds, rng)),
         StudyResult("atlas", {}, tables={"layers": _atlas()}),
+        StudyResult("sparsify", {}, tables={"frontier": _chosen()}),
     ]
 
 

@@ -72,8 +72,9 @@ def _curves(axes: Axes, table: pd.DataFrame, column: str, label: str) -> None:
     axes.plot(rows["bytes"], _drawn(rows[column]), color=GREEN, marker="D", label="plain weights, 3 to 8 bits")
     if column == "kl":
         for row in rows.to_dict("records"):
-            at = (row["bytes"], float(_drawn(row[column])))
-            axes.annotate(str(row["method"]), at, color=GREEN, fontsize=6, xytext=(3, 3), textcoords="offset points")
+            at, name = (row["bytes"], float(_drawn(row[column]))), str(row["method"])
+            place, side = ((-4, -8), "right") if "/" in name else ((3, -9), "left") if name == "file" else ((3, 3), "left")
+            axes.annotate(name, at, color=GREEN, fontsize=6, xytext=place, ha=side, textcoords="offset points")
     else:
         axes.axhline(0.01, color=FAINT, lw=0.8, zorder=0)
     log_scale(axes, "y")

@@ -42,6 +42,7 @@ MARKS = "<!-- planes.py writes this -->", "<!-- until here -->"
 D, NEURONS, LAYERS, HEADS, KV, VOCABULARY = 2048, 5632, 22, 32, 4, 32000
 SHARES = (0.25, 0.35, 0.5, 0.75, 1.0)
 COPIES = 5  # of a layer: at least 5 × 19 MB
+_SHOWN = (1, 4)  # tokens at once of the layer's table; the others are in the result
 _MARK = mark_of(__file__)
 
 
@@ -346,6 +347,8 @@ def table(results: dict[str, Any]) -> str:
             "|---|---|---|---|---|---|",
         ]
         for row in rows:
+            if part == "layer" and row["tokens"] not in _SHOWN:
+                continue
             share = "–" if row["share_of_byte_floor"] is None else f"{row['share_of_byte_floor']:.0%}"
             over = f"{row['over_bfloat16']:.2f} | {row['over_8_bits']:.2f}"
             lines.append(f"| {row[batch]} | {row['contender']} | {row[unit]:.2f} | {over} | {share} |")

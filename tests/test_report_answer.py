@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -29,7 +30,7 @@ CLAIMS = verdicts(
         case("a: they beat random ones", 0.9, 0.02, control=Control("random", 0.7)),
         case("b: ten neurons do it", 0.6, 0.2, control=Control("best cue", 0.55)),
         case("b: they beat random ones", 0.8, 0.02, control=Control("random", 0.6)),
-        case("b: nothing is there", 0.5, 0.01),
+        replace(case("b: nothing is there", 0.5, 0.01), effect=Effect(0.0, -0.01, 0.01, "with labels dealt out anew", 0.03)),
         Claim("a: share of neurons", 0.1),
         Claim("a: recommendation, that it pays", "do not use it", outcome="contradicted"),
     ]
@@ -41,7 +42,7 @@ def test_every_claim_that_was_tested_stands_where_its_verdict_belongs() -> None:
         "Recommended: a: do not use it.",
         "Believe: They beat random ones: a 0.900 beside 0.700; b 0.800 beside 0.600 (random).",
         "Do not believe: Ten neurons do it: a 0.900 beside 0.900 (explained by the full stop).",
-        "Do not believe: Nothing is there: b 0.500 (explained by chance).",
+        "Do not believe: Nothing is there: b 0.500 (explained by labels dealt out anew).",
         "Not settled: Ten neurons do it: b 0.600 beside 0.550 (best cue).",
         "Next: test texts in which the full stop tells nothing, before anything is built on what it explains.",
         "Next: about 91 times as much text would settle an open claim.",

@@ -124,7 +124,7 @@ def _beside(claim: Claim) -> tuple[str, str]:
     if claim.outcome == "undertrained":
         return "students too little trained", ""
     by, control = claim.details.get("by"), claim.control
-    name = f"explained by {by}" if by else control.name if control is not None else ""
+    name = f"explained by {by.removeprefix('with ')}" if by else control.name if control is not None else ""
     return name, number(control.value) if control is not None else ""
 
 

@@ -39,6 +39,7 @@ FILES = {
     "boolq.dev.jsonl": "BoolQ's dev split (question, passage, label)",
     "agnews.test.jsonl": "AG News' test split (text, label)",
     "circuits-smollm2": "the result of `moescope circuits smollm2 --no-chat --task sentiment=uci-sentiment --limit 300`",
+    "wikitext-2.valid.txt": "the validation split of WikiText-2",
     "reviews.jsonl": "600 sentences of UCI Sentiment (reviews), 300 paragraphs of WikiText-2 (articles): text, category, group",
 }
 """Files that a command names and that do not ship with moescope: what they are."""

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -68,6 +68,11 @@ class Windows:
     def groups(self) -> np.ndarray:
         """int64 (N,): the :attr:`unit` of each window."""
         return self.documents if self.unit == "document" else np.arange(len(self))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a result says of them."""
+        return {"source": self.source, "tokens": self.tokens, "sha256": self.sha256}
 
     def chosen(self, rows: torch.Tensor) -> Windows:
         """Those of the given numbers."""

@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from moescope.intervene.held_out import Windows
 from moescope.intervene.text_loss import Reference
 from moescope.models.rounding import rounded, share_of_bytes
-from moescope.study.paired import interval_over
+from moescope.study.paired import interval_over, paired_effect
+from moescope.study.verdicts import Effect
+
+UNIT = "nats per token"
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,16 @@ class Quality:
     def units(self) -> np.ndarray:
         """int64 (windows,): what each window of ``excess`` is resampled with, its document or itself alone."""
         return np.array(self.groups or range(len(self.excess)))
+
+    @property
+    def row(self) -> dict[str, float]:
+        """As a row of a table has it."""
+        return {name: getattr(self, name) for name in ("loss", "perplexity", "kl", "agreement", "rise", "low", "high")}
+
+    def below(self, other: Quality, against: str, margin: float, seed: int, **options: Any) -> Effect:
+        """By how much another loses more, nats per token, paired by window; ``options`` are the effect's."""
+        excess = np.array(other.excess), np.array(self.excess)
+        return paired_effect(*excess, self.units, against, margin, seed, share=False, unit=UNIT, **options)
 
 
 @torch.no_grad()

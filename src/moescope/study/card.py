@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -58,6 +58,11 @@ def table_lines(frame: pd.DataFrame, columns: Sequence[str]) -> list[str]:
         "| " + " | ".join(_cell(v) for v in row) + " |" for row in frame[list(columns)].itertuples(index=False, name=None)
     ]
     return lines
+
+
+def text_lines(texts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What was read, by what for, in a recipe."""
+    return [f"- {part} text: {of['source']}, {of['tokens']:,} tokens, sha256 {of['sha256']}…" for part, of in texts.items()]
 
 
 def made_by() -> str:

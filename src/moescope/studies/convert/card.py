@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from moescope.studies.convert.settings import ConvertSettings
-from moescope.study.card import LOADING, claim_lines, head_lines, made_by, table_lines
+from moescope.study.card import LOADING, claim_lines, head_lines, made_by, table_lines, text_lines
 from moescope.types import Claim
 
 
@@ -60,10 +60,7 @@ def card_text(
         "",
         f"- split: {settings.method}; router: {settings.router}; seed {seed}",
         *_tuning(settings, facts["tuned"]),
-        *(
-            f"- {part} text: {text['source']}, {text['tokens']:,} tokens, sha256 {text['sha256']}…"
-            for part, text in facts["text"].items()
-        ),
+        *text_lines(facts["text"]),
         made_by(),
     ]
     return "\n".join(parts) + "\n"

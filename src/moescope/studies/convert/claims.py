@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from moescope.intervene.quality import BYTES, EIGHT, Quality
@@ -14,7 +13,6 @@ from moescope.studies.convert.equality import Equality
 from moescope.studies.convert.refit import REFIT
 from moescope.studies.convert.settings import ConvertSettings, Counts
 from moescope.studies.convert.tuning import TUNED, Tuning
-from moescope.study.paired import paired_effect
 from moescope.study.verdicts import Case, Effect, verdicts
 from moescope.types import Claim, Control, Outcome
 
@@ -62,20 +60,9 @@ def quality_cases(
         others: ``random`` (split) and ``static`` (pruning), where they were made.
         alike: words for how they were treated.
     """
-    windows = here.units
 
     def beside(name: str, **options: Any) -> Effect:
-        return paired_effect(
-            np.array(others[name].excess),
-            np.array(here.excess),
-            windows,
-            f"{_WORDS[name]}{alike}",
-            margin,
-            seed,
-            share=False,
-            unit="nats per token",
-            **options,
-        )
+        return here.below(others[name], f"{_WORDS[name]}{alike}", margin, seed, **options)
 
     rises = {name: quality.rise for name, quality in others.items()}
     said = ", ".join(f"{_WORDS[name]} {rise:+.1%}" for name, rise in rises.items())
@@ -114,9 +101,7 @@ def quality_cases(
 
 def eight_case(here: Quality, eight: Quality, share: float, margin: float, seed: int) -> Case:
     """Does the conversion, which reads ``share`` of the MLPs' weights on a token, lose less than 8 bits of all?"""
-    windows = here.units
-    excess = (np.array(eight.excess), np.array(here.excess))
-    effect = paired_effect(*excess, windows, "8-bit weights", margin, seed, share=False, unit="nats per token")
+    effect = here.below(eight, "8-bit weights", margin, seed)
     return Case(
         "the conversion loses less than 8-bit weights",
         effect.value,
@@ -131,10 +116,7 @@ def eight_case(here: Quality, eight: Quality, share: float, margin: float, seed:
 
 def refit_case(here: Quality, before: Quality, margin: float, seed: int) -> Case:
     """Do the refitted down projections lose less than the dense model's own, in the same experts?"""
-    excess = (np.array(before.excess), np.array(here.excess))
-    effect = paired_effect(
-        *excess, here.units, "the dense model's projections", margin, seed, share=False, unit="nats per token"
-    )
+    effect = here.below(before, "the dense model's projections", margin, seed)
     return Case(
         "the refitted down projections lose less than the dense model's own",
         effect.value,

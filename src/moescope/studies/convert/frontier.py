@@ -74,13 +74,7 @@ def measure_frontier(
             "active": active,
             "share": share,
             "contender": q.name,
-            "loss": q.loss,
-            "perplexity": q.perplexity,
-            "kl": q.kl,
-            "agreement": q.agreement,
-            "rise": q.rise,
-            "low": q.low,
-            "high": q.high,
+            **q.row,
         }
         for (kind, active, share), q in zip(places, qualities[1:], strict=True)
     ]

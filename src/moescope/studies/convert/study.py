@@ -177,7 +177,7 @@ def convert(
             "title": f"{loaded.name} as a mixture of experts, {counts.active} of {counts.experts} active",
             "counts": dataclasses.asdict(counts),
             "target": dataclasses.asdict(target),
-            "text": {name: {"source": w.source, "tokens": w.tokens, "sha256": w.sha256} for name, w in text.items()},
+            "text": {name: w.facts for name, w in text.items()},
             "refit": refitted is not None,
             "tuned": chosen == TUNED,
             "minutes_to_convert": round(minutes, 2),

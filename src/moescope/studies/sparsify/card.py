@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from moescope.studies.sparsify.settings import Format
-from moescope.study.card import claim_lines, head_lines, made_by, table_lines
+from moescope.study.card import claim_lines, head_lines, made_by, table_lines, text_lines
 from moescope.types import Claim
 
 
@@ -45,10 +45,7 @@ def card_text(
             "## Recipe",
             "",
             f"- codes of {form.bits} bits that nest, {form.choose} of them choose; budgets {facts['budgets']}; seed {seed}",
-            *(
-                f"- {part} text: {text['source']}, {text['tokens']:,} tokens, sha256 {text['sha256']}…"
-                for part, text in facts["text"].items()
-            ),
+            *text_lines(facts["text"]),
             made_by(),
             "",
         ]

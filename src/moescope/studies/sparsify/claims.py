@@ -6,19 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from moescope.intervene.quality import Quality
+from moescope.intervene.quality import UNIT, Quality
 from moescope.studies.sparsify.frontier import FILE, of_way, plain_name
 from moescope.studies.sparsify.methods import ANOTHER, CHANCE, PLANES
 from moescope.studies.sparsify.settings import PLAIN, Format, SparsifySettings
-from moescope.study.paired import paired_effect
 from moescope.study.verdicts import Case, Effect, verdicts
 from moescope.types import Claim, Control, Outcome
 
 _FAMILY = "choice of neurons"
-UNIT = "nats per token"
 
 
 def recommend(kept: Claim, cheaper: Claim, saved: str) -> Claim:
@@ -116,11 +113,7 @@ class _Judge:
 
     def beside(self, name: str, against: str, **options: Any) -> Effect:
         """By how much another loses more."""
-        other = np.array(self.qualities[name].excess)
-        options = {"share": False, "unit": UNIT, **options}
-        return paired_effect(
-            other, np.array(self.here.excess), self.here.units, against, self.settings.margin, self.seed, **options
-        )
+        return self.here.below(self.qualities[name], against, self.settings.margin, self.seed, **options)
 
     def plain(self, frontier: pd.DataFrame, row: Any, copy: str | None) -> Case:
         """Against the plain weights of no more bytes that lose least."""

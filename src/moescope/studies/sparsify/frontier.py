@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -87,7 +88,7 @@ def entrants(
     lines: list[Entrant] = []
     counts = [mlp.neurons for mlp in sparse_mlps(written)]
     for b, down in PLAIN:
-        contender = Contender(plain_name(b, down), module, _rounding(mlps, b, down))
+        contender = Contender(plain_name(b, down), module, partial(few_bits, mlps, b, down))
         lines.append(Entrant(contender.name, 1.0, contender, _fixed(cost.plain(shape, b, down))))
     if model.mlp_bits is not None:
         own = Contender(FILE, module, nullcontext)
@@ -105,7 +106,7 @@ def entrants(
                 continue
             neurons = counts if headline else even(layers, share)
             way = _way(method, share, neurons, layers, turned_layers, found, form.choose, seed)
-            contender = Contender(name, module, _entering(way))
+            contender = Contender(name, module, partial(replaced, way))
             lines.append(Entrant(method, share, contender, *_counted(method, way, shape, form)))
     return lines
 
@@ -180,13 +181,7 @@ def measure_frontier(
             "share": line.share,
             "used": line.used(),
             "bytes": line.nbytes(),
-            "loss": q.loss,
-            "perplexity": q.perplexity,
-            "kl": q.kl,
-            "agreement": q.agreement,
-            "rise": q.rise,
-            "low": q.low,
-            "high": q.high,
+            **q.row,
         }
         for line, q in zip(lines, found[1:], strict=True)
     ]
@@ -195,11 +190,3 @@ def measure_frontier(
 
 def _fixed(value: float) -> Callable[[], float]:
     return lambda: value
-
-
-def _entering(way: Way) -> Callable[[], AbstractContextManager[None]]:
-    return lambda: replaced(way)
-
-
-def _rounding(mlps: Sequence[Any], bits: int, down: int) -> Callable[[], AbstractContextManager[None]]:
-    return lambda: few_bits(mlps, bits, down)

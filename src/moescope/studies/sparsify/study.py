@@ -121,7 +121,7 @@ def sparsify(
         facts: dict[str, Any] = {
             "title": f"{loaded.name} with {form.share:.0%} of its neurons at work on a token",
             "format": dataclasses.asdict(form),
-            "text": {n: {"source": w.source, "tokens": w.tokens, "sha256": w.sha256} for n, w in text.items() if w is not None},
+            "text": {name: w.facts for name, w in text.items() if w is not None},
             "budgets": "greedy" if tables.get("budgets") is not None and counts != even(layers, form.share) else "uniform",
             "neurons": counts,
             "unit": parts["judge"].unit,
@@ -156,10 +156,8 @@ def _validation(windows: Windows) -> tuple[Windows, Windows]:
     at = np.arange(len(windows)) % _VALIDATION == _VALIDATION - 1
     if not at.any():
         raise InputError(f"{len(windows)} windows of calibration text are too few for greedy budgets: give more", "texts")
-    return tuple(  # type: ignore[return-value]
-        dataclasses.replace(windows, ids=windows.ids[torch.from_numpy(part)], documents=windows.documents[part])
-        for part in (~at, at)
-    )
+    fitting, validating = (windows.chosen(torch.from_numpy(np.flatnonzero(part))) for part in (~at, at))
+    return fitting, validating
 
 
 def _budgets(

@@ -36,7 +36,7 @@ from moescope.models.spread import Spread
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "cluster.md"
 WAYS = {"one process": 1, "torchrun": 2, "ray": 2}
-TASK = "certainty=halueval"
+TASK = "certainty=halueval?template=Knowledge: {knowledge} Question: {question} Answer: {answer}"
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 _CHECKED = 8  # texts that are read a second time, in one process
 

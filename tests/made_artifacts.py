@@ -8,6 +8,8 @@ from moescope.models import LoadedModel
 from moescope.runtime.exit.classifier import ExitClassifier
 from moescope.runtime.exit.heads import Heads
 from moescope.runtime.exit.rule import Guarantee
+from moescope.runtime.monitor import MonitorCascade, Promise, Score, Thresholds
+from moescope.runtime.route.router import source_sites
 from moescope.studies.distill.spec import StudentSpec
 from moescope.studies.distill.students import LayerShape, Student
 
@@ -27,3 +29,10 @@ def student(seed: int = 0) -> Student:
     """Experts beside shared neurons, gated."""
     spec = StudentSpec(kind="moe", shared=4, experts=16, active=2, rank=4)
     return Student(spec, LayerShape(12, 10, "silu", True), seed=seed)
+
+
+def monitor(model: LoadedModel, threshold: float = 0.0) -> MonitorCascade:
+    """The experts of layer 0 decide what is plain, the residual stream after it the rest."""
+    routers = sum(model.width(site) for site in source_sites(model, "routing", 0))
+    scores = [Score(np.ones(width), 0.5) for width in (routers, model.d_model)]
+    return MonitorCascade(model, "code", 0, *scores, Thresholds(-1.0, np.inf, threshold), Promise(0.1, 0.1, 48, 0))

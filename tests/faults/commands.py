@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -10,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 import moescope
 from moescope.errors import InputError
@@ -30,6 +33,10 @@ COMMANDS = {
     "convert": ["dense-tiny", "--calibration-tokens", "2048", "--heldout-tokens", "512", "--finetune", "12", "--no-speed"],
     "exit": ["dense-tiny", *TASK[:3], "400", "--risk", "0.05", "--timed-texts", "4"],
     "route": ["dense-tiny", "--task", "a=halueval", "--task", "b=uci-sentiment", "--limit", "160", "--unknown", "0.1"],
+    "sparsify": ["dense-tiny", "--share", "0.5", "--bits", "4", "--calibration-tokens", "2048", "--heldout-tokens", "512"],
+    "targets": ["moe-tiny", "--prompts", "routing-80"],
+    "atlas": ["moe-tiny", "--prompts", "routing-80"],
+    "residency": ["TRACE", "--capacity", "8"],
 }
 SHARES = {signal.SIGKILL: (0.2, 0.4, 0.6, 0.8), signal.SIGINT: (0.5,), signal.SIGTERM: (0.7,)}
 _SAYS = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -54,10 +61,45 @@ main(sys.argv[1:])
 
 def begun(command: str, out: Path, *more: str, script: tuple[str, ...] = ("-m", "moescope")) -> subprocess.Popen[str]:
     """The command, running."""
-    line = [sys.executable, *script, command, *COMMANDS[command], "--out", str(out), *more]
+    given = [str(_trace(out.parent.parent)) if part == "TRACE" else part for part in COMMANDS[command]]
+    line = [sys.executable, *script, command, *given, "--out", str(out), *more]
     settings = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     heard = None if os.name == "nt" else _hear
     return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=settings, preexec_fn=heard)
+
+
+def _trace(work: Path) -> Path:
+    """The trace that a command reads, made once."""
+    trace = work / "trace-that-is-read"
+    if not trace.exists():
+        line = [
+            sys.executable,
+            "-m",
+            "moescope",
+            "trace",
+            "moe-tiny",
+            "--prompts",
+            "routing-80",
+            "--out",
+            str(trace),
+            "--quiet",
+        ]
+        subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
+    return trace
+
+
+def _worked(running: subprocess.Popen[str], until: float = float("inf")) -> float:
+    """Waits until the process has worked for so many seconds of a processor, or is over; gives how many it has.
+
+    Seconds of a clock would strike at other places of the work where something else runs beside it.
+    """
+    seconds, watched = 0.0, psutil.Process(running.pid)
+    with contextlib.suppress(psutil.Error):
+        while seconds < until and running.poll() is None:
+            times = watched.cpu_times()
+            seconds = max(seconds, times.user + times.system)
+            time.sleep(0.01)
+    return seconds
 
 
 def _hear() -> None:
@@ -67,18 +109,17 @@ def _hear() -> None:
 def of_command(command: str, work: Path) -> dict[str, Tally]:
     """By fault: how often it struck, and what was not as it must be."""
     out = work / "out"
-    start = time.monotonic()
-    first = begun(command, out)
+    first = begun(command, out, "--quiet")
+    took = _worked(first)
     said = first.communicate()[1]
     assert first.returncode == 0, said
-    took = time.monotonic() - start
     whole = _read(command, out)
     found = {fault: Tally() for fault in FAULTS_OF_COMMANDS}
     again = found["run again"]
     for number, fault in ((signal.SIGKILL, "kill −9"), (signal.SIGINT, "SIGINT"), (signal.SIGTERM, "SIGTERM")):
         for share in SHARES[number]:
-            running = begun(command, out, "--overwrite")
-            time.sleep(share * took)
+            running = begun(command, out, "--overwrite", "--quiet")
+            _worked(running, share * took)
             running.send_signal(number)
             last = running.communicate()[1].strip().splitlines()[-1:]
             at = f"{fault} at {share:.0%}"

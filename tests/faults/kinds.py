@@ -18,23 +18,27 @@ from moescope.capture.moments import Moments
 from moescope.errors import InputError
 from moescope.models import LoadedModel
 from moescope.models import load as load_model
+from moescope.models.gated import gated_mlps
 from moescope.routing.export import export_parquet
 from moescope.routing.store import load_trace, save_trace
 from moescope.runtime.exit.classifier import ExitClassifier
 from moescope.runtime.exit.store import load_exit
 from moescope.runtime.mask import PruneMask
-from moescope.runtime.monitor import MonitorCascade, Promise, Score, Thresholds, load_monitor
+from moescope.runtime.monitor import load_monitor
 from moescope.runtime.route.store import ModelRouter, load_router
 from moescope.runtime.targets import Domain, Targets, load_targets
 from moescope.studies.atlas.page import Page
 from moescope.studies.distill.save import DistilledStudent, load_student, save_student
 from moescope.studies.distill.students import Student
 from moescope.studies.residency.files import PlacementFiles
+from moescope.studies.sparsify.build import write_sparse
+from moescope.studies.sparsify.methods import coded
+from moescope.studies.sparsify.settings import Format
 from moescope.study.checkpoint import Checkpoint
 from moescope.study.result import Artifact, StudyResult
 from moescope.types import Claim, Site
 from tests.architectures import tiny_model
-from tests.made_artifacts import exit_classifier, student
+from tests.made_artifacts import exit_classifier, monitor, student
 from tests.synthetic_result import synthetic_result
 from tests.test_exits_route import on
 from tests.test_routing_trace_store import make
@@ -73,11 +77,10 @@ def kinds(work: Path) -> dict[str, Kind]:
     exits = [exit_classifier(model, sign) for sign in (1, -1)]
     routers = [ModelRouter(on(router_model, "residual", layer), router_model) for layer in (0, 1)]
     moe = load_model("moe-tiny")
-    score = [Score(np.ones(n), 0.5) for n in (16, moe.d_model)]
-    promise = Promise(0.1, 0.1, 48, 0)
-    monitors = [MonitorCascade(moe, "code", 0, *score, Thresholds(-1.0, np.inf, float(n)), promise) for n in (0, 1)]
+    monitors = [monitor(moe, n) for n in (0.0, 1.0)]
     plans = [Targets("m", "f", {"0": 4}, {"all": Domain({"0": [n]}, ["layers.0.experts.up"])}) for n in (0, 1)]
     copies = [_copy(model, work / f"model{n}", n) for n in (0, 1)]
+    sparse = [_sparse(tiny_model("llama", head=True), work / f"sparse{n}", n) for n in (0, 1)]
     traces = [make(seed=n) for n in (0, 1)]
     moments = [
         Moments(np.full((1, 2), n + 1), *(np.full((1, 2, 1, 4), n + 1.0) for _ in range(2)), (Site("resid", 0),))
@@ -123,6 +126,7 @@ def kinds(work: Path) -> dict[str, Kind]:
         ),
         result("result with targets", list(plans), "targets", lambda at: str(load_targets(at / "targets"))),
         result("converted checkpoint", list(copies), "checkpoint", lambda at: load_model(at).fingerprint),
+        result("sparse checkpoint", list(sparse), "checkpoint", lambda at: load_model(at).fingerprint),
         result(
             "pruned checkpoint",  # an exported one is a checkpoint too
             list(copies),
@@ -211,6 +215,13 @@ def _copy(model: LoadedModel, folder: Path, n: int) -> Checkpoint:
         if n:
             tensors = load_file(folder / "model.safetensors")
             save_file({k: v + n for k, v in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    return Checkpoint(folder)
+
+
+def _sparse(model: LoadedModel, folder: Path, n: int) -> Checkpoint:
+    if not folder.exists():
+        mlps = gated_mlps(model)
+        write_sparse(model, coded(mlps, 6), [mlp.neurons // (2 + n) for mlp in mlps], Format(0.5, 3, 6), folder)
     return Checkpoint(folder)
 
 

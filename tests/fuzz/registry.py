@@ -39,3 +39,9 @@ def register(name: str, make: Callable[[Path], object], read: Callable[[Path], o
 def tiny() -> LoadedModel:
     """A llama of four layers, with its head."""
     return tiny_model("llama", head=True)
+
+
+@cache
+def tiny_moe() -> LoadedModel:
+    """An olmoe of a few layers."""
+    return tiny_model("olmoe")

@@ -13,16 +13,18 @@ from moescope.capture.moments import Moments, moments
 from moescope.capture.store import ActivationStore
 from moescope.runtime.exit.store import load_exit
 from moescope.runtime.mask import PruneMask
+from moescope.runtime.monitor import load_monitor
 from moescope.runtime.route.router import KnownPrompts, fit_router
 from moescope.runtime.route.store import ModelRouter, load_router
 from moescope.runtime.route.watch import name_tasks
+from moescope.runtime.targets import Domain, Targets, load_targets
 from moescope.studies.distill.layer_data import store_lengths
 from moescope.studies.distill.neighbours import load_dictionary
 from moescope.studies.distill.save import load_student, save_student
 from moescope.studies.steer.neurons_effect import load_circuit
 from moescope.types import Circuit, Claim, Control, Neuron, Published, Site
-from tests.fuzz.registry import TEXTS, register, tiny
-from tests.made_artifacts import exit_classifier, student
+from tests.fuzz.registry import TEXTS, register, tiny, tiny_moe
+from tests.made_artifacts import exit_classifier, monitor, student
 
 
 def _make_store(folder: Path) -> None:
@@ -134,8 +136,27 @@ def _read_student(folder: Path) -> None:
         assert torch.isfinite(load_student(folder / "student.safetensors")(torch.ones(3, 12))).all()
 
 
+def _read_monitor(folder: Path) -> None:
+    made = load_monitor(folder, tiny_moe())
+    assert made(list(TEXTS)).dtype == bool
+    made.promise.text()
+
+
+def _make_targets(folder: Path) -> None:
+    carried = {"all": Domain({"0": [1, 3]}, ["layers.0.experts.up"]), "code": Domain({"0": [3]}, [])}
+    Targets("m", "f", {"0": 4}, carried, {"0": [2]}).write(folder)
+
+
+def _read_targets(folder: Path) -> None:
+    found = load_targets(folder)
+    for name in found.places():
+        found.lora_config(name)
+
+
 register("exit classifier", _make_exit, _read_exit)
 register("router", _make_router, _read_router)
+register("monitor", lambda f: monitor(tiny_moe()).write(f), _read_monitor)
+register("targets", _make_targets, _read_targets)
 register("student", _make_student, _read_student)
 for suffix in (".json", ".safetensors"):
     register(

@@ -128,8 +128,8 @@ def load_targets(folder: str | Path) -> Targets:
         return found
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except InputError:
-        raise
+    except InputError as error:
+        raise error if error is wrong else InputError(f"{path}: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise wrong from error
 

@@ -119,6 +119,7 @@ def test_jsonl_mistakes(tmp_path: Path, rows: list[Any], options: str, parts: li
         (b"text,label\na,0\nb,\n", ["line 3", "label is missing"]),
         (b"text,label\na\xc3\xa9,0\nb\xff,1\n", ["line 3: byte 18 is not UTF-8", "save the file as UTF-8"]),
         (b"", ["is empty"]),
+        (b'""', ["holds empty fields and nothing else"]),
     ],
 )  # fmt: skip
 def test_csv_mistakes(tmp_path: Path, data: bytes, parts: list[str]) -> None:

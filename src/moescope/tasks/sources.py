@@ -185,6 +185,8 @@ def _csv(origin: str, text: str, delimiter: str, quoting: Literal[0, 3]) -> Rows
         raise InputError(f"{origin}: line {start}: invalid CSV ({error}); mend the quoting or use JSONL") from error
     finally:
         csv.field_size_limit(limit)
+    if not found:
+        raise InputError(f"{origin}: holds empty fields and nothing else; it needs a header and a row for each example")
     header = [name.strip() for name in found.pop(0)[2]]
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:

@@ -135,6 +135,9 @@ def test_parquet_mistakes(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     path.write_bytes(b"PAR1 not parquet PAR1")
     fails(str(path), str(path), "not a readable Parquet file")
+    foreign = pa.Array.from_buffers(pa.string(), 2, pa.array([b"\xff", b"b"]).buffers())  # bytes that are called text
+    pq.write_table(pa.table({"text": foreign, "label": [0, 1]}), path)
+    fails(str(path), str(path), "not a readable Parquet file ('utf-8' codec can't decode")
     pq.write_table(pa.table({"text": ["a", None], "label": [0, 1]}), path)
     fails(str(path), f"{path}: row 2", "'text' is missing")
     pq.write_table(pa.table({"text": ["a", "b"], "label": [0.0, float("nan")]}), path)

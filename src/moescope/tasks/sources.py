@@ -227,9 +227,10 @@ def _parquet(path: Path, data: bytes) -> Rows:
 
     try:
         table = pq.read_table(io.BytesIO(data))
-    except (pa.ArrowException, OSError) as error:
+        records, names = table.to_pylist(), table.column_names  # which decode what was not looked at before
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a readable Parquet file ({first_line(error)}); write it again") from error
-    return Rows(table.to_pylist(), table.column_names, str(path), "row", list(range(1, table.num_rows + 1)))
+    return Rows(records, names, str(path), "row", list(range(1, table.num_rows + 1)))
 
 
 def first_line(error: BaseException) -> str:

@@ -152,6 +152,16 @@ def test_a_signal_ends_a_command_in_one_line(number: signal.Signals, code: int, 
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_a_signal_after_the_work_is_done_makes_no_failure_of_it() -> None:
+    script = "import os, signal, sys; from moescope.cli import main; sys.argv[1:] = ['models']; main()"
+    ended = subprocess.run(
+        [sys.executable, "-c", f"{script}; os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGINT)"],
+        capture_output=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_the_commands_of_the_table_are_commands(name: str) -> None:
     app.parse_args([name, *COMMANDS[name], "--out", "out"], exit_on_error=False, print_error=False)

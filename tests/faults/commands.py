@@ -43,6 +43,8 @@ _SAYS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 FAULTS_OF_COMMANDS = ("kill −9", "SIGINT", "SIGTERM", "run again", "short of memory", "clock jumps", "two at once")
 _ROOM = (4, 32, 256)
 """MiB that a process may have beyond what it has once everything is imported"""
+_REFUSED = {2: ("error: ", "Error: "), 1: ("OpenBLAS error: Memory allocation",)}
+"""by exit code, how a process that is short of memory ends its words; OpenBLAS ends it by itself where it finds no room"""
 _LIMITED = """
 import resource, sys, psutil, torch, transformers, sklearn.linear_model, moescope.study.protocol
 from moescope.cli import main
@@ -125,7 +127,7 @@ def of_command(command: str, work: Path) -> dict[str, Tally]:
             at = f"{fault} at {share:.0%}"
             wrong = _differs(command, out, whole)
             if number in _SAYS and running.returncode not in (0, _SAYS[number]):
-                wrong = f"exit code {running.returncode}"
+                wrong = f"exit code {running.returncode}: {last}"
             if running.returncode == _SAYS.get(number) and not last[0].startswith("interrupted; "):
                 wrong = f"said {last}"
             found[fault].add(at, wrong)
@@ -134,7 +136,7 @@ def of_command(command: str, work: Path) -> dict[str, Tally]:
             again.add(at, f"ended with {ended}: {said}" if ended else wrong or (f"left beside it: {left}" if left else None))
     for room in _ROOM:
         ended, said, wrong = _finished(command, out, whole, "--overwrite", script=("-c", _LIMITED, str(room)))
-        refused = ended == 2 and said[-1].startswith(("error: ", "Error: ")) and not any("Traceback" in line for line in said)
+        refused = ended in (1, 2) and said[-1].startswith(_REFUSED[ended]) and not any("Traceback" in line for line in said)
         found["short of memory"].add(f"{room} MiB", wrong or (None if ended == 0 or refused else f"{ended}: {said[-3:]}"))
     for by in ("-864000", "864000"):
         ended, said, wrong = _finished(command, out, whole, "--overwrite", script=("-c", _JUMPING, by))
@@ -173,11 +175,12 @@ def two_at_once(command: str, work: Path) -> str | None:
     lock = work / ".both.lock"
     while not lock.exists() and first.poll() is None:
         time.sleep(0.02)
+    if first.poll() is not None:
+        return "the first was done before its lock was seen"
+    first.send_signal(signal.SIGSTOP)  # so that it is still at work, however short its work is
     second = begun(command, out, "--overwrite")
     said = second.communicate()[1].strip().splitlines()
-    alone = first.poll() is None
-    if not alone:
-        return "the first was done before the second began"
+    first.send_signal(signal.SIGCONT)
     if second.returncode != 2 or f"is being written by another process ({first.pid})" not in said[-1]:
         first.communicate()
         return f"the second ended with {second.returncode}: {said[-1:]}"

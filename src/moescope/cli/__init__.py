@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from cyclopts import App, CoercionError, CycloptsError, Group
 
-from moescope.cli.signals import Terminated, terminable
+from moescope.cli.signals import Terminated, ignored, terminable
 from moescope.cli.streams import any_terminal
 from moescope.cluster import ProcessLost, ranks
 from moescope.errors import InputError
@@ -183,6 +183,8 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with any_terminal(), terminable():
         _run(arguments)
+    if arguments is None:  # the process is the command's
+        ignored()
 
 
 def _run(arguments: list[str] | None) -> None:
@@ -215,7 +217,10 @@ _NO_MEMORY = "out of memory; use fewer examples (--limit), smaller batches (--ba
 def _out_of_memory(error: Exception) -> bool:
     """torch has an exception of its own for a GPU's memory and a plain one for the machine's; the rest is the system's."""
     words = ("DefaultCPUAllocator", "can't start new thread", "failed to map segment", os.strerror(errno.ENOMEM))
-    return type(error).__name__ == "OutOfMemoryError" or any(word in str(error) for word in words)
+    said, cause = str(error), error.__cause__ or error.__context__
+    while cause is not None:  # llvmlite says of a library without room that it is not there
+        said, cause = said + str(cause), cause.__cause__ or cause.__context__
+    return type(error).__name__ == "OutOfMemoryError" or any(word in said for word in words)
 
 
 def _said(error: CycloptsError) -> str:

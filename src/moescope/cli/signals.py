@@ -27,3 +27,10 @@ def terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def ignored() -> None:
+    """What was asked for is done: a signal that comes while the interpreter ends would turn it into a failure."""
+    with contextlib.suppress(ValueError):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)

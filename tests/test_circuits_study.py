@@ -227,6 +227,21 @@ def test_a_circuit_forms_over_checkpoints(tmp_path: Any) -> None:
         dynamics(["a", "b"], [planted_task()], revisions=["x1"])
 
 
+@pytest.mark.parametrize("untrained", [4, 0])
+def test_a_circuit_that_is_there_from_one_checkpoint_on_forms_in_a_jump(tmp_path: Any, untrained: int) -> None:
+    model = planted_model(6.0)
+    twin = random_twin(model, seed=3)
+    for i in range(7):
+        folder = tmp_path / f"step-{2**i}"
+        (twin if i < untrained else model).module.save_pretrained(folder)
+        model.tokenizer.save_pretrained(folder)
+    settings = SearchSettings(k=3, site="resid:1", n_folds=3)
+    result = dynamics(sorted(tmp_path.iterdir()), [planted_task(rows=200)], settings=settings)
+    claim = next(c for c in result.claims if c.statement == "planted: the circuit forms in a jump, not smoothly")
+    assert claim.outcome == ("holds" if untrained else "contradicted"), claim.words
+    assert ("between steps 8 and 16" in claim.words) == bool(untrained)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -3,6 +3,7 @@
 They are tested for calibration: p-values are uniform under the null, intervals cover at their nominal rate.
 """
 
+from moescope.stats.change import Jump, largest_jump
 from moescope.stats.intervals import (
     Difference,
     bootstrap_sums,
@@ -18,6 +19,7 @@ from moescope.stats.scores import SelectiveCurve, auroc, class_weights, selectiv
 
 __all__ = [
     "Difference",
+    "Jump",
     "SelectiveCurve",
     "auroc",
     "benjamini_hochberg",
@@ -29,6 +31,7 @@ __all__ = [
     "group_bootstrap",
     "holm",
     "kuncheva",
+    "largest_jump",
     "nogueira",
     "overlap_p",
     "paired_bootstrap_difference",

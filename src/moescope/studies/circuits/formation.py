@@ -16,7 +16,8 @@ from moescope.errors import InputError
 from moescope.models import LoadedModel
 from moescope.select.nested import CVResult
 from moescope.select.ranking import divergence, fold_class_sums, top_k
-from moescope.studies.circuits.claims_formation import formation_case
+from moescope.stats import largest_jump
+from moescope.studies.circuits.claims_formation import formation_case, jump_case, log_steps
 from moescope.studies.circuits.cues import read_cues
 from moescope.studies.circuits.depth import RAW, best_site_hits, layer_probes
 from moescope.studies.circuits.features import Features, capture_features, columns_of, own_cv
@@ -51,7 +52,8 @@ def dynamics(
         revisions: with exactly one checkpoint, its Hub revisions instead.
 
     Returns:
-        A result of kind ``"dynamics"`` with the table ``dynamics`` and one claim per task.
+        A result of kind ``"dynamics"`` with the table ``dynamics`` and for each task the claim that its circuit forms in
+        training and, of at least six checkpoints, that it does so in a jump (:func:`moescope.stats.largest_jump`).
 
     Raises:
         InputError: fewer than two checkpoints, or input that cannot be used.
@@ -83,6 +85,10 @@ def dynamics(
                 gained = found.scorer.gap(found.hits, hits[0, task.name])
                 own = [r for r in rows if r["task"] == task.name]
                 cases.append(formation_case(own, task.name, gained, found.rival, settings))
+                weighed = np.stack([found.scorer.weighed(hits[j, task.name]) for j in range(len(series))], 1)
+                jump = largest_jump(log_steps([r["step"] for r in own]), weighed, found.scorer.groups, seed=run.seed)
+                if jump is not None:
+                    cases.append(jump_case(own, task.name, jump, settings))
     assert model is not None
     table = pd.DataFrame(rows)
     table["overlap_with_last"] = [

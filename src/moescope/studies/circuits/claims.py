@@ -10,6 +10,7 @@ import pandas as pd
 from moescope.studies.circuits import published
 from moescope.studies.circuits.claims_layers import layer_claims
 from moescope.studies.circuits.claims_pairs import language_claims, pair_claims
+from moescope.studies.circuits.claims_several import several_claims
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.single import TaskFindings
 from moescope.study.verdicts import Case, Effect, reading
@@ -32,6 +33,8 @@ def circuit_claims(
     for name in found:
         task = TaskClaims(name, found[name], tables, settings)
         claims += [*task.primary(), *task.others(), *layer_claims(name, found[name], tables, settings)]
+        if found[name].features.n_classes > 2:
+            claims += several_claims(name, tables["each_class"], tables["criteria"], settings)
     if len(found) > 1:
         claims += pair_claims(list(found), tables, settings)
     if "language" in tables:

@@ -55,8 +55,12 @@ class Cues:
 
     def chosen_hits(self) -> np.ndarray:
         """(N,) bool: held-out hits of each fold's chosen cue."""
-        hits = np.stack([self.hits(cue) for cue in self.chosen()])
-        return np.asarray(hits[self.folds, np.arange(len(self.y))])
+        return np.asarray(self.chosen_said() == self.y)
+
+    def chosen_said(self) -> np.ndarray:
+        """(N,) int: the class that each fold's chosen cue names for its held-out rows."""
+        said = np.stack([self.held_out(cue) for cue in self.chosen()])
+        return np.asarray(said[self.folds, np.arange(len(self.y))])
 
     def with_circuit(self, x: np.ndarray, selected: np.ndarray, classifier: Classifier) -> tuple[np.ndarray, np.ndarray]:
         """The chosen cue and a circuit read together (conditional probing, Hewitt et al. 2021).

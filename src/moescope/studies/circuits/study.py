@@ -27,6 +27,7 @@ from moescope.studies.circuits.pairs import Ranked, cross_task_rows, map_k, nati
 from moescope.studies.circuits.paths import path_table
 from moescope.studies.circuits.reread import Reread, prove_reread, reread
 from moescope.studies.circuits.settings import CircuitSettings
+from moescope.studies.circuits.several import several_tables
 from moescope.studies.circuits.single import TaskFindings, analyse, overlap_ks
 from moescope.study.protocol import Context, ModelLike, TasksLike
 from moescope.study.repeat import verb
@@ -155,7 +156,8 @@ def _of_task(
             step=lambda step: context.tell(stage, 3 + STEPS.index(step), total),
         ),
     )
-    return found, {**found.tables, **controls, **_examples(context, found, settings, model)}
+    classes = context.stage(f"{name}: each class", lambda: several_tables(found, settings, model.tokenizer), **shared)
+    return found, {**found.tables, **controls, **classes, **_examples(context, found, settings, model)}
 
 
 def _examples(context: Context, found: TaskFindings, settings: CircuitSettings, model: LoadedModel) -> dict[str, pd.DataFrame]:

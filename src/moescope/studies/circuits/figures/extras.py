@@ -38,6 +38,7 @@ from moescope.report.style import (
     of_task,
     shorten,
 )  # fmt: skip
+from moescope.studies.circuits.figures import several
 from moescope.studies.circuits.figures.comparison import SURFACE
 from moescope.studies.circuits.figures.dashboard import TARGETS, dose_curve
 from moescope.studies.circuits.figures.kept import CAPTION as KEPT_CAPTION
@@ -271,6 +272,8 @@ FIGURES: tuple[TableFigure, ...] = (
         "many neurons are already those of the last checkpoint, over training.",
         _dynamics,
     ),
+    ("confusion", "confusion", "What each class is taken for", several.CONFUSION, several.confusion),
+    ("each_class", "each_class", "Each class against the rest", several.EACH, several.each_class),
     (
         "language",
         "language",

@@ -61,8 +61,8 @@ class Example:
 class Task:
     """A labelled set of texts, or of words in texts.
 
-    ``classes`` names the labels 0..C-1; a graded task has none. ``answers`` gives, for each class, the words by which a model itself would answer
-    when the text ends in a question (``" positive"``); empty where the task has none.
+    ``classes`` names the labels 0..C-1; a graded task has none. ``answers`` gives, for each class, the words by which a
+    model itself would answer when the text ends in a question (``" positive"``); empty where the task has none.
     """
 
     name: str

@@ -37,7 +37,7 @@ def verdict(result: StudyResult, beginning: str) -> str:
 def planted() -> StudyResult:
     x = noise()
     for c, neuron in enumerate(NEURONS):
-        x[:, neuron] += 3.0 * (Y == c)
+        x[:, neuron] += 3.0 * (c == Y)
     return study(x)
 
 

@@ -81,7 +81,7 @@ def test_a_neuron_that_follows_the_length_is_explained_by_it() -> None:
     texts = [" ".join(["a"] * int(n) + [word]) for n, word in zip(lengths, words, strict=True)]
     result = call.circuits(lookup_model(vectors), graded(texts, lengths + 0.5 * Y), k=1)
     assert controls(result).loc["surface: length", "r2"] > 0.95
-    (case,) = (c for c in result.claims if c.statement == "made: 1 neuron follow the graded label")
+    (case,) = (c for c in result.claims if c.statement == "made: 1 neuron follows the graded label")
     assert case.outcome == "holds"
     assert case.explanation == "trivial cue"
     assert "(length" in case.words
@@ -95,7 +95,7 @@ def test_values_are_permuted_and_dealt_by_group() -> None:
     x[:, NEURON] += 6 * level
     words = words_of(x)
     result = call.circuits(lookup_model(words), graded([*words], level + 0.2 * Y, groups), k=1, n_label_permutations=99)
-    (case,) = (c for c in result.claims if c.statement == "made: 1 neuron follow the graded label")
+    (case,) = (c for c in result.claims if c.statement == "made: 1 neuron follows the graded label")
     assert case.p is not None
     assert case.p > 0.05, "within a group the neuron says nothing"
     folds = graded_folds(level, groups, 5, np.random.default_rng(0))

@@ -99,7 +99,9 @@ def test_each_word_is_read_at_its_last_token() -> None:
     model = load("dense-tiny")
     text = "Unbelievable results, said the hyperparameter committee."
     spans = [(0, 12), (13, 20), (20, 21), (31, 45)]
-    task = load_task([{"text": text, "spans": [[a, b, f"c{i % 2}"] for i, (a, b) in enumerate(spans)]}], kind="tokens", name="t")
+    task = load_task(
+        [{"text": text, "spans": [[a, b, f"c{i % 2}"] for i, (a, b) in enumerate(spans)]}], kind="tokens", name="t"
+    )
     encoded = encode(model, [text])
     places = word_places(model, [text], encoded, [0] * len(spans), spans)
     own = np.flatnonzero(~encoded.special_of(0))

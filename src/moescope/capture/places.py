@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Places:
-    """Where each of N rows is read: at the token ``token[i]`` of the text ``text[i]`` of an :class:`Encoded`; int64 (N,) both."""
+    """Where each of N rows is read: at token ``token[i]`` of text ``text[i]`` of an :class:`Encoded`; int64 (N,) both."""
 
     text: np.ndarray
     token: np.ndarray
@@ -39,12 +39,14 @@ def word_places(
         text: of which text each of N words is. spans: its first character, and the one after its last.
 
     Raises:
-        InputError: the tokenizer tells no offsets, a text's tokens are not those of the text alone (a chat template that changes
-            it), or a word was cut off with the start of its text.
+        InputError: the tokenizer tells no offsets, a text's tokens are not those of the text alone (a chat template that
+            changes it), or a word was cut off with the start of its text.
     """
     tokenizer = model.tokenizer
     if not getattr(tokenizer, "is_fast", False):
-        raise InputError(f"the tokenizer of {model.name} does not tell where a token stands in its text; labels for words need it")
+        raise InputError(
+            f"the tokenizer of {model.name} does not tell where a token stands in its text; labels for words need it"
+        )
     found = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     token = np.empty(len(spans), dtype=np.int64)
     aligned: dict[int, tuple[np.ndarray, np.ndarray, int]] = {}

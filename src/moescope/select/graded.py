@@ -1,8 +1,8 @@
 """Neurons for a graded label: correlation instead of divergence, ridge regression instead of a classifier, the same folds.
 
 What is a divergence between two classes becomes |r|, the absolute Pearson correlation with the label: the slope of the
-standardised label on the standardised neuron. On a label of two values r is the divergence by the total spread times the root of
-the product of the classes' shares (the point-biserial correlation), so that both rank the same neurons.
+standardised label on the standardised neuron. On a label of two values r is the divergence by the total spread times the root
+of the product of the classes' shares (the point-biserial correlation), so that both rank the same neurons.
 """
 
 from __future__ import annotations

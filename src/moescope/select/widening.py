@@ -75,7 +75,9 @@ def interval_widening(
     return widening_of(outcomes, code)
 
 
-def widening_of(outcomes: Iterable[tuple[NDArray[np.int64], NDArray[np.float64]]], code: NDArray[np.intp]) -> NDArray[np.float64]:
+def widening_of(
+    outcomes: Iterable[tuple[NDArray[np.int64], NDArray[np.float64]]], code: NDArray[np.intp]
+) -> NDArray[np.float64]:
     """The factor of :func:`interval_widening`, (M,), for what is any mean over rows.
 
     Args:

@@ -59,8 +59,8 @@ def _common_prefix(texts: Sequence[str]) -> str:
 def slots(task: Task) -> list[str]:
     """For each row the content without its template.
 
-    Tasks of :func:`~moescope.tasks.load_task` know theirs; of a labelled word it is the word. For any other task it is the text without the beginning and
-    end that all texts share, cut at line ends so that no content is lost.
+    Tasks of :func:`~moescope.tasks.load_task` know theirs; of a labelled word it is the word. For any other task it is
+    the text without the beginning and end that all texts share, cut at line ends so that no content is lost.
     """
     texts = [e.text for e in task.examples]
     if task.kind == "tokens":

@@ -1,7 +1,7 @@
 """Python's own standard library as tasks that every machine has: what each word of a line is, and how long a function will be.
 
-What a name *is* does not follow from how it is spelt: ``value`` may be an attribute, an argument's name or a variable, and what it
-is depends on what stands before it in the line.
+What a name *is* does not follow from how it is spelt: ``value`` may be an attribute, an argument's name or a variable, and what
+it is depends on what stands before it in the line.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from moescope.tasks.sources import Rows
 
 MODULES = (
     "argparse", "ast", "bisect", "calendar", "cmd", "codeop", "configparser", "copy", "csv", "dataclasses", "difflib", "dis",
-    "fnmatch", "fractions", "functools", "getopt", "glob", "gzip", "heapq", "inspect", "mailbox", "numbers", "optparse", "pprint",
-    "queue", "random", "reprlib", "sched", "shelve", "shlex", "smtplib", "statistics", "string", "tarfile", "textwrap",
-    "threading", "timeit", "tokenize", "traceback", "uuid", "weakref", "zipfile",
+    "fnmatch", "fractions", "functools", "getopt", "glob", "gzip", "heapq", "inspect", "mailbox", "numbers", "optparse",
+    "pprint", "queue", "random", "reprlib", "sched", "shelve", "shlex", "smtplib", "statistics", "string", "tarfile",
+    "textwrap", "threading", "timeit", "tokenize", "traceback", "uuid", "weakref", "zipfile",
 )  # fmt: skip
 """Pure Python, read and not run."""
 _LENGTHS = range(20, 101)  # characters of a line that is taken

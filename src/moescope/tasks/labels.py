@@ -33,7 +33,9 @@ def _label(value: Any, column: str, where: str) -> int | str | bool:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, float):
-        raise InputError(f"{where}: column {column!r}: label {value!r} looks continuous; say kind=graded, or bin it into classes")
+        raise InputError(
+            f"{where}: column {column!r}: label {value!r} looks continuous; say kind=graded, or bin it into classes"
+        )
     raise InputError(f"{where}: column {column!r}: a {type(value).__name__} is not a label; use an integer, string or bool")
 
 

@@ -176,7 +176,17 @@ def _preset_draft(preset: Preset, spec: TaskSpec) -> _Draft:
     source = f"preset {preset.name} ({', '.join([preset.source, *used])})"
     name = spec.name or preset.name
     return _Draft(
-        name, source, rows, template, slot, labels, preset.classes, groups, licence=preset.licence, kind=preset.kind, values=values
+        name,
+        source,
+        rows,
+        template,
+        slot,
+        labels,
+        preset.classes,
+        groups,
+        licence=preset.licence,
+        kind=preset.kind,
+        values=values,
     )
 
 
@@ -307,9 +317,18 @@ def _render(draft: _Draft, spec: TaskSpec, limit: int | None, seed: int) -> Rend
         keep = take_groups(np.array(draft.labels), np.array(draft.groups), limit, seed)
         if draft.kind != "graded":
             require_classes([draft.labels[i] for i in keep], len(draft.classes), f"task {spec.text!r}")
-    none: list[None] = [None] * len(texts)
-    languages, values, spans = (part or none for part in (draft.languages, draft.values, draft.spans))
-    examples = tuple(Example(texts[i], draft.labels[i], draft.groups[i], languages[i], values[i], spans[i]) for i in keep)
+    languages, values, spans = draft.languages, draft.values, draft.spans
+    examples = tuple(
+        Example(
+            texts[i],
+            draft.labels[i],
+            draft.groups[i],
+            languages[i] if languages else None,
+            values[i] if values else None,
+            spans[i] if spans else None,
+        )
+        for i in keep
+    )
     slot_of = {texts[i]: _slot_text(rows.records[i], draft.slot, rows, int(i)) for i in keep}
     return RenderedTask(
         draft.name, examples, draft.classes, draft.source, draft.licence, template.answers, task_sha256(examples),

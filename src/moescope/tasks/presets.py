@@ -200,7 +200,7 @@ PRESETS: dict[str, Preset] = {
             kind="graded",
         ),
         Preset(
-            "python-words", "lines of this Python's library: what each word is (keyword, attribute, function …); labels for words",
+            "python-words", "lines of this Python's library: what each word is (keyword, attribute …); labels for words",
             (), {"bare": Template("{text}")}, ("text",), "PSF-2.0", "CPython's standard library", lambda _, __: code_rows(),
             kind="tokens",
         ),

@@ -188,7 +188,7 @@ def word_cues(task: Task) -> dict[str, Predictor]:
     words, texts = slots(task), [e.text for e in task.examples]
     spans = [e.span or (0, len(e.text)) for e in task.examples]
     # a mark is a word here: what stands before a name in code is a dot or a bracket
-    before = [([""] + _PIECE.findall(text[:start]))[-1] for text, (start, _) in zip(texts, spans, strict=True)]
+    before = [["", *_PIECE.findall(text[:start])][-1] for text, (start, _) in zip(texts, spans, strict=True)]
     lower = np.asarray([word.casefold() for word in words])
     place = np.asarray([len(text[:start].split()) for text, (start, _) in zip(texts, spans, strict=True)])
     shape = np.asarray([re.sub(r"\d+", "0", re.sub(r"[^\W\d_]+", lambda m: _cased(m[0]), word)) for word in words])
@@ -322,5 +322,6 @@ def fixed_wrap(task: Task) -> RenderedTask:
     template = task.template if isinstance(task, RenderedTask) else "{text}"
     return RenderedTask(
         f"{task.name} (fixed template)", examples, task.classes, task.source, task.licence, (), task_sha256(examples),
-        kind=task.kind, template=WRAP.replace("{text}", template), slot_of={e.text: s for e, s in zip(examples, content, strict=True)},
+        kind=task.kind, template=WRAP.replace("{text}", template),
+        slot_of={e.text: s for e, s in zip(examples, content, strict=True)},
     )  # fmt: skip

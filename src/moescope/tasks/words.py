@@ -20,8 +20,8 @@ def word_rows(rows: Rows, options: Mapping[str, str], context: str) -> tuple[Row
     """One record for each labelled word, with the columns of its text and ``label``, and where the word stands in the text.
 
     Lists in the columns ``tokens=`` and ``label=`` (default ``tokens`` and ``labels``) are words that a space parts; else
-    ``text=`` and ``spans=`` (default ``text`` and ``spans``) are a text and a list of [start, end, label], in characters. A word
-    whose label is missing or -100 is left out.
+    ``text=`` and ``spans=`` (default ``text`` and ``spans``) are a text and a list of [start, end, label], in characters. A
+    word whose label is missing or -100 is left out.
 
     Raises:
         InputError: a column is missing, lists differ in length, or a place lies outside its text; names the row.

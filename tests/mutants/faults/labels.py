@@ -127,7 +127,10 @@ _GRADED = faults(
         "select/graded.py",
         "held = [(fold,) if selection",
         "held = [() if selection",
-        ("test_selection_never_sees_the_fold_that_it_is_judged_by", "test_noise_explains_nothing_where_it_is_chosen_in_training_folds"),
+        (
+            "test_selection_never_sees_the_fold_that_it_is_judged_by",
+            "test_noise_explains_nothing_where_it_is_chosen_in_training_folds",
+        ),
     ),
     (
         "fitted-on-held-out",

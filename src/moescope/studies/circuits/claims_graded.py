@@ -23,13 +23,12 @@ def graded_claims(
 
 
 class _Graded:
-    def __init__(
-        self, name: str, found: GradedFindings, tables: dict[str, pd.DataFrame], settings: CircuitSettings
-    ) -> None:
+    def __init__(self, name: str, found: GradedFindings, tables: dict[str, pd.DataFrame], settings: CircuitSettings) -> None:
         self.name, self.found, self.settings = name, found, settings
         self.controls = tables["graded_controls"].query("task == @name").set_index("control")
         self.effects = tables["effects"].query("task == @name").set_index("effect")
         self.size = f"{settings.k} neuron{'s' if settings.k > 1 else ''}"
+        self.follow = "follow" if settings.k > 1 else "follows"
 
     def effect(self, name: str, against: str, **options: Any) -> Effect:
         row = self.effects.loc[name]
@@ -68,7 +67,7 @@ class _Graded:
         not_run += [] if "twin" in self.effects.index else ["an untrained twin (twin is off)"]
         row, beyond = self.controls.loc["circuit"], int((self.found.null.p <= self.settings.alpha).sum())
         return Case(
-            f"{self.name}: {self.size} follow the graded label",
+            f"{self.name}: {self.size} {self.follow} the graded label",
             self.r2("circuit"),
             self.effect("chance", _CHANCE),
             interval=self.interval(),
@@ -80,18 +79,19 @@ class _Graded:
             not_run=tuple(not_run),
             family=self.name,
             words=f"R² on held-out rows; Spearman's ρ {row['spearman']:.2f}; length alone {self.r2('surface: length'):.1%}; "
-            f"selected on all rows {self.r2('circuit_global'):.1%}; {beyond} of {len(self.found.null.p):,} neurons are correlated "
-            f"with it at {self.settings.alpha:.0%} family-wise"
+            f"selected on all rows {self.r2('circuit_global'):.1%}; {beyond} of {len(self.found.null.p):,} neurons are "
+            f"correlated with it at {self.settings.alpha:.0%} family-wise"
             if "circuit_global" in self.controls.index
             else "R² on held-out rows",
         )
 
     def _same_layers(self) -> Case:
         return Case(
-            f"{self.name}: the {self.size} follow it more than random ones of their layers",
+            f"{self.name}: the {self.size} {self.follow} it more than random ones of their layers",
             self.r2("circuit"),
             self.effect(
-                "layer matched", f"random neurons of the same layers ({self.effects.loc['layer matched', 'against']} on average)"
+                "layer matched",
+                f"random neurons of the same layers ({self.effects.loc['layer matched', 'against']} on average)",
             ),
             interval=self.interval(),
             control=Control("random neurons of the same layers", self.r2("layer_matched_circuit")),
@@ -108,7 +108,7 @@ class _Graded:
             against += ", which is not told apart from chance"
             effect = Effect(math.nan, math.nan, math.nan, against, self.settings.margin)
         return Case(
-            f"{self.name}: {self.size} follow it as well as a whole layer",
+            f"{self.name}: {self.size} {self.follow} it as well as a whole layer",
             self.r2("circuit"),
             effect,
             interval=self.interval(),

@@ -31,36 +31,30 @@ def several_claims(name: str, each: pd.DataFrame, criteria: pd.DataFrame, settin
             effect,
             interval=(float(worst["recall_low"]), float(worst["recall_high"])),
             control=Control(f"chosen trivial cue on {worst['class']}", float(worst["cue_recall"])),
-            words=f"the class that is named least, {worst['class']}; shares named rightly: {said}; one circuit ranked by {ways}",
+            words=f"the class that is named least, {worst['class']}; shares named rightly: {said}; one circuit ranked by "
+            f"{ways}",
         )
     ]
     for _, row in rows.iterrows():
         if "own" not in rows or math.isnan(row["own"]):
             continue
-        rival = Effect(
-            *(float(row[f"rival_{end}"]) for end in ("value", "low", "high")),
-            f"the best trivial cue ({row['cue']})",
-            settings.margin,
-            float(row["rival_p"]),
-            kind="trivial cue",
-            seen=bool(row["rival_bits"] > 0),
-        )
+        value, low, high = (float(row[f"rival_{end}"]) for end in ("value", "low", "high"))
+        against, p = f"the best trivial cue ({row['cue']})", float(row["rival_p"])
+        seen = bool(row["rival_bits"] > 0)
+        rival = Effect(value, low, high, against, settings.margin, p, kind="trivial cue", seen=seen)
+        value, low, high = (float(row[f"own_{end}"]) for end in ("value", "low", "high"))
+        effect = Effect(value, low, high, "chance (50.0% balanced)", settings.margin, float(row["own_p"]))
         claims.append(
             Case(
                 f"{name}: {size} of its own tell {row['class']} from the rest",
                 float(row["own"]),
-                Effect(
-                    *(float(row[f"own_{end}"]) for end in ("value", "low", "high")),
-                    "chance (50.0% balanced)",
-                    settings.margin,
-                    float(row["own_p"]),
-                ),
+                effect,
                 interval=(max(0.0, 0.5 + float(row["own_low"])), min(1.0, 0.5 + float(row["own_high"]))),
                 control=Control("chosen trivial cue", float(row["cue_own"])),
                 rivals=(rival,),
                 family=f"{name}: each class",
-                words=f"balanced accuracy of two; AUROC {row['own_auroc']:.3f}; {int(row['shared'])} of its {settings.k} are of "
-                f"the task's circuit, {row['shared_others']:.1f} of another class's ({row['expected']:.2g} by chance)",
+                words=f"balanced accuracy of two; AUROC {row['own_auroc']:.3f}; {int(row['shared'])} of its {settings.k} are "
+                f"of the task's circuit, {row['shared_others']:.1f} of another class's ({row['expected']:.2g} by chance)",
             )
         )
     return claims

@@ -15,8 +15,8 @@ from moescope.tasks import slots
 def control_labels(features: Features, tokenizer: Any, position: str | int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
     """A random class for each kind of input, drawn by the task's class shares.
 
-    The input of a labelled word is the word, as in the original; that of a final-token probe the final token; at other positions it is the
-    whole text. Held-out rows can be right only where their input was met in training.
+    The input of a labelled word is the word, as in the original; that of a final-token probe the final token; at other
+    positions it is the whole text. Held-out rows can be right only where their input was met in training.
 
     Args:
         position: as in the study's settings.

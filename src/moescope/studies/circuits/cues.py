@@ -67,6 +67,7 @@ class Cues:
 
         Args:
             x: (N, D) activations. selected: (F, K) columns, for each fold those chosen in its training folds.
+            classifier: of two classes; more are read by logistic regression.
 
         Returns:
             (N,) bool, held-out hits; and (N,) float, by how many bits the class is likelier than by the cue alone, which
@@ -74,6 +75,8 @@ class Cues:
         """
         hits, bits = np.zeros(len(self.y), dtype=bool), np.zeros(len(self.y))
         classes = np.arange(int(self.y.max()) + 1)
+        if len(classes) > 2:  # what a good cue names hardly varies within a class, and LDA divides by that
+            classifier = "logistic"
         for f, cue in enumerate(self.chosen()):
             held = self.folds == f
             # training rows hold what a cue said that had not learnt them, else the cue would be trusted too much

@@ -44,8 +44,8 @@ _DRAWS = 500  # of a rank correlation's interval
 class GradedScorer:
     """Judges what is said of a graded label on the rows of one task.
 
-    ``mean`` (N,): what is said without any knowledge, the mean of a row's training rows; R² is the share of its squared error that
-    is taken away, so that 0 is chance and a bad reading lies below. ``widening`` of intervals, by
+    ``mean`` (N,): what is said without any knowledge, the mean of a row's training rows; R² is the share of its squared error
+    that is taken away, so that 0 is chance and a bad reading lies below. ``widening`` of intervals, by
     :func:`moescope.select.graded.graded_widening`.
     """
 
@@ -59,7 +59,7 @@ class GradedScorer:
         return float(1 - np.square(self.y - said).sum() / np.square(self.y - self.mean).sum())
 
     def gap(self, said: np.ndarray, other: np.ndarray | None = None) -> Difference:
-        """By how much the R² of ``said`` (N,) exceeds that of ``other`` (N,), or (S, N) for the mean over S draws; None: chance.
+        """By how much the R² of ``said`` (N,) exceeds that of ``other`` (N,), or (S, N), the mean over S draws; None: chance.
 
         Whole groups are resampled, in both sums of the ratio; the p-value is two-sided and follows from the interval.
         """
@@ -268,9 +268,7 @@ def _neurons(
     return pd.DataFrame(rows)
 
 
-def _layers(
-    features: Features, ranking: np.ndarray, r: np.ndarray, probes: np.ndarray, scorer: GradedScorer
-) -> pd.DataFrame:
+def _layers(features: Features, ranking: np.ndarray, r: np.ndarray, probes: np.ndarray, scorer: GradedScorer) -> pd.DataFrame:
     rows = []
     for position, site in enumerate(features.columns.sites):
         part = features.columns.slice_of(position)

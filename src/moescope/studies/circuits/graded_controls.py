@@ -202,4 +202,3 @@ def _read_anew(out: _Out, read: Reread, step: Callable[[str], None]) -> None:
         out.effect("twin", add("random_twin_circuit", graded_own(read.twin, settings).said[0], note))
         twin, _ = best_site(site_probes(read.twin), read.twin.y, read.twin.folds)
         out.effect("twin's probe", add("random_twin_probe", twin, note))
-

@@ -111,8 +111,7 @@ def prove_reread(context: Context, read: Reread, model: LoadedModel, twin: Loade
         changed = sum(own.text != other.text for own, other in pairs)
         context.control(
             f"{name}: fixed template",
-            differs=changed == len(pairs)
-            and all((own.label, own.value) == (other.label, other.value) for own, other in pairs),
+            differs=changed == len(pairs) and all((own.label, own.value) == (other.label, other.value) for own, other in pairs),
             evidence=f"{changed} of {len(pairs)} texts changed, no label",
         )
     if read.twin is not None and twin is not None:

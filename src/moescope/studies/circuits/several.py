@@ -20,7 +20,7 @@ from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.single import TaskFindings
 
 MOST = 12
-"""Classes that are sought one by one; of more, what each is taken for is told alone, for trivial cues are learnt anew for each."""
+"""Classes that are sought one by one; of more, what each is taken for is told alone, for cues are learnt anew for each."""
 PAIRS, SEPARATION, EACH = "pairs", "separation", "each class"
 
 
@@ -160,5 +160,5 @@ def _apart(moments: ClassMoments, one: int, sigma: Sigma) -> np.ndarray:
     share = (moments.n[others] / moments.n[others].sum())[:, None]
     mean = (share * moments.mean[others]).sum(axis=0)
     var = (share * (moments.var[others] + (moments.mean[others] - mean) ** 2)).sum(axis=0)
-    two = (np.stack(pair) for pair in ((mean, moments.mean[one]), (var, moments.var[one])))
-    return divergence(*two, np.array([moments.n[others].sum(), moments.n[one]]), sigma)
+    n = np.array([moments.n[others].sum(), moments.n[one]])
+    return divergence(np.stack([mean, moments.mean[one]]), np.stack([var, moments.var[one]]), n, sigma)

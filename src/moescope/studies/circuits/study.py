@@ -97,7 +97,7 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
             parts.setdefault(name, []).append(frame)
     tables = {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
     # tasks of words with tasks of texts, but not with graded ones: a circuit that sorts has no other's labels to sort
-    found = {name: task for name, task in every.items() if isinstance(task, TaskFindings)}
+    found = {name: one for name, one in every.items() if isinstance(one, TaskFindings)}
     if found:
         tables |= context.stage("comparing tasks", lambda: _across_tasks(found, settings, context))
     halves = [halved(loaded, here, settings, context) for here in features.values()] if settings.intervenes else []
@@ -109,9 +109,9 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
         paths = context.stage("following paths", lambda: path_table(loaded, halves, settings, context))
         tables |= {"paths": paths} if len(paths) else {}
     claims = circuit_claims(found, tables, settings)
-    for name, task in every.items():
-        if isinstance(task, GradedFindings):
-            claims += graded_claims(name, task, tables, settings)
+    for graded in every.values():
+        if isinstance(graded, GradedFindings):
+            claims += graded_claims(graded.features.task.name, graded, tables, settings)
     if settings.ablate is not None:
         claims += [*ablation_claims(tables, settings), *erasure_claims(tables["erasure"], settings)]
     if settings.keep_only is not None:
@@ -125,7 +125,7 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
         title=f"Task circuits of {loaded.name}",
         claims=claims,
         tables=tables,
-        circuits={name: task.circuit for name, task in every.items()},
+        circuits={name: one.circuit for name, one in every.items()},
         forward_tokens={"bare": bare, **context.tokens.totals()},
     )
 

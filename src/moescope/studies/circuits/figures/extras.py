@@ -279,10 +279,10 @@ FIGURES: tuple[TableFigure, ...] = (
         "graded_controls",
         "graded_controls",
         "Controls of graded labels",
-        "Share of a graded label's variance that each task's circuit explains on held-out rows, beside every control: a ridge on "
-        "a whole layer (an upper bound), trivial cues that need no model (squares; the length is the usual leak), and nulls "
-        "(triangles). 0 is the mean of the training rows; what lies below is worse than that. Bars are 95 % intervals, for random "
-        "neurons and permuted labels the range of 95 % of the draws.",
+        "Share of a graded label's variance that each task's circuit explains on held-out rows, beside every control: a ridge "
+        "on a whole layer (an upper bound), trivial cues that need no model (squares; the length is the usual leak), and nulls "
+        "(triangles). 0 is the mean of the training rows; what lies below is worse than that. Bars are 95 % intervals, for "
+        "random neurons and permuted labels the range of 95 % of the draws.",
         partial(_controls, table="graded_controls", value="r2", said="R², share of variance explained"),
     ),
     ("confusion", "confusion", "What each class is taken for", several.CONFUSION, several.confusion),

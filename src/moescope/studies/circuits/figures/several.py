@@ -25,8 +25,8 @@ from moescope.report.style import (
 )  # fmt: skip
 
 CONFUSION = (
-    "What the circuit of K neurons takes each class for on held-out texts, classes weighed alike: of the texts of a row's class, "
-    "the share that is named as the column's. On the diagonal is what is named rightly."
+    "What the circuit of K neurons takes each class for on held-out texts, classes weighed alike: of the texts of a row's "
+    "class, the share that is named as the column's. On the diagonal is what is named rightly."
 )
 EACH = (
     "Each class against the rest: balanced accuracy of a circuit of its own, sought for that question in the training folds, "

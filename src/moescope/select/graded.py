@@ -191,7 +191,7 @@ def _held_out(
 def training_means(values: NDArray[np.float64], folds: NDArray[Any]) -> NDArray[np.float64]:
     """(N,): the mean over the rows that a row's fold was not held out of: what is said of it without any knowledge."""
     means = [float(values[folds != fold].mean()) for fold in range(int(folds.max()) + 1)]
-    return np.asarray(means)[folds]
+    return np.asarray(np.asarray(means)[folds], dtype=np.float64)
 
 
 def correlation_max(

@@ -310,8 +310,8 @@ def _render(draft: _Draft, spec: TaskSpec, limit: int | None, seed: int) -> Rend
     rows, template = draft.rows, draft.template
     texts = []
     for i, record in enumerate(rows.records):
-        values = {f: field_text(record.get(f), f, rows.where(i)) for f in template.fields}
-        texts.append(template.format.format(**values))
+        fields = {f: field_text(record.get(f), f, rows.where(i)) for f in template.fields}
+        texts.append(template.format.format(**fields))
     keep = np.arange(len(texts))
     if limit is not None:
         keep = take_groups(np.array(draft.labels), np.array(draft.groups), limit, seed)

@@ -230,9 +230,8 @@ def _control_task(out: Controls, tokenizer: Any) -> None:
     )
     # both have the same chance level, so that the gap is the selectivity
     gap = scorer.difference(scorer.weighed(out.circuit), np.mean(values, axis=0))
-    note = (
-        f"a random label for each of {n_types} inputs (final token, word or text), {len(values)} draws; the gap is selectivity"
-    )
+    kind = "word" if features.task.kind == "tokens" else "final token, or text"
+    note = f"a random label for each of {n_types} inputs ({kind}), {len(values)} draws; the gap is selectivity"
     out.draws("control_task", np.asarray(raw), note, balanced=float(np.mean(values)), **gap_columns(gap))
     out.effect("control task", gap)
 

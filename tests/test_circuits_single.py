@@ -9,6 +9,7 @@ import pytest
 
 from moescope.errors import InputError
 from moescope.select.nested import nested_cv
+from moescope.stats import auroc
 from moescope.studies.circuits.single import TaskFindings, overlap_ks, rank_columns
 from moescope.types import Neuron, Site
 from tests.made_features import QUICK, made_features, made_findings
@@ -132,7 +133,10 @@ def test_multi_class_and_the_published_protocol(selection, n_classes) -> None:  
     found = made_findings(features, settings)
     direct = nested_cv(features.x, features.y, features.folds, (4,), sigma="total", classifier="logistic", selection=selection)
     np.testing.assert_array_equal(found.circuit_hits(4), direct.correct[0])
-    assert found.tables["accuracy"]["auroc"].isna().all() == (n_classes == 3)
+    accuracy = found.tables["accuracy"]
+    own = accuracy[(accuracy["classifier"] == "logistic") & (accuracy["selection"] == selection) & (accuracy["k"] == 4)]
+    each = [auroc(direct.scores[0][:, c], features.y == c) for c in range(n_classes)]
+    assert own["auroc"].to_list() == pytest.approx([np.mean(each)])
     assert len(found.tables["pc1"]) == n_classes
     assert found.cv_other.selection != selection
 

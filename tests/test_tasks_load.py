@@ -238,7 +238,8 @@ def test_wikitext_is_whole_paragraphs() -> None:
 
 
 def test_every_preset_is_described() -> None:
-    assert set(PRESETS) == {"halueval", "truthfulqa", "uci-sentiment", "sst2", "triviaqa", "boolq", "ag_news"}
+    shipped = {"halueval", "truthfulqa", "uci-sentiment", "python-functions", "python-words"}
+    assert set(PRESETS) == shipped | {"sst2", "triviaqa", "boolq", "ag_news"}
     for preset in PRESETS.values():
         assert preset.about
         assert preset.licence

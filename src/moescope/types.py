@@ -7,6 +7,8 @@ from typing import Any, Literal, get_args
 
 SiteKind = Literal["embed", "resid", "attn_out", "mlp_in", "mlp_act", "mlp_out", "router"]
 SITE_KINDS: tuple[SiteKind, ...] = ("embed", "resid", "attn_out", "mlp_in", "mlp_act", "mlp_out", "router")
+LabelKind = Literal["classes", "graded", "tokens"]
+"""What a task's labels are: a class of each text, a number of each text, or a class of each of the words that are labelled."""
 Precision = Literal["auto", "fp32", "bf16", "fp16", "int8", "int4"]
 """Of a model's weights; ``auto`` is the checkpoint's own, see :func:`moescope.models.load`."""
 
@@ -41,20 +43,26 @@ class Neuron:
 
 @dataclass(frozen=True)
 class Example:
-    """One text with its class, its group (rows of one group never straddle a split) and, if known, its language."""
+    """One text with its class, its group (rows of one group never straddle a split) and, if known, its language.
+
+    ``value`` is the label where that is graded (``label`` is then 0); ``span`` where the labelled word stands in ``text``, from
+    its first character to before the one after its last, where the words have the labels.
+    """
 
     text: str
     label: int
     group: str
     language: str | None = None
+    value: float | None = None
+    span: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
 class Task:
-    """A labelled set of texts.
+    """A labelled set of texts, or of words in texts.
 
-    ``classes`` names the labels 0..C-1. ``answers`` gives, for each class, the words by which a model itself would answer
-    when the text ends in a question (``" positive"``); empty where the task has none.
+    ``classes`` names the labels 0..C-1; a graded task has none. ``answers`` gives, for each class, the words by which a
+    model itself would answer when the text ends in a question (``" positive"``); empty where the task has none.
     """
 
     name: str
@@ -64,6 +72,7 @@ class Task:
     licence: str | None = None
     answers: tuple[str, ...] = ()
     sha256: str = ""
+    kind: LabelKind = "classes"
 
     def __len__(self) -> int:
         return len(self.examples)

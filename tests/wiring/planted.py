@@ -107,6 +107,19 @@ def task(texts: Sequence[str], y: Sequence[int] | np.ndarray, groups: Sequence[A
     return Task(name, rows, ("zero", "one"), source="made here")
 
 
+def several(texts: Sequence[str], y: Sequence[int] | np.ndarray, name: str = "made") -> Task:
+    """Classes c0, c1, …; every row is a group of its own."""
+    rows = tuple(Example(t, int(c), str(i)) for i, (t, c) in enumerate(zip(texts, y, strict=True)))
+    return Task(name, rows, tuple(f"c{c}" for c in range(int(np.max(y)) + 1)), source="made here")
+
+
+def graded(texts: Sequence[str], y: np.ndarray, groups: Sequence[Any] | np.ndarray | None = None, name: str = "made") -> Task:
+    """A number for each text; without groups every row is its own."""
+    groups = range(len(texts)) if groups is None else groups
+    rows = tuple(Example(t, 0, str(g), value=float(v)) for t, v, g in zip(texts, y, groups, strict=True))
+    return Task(name, rows, (), source="made here", kind="graded")
+
+
 def words_of(x: np.ndarray, prefix: str = "w") -> dict[str, np.ndarray]:
     """A word for every row of x (N, D), used by no other: a text of it alone has those activations, and no surface cue."""
     return {f"{prefix}{i}": row for i, row in enumerate(x)}

@@ -109,6 +109,7 @@ def tasks(*, json: bool = False) -> None:
     for name, description in rows.items():
         print(f"{name:{width}}  {description}")
     print("\nOf your own: --task NAME=FILE.jsonl?text=COLUMN&label=COLUMN (also .csv, .parquet), or NAME=hf:org/name")
+    print("Numbers as labels: &kind=graded; a label for each word: ?kind=tokens")
 
 
 def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:

@@ -83,12 +83,18 @@ def work_of(command: str, inputs: dict[str, Any], settings: Any, run: Run, model
 
 
 def _of_task(command: str, task: Task, settings: Any, run: Run, model: LoadedModel) -> list[Reading]:
-    texts = [example.text for example in task.examples]
+    words = task.kind == "tokens"
+    number = {text: i for i, text in enumerate(dict.fromkeys(e.text for e in task.examples))}
+    texts = [*number] if words else [example.text for example in task.examples]
     lengths = _lengths(model, texts, run)
     found = [Reading("main", lengths)]
     if command != "circuits":
         return found
     assert isinstance(settings, CircuitSettings)
+    if words:
+        if settings.twin:
+            found.append(Reading("twin", lengths))
+        return found
     packed = _lengths(model, [example.text for example in fixed_wrap(task).examples], run)
     y = np.array([example.label for example in task.examples])
     groups = np.array([example.group for example in task.examples])

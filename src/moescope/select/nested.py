@@ -94,7 +94,7 @@ def nested_cv(
         chosen = [top_k(divergence(*sums.train(fold), sigma=sigma), largest, allowed) for fold in range(n_folds)]
     else:
         chosen = [top_k(divergence(*sums.total(), sigma=sigma), largest, allowed)] * n_folds
-    return _held_out(X, labels, parts, chosen, sizes, classifier, selection)
+    return held_out_cv(X, labels, parts, chosen, sizes, classifier, selection)
 
 
 def fixed_cv(
@@ -122,7 +122,7 @@ def fixed_cv(
     if max(sizes) > rows.shape[1]:
         raise InputError(f"k={max(sizes)} is more than the {rows.shape[1]} features given")
     n_folds = check_training_sets(labels, parts)
-    return _held_out(rows, labels, parts, [np.arange(rows.shape[1])] * n_folds, sizes, classifier, "fixed")
+    return held_out_cv(rows, labels, parts, [np.arange(rows.shape[1])] * n_folds, sizes, classifier, "fixed")
 
 
 def fit_classifier(X: ArrayLike, y: ArrayLike, classifier: Classifier = "lda") -> LDA | Pipeline:
@@ -135,7 +135,7 @@ def fit_classifier(X: ArrayLike, y: ArrayLike, classifier: Classifier = "lda") -
     raise InputError(f"classifier={classifier!r} is not one of {', '.join(CLASSIFIERS)}")
 
 
-def _held_out(
+def held_out_cv(
     X: NDArray[Any],
     labels: NDArray[np.int64],
     parts: NDArray[np.int64],
@@ -144,7 +144,10 @@ def _held_out(
     classifier: Classifier,
     selection: str,
 ) -> CVResult:
-    """Each row predicted by the classifier of the fold that held it out."""
+    """Each row predicted by the classifier of the fold that held it out, on the features ``chosen`` for that fold.
+
+    ``chosen``: of each fold its features, best first, at least max(``sizes``); ``selection`` says how they were.
+    """
     union, place = np.unique(np.concatenate(chosen), return_inverse=True)
     # X is read once more, at these columns only: at most F x max K of them.
     columns = X[:, union].astype(np.float64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,9 +45,7 @@ def interval_widening(
     labels, sizes = check_ints(y, len(X), "label"), checked_ks(ks)
     code = np.unique(np.asarray(groups), return_inverse=True)[1]
     weight = class_weights(labels)
-    apart: list[NDArray[np.float64]] = []
-    noise: list[NDArray[np.float64]] = []
-    naive: list[NDArray[np.float64]] = []
+    outcomes: list[tuple[NDArray[np.int64], NDArray[np.float64]]] = []
     for division in folds:
         parts = check_ints(division, len(X), "fold")
         n_folds = check_training_sets(labels, parts)
@@ -73,7 +71,26 @@ def interval_widening(
                 own = parts[held]
                 hits[f, i, np.flatnonzero(held)[own == g]] = right[own == g]
                 hits[g, i, np.flatnonzero(held)[own == f]] = right[own == f]
-        outer = hits[parts, :, np.arange(len(labels))]  # (N, nK)
+        outcomes.append((parts, hits))
+    return widening_of(outcomes, code)
+
+
+def widening_of(
+    outcomes: Iterable[tuple[NDArray[np.int64], NDArray[np.float64]]], code: NDArray[np.intp]
+) -> NDArray[np.float64]:
+    """The factor of :func:`interval_widening`, (M,), for what is any mean over rows.
+
+    Args:
+        outcomes: of each division the fold of each row (N,), and (F, M, N): what counts of each row by what was fitted without
+            fold f and the row's own.
+        code: number of the group of each row, (N,).
+    """
+    apart: list[NDArray[np.float64]] = []
+    noise: list[NDArray[np.float64]] = []
+    naive: list[NDArray[np.float64]] = []
+    for parts, hits in outcomes:
+        n_folds = len(hits)
+        outer = hits[parts, :, np.arange(len(parts))]  # (N, M)
         naive.append(_variance(outer, code))
         for f in range(n_folds):
             fold = parts == f

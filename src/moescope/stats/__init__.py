@@ -15,7 +15,7 @@ from moescope.stats.intervals import (
 )
 from moescope.stats.overlap import disjoint_probability, expected_overlap, kuncheva, nogueira, overlap_p
 from moescope.stats.permutation import benjamini_hochberg, holm, permutation_p, permute_labels, permuted_label_matrix
-from moescope.stats.scores import SelectiveCurve, auroc, class_weights, selective, sign_free_auroc
+from moescope.stats.scores import SelectiveCurve, auroc, class_weights, macro_auroc, selective, sign_free_auroc
 
 __all__ = [
     "Difference",
@@ -32,6 +32,7 @@ __all__ = [
     "holm",
     "kuncheva",
     "largest_jump",
+    "macro_auroc",
     "nogueira",
     "overlap_p",
     "paired_bootstrap_difference",

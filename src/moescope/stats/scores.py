@@ -47,6 +47,23 @@ def auroc(scores: ArrayLike, y: ArrayLike) -> Any:
     return float(area) if values.ndim == 1 else area
 
 
+def macro_auroc(scores: ArrayLike, y: ArrayLike) -> float:
+    """AUROC of each class against the rest, the mean over classes; chance is 0.5 whatever their number (Provost and Domingos
+    2001; unlike Hand and Till's, which is over pairs, every row counts for every class).
+
+    Args:
+        scores: shape (N, C), such as class probabilities. Two classes: :func:`auroc` of the second column, which is the mean.
+        y: shape (N,): ints 0..C-1.
+
+    Raises:
+        InputError: as :func:`auroc`.
+    """
+    values, labels = np.asarray(scores, dtype=np.float64), np.asarray(y)
+    if values.shape[1] == 2:
+        return float(auroc(values[:, 1], labels))
+    return float(np.mean([auroc(values[:, c], labels == c) for c in range(values.shape[1])]))
+
+
 def sign_free_auroc(scores: ArrayLike, y: ArrayLike) -> Any:
     """max(AUROC, 1 - AUROC): how well scores separate when polarity is arbitrary, as it is in zero-shot transfer.
 

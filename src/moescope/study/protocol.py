@@ -46,8 +46,9 @@ from moescope.study.stages import Stages, work_of
 from moescope.study.store import check_target
 from moescope.study.verdicts import ALPHA, Case, verdicts
 from moescope.tasks import Prompt, Regrouped, load_prompts, load_tasks, regroup
+from moescope.tasks.kinds import KINDS
 from moescope.tasks.passages import Passage, load_passages
-from moescope.types import Circuit, Claim, Task
+from moescope.types import Circuit, Claim, LabelKind, Task
 
 ModelLike = str | Path | LoadedModel | nn.Module | tuple[Any, Any]
 """A Hub id, a local folder, an embedded name, a loaded model, or (model, tokenizer) of transformers or peft in memory."""
@@ -153,14 +154,18 @@ class Context:
         found.model = self.load(found.model, head=True)
         return found
 
-    def tasks(self, tasks: TasksLike, *, least: int = 1) -> list[Task]:
+    def tasks(self, tasks: TasksLike, *, least: int = 1, takes: Sequence[LabelKind] = ("classes",)) -> list[Task]:
         """The tasks, read where they are specifications; their names differ. Near-duplicate texts share a group, with a note.
 
         Raises:
-            InputError: fewer than ``least``, two of one name, or a specification that cannot be read.
+            InputError: fewer than ``least``, two of one name, a specification that cannot be read, or labels of a kind that the
+                study does not take.
         """
         with self.noted():
             loaded = load_tasks(tasks, limit=self.run.limit, seed=self.run.seed)
+        if odd := next((task for task in loaded if task.kind not in takes), None):
+            have = " or ".join(KINDS[kind].said for kind in takes)
+            raise InputError(f"{odd.name!r} has {KINDS[odd.kind].said}; {self.study} takes {have} alone", "tasks")
         if len(loaded) < least:
             raise InputError(f"at least {least} needed, e.g. certainty=halueval", "tasks")
         names = [task.name for task in loaded]

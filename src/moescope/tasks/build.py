@@ -34,10 +34,11 @@ def normalise(text: str) -> str:
 
 
 def task_sha256(examples: Sequence[Example]) -> str:
-    """SHA-256 over the rendered texts, labels and groups, in order."""
+    """SHA-256 over the rendered texts, labels (graded ones and the places of words too) and groups, in order."""
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(json.dumps([example.text, example.label, example.group], ensure_ascii=False).encode())
+        more = [part for part in (example.value, example.span) if part is not None]
+        digest.update(json.dumps([example.text, example.label, example.group, *more], ensure_ascii=False).encode())
         digest.update(b"\n")
     return digest.hexdigest()
 
@@ -58,10 +59,12 @@ def _common_prefix(texts: Sequence[str]) -> str:
 def slots(task: Task) -> list[str]:
     """For each row the content without its template.
 
-    Tasks of :func:`~moescope.tasks.load_task` know theirs. For any other task it is the text without the beginning and
-    end that all texts share, cut at line ends so that no content is lost.
+    Tasks of :func:`~moescope.tasks.load_task` know theirs; of a labelled word it is the word. For any other task it is
+    the text without the beginning and end that all texts share, cut at line ends so that no content is lost.
     """
     texts = [e.text for e in task.examples]
+    if task.kind == "tokens":
+        return [word_of(e) for e in task.examples]
     if isinstance(task, RenderedTask) and all(t in task.slot_of for t in texts):
         return [task.slot_of[t] for t in texts]
     head = _common_prefix(texts)
@@ -69,6 +72,11 @@ def slots(task: Task) -> list[str]:
     tail = _common_prefix([t[len(head) :][::-1] for t in texts])[::-1]
     cut = len(tail) - tail.find("\n") if "\n" in tail else 0
     return [t[len(head) : len(t) - cut] for t in texts]
+
+
+def word_of(example: Example) -> str:
+    """The labelled word; the whole text where no word of it is."""
+    return example.text if example.span is None else example.text[slice(*example.span)]
 
 
 def take_groups(labels: np.ndarray, groups: np.ndarray, limit: int, seed: int) -> np.ndarray:

@@ -96,6 +96,27 @@ def split_half(labels: Sequence[int] | np.ndarray, groups: Sequence[Any] | np.nd
     return np.asarray(group_folds(labels, groups, n_folds=2, seed=seed) == 0)
 
 
+def graded_folds(values: np.ndarray, groups: Sequence[Any] | np.ndarray, n_folds: int, rng: np.random.Generator) -> np.ndarray:
+    """Fold of each row, int64 (N,), for a graded label: groups whole, dealt out at random among those of a like mean value.
+
+    Raises
+    ------
+    InputError
+        Fewer groups than folds.
+    """
+    code = np.unique(np.asarray(groups), return_inverse=True)[1]
+    n_groups = int(code.max()) + 1
+    if n_groups < n_folds:
+        raise InputError(f"{n_groups} groups cannot form {n_folds} folds; use fewer folds, or a group= column with more values")
+    mean = np.bincount(code, values) / np.bincount(code)
+    order = np.lexsort((rng.random(n_groups), mean))
+    fold = np.empty(n_groups, dtype=np.int64)
+    for begin in range(0, n_groups, n_folds):
+        some = order[begin : begin + n_folds]
+        fold[some] = rng.permutation(n_folds)[: len(some)]
+    return np.asarray(fold[code])
+
+
 def dealt_folds(labels: np.ndarray, groups: np.ndarray, n_folds: int, rng: np.random.Generator) -> np.ndarray:
     """Fold of each row, int64 (N,): groups whole and, in a random order, dealt out among those of one make-up.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from moescope.errors import InputError
@@ -32,7 +33,9 @@ def _label(value: Any, column: str, where: str) -> int | str | bool:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, float):
-        raise InputError(f"{where}: column {column!r}: label {value!r} looks continuous; bin it into classes first")
+        raise InputError(
+            f"{where}: column {column!r}: label {value!r} looks continuous; say kind=graded, or bin it into classes"
+        )
     raise InputError(f"{where}: column {column!r}: a {type(value).__name__} is not a label; use an integer, string or bool")
 
 
@@ -103,6 +106,34 @@ def _finish(
     if codes is None:
         raise InputError(
             f"{where}: {len(names)} different labels look continuous (at most {MAX_CLASSES} classes); "
-            "bin them, choose another label= or add positive="
+            "say kind=graded, bin them, choose another label= or add positive="
         )
     return codes, tuple(names)
+
+
+def graded_values(rows: Rows, column: str, options: Mapping[str, str]) -> list[float]:
+    """The numbers of a graded label, in row order.
+
+    Raises
+    ------
+    InputError
+        For a value that is missing or no finite number (with its row), for values that are all the same, and for options that
+        name classes.
+    """
+    if odd := next((key for key in ("positive", "answers") if key in options), None):
+        raise InputError(f"{rows.origin}: {odd}= is of classes, and the label is graded; leave it or kind=graded out")
+    values = []
+    for i, record in enumerate(rows.records):
+        value = record.get(column)
+        if missing(value):
+            raise InputError(f"{rows.where(i)}: column {column!r}: the label is missing; fill it in or drop the row")
+        try:
+            number = float("nan") if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise InputError(f"{rows.where(i)}: column {column!r}: {value!r} is no finite number; a graded label is one")
+        values.append(number)
+    if min(values) == max(values):
+        raise InputError(f"{rows.origin}: column {column!r}: all rows have the value {values[0]:g}; a graded label must differ")
+    return values

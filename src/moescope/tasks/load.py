@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -16,15 +16,16 @@ from moescope.files.text import PACKED
 from moescope.tasks.build import RenderedTask, normalise, require_classes, take_groups, task_sha256
 from moescope.tasks.given import KINDS, given_rows, is_table
 from moescope.tasks.hub import hub_rows
-from moescope.tasks.labels import encode_labels, missing
+from moescope.tasks.labels import encode_labels, graded_values, missing
 from moescope.tasks.presets import PRESETS, SHIPPED, Preset
 from moescope.tasks.sources import SUFFIXES, Rows, names_file, read_file
-from moescope.tasks.spec import TaskSpec, check_options, parse_limit, parse_spec, suggest
+from moescope.tasks.spec import TaskSpec, check_options, choice, parse_limit, parse_spec, suggest
 from moescope.tasks.templates import Template, check_fields, field_text, parse_template, with_answers
-from moescope.types import Example, Task
+from moescope.tasks.words import word_rows
+from moescope.types import Example, LabelKind, Task
 
 _COMMON = ("template", "answers", "limit")
-_COLUMNS = ("text", "label", "group", "language", "positive")
+_COLUMNS = ("text", "label", "group", "language", "positive", "kind", "tokens", "spans")
 _HUB = ("config", "split", "revision")
 
 
@@ -42,6 +43,9 @@ class _Draft:
     groups: list[str]
     languages: list[str] | None = None
     licence: str | None = None
+    kind: LabelKind = "classes"
+    values: list[float] | None = None
+    spans: list[tuple[int, int]] | None = None
 
 
 def load_task(
@@ -55,7 +59,9 @@ def load_task(
     * everywhere ``template=`` (a named template or a format string over the row's fields), ``answers=``
       (comma-separated, in class order) and ``limit=``;
     * files, tables and ``hf:`` also ``text=``, ``label=`` (columns, default ``text`` and ``label``), ``group=``,
-      ``language=`` (columns, used when named) and ``positive=`` (the label that is class 1 of a binary task); files also
+      ``language=`` (columns, used when named), ``positive=`` (the label that is class 1 of a binary task), and ``kind=``:
+      ``graded`` (the label is a number) or ``tokens`` (each word has a label: lists in the columns ``tokens=`` and ``label=``,
+      default ``labels``; or in ``spans=`` of each text a list of [start, end, label]); files also
       ``encoding=`` (default: found out); ``hf:`` also ``config=``, ``split=``, ``revision=``;
     * ``halueval``: ``turn=one-turn|multi-turn|both``; ``uci-sentiment``: ``split=test|train|all``; presets on the Hub:
       ``split=``, ``config=``, ``revision=``, and ``path=`` for a local copy of the dataset.
@@ -154,18 +160,34 @@ def _preset_draft(preset: Preset, spec: TaskSpec) -> _Draft:
     default = next(iter(preset.templates))
     template = parse_template(spec.options.get("template", default), preset.templates, context)
     rows = preset.rows(preset, spec)
+    if preset.kind == "tokens":
+        return _word_draft(rows, replace(spec, options={}), spec.name or preset.name, preset.source, preset.licence)
     check_fields(template, [c for c in rows.columns if c not in ("label", "group")], context)
     template = with_answers(template, spec.options.get("answers"), len(preset.classes), context)
     slot = [f for f in preset.slot if f in template.fields] or list(template.fields)
     groups = [str(r["group"]) if "group" in r else normalise(_slot_text(r, slot, rows, i)) for i, r in enumerate(rows.records)]
-    labels = [int(r["label"]) for r in rows.records]
+    graded = preset.kind == "graded"
+    values = [float(r["label"]) for r in rows.records] if graded else None
+    labels = [0 if graded else int(r["label"]) for r in rows.records]
     for label, name in enumerate(preset.classes):
         if label not in labels:
             raise InputError(f"{context}: no row of class {name!r}; use another split or the whole dataset")
     used = [f"{key}={value}" for key, value in spec.options.items() if key not in (*_COMMON, "path")]
     source = f"preset {preset.name} ({', '.join([preset.source, *used])})"
     name = spec.name or preset.name
-    return _Draft(name, source, rows, template, slot, labels, preset.classes, groups, licence=preset.licence)
+    return _Draft(
+        name,
+        source,
+        rows,
+        template,
+        slot,
+        labels,
+        preset.classes,
+        groups,
+        licence=preset.licence,
+        kind=preset.kind,
+        values=values,
+    )
 
 
 def _hub_draft(spec: TaskSpec) -> _Draft:
@@ -188,6 +210,11 @@ def _hub_draft(spec: TaskSpec) -> _Draft:
 
 def _table_draft(rows: Rows, spec: TaskSpec, name: str, source: str) -> _Draft:
     """A task from a table whose columns the user names."""
+    kind: LabelKind = choice(spec, "kind", "classes", get_args(LabelKind))  # type: ignore[assignment]
+    if kind == "tokens":
+        return _word_draft(rows, spec, name, source)
+    if odd := next((key for key in ("tokens", "spans") if key in spec.options), None):
+        raise InputError(f"task {spec.text!r}: {odd}= is of labels for words; add kind=tokens")
     options = spec.options
     text, label = options.get("text", "text"), options.get("label", "label")
     context = f"task {spec.text!r}"
@@ -207,7 +234,11 @@ def _table_draft(rows: Rows, spec: TaskSpec, name: str, source: str) -> _Draft:
     check_fields(template, rows.columns, context)
     if label in template.fields:
         raise InputError(f"{context}: the template shows the label column {label!r}; leave {{{label}}} out of it")
-    labels, classes = encode_labels(rows, label, options.get("positive"))
+    values = graded_values(rows, label, options) if kind == "graded" else None
+    if values is None:
+        labels, classes = encode_labels(rows, label, options.get("positive"))
+    else:
+        labels, classes = [0] * len(values), ()
     template = with_answers(template, options.get("answers"), len(classes), context)
     slot = [f for f in ("text", text) if f in template.fields][:1] or list(template.fields)
     slot_texts = [_slot_text(r, slot, rows, i) for i, r in enumerate(rows.records)]
@@ -219,7 +250,30 @@ def _table_draft(rows: Rows, spec: TaskSpec, name: str, source: str) -> _Draft:
     if "language" in options:
         languages = [_key(r.get(options["language"]), options["language"], rows.where(i)) for i, r in enumerate(rows.records)]
     _tell(rows, slot_texts, options)
-    return _Draft(name, source, rows, template, slot, labels, classes, groups, languages)
+    return _Draft(name, source, rows, template, slot, labels, classes, groups, languages, kind=kind, values=values)
+
+
+def _word_draft(rows: Rows, spec: TaskSpec, name: str, source: str, licence: str | None = None) -> _Draft:
+    """A task whose words have labels: one row for each labelled word; rows of a text are one group unless a column says so."""
+    options, context = spec.options, f"task {spec.text!r}"
+    if odd := next((key for key in ("template", "answers") if key in options), None):
+        raise InputError(f"{context}: a task with labels for words takes no {odd}=; its texts are read as they stand")
+    for key in ("group", "language"):
+        if key in options:
+            _require_column(rows, key, options[key])
+    words, spans = word_rows(rows, options, context)
+    labels, classes = encode_labels(words, "label", options.get("positive"))
+    groups = [
+        normalise(str(r["text"])) if "group" not in options else _key(r.get(options["group"]), options["group"], words.where(i))
+        for i, r in enumerate(words.records)
+    ]
+    languages = None
+    if "language" in options:
+        languages = [_key(r.get(options["language"]), options["language"], words.where(i)) for i, r in enumerate(words.records)]
+    template = Template("{text}")
+    return _Draft(
+        name, source, words, template, ["text"], labels, classes, groups, languages, licence, kind="tokens", spans=spans
+    )
 
 
 def _tell(rows: Rows, texts: list[str], options: dict[str, str]) -> None:
@@ -256,16 +310,27 @@ def _render(draft: _Draft, spec: TaskSpec, limit: int | None, seed: int) -> Rend
     rows, template = draft.rows, draft.template
     texts = []
     for i, record in enumerate(rows.records):
-        values = {f: field_text(record.get(f), f, rows.where(i)) for f in template.fields}
-        texts.append(template.format.format(**values))
+        fields = {f: field_text(record.get(f), f, rows.where(i)) for f in template.fields}
+        texts.append(template.format.format(**fields))
     keep = np.arange(len(texts))
     if limit is not None:
         keep = take_groups(np.array(draft.labels), np.array(draft.groups), limit, seed)
-        require_classes([draft.labels[i] for i in keep], len(draft.classes), f"task {spec.text!r}")
-    languages: list[str | None] = [*draft.languages] if draft.languages else [None] * len(texts)
-    examples = tuple(Example(texts[i], draft.labels[i], draft.groups[i], languages[i]) for i in keep)
+        if draft.kind != "graded":
+            require_classes([draft.labels[i] for i in keep], len(draft.classes), f"task {spec.text!r}")
+    languages, values, spans = draft.languages, draft.values, draft.spans
+    examples = tuple(
+        Example(
+            texts[i],
+            draft.labels[i],
+            draft.groups[i],
+            languages[i] if languages else None,
+            values[i] if values else None,
+            spans[i] if spans else None,
+        )
+        for i in keep
+    )
     slot_of = {texts[i]: _slot_text(rows.records[i], draft.slot, rows, int(i)) for i in keep}
     return RenderedTask(
         draft.name, examples, draft.classes, draft.source, draft.licence, template.answers, task_sha256(examples),
-        template=template.format, slot_of=slot_of,
+        kind=draft.kind, template=template.format, slot_of=slot_of,
     )  # fmt: skip

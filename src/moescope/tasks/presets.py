@@ -9,12 +9,14 @@ from typing import Any
 
 from moescope.errors import InputError
 from moescope.tasks.build import normalise
+from moescope.tasks.code import code_rows, function_rows
 from moescope.tasks.hub import hub_rows
 from moescope.tasks.sources import Rows, shipped_rows
 from moescope.tasks.spec import TaskSpec, choice
 from moescope.tasks.templates import Template
+from moescope.types import LabelKind
 
-SHIPPED = ("halueval", "truthfulqa", "uci-sentiment")
+SHIPPED = ("halueval", "truthfulqa", "uci-sentiment", "python-functions", "python-words")
 
 _QA = {
     "answer": Template("Question: {question}\nAnswer: {answer}"),
@@ -47,6 +49,7 @@ class Preset:
     repo: str = ""
     config: str | None = None
     split: str = ""
+    kind: LabelKind = "classes"
 
     @property
     def shipped(self) -> bool:
@@ -190,6 +193,16 @@ PRESETS: dict[str, Preset] = {
             "uci-sentiment", "UCI Sentiment Labelled Sentences; by default those that the embedded model never saw",
             ("negative", "positive"), _SENTIMENT, ("text",), "CC-BY-4.0",
             "UCI Sentiment Labelled Sentences (Kotzias et al. 2015)", _uci, ("split",),
+        ),
+        Preset(
+            "python-functions", "heads of the functions of this Python's library: log2 of the lines that follow; graded labels",
+            (), {"bare": Template("{text}")}, ("text",), "PSF-2.0", "CPython's standard library", lambda _, __: function_rows(),
+            kind="graded",
+        ),
+        Preset(
+            "python-words", "lines of this Python's library: what each word is (keyword, attribute …); labels for words",
+            (), {"bare": Template("{text}")}, ("text",), "PSF-2.0", "CPython's standard library", lambda _, __: code_rows(),
+            kind="tokens",
         ),
         Preset(
             # GLUE's train split holds phrases cut out of its own sentences; the validation split whole sentences only.

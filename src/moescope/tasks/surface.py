@@ -7,6 +7,7 @@ which a final-token probe reads the model.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy import sparse
-from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import MaxAbsScaler, OneHotEncoder
 from sklearn.tree import DecisionTreeClassifier
@@ -27,7 +28,8 @@ from moescope.types import Task
 WRAP = 'Text: "{text}"\nThe text above ends here.'
 _FULL_STOPS = (".", "。", "।", "۔")
 _PUNCTUATION = (*_FULL_STOPS, "!", "?", "…", "！", "？")
-_WORD = r"(?u)\b\w+\b"
+WORD = r"(?u)\b\w+\b"
+_PIECE = re.compile(r"\w+|[^\w\s]")
 
 
 def surface_features(task: Task, tokenizer: Any = None) -> pd.DataFrame:
@@ -120,7 +122,7 @@ def _by_words(texts: list[str], ngrams: int) -> Predictor:
     """Logistic regression on tf-idf weights; the vocabulary is that of the training rows."""
 
     def predict(train: np.ndarray, held: np.ndarray, y: np.ndarray) -> np.ndarray:
-        words = TfidfVectorizer(token_pattern=_WORD, ngram_range=(1, ngrams), sublinear_tf=True)
+        words = TfidfVectorizer(token_pattern=WORD, ngram_range=(1, ngrams), sublinear_tf=True)
         try:
             a = words.fit_transform([texts[i] for i in train])
         except ValueError:  # no row has a word: nothing to learn from, so the majority
@@ -141,7 +143,7 @@ def _by_all(texts: list[str], features: pd.DataFrame) -> Predictor:
         scale = MaxAbsScaler().fit(dense[train])
         onehot = OneHotEncoder(handle_unknown="ignore").fit(marks[train])
         parts = [[sparse.csr_matrix(scale.transform(dense[rows])), onehot.transform(marks[rows])] for rows in (train, held)]
-        words = TfidfVectorizer(token_pattern=_WORD, ngram_range=(1, 2), sublinear_tf=True)
+        words = TfidfVectorizer(token_pattern=WORD, ngram_range=(1, 2), sublinear_tf=True)
         try:
             parts[0].append(words.fit_transform([texts[i] for i in train]))
             parts[1].append(words.transform([texts[i] for i in held]))
@@ -157,6 +159,8 @@ def surface_cues(task: Task, tokenizer: Any = None) -> dict[str, Predictor]:
 
     A training row that is given several times counts so often.
     """
+    if task.kind == "tokens":
+        return word_cues(task)
     features = surface_features(task, tokenizer)
     texts = slots(task)
     n_classes = len(task.classes)
@@ -177,6 +181,46 @@ def surface_cues(task: Task, tokenizer: Any = None) -> dict[str, Predictor]:
         "words and bigrams": _by_words(texts, 2),
         "all surface cues": _by_all(texts, features),
     }
+
+
+def word_cues(task: Task) -> dict[str, Predictor]:
+    """The trivial cues of labelled words. The usual leak is the word itself: most words have one label wherever they stand."""
+    words, texts = slots(task), [e.text for e in task.examples]
+    spans = [e.span or (0, len(e.text)) for e in task.examples]
+    # a mark is a word here: what stands before a name in code is a dot or a bracket
+    before = [["", *_PIECE.findall(text[:start])][-1] for text, (start, _) in zip(texts, spans, strict=True)]
+    lower = np.asarray([word.casefold() for word in words])
+    place = np.asarray([len(text[:start].split()) for text, (start, _) in zip(texts, spans, strict=True)])
+    shape = np.asarray([re.sub(r"\d+", "0", re.sub(r"[^\W\d_]+", lambda m: _cased(m[0]), word)) for word in words])
+    cues = {
+        "majority class": _by_value(np.zeros(len(task))),
+        "the word itself": _by_value(lower),
+        "its last three characters": _by_value(np.asarray([word[-3:] for word in lower])),
+        "its shape": _by_value(shape),
+        "its length": _by_threshold(np.asarray([len(word) for word in words]), len(task.classes)),
+        "its place in the text": _by_threshold(place, len(task.classes)),
+        "the word before it": _by_value(np.asarray([word.casefold() for word in before])),
+    }
+    marked = [
+        " ".join([f"w={a}", f"e={a[-3:]}", f"b={b.casefold()}", f"s={c}", f"wb={a}|{b.casefold()}"]).replace("\n", "")
+        for a, b, c in zip(lower, before, shape, strict=True)
+    ]
+    return cues | {"the word, its shape and the word before": _by_marks(marked)}
+
+
+def _cased(word: str) -> str:
+    """Its letters as their case alone: ``A``, ``a`` or ``Aa``."""
+    return "A" if word.isupper() else "a" if word.islower() else "Aa"
+
+
+def _by_marks(marks: list[str]) -> Predictor:
+    """Logistic regression on marks that a space parts; those of the training rows alone are known."""
+
+    def predict(train: np.ndarray, held: np.ndarray, y: np.ndarray) -> np.ndarray:
+        known = CountVectorizer(token_pattern=r"\S+", lowercase=False, binary=True)
+        return _logistic(known.fit_transform([marks[i] for i in train]), known.transform([marks[i] for i in held]), y[train])
+
+    return predict
 
 
 def surface_baselines(
@@ -278,5 +322,6 @@ def fixed_wrap(task: Task) -> RenderedTask:
     template = task.template if isinstance(task, RenderedTask) else "{text}"
     return RenderedTask(
         f"{task.name} (fixed template)", examples, task.classes, task.source, task.licence, (), task_sha256(examples),
-        template=WRAP.replace("{text}", template), slot_of={e.text: s for e, s in zip(examples, content, strict=True)},
+        kind=task.kind, template=WRAP.replace("{text}", template),
+        slot_of={e.text: s for e, s in zip(examples, content, strict=True)},
     )  # fmt: skip

@@ -10,6 +10,7 @@ import pandas as pd
 from moescope.studies.circuits import published
 from moescope.studies.circuits.claims_layers import layer_claims
 from moescope.studies.circuits.claims_pairs import language_claims, pair_claims
+from moescope.studies.circuits.claims_several import several_claims
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.single import TaskFindings
 from moescope.study.verdicts import Case, Effect, reading
@@ -32,6 +33,8 @@ def circuit_claims(
     for name in found:
         task = TaskClaims(name, found[name], tables, settings)
         claims += [*task.primary(), *task.others(), *layer_claims(name, found[name], tables, settings)]
+        if found[name].features.n_classes > 2:
+            claims += several_claims(name, tables["each_class"], tables["criteria"], settings)
     if len(found) > 1:
         claims += pair_claims(list(found), tables, settings)
     if "language" in tables:
@@ -215,13 +218,8 @@ class TaskClaims:
                 control=Control("one direction", float(rows.loc["one_direction", "balanced"])),
                 rivals=self.rivals(("chance", "chance")),
             ),
-            self._alone("template", "fixed_template", "the circuit reads the text, not only its last words"),
         ]
-        if "matched" in self.effects.index:
-            made.append(self._alone("matched", "matched_subset", "the circuit works where length and full stop are balanced"))
-        else:
-            statement = f"{self.name}: the circuit works where length and full stop are balanced"
-            made.append(Claim(statement, math.nan, outcome="not tested", words=str(rows.loc["matched_subset", "note"])))
+        made += [self._unseen()] if self.found.features.task.kind == "tokens" else self._of_texts()
         if "massive" in self.effects.index:
             made.append(
                 Case(
@@ -243,6 +241,36 @@ class TaskClaims:
             )
         )
         return made
+
+    def _of_texts(self) -> list[Claim | Case]:
+        """What a fixed ending and texts alike on the surface show, which labelled words do not have."""
+        made: list[Claim | Case] = [
+            self._alone("template", "fixed_template", "the circuit reads the text, not only its last words")
+        ]
+        if "matched" in self.effects.index:
+            made.append(self._alone("matched", "matched_subset", "the circuit works where length and full stop are balanced"))
+        else:
+            statement = f"{self.name}: the circuit works where length and full stop are balanced"
+            made.append(
+                Claim(statement, math.nan, outcome="not tested", words=str(self.controls.loc["matched_subset", "note"]))
+            )
+        return made
+
+    def _unseen(self) -> Claim | Case:
+        """What a probe knows of words that it did not learn: the answer to the leak of a word's own identity."""
+        statement = f"{self.name}: {self.k} tell words apart that were not learnt"
+        note = str(self.controls.loc["unseen_words", "note"])
+        if "unseen" not in self.effects.index:
+            return Claim(statement, math.nan, outcome="not tested", words=note)
+        return Case(
+            statement,
+            float(self.controls.loc["unseen_words", "balanced"]),
+            self.effect("unseen", f"chance ({self.chance:.1%} balanced)"),
+            interval=self.interval("unseen", self.chance),
+            control=Control("the chosen cue on the same words", float(self.controls.loc["unseen_words_cue", "balanced"])),
+            rivals=self.rivals(self.cue("unseen: cue")),
+            words=f"balanced accuracy; {note}; the circuit on all words {float(self.controls.loc['circuit', 'balanced']):.1%}",
+        )
 
     def _alone(self, effect: str, control: str, statement: str) -> Case:
         return Case(

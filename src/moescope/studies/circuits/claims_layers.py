@@ -20,22 +20,26 @@ def layer_claims(
     name: str, found: TaskFindings, tables: dict[str, pd.DataFrame], settings: CircuitSettings
 ) -> list[Claim | Case]:
     """Layers, columns, growth and projection of one task's circuit."""
-    return [
+    claims = [
         _strata(name, found, tables["depth_range"], settings),
         _columns(name, found, tables["columns"]),
         _pair(name, tables["neurons"]),
         _growth(name, found, settings),
         projection_case(name, tables["pc1"], settings),
-        Claim(
-            f"{name}: neurons take opposite signs for the classes",
-            "of every neuron",
-            id="H11",
-            published=Published("bipolar", f"{published.SOURCE}, section 4.7"),
-            outcome="identity",
-            words="the means of two classes lie on opposite sides of their common mean by construction, so that there is "
-            "nothing to have an interval",
-        ),
     ]
+    if found.features.n_classes == 2:  # of more, a mean has no opposite
+        claims.append(
+            Claim(
+                f"{name}: neurons take opposite signs for the classes",
+                "of every neuron",
+                id="H11",
+                published=Published("bipolar", f"{published.SOURCE}, section 4.7"),
+                outcome="identity",
+                words="the means of two classes lie on opposite sides of their common mean by construction, so that there is "
+                "nothing to have an interval",
+            )
+        )
+    return claims
 
 
 def _strata(name: str, found: TaskFindings, ranges: pd.DataFrame, settings: CircuitSettings) -> Claim | Case:

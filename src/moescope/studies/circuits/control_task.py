@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from moescope.studies.circuits.features import Features
+from moescope.tasks import slots
 
 
 def control_labels(features: Features, tokenizer: Any, position: str | int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
     """A random class for each kind of input, drawn by the task's class shares.
 
-    The input of a final-token probe is the final token, as a word type is in the original; at other positions it is the
-    whole text. Held-out rows can be right only where their input was met in training.
+    The input of a labelled word is the word, as in the original; that of a final-token probe the final token; at other
+    positions it is the whole text. Held-out rows can be right only where their input was met in training.
 
     Args:
         position: as in the study's settings.
@@ -24,7 +25,9 @@ def control_labels(features: Features, tokenizer: Any, position: str | int, rng:
         Labels (N,), and the number of kinds of input.
     """
     texts = [example.text for example in features.task.examples]
-    if position == "final":
+    if features.task.kind == "tokens":
+        kinds = np.asarray([word.casefold() for word in slots(features.task)])
+    elif position == "final":
         ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         kinds = np.asarray([row[-1] if len(row) else -1 for row in ids])
     else:

@@ -24,7 +24,7 @@ from moescope.studies.circuits.scorer import Scorer
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.single import TaskFindings
 from moescope.study.protocol import Context
-from moescope.tasks import group_folds, matched_subset
+from moescope.tasks import group_folds, matched_subset, slots
 
 SURFACE = "surface: "
 MAJORITY = "majority class"
@@ -94,7 +94,10 @@ def control_tables(
     if n_massive:
         out.effect("massive", scorer.gap(lighter[EVEN], out.circuit))
     step("surface-matched subset")
-    _matched(out)
+    if features.task.kind == "tokens":
+        _unseen(out)
+    else:
+        _matched(out)
     step("fixed template")
     _read_anew(out, read, step)
     return {"controls": out.table(), "effects": pd.DataFrame(out.effects)}
@@ -214,18 +217,21 @@ def _control_task(out: Controls, tokenizer: Any) -> None:
         moved.append(float((y != features.y).mean()))
         try:
             result = own_protocol(features, features.x, settings, y)
-        except InputError:  # a fold trains on one class only: the texts have too few kinds of input for this control
-            return
+        except InputError:  # a fold trains without a class: the texts have too few kinds of input for this control
+            if features.task.kind != "tokens":
+                return
+            continue  # words are of many kinds: a rare class can be missing in one draw and not in the next
         values.append(Scorer(y, features.groups).weighed(result.even[0]))
         raw.append(float(result.accuracy[0]))
+    if not values:
+        return
     out.context.control(
         f"{out.name}: control task", differs=max(moved) > 0, evidence=f"{np.mean(moved):.1%} of the labels are others"
     )
     # both have the same chance level, so that the gap is the selectivity
     gap = scorer.difference(scorer.weighed(out.circuit), np.mean(values, axis=0))
-    note = (
-        f"a random label for each of {n_types} inputs (final token, or text), {N_CONTROL_TASKS} draws; the gap is selectivity"
-    )
+    kind = "word" if features.task.kind == "tokens" else "final token, or text"
+    note = f"a random label for each of {n_types} inputs ({kind}), {len(values)} draws; the gap is selectivity"
     out.draws("control_task", np.asarray(raw), note, balanced=float(np.mean(values)), **gap_columns(gap))
     out.effect("control task", gap)
 
@@ -269,6 +275,29 @@ def _matched(out: Controls) -> None:
     out.effect("matched", scorer.gap(hits[EVEN], scorer.chance))
 
 
+def _unseen(out: Controls) -> None:
+    """Words that the training rows of their fold do not hold: what is known of them is not learnt word by word."""
+    features, scorer = out.found.features, out.found.scorer
+    words = np.asarray([word.casefold() for word in slots(features.task)])
+    new = np.zeros(len(words), dtype=bool)
+    for fold in np.unique(features.folds):
+        held = features.folds == fold
+        new[held] = ~np.isin(words[held], words[~held])
+    note = f"{int(new.sum())} rows, {len(np.unique(words[new]))} words that no training row of their fold has"
+    known = np.unique(features.groups[new])
+    if len(known) < 2 or len(np.unique(features.y[new])) < features.n_classes:
+        out.rows.append({"control": "unseen_words", "note": f"only {note}: not every class"})
+        return
+    own = replace(scorer, y=features.y[new], groups=features.groups[new])
+    at = out.found.cv.ks.index(out.settings.k)
+    out.row("unseen_words", out.found.cv.correct[at][new], out.circuit[new], own, note)
+    out.effect("unseen", own.gap(out.circuit[new], own.chance))
+    both, _ = out.found.cues.with_circuit(features.x, out.found.cv.selected[:, : out.settings.k], out.settings.classifier)
+    cue = out.found.cues.chosen_hits()
+    out.row("unseen_words_cue", cue[new], cue[new], own, "the chosen cue on the same words")
+    out.effect("unseen: cue", own.gap(both[new], cue[new]))
+
+
 def _read_anew(out: Controls, read: Reread, step: Callable[[str], None]) -> None:
     """The template and the twin, beside the circuit found on the rows that were read anew alone."""
     settings = out.settings
@@ -287,9 +316,10 @@ def _read_anew(out: Controls, read: Reread, step: Callable[[str], None]) -> None
             row["note"] += f"; {read.note}: ± {(row['high'] - row['low']) / 2:.1%}; the gap is that of {SAMPLED}"
         return gap
 
-    template = both_hits(own_protocol(read.template, read.template.x, settings))
-    add("fixed_template", template, "same closing words after every text")
-    out.effect("template", scorer.gap(template[EVEN], scorer.chance))
+    if read.template is not None:
+        template = both_hits(own_protocol(read.template, read.template.x, settings))
+        add("fixed_template", template, "same closing words after every text")
+        out.effect("template", scorer.gap(template[EVEN], scorer.chance))
     step("randomly initialised twin")
     if read.twin is not None:
         note = "same architecture and tokenizer, random weights"

@@ -55,14 +55,19 @@ class Cues:
 
     def chosen_hits(self) -> np.ndarray:
         """(N,) bool: held-out hits of each fold's chosen cue."""
-        hits = np.stack([self.hits(cue) for cue in self.chosen()])
-        return np.asarray(hits[self.folds, np.arange(len(self.y))])
+        return np.asarray(self.chosen_said() == self.y)
+
+    def chosen_said(self) -> np.ndarray:
+        """(N,) int: the class that each fold's chosen cue names for its held-out rows."""
+        said = np.stack([self.held_out(cue) for cue in self.chosen()])
+        return np.asarray(said[self.folds, np.arange(len(self.y))])
 
     def with_circuit(self, x: np.ndarray, selected: np.ndarray, classifier: Classifier) -> tuple[np.ndarray, np.ndarray]:
         """The chosen cue and a circuit read together (conditional probing, Hewitt et al. 2021).
 
         Args:
             x: (N, D) activations. selected: (F, K) columns, for each fold those chosen in its training folds.
+            classifier: of two classes; more are read by logistic regression.
 
         Returns:
             (N,) bool, held-out hits; and (N,) float, by how many bits the class is likelier than by the cue alone, which
@@ -70,6 +75,8 @@ class Cues:
         """
         hits, bits = np.zeros(len(self.y), dtype=bool), np.zeros(len(self.y))
         classes = np.arange(int(self.y.max()) + 1)
+        if len(classes) > 2:  # what a good cue names hardly varies within a class, and LDA divides by that
+            classifier = "logistic"
         for f, cue in enumerate(self.chosen()):
             held = self.folds == f
             # training rows hold what a cue said that had not learnt them, else the cue would be trusted too much

@@ -33,11 +33,12 @@ def _answering(found: TaskFindings, model: LoadedModel, settings: CircuitSetting
         means = np.array([values[here.y == c].mean() for c in range(here.n_classes)])
         side = 1.0 if means.max() - values.mean() >= values.mean() - means.min() else -1.0
         for row in _of_groups(np.argsort(-side * values, kind="stable"), here.groups, settings.examples):
-            batch = pad(rows_of(here.encoded, np.array([row])), np.array([0]))
+            text, end = here.text_at(int(row))
+            batch = pad(rows_of(here.encoded, np.array([text])), np.array([0]))
             with capture(model, [neuron.site]) as session:
                 tensor = session.run(batch.ids.to(model.device), batch.mask.to(model.device))[neuron.site]
-            own = tensor[0, :, neuron.index].float().cpu().numpy().tolist()
-            tokens = [model.tokenizer.decode([int(i)]) for i in here.encoded[int(row)]]
+            own = tensor[0, :end, neuron.index].float().cpu().numpy().tolist()
+            tokens = [model.tokenizer.decode([int(i)]) for i in here.encoded[text][:end]]
             rows.append(
                 {
                     "task": here.task.name,
@@ -61,7 +62,8 @@ def _misclassified(found: TaskFindings, settings: CircuitSettings) -> pd.DataFra
     order = wrong[np.argsort(-scores[wrong].max(axis=1), kind="stable")]
     rows: list[dict[str, Any]] = []
     for row in _of_groups(order, here.groups, settings.examples):
-        text = " ".join(here.task.examples[row].text.split())
+        example = here.task.examples[row]
+        text = " ".join((example.text if example.span is None else example.text[: example.span[1]]).split())
         rows.append(
             {
                 "task": here.task.name,

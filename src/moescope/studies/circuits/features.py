@@ -10,13 +10,15 @@ import numpy as np
 
 from moescope.capture import Encoded, Position, encode
 from moescope.capture.activations import read_into
+from moescope.capture.places import Places, read_places, word_places
 from moescope.capture.spread import Progress
 from moescope.errors import InputError
 from moescope.files.memory import empty_array
 from moescope.models import LoadedModel, SitesLike, parse_sites
 from moescope.select.nested import CVResult, nested_cv
 from moescope.studies.circuits.settings import SearchSettings
-from moescope.tasks import group_folds, subset
+from moescope.tasks import subset
+from moescope.tasks.kinds import KINDS, groups_of
 from moescope.types import Neuron, Site, Task
 
 
@@ -72,10 +74,11 @@ class Features:
     Attributes:
         x: (N, D) float32, raw activations at the chosen position.
         embed: (N, d_model) float32, what enters layer 0 at that position (the token-identity baseline).
-        y: (N,) int class; groups: (N,) str; folds: (N,) int, groups whole, classes balanced.
+        y: (N,) int class, or float where the label is graded; groups: (N,) str; folds: (N,) int, groups whole, labels balanced.
         seed: from which the folds were drawn, and every further random choice about this task.
         encoded: the texts as token ids, for whoever runs the model on them again.
         final: further sites at the final token, (N, width) float32 each, read in the same pass.
+        places: of labelled words, where each is read in ``encoded``, which then has each text once.
     """
 
     task: Task
@@ -88,6 +91,7 @@ class Features:
     seed: int = 0
     encoded: Encoded | None = None
     final: Mapping[Site, np.ndarray] = field(default_factory=dict)
+    places: Places | None = None
 
     @property
     def n_classes(self) -> int:
@@ -95,9 +99,25 @@ class Features:
 
     def subset(self, rows: np.ndarray, *, n_folds: int) -> Features:
         """The same activations at the chosen position on some rows, with folds made anew."""
-        y, groups = self.y[rows], self.groups[rows]
-        folds = group_folds(y, groups, n_folds=n_folds, seed=self.seed)
-        return Features(subset(self.task, rows), self.columns, self.x[rows], self.embed[rows], y, groups, folds, self.seed)
+        task, y, groups = subset(self.task, rows), self.y[rows], self.groups[rows]
+        folds = KINDS[task.kind].folds(task, n_folds, self.seed)
+        return Features(task, self.columns, self.x[rows], self.embed[rows], y, groups, folds, self.seed)
+
+    @property
+    def costs(self) -> np.ndarray:
+        """(N,) tokens that are read for each row; a text's are shared out over its labelled words."""
+        assert self.encoded is not None
+        if self.places is None:
+            return self.encoded.lengths
+        words = np.bincount(self.places.text, minlength=len(self.encoded))
+        return np.asarray((self.encoded.lengths / np.maximum(words, 1))[self.places.text])
+
+    def text_at(self, row: int) -> tuple[int, int]:
+        """Which of the encoded texts a row is read in, and how many of its tokens end there."""
+        assert self.encoded is not None
+        if self.places is None:
+            return row, int(self.encoded.lengths[row])
+        return int(self.places.text[row]), int(self.places.token[row]) + 1
 
 
 def columns_of(model: LoadedModel, sites: SitesLike) -> Columns:
@@ -134,11 +154,14 @@ def capture_features(
     Raises:
         InputError: when folds cannot be formed, a text is empty, or an activation is not finite.
     """
-    y = np.asarray([example.label for example in task.examples])
-    groups = np.asarray([example.group for example in task.examples])
+    kind, groups = KINDS[task.kind], groups_of(task)
+    y = kind.y(task)
     # Before the costly part, so that a task that cannot be split fails at once.
     if folds is None:
-        folds = group_folds(y, groups, n_folds=settings.n_folds, seed=seed)
+        folds = kind.folds(task, settings.n_folds, seed)
+    if task.kind == "tokens":
+        limits: dict[str, Any] = {"batch_tokens": batch_tokens, "max_tokens": max_tokens, "progress": progress}
+        return _at_words(model, task, columns, y, groups, folds, seed, **limits)
     if encoded is None:
         encoded = encode(model, [example.text for example in task.examples], max_tokens=max_tokens)
     embed = Site("embed", 0)
@@ -155,6 +178,32 @@ def capture_features(
     read_into(out, model, encoded, batch_tokens=batch_tokens, progress=progress)
     at_final = {site: out[site, "final"] for site in final}
     return Features(task, columns, x, out[embed, settings.position], y, groups, folds, seed, encoded, at_final)
+
+
+def _at_words(
+    model: LoadedModel,
+    task: Task,
+    columns: Columns,
+    y: np.ndarray,
+    groups: np.ndarray,
+    folds: np.ndarray,
+    seed: int,
+    *,
+    batch_tokens: int,
+    max_tokens: int | None,
+    progress: Progress | None,
+) -> Features:
+    """Each labelled word at its last token, every text read once."""
+    number = {text: i for i, text in enumerate(dict.fromkeys(e.text for e in task.examples))}
+    encoded = encode(model, list(number), max_tokens=max_tokens)
+    spans = [e.span for e in task.examples if e.span is not None]
+    places = word_places(model, list(number), encoded, [number[e.text] for e in task.examples], spans)
+    embed = Site("embed", 0)
+    x = empty_array(len(y), columns.n, f"activations of {task.name}")
+    out = {site: x[:, columns.slice_of(i)] for i, site in enumerate(columns.sites)}
+    out.setdefault(embed, np.empty((len(y), model.width(embed)), np.float32))
+    read_places(out, model, encoded, places, batch_tokens=batch_tokens, progress=progress)
+    return Features(task, columns, x, out[embed], y, groups, folds, seed, encoded, places=places)
 
 
 def own_cv(features: Features, settings: SearchSettings, **changed: Any) -> CVResult:

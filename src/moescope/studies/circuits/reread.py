@@ -25,14 +25,14 @@ class Reread:
     Attributes:
         rows: (n,) int64, which of the task's rows.
         own: the activations of the study's model on these rows, with folds of their own where they are a sample.
-        template: the same rows in the fixed template.
+        template: the same rows in the fixed template; None where words are labelled, which no template follows.
         twin: the same rows read by the randomly initialised model; None without one.
         note: how many rows these are and why, in words; empty where they are all.
     """
 
     rows: np.ndarray
     own: Features
-    template: Features
+    template: Features | None
     twin: Features | None
     note: str
 
@@ -58,12 +58,14 @@ def reread(
         InputError: as :func:`moescope.studies.circuits.features.capture_features`.
     """
     assert features.encoded is not None
-    wrapped = fixed_wrap(features.task)
-    packed = encode(model, [example.text for example in wrapped.examples], max_tokens=max_tokens)
-    lengths = features.encoded.lengths
-    costs = packed.lengths + (lengths if twin is not None else 0)
+    words = features.task.kind == "tokens"
+    wrapped = features.task if words else fixed_wrap(features.task)
+    packed = features.encoded if words else encode(model, [e.text for e in wrapped.examples], max_tokens=max_tokens)
+    lengths = features.costs
+    costs = (np.zeros(len(lengths)) if words else packed.lengths) + (lengths if twin is not None else 0)
     budget = settings.control_cost * float(lengths.sum())
-    rows = control_rows(features.y, features.groups, costs, budget, settings, features.seed)
+    strata = np.zeros(len(lengths), np.int64) if features.task.kind == "graded" else features.y
+    rows = control_rows(strata, features.groups, costs, budget, settings, features.seed)
     own = features
     note = ""
     if len(rows) < len(lengths):
@@ -79,17 +81,20 @@ def reread(
             else f"as many as {settings.control_cost:g} of a pass over the texts pays for"
         )
         note = f"on {len(rows)} of {len(lengths)} rows, whole groups drawn at random, {why}"
-    with tokens.of(model, "template"):
-        template = capture_features(
-            model, subset(wrapped, rows), features.columns, settings,
-            seed=features.seed, encoded=rows_of(packed, rows), folds=own.folds, batch_tokens=batch_tokens,
-        )  # fmt: skip
+    template = None
+    if not words:
+        with tokens.of(model, "template"):
+            template = capture_features(
+                model, subset(wrapped, rows), features.columns, settings,
+                seed=features.seed, encoded=rows_of(packed, rows), folds=own.folds, batch_tokens=batch_tokens,
+            )  # fmt: skip
     untrained = None
     if twin is not None:
         with tokens.of(twin, "twin"):
             untrained = capture_features(
                 twin, own.task, features.columns, settings,
-                seed=features.seed, encoded=rows_of(features.encoded, rows), folds=own.folds, batch_tokens=batch_tokens,
+                seed=features.seed, encoded=None if words else rows_of(features.encoded, rows), folds=own.folds,
+                batch_tokens=batch_tokens, max_tokens=max_tokens if words else None,
             )  # fmt: skip
     return Reread(rows, own, template, untrained, note)
 
@@ -101,13 +106,14 @@ def prove_reread(context: Context, read: Reread, model: LoadedModel, twin: Loade
         ControlFault: they are what they control.
     """
     name = read.own.task.name
-    pairs = list(zip(read.own.task.examples, read.template.task.examples, strict=True))
-    changed = sum(own.text != other.text for own, other in pairs)
-    context.control(
-        f"{name}: fixed template",
-        differs=changed == len(pairs) and all(own.label == other.label for own, other in pairs),
-        evidence=f"{changed} of {len(pairs)} texts changed, no label",
-    )
+    if read.template is not None:
+        pairs = list(zip(read.own.task.examples, read.template.task.examples, strict=True))
+        changed = sum(own.text != other.text for own, other in pairs)
+        context.control(
+            f"{name}: fixed template",
+            differs=changed == len(pairs) and all((own.label, own.value) == (other.label, other.value) for own, other in pairs),
+            evidence=f"{changed} of {len(pairs)} texts changed, no label",
+        )
     if read.twin is not None and twin is not None:
         # of the texts read, so that a twin that was made and not used is seen too
         apart = float((read.twin.x != read.own.x).mean())

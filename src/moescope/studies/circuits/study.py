@@ -14,12 +14,15 @@ from moescope.models import LoadedModel, random_twin
 from moescope.studies.circuits.causal_run import causal_sites, causal_tables
 from moescope.studies.circuits.claims import circuit_claims
 from moescope.studies.circuits.claims_causal import ablation_claims, erasure_claims
+from moescope.studies.circuits.claims_graded import graded_claims
 from moescope.studies.circuits.claims_keep import kept_claims
 from moescope.studies.circuits.claims_paths import path_claims
 from moescope.studies.circuits.controls import STEPS, control_tables
 from moescope.studies.circuits.cues import read_cues
 from moescope.studies.circuits.examples import example_tables
 from moescope.studies.circuits.features import Columns, Features, capture_features, columns_of
+from moescope.studies.circuits.graded import GradedFindings, analyse_graded
+from moescope.studies.circuits.graded_controls import graded_control_tables
 from moescope.studies.circuits.halves import halved
 from moescope.studies.circuits.keep_run import kept_tables
 from moescope.studies.circuits.language import language_rows
@@ -27,12 +30,14 @@ from moescope.studies.circuits.pairs import Ranked, cross_task_rows, map_k, nati
 from moescope.studies.circuits.paths import path_table
 from moescope.studies.circuits.reread import Reread, prove_reread, reread
 from moescope.studies.circuits.settings import CircuitSettings
+from moescope.studies.circuits.several import several_tables
 from moescope.studies.circuits.single import TaskFindings, analyse, overlap_ks
 from moescope.study.protocol import Context, ModelLike, TasksLike
 from moescope.study.repeat import verb
 from moescope.study.result import StudyResult
 from moescope.study.rows import FoldRows
 from moescope.study.run import Run
+from moescope.tasks.kinds import KINDS
 from moescope.types import Task
 
 _SETTINGS, _RUN = CircuitSettings(), Run()
@@ -60,7 +65,8 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
     >>> result.circuits["certainty"].neurons  # doctest: +SKIP
     """
     context = Context("circuits", settings, run, of=CircuitSettings, spread=True)
-    loaded_tasks = context.tasks(tasks)
+    loaded_tasks = context.tasks(tasks, takes=tuple(KINDS))
+    _check_kinds(loaded_tasks, settings)
     loaded = context.load(model, head=settings.intervenes, required=False)
     columns = columns_of(loaded, settings.site)
     _check_sizes(columns, settings)
@@ -83,14 +89,17 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
         who = "circuit" if settings.selection == "nested" else "circuit, its neurons selected on all rows as published"
         context.rows(FoldRows(f"{task.name}: {who}", here.groups, here.folds))
     twin = cache(lambda: random_twin(loaded, run.seed) if settings.twin else None)
-    found: dict[str, TaskFindings] = {}
+    every: dict[str, TaskFindings | GradedFindings] = {}
     parts: dict[str, list[pd.DataFrame]] = {}
     for here in features.values():
-        found[here.task.name], own = _of_task(context, here, settings, loaded, twin, limits)
+        every[here.task.name], own = _of_task(context, here, settings, loaded, twin, limits)
         for name, frame in own.items():
             parts.setdefault(name, []).append(frame)
     tables = {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
-    tables |= context.stage("comparing tasks", lambda: _across_tasks(found, settings, context))
+    # tasks of words with tasks of texts, but not with graded ones: a circuit that sorts has no other's labels to sort
+    found = {name: one for name, one in every.items() if isinstance(one, TaskFindings)}
+    if found:
+        tables |= context.stage("comparing tasks", lambda: _across_tasks(found, settings, context))
     halves = [halved(loaded, here, settings, context) for here in features.values()] if settings.intervenes else []
     if settings.ablate is not None:
         tables |= causal_tables(loaded, halves, settings, context)
@@ -100,6 +109,9 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
         paths = context.stage("following paths", lambda: path_table(loaded, halves, settings, context))
         tables |= {"paths": paths} if len(paths) else {}
     claims = circuit_claims(found, tables, settings)
+    for graded in every.values():
+        if isinstance(graded, GradedFindings):
+            claims += graded_claims(graded.features.task.name, graded, tables, settings)
     if settings.ablate is not None:
         claims += [*ablation_claims(tables, settings), *erasure_claims(tables["erasure"], settings)]
     if settings.keep_only is not None:
@@ -113,7 +125,7 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
         title=f"Task circuits of {loaded.name}",
         claims=claims,
         tables=tables,
-        circuits={name: task.circuit for name, task in found.items()},
+        circuits={name: one.circuit for name, one in every.items()},
         forward_tokens={"bare": bare, **context.tokens.totals()},
     )
 
@@ -125,13 +137,15 @@ def _of_task(
     model: LoadedModel,
     twin: Callable[[], LoadedModel | None],
     limits: dict[str, Any],
-) -> tuple[TaskFindings, dict[str, pd.DataFrame]]:
+) -> tuple[TaskFindings | GradedFindings, dict[str, pd.DataFrame]]:
     """What is found on one task, and the tables of it and of its controls."""
     name, shared = here.task.name, {"features": here, "task": here.task, "columns": here.columns}
     stage, total = f"{name}: circuit and controls", 3 + len(STEPS)
     context.tell(stage, 0, total)
 
-    def circuit() -> TaskFindings:
+    def circuit() -> TaskFindings | GradedFindings:
+        if here.task.kind == "graded":
+            return analyse_graded(here, settings, model.tokenizer)
         return analyse(here, settings, cues=read_cues(here, model.tokenizer), n_layers=model.n_layers)
 
     def read_anew() -> Reread:
@@ -143,6 +157,16 @@ def _of_task(
 
     found = context.stage(f"{name}: circuit", circuit, **shared)
     read = context.stage(f"{name}: controls read anew", read_anew, **shared)
+
+    def begin(step: str) -> None:
+        context.tell(stage, 3 + STEPS.index(step), total)
+
+    if isinstance(found, GradedFindings):
+        graded = context.stage(
+            f"{name}: controls",
+            lambda: graded_control_tables(found, settings, read=read, context=context, step=begin),
+        )
+        return found, {**found.tables, **graded}
     controls = context.stage(
         f"{name}: controls",
         lambda: control_tables(
@@ -152,10 +176,11 @@ def _of_task(
             tokenizer=model.tokenizer,
             read=read,
             context=context,
-            step=lambda step: context.tell(stage, 3 + STEPS.index(step), total),
+            step=begin,
         ),
     )
-    return found, {**found.tables, **controls, **_examples(context, found, settings, model)}
+    classes = context.stage(f"{name}: each class", lambda: several_tables(found, settings, model.tokenizer), **shared)
+    return found, {**found.tables, **controls, **classes, **_examples(context, found, settings, model)}
 
 
 def _examples(context: Context, found: TaskFindings, settings: CircuitSettings, model: LoadedModel) -> dict[str, pd.DataFrame]:
@@ -164,6 +189,16 @@ def _examples(context: Context, found: TaskFindings, settings: CircuitSettings, 
             return example_tables(found, model, settings)
 
     return context.stage(f"{found.features.task.name}: examples", read) if settings.examples else {}
+
+
+def _check_kinds(tasks: list[Task], settings: CircuitSettings) -> None:
+    """That nothing is asked of a task that its kind of labels does not have."""
+    for task in tasks:
+        for option in ("ablate", "keep_only", "paths"):
+            if task.kind != "classes" and getattr(settings, option) is not None:
+                raise InputError(f"{task.name!r} has {KINDS[task.kind].said}; an intervention needs classes of texts", option)
+        if task.kind == "tokens" and settings.position != "final":
+            raise InputError(f"{task.name!r} has labels for words, each read at its last token; leave it out", "position")
 
 
 def _check_sizes(columns: Columns, settings: CircuitSettings) -> None:

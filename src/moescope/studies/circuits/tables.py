@@ -10,7 +10,7 @@ import pandas as pd
 
 from moescope.select.nested import CVResult
 from moescope.select.ranking import SIGMAS, FoldSums, MaxNull
-from moescope.stats import auroc, expected_overlap, kuncheva, nogueira, selective
+from moescope.stats import expected_overlap, kuncheva, macro_auroc, nogueira, selective
 from moescope.studies.circuits.features import Features, own_cv
 from moescope.studies.circuits.geometry import (
     coordinates,
@@ -33,7 +33,7 @@ Halves = Sequence[tuple[np.ndarray, np.ndarray]]
 def sufficiency_rows(
     features: Features, result: CVResult, classifier: str, selection: str, scorer: Scorer
 ) -> list[dict[str, Any]]:
-    """One row per K: accuracy with its interval over groups, AUROC (two classes), and accuracy under abstention.
+    """One row per K: accuracy with its interval over groups, AUROC, and accuracy under abstention.
 
     ``coverage`` is the share of rows predicted with probability >= 0.9, ``selective_accuracy`` the accuracy on those:
     never to be read without ``accuracy``, the accuracy on all rows.
@@ -54,7 +54,7 @@ def sufficiency_rows(
                 "low": low,
                 "high": high,
                 "balanced": scorer.balanced(result.even[i]),
-                "auroc": auroc(probability[:, 1], features.y) if features.n_classes == 2 else float("nan"),
+                "auroc": macro_auroc(probability, features.y),
                 "coverage": coverage,
                 "selective_accuracy": covered_accuracy,
                 "accuracy_at_half_coverage": float(curve.accuracy[np.searchsorted(curve.coverage, 0.5)]),

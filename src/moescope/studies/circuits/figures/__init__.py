@@ -18,7 +18,17 @@ if TYPE_CHECKING:
 
     from moescope.study.result import StudyResult
 
-_TASK_TABLES = ("accuracy", "neurons", "neuron_values", "projection", "controls", "depth", "layers", "dynamics")
+_TASK_TABLES = (
+    "accuracy",
+    "neurons",
+    "neuron_values",
+    "projection",
+    "controls",
+    "depth",
+    "layers",
+    "dynamics",
+    "graded_controls",
+)
 
 
 def entries(result: StudyResult) -> Iterator[Entry]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -38,6 +39,7 @@ from moescope.report.style import (
     of_task,
     shorten,
 )  # fmt: skip
+from moescope.studies.circuits.figures import several
 from moescope.studies.circuits.figures.comparison import SURFACE
 from moescope.studies.circuits.figures.dashboard import TARGETS, dose_curve
 from moescope.studies.circuits.figures.kept import CAPTION as KEPT_CAPTION
@@ -55,6 +57,8 @@ _CONTROLS = (  # name in the table, label, colour, marker; top to bottom
     ("without_massive", "circuit without massive neurons", BLUE, "o"),
     ("rotated_basis", "randomly rotated basis", PURPLE, "v"),
     ("matched_subset", "surface-matched texts", BLUE, "P"),
+    ("unseen_words", "words that were not learnt", BLUE, "P"),
+    ("unseen_words_cue", "best cue on those", VERMILLION, "s"),
     ("fixed_template", "fixed closing words", BLUE, "P"),
     ("embedding_layer", "embedding layer", VERMILLION, "s"),
     (SURFACE, "", VERMILLION, "s"),  # every control whose name begins so
@@ -70,8 +74,8 @@ _CONTROLS = (  # name in the table, label, colour, marker; top to bottom
 )
 
 
-def _controls(tables: Tables) -> Figure:
-    frame = tables["controls"]
+def _controls(tables: Tables, *, table: str = "controls", value: str = "accuracy", said: str = "accuracy") -> Figure:
+    frame = tables[table]
     tasks = levels(frame, "task")
     present = levels(frame, "control")
     known: dict[str, tuple[str, str, str]] = {}
@@ -88,11 +92,11 @@ def _controls(tables: Tables) -> Figure:
     for i, task in enumerate(tasks):
         axes, rows = grid[i], of_task(frame, task).drop_duplicates("control").set_index("control")
         for y, name in enumerate(order):
-            if name in rows.index and np.isfinite(rows.loc[name, "accuracy"]):
+            if name in rows.index and np.isfinite(rows.loc[name, value]):
                 row = rows.loc[name]
                 _, ink, mark = known[name]
                 axes.errorbar(
-                    row["accuracy"], y, xerr=errors([row["accuracy"]], [row["low"]], [row["high"]]), fmt=mark, color=ink, ms=4,
+                    row[value], y, xerr=errors([row[value]], [row["low"]], [row["high"]]), fmt=mark, color=ink, ms=4,
                     elinewidth=1, mfc="white" if name == "circuit_global" else ink,
                 )  # fmt: skip
         if "circuit" in rows.index:
@@ -100,7 +104,7 @@ def _controls(tables: Tables) -> Figure:
         axes.grid(axis="y", color=FAINT, lw=0.3)
         name_rows(axes, [known[n][0] for n in order], room=0.3 * min(3, len(tasks)))
         axes.set_ylim(len(order) - 0.4, -0.6)
-        axes.set_xlabel("accuracy")
+        axes.set_xlabel(said)
         axes.tick_params(axis="y", length=0)
         letter(axes, i, shorten(task, 30))
     for axes in grid[len(tasks) :]:
@@ -271,6 +275,18 @@ FIGURES: tuple[TableFigure, ...] = (
         "many neurons are already those of the last checkpoint, over training.",
         _dynamics,
     ),
+    (
+        "graded_controls",
+        "graded_controls",
+        "Controls of graded labels",
+        "Share of a graded label's variance that each task's circuit explains on held-out rows, beside every control: a ridge "
+        "on a whole layer (an upper bound), trivial cues that need no model (squares; the length is the usual leak), and nulls "
+        "(triangles). 0 is the mean of the training rows; what lies below is worse than that. Bars are 95 % intervals, for "
+        "random neurons and permuted labels the range of 95 % of the draws.",
+        partial(_controls, table="graded_controls", value="r2", said="R², share of variance explained"),
+    ),
+    ("confusion", "confusion", "What each class is taken for", several.CONFUSION, several.confusion),
+    ("each_class", "each_class", "Each class against the rest", several.EACH, several.each_class),
     (
         "language",
         "language",

@@ -85,6 +85,31 @@ def test_garbled_tokenizer(folder: Path, content: str) -> None:
     line(error)
 
 
+@pytest.mark.parametrize(
+    ("file", "name", "value"),
+    [
+        ("tokenizer_config.json", "model_max_length", "many"),
+        ("tokenizer_config.json", "model_max_length", -256),
+        ("config.json", "max_position_embeddings", -256),
+    ],
+)
+def test_a_number_of_tokens_that_is_none(folder: Path, file: str, name: str, value: object) -> None:
+    content = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**content, name: value}))
+    with pytest.raises(InputError, match=f"{name} is {value!r} and must be a number of tokens") as error:
+        load(folder)
+    assert str(folder / file) in line(error)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"model_type": "llama", "eos_token_id": "one"}'])
+def test_what_a_folder_lacks_is_said_beside_a_config_that_cannot_be_read(folder: Path, content: str) -> None:
+    (folder / "config.json").write_text(content)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"config\.json|has no weights") as error:
+        load(folder)
+    line(error)
+
+
 def test_weights_of_another_shape_or_architecture(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     for change in ({"num_hidden_layers": 5}, {"intermediate_size": 64}, {"model_type": "gpt_neox"}):

@@ -33,7 +33,7 @@ COMMANDS = {
     "convert": ["dense-tiny", "--calibration-tokens", "2048", "--heldout-tokens", "512", "--finetune", "12", "--no-speed"],
     "exit": ["dense-tiny", *TASK[:3], "400", "--risk", "0.05", "--timed-texts", "4"],
     "route": ["dense-tiny", "--task", "a=halueval", "--task", "b=uci-sentiment", "--limit", "160", "--unknown", "0.1"],
-    "sparsify": ["dense-tiny", "--share", "0.5", "--bits", "4", "--calibration-tokens", "2048", "--heldout-tokens", "512"],
+    "sparsify": ["dense-tiny", "--share", "0.5", "--bits", "4", "--window", "64", "--heldout-tokens", "1024"],
     "targets": ["TRACE"],
     "atlas": ["moe-tiny", "--prompts", "routing-80"],
     "residency": ["TRACE", "--capacity", "8"],

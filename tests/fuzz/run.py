@@ -54,7 +54,7 @@ def fuzz(reader: Reader, inputs: int, *, seed: int = 0, first: int = 0) -> Tally
         valid = seeds(reader, scratch / "seed")
         for number in range(first, first + inputs):
             rng = np.random.default_rng([seed, crc32(reader.name.encode()), number])
-            fault = attempt(reader, damaged_files(valid, rng), scratch / "in")
+            fault = attempt(reader, damaged_files(valid, rng), scratch / "folder-of-input")
             tally.inputs += 1
             if fault is None:
                 tally.read += 1
@@ -109,7 +109,8 @@ def _wording(message: str, folder: Path, files: Files) -> str:
         return "message with control characters"
     if len(message) > 3000:
         return "message of more than 3,000 characters"
-    named = any(str(folder) in message or any(part in message for part in Path(name).parts) for name in files)
+    # a model is named by its folder
+    named = any(folder.name in message or any(part in message for part in Path(name).parts) for name in files)
     return "" if named or not files else "message that names no file"
 
 

@@ -44,9 +44,11 @@ def _first_line(error: BaseException) -> str:
 
 def read_config(source: Source, trust_remote_code: bool) -> Any:
     try:
-        return transformers.AutoConfig.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
+        config = transformers.AutoConfig.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # what transformers, tokenizers and huggingface_hub throw for a garbled file has no one base
         raise InputError(f"{source.folder / 'config.json'} cannot be used: {_first_line(error)}") from error
+    _check_count(source.folder / "config.json", config.get_text_config(), "max_position_embeddings")
+    return config
 
 
 def read_module(source: Source, config: Any, plan: Plan, device_map: Any, head: bool, trust_remote_code: bool) -> nn.Module:
@@ -78,6 +80,15 @@ def read_module(source: Source, config: Any, plan: Plan, device_map: Any, head: 
 
 def read_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # tokenizers raises no other
         raise InputError(f"the tokenizer in {str(folder)!r} cannot be used: {_first_line(error)}") from error
+    _check_count(folder / "tokenizer_config.json", tokenizer, "model_max_length")
+    return tokenizer
+
+
+def _check_count(path: Path, of: Any, name: str) -> None:
+    """That a number of tokens, where one is given, is one."""
+    value = getattr(of, name, None)
+    if value is not None and not (isinstance(value, int | float) and not isinstance(value, bool) and value >= 1):
+        raise InputError(f"{path}: {name} is {value!r:.80} and must be a number of tokens, at least 1")

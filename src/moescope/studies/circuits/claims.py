@@ -9,6 +9,7 @@ import pandas as pd
 
 from moescope.studies.circuits import published
 from moescope.studies.circuits.claims_layers import layer_claims
+from moescope.studies.circuits.images import balanced_on
 from moescope.studies.circuits.claims_pairs import language_claims, pair_claims
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.single import TaskFindings
@@ -216,12 +217,8 @@ class TaskClaims:
                 rivals=self.rivals(("chance", "chance")),
             ),
             self._alone("template", "fixed_template", "the circuit reads the text, not only its last words"),
+            self._alone("matched", "matched_subset", f"the circuit works where {balanced_on(self.found.features.task)} are balanced"),
         ]
-        if "matched" in self.effects.index:
-            made.append(self._alone("matched", "matched_subset", "the circuit works where length and full stop are balanced"))
-        else:
-            statement = f"{self.name}: the circuit works where length and full stop are balanced"
-            made.append(Claim(statement, math.nan, outcome="not tested", words=str(rows.loc["matched_subset", "note"])))
         if "massive" in self.effects.index:
             made.append(
                 Case(
@@ -244,7 +241,10 @@ class TaskClaims:
         )
         return made
 
-    def _alone(self, effect: str, control: str, statement: str) -> Case:
+    def _alone(self, effect: str, control: str, statement: str) -> Claim | Case:
+        if effect not in self.effects.index:
+            words = str(self.controls.loc[control, "note"])
+            return Claim(f"{self.name}: {statement}", math.nan, outcome="not tested", words=words)
         return Case(
             f"{self.name}: {statement}",
             float(self.controls.loc[control, "balanced"]),

@@ -15,7 +15,7 @@ from moescope.models.forward_tokens import ForwardTokens
 from moescope.studies.circuits.features import Features, capture_features, rows_of
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.study.protocol import Context
-from moescope.tasks import fixed_wrap, subset
+from moescope.tasks import ImageTask, fixed_wrap, subset
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,14 @@ class Reread:
     Attributes:
         rows: (n,) int64, which of the task's rows.
         own: the activations of the study's model on these rows, with folds of their own where they are a sample.
-        template: the same rows in the fixed template.
+        template: the same rows in the fixed template; None for images, which have none.
         twin: the same rows read by the randomly initialised model; None without one.
         note: how many rows these are and why, in words; empty where they are all.
     """
 
     rows: np.ndarray
     own: Features
-    template: Features
+    template: Features | None
     twin: Features | None
     note: str
 
@@ -58,10 +58,10 @@ def reread(
         InputError: as :func:`moescope.studies.circuits.features.capture_features`.
     """
     assert features.encoded is not None
-    wrapped = fixed_wrap(features.task)
-    packed = encode(model, [example.text for example in wrapped.examples], max_tokens=max_tokens)
     lengths = features.encoded.lengths
-    costs = packed.lengths + (lengths if twin is not None else 0)
+    wrapped = None if isinstance(features.task, ImageTask) else fixed_wrap(features.task)
+    packed = wrapped and encode(model, [example.text for example in wrapped.examples], max_tokens=max_tokens)
+    costs = (0 if packed is None else packed.lengths) + (lengths if twin is not None else 0 * lengths)
     budget = settings.control_cost * float(lengths.sum())
     rows = control_rows(features.y, features.groups, costs, budget, settings, features.seed)
     own = features
@@ -79,11 +79,13 @@ def reread(
             else f"as many as {settings.control_cost:g} of a pass over the texts pays for"
         )
         note = f"on {len(rows)} of {len(lengths)} rows, whole groups drawn at random, {why}"
-    with tokens.of(model, "template"):
-        template = capture_features(
-            model, subset(wrapped, rows), features.columns, settings,
-            seed=features.seed, encoded=rows_of(packed, rows), folds=own.folds, batch_tokens=batch_tokens,
-        )  # fmt: skip
+    template = None
+    if wrapped is not None and packed is not None:
+        with tokens.of(model, "template"):
+            template = capture_features(
+                model, subset(wrapped, rows), features.columns, settings,
+                seed=features.seed, encoded=rows_of(packed, rows), folds=own.folds, batch_tokens=batch_tokens,
+            )  # fmt: skip
     untrained = None
     if twin is not None:
         with tokens.of(twin, "twin"):
@@ -101,13 +103,14 @@ def prove_reread(context: Context, read: Reread, model: LoadedModel, twin: Loade
         ControlFault: they are what they control.
     """
     name = read.own.task.name
-    pairs = list(zip(read.own.task.examples, read.template.task.examples, strict=True))
-    changed = sum(own.text != other.text for own, other in pairs)
-    context.control(
-        f"{name}: fixed template",
-        differs=changed == len(pairs) and all(own.label == other.label for own, other in pairs),
-        evidence=f"{changed} of {len(pairs)} texts changed, no label",
-    )
+    if read.template is not None:
+        pairs = list(zip(read.own.task.examples, read.template.task.examples, strict=True))
+        changed = sum(own.text != other.text for own, other in pairs)
+        context.control(
+            f"{name}: fixed template",
+            differs=changed == len(pairs) and all(own.label == other.label for own, other in pairs),
+            evidence=f"{changed} of {len(pairs)} texts changed, no label",
+        )
     if read.twin is not None and twin is not None:
         # of the texts read, so that a twin that was made and not used is seen too
         apart = float((read.twin.x != read.own.x).mean())

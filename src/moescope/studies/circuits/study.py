@@ -23,6 +23,7 @@ from moescope.studies.circuits.features import Columns, Features, capture_featur
 from moescope.studies.circuits.halves import halved
 from moescope.studies.circuits.keep_run import kept_tables
 from moescope.studies.circuits.language import language_rows
+from moescope.studies.circuits.images import placed
 from moescope.studies.circuits.pairs import Ranked, cross_task_rows, map_k, native_row, overlap_rows, task_map_rows
 from moescope.studies.circuits.paths import path_table
 from moescope.studies.circuits.reread import Reread, prove_reread, reread
@@ -59,9 +60,10 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
     >>> result = moescope.circuits("dense-tiny", ["certainty=halueval"])  # doctest: +SKIP
     >>> result.circuits["certainty"].neurons  # doctest: +SKIP
     """
-    context = Context("circuits", settings, run, of=CircuitSettings, spread=True)
+    context = Context("circuits", settings, run, of=CircuitSettings, spread=True, images=True)
     loaded_tasks = context.tasks(tasks)
     loaded = context.load(model, head=settings.intervenes, required=False)
+    settings = context.settings = placed(loaded, settings, context)
     columns = columns_of(loaded, settings.site)
     _check_sizes(columns, settings)
     context.tokens.add("batching", loaded.batching.tokens)

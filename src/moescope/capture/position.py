@@ -10,12 +10,13 @@ from moescope.capture.encode import Batch
 from moescope.errors import InputError
 
 Position = Literal["final", "cls", "mean", "all"] | int
-"""``"final"``: the last token. ``"cls"``: the first, an encoder's class token. ``"mean"``: the mean over tokens. ``"all"``: every token. An int: that token of the
-text, from the end if negative. Of an image the tokens are its places: class token and registers, then patches, row by row.
+"""``"final"``: the last token. ``"cls"``: the first, an encoder's class token. ``"mean"``: the mean over tokens. ``"all"``:
+every token. An int: that token of the text, from the end if negative. Of an image the tokens are its places: class token and
+registers, then patches, row by row.
 
 Special tokens (those that the tokenizer adds around the text) follow ``skip_special``: if True, positions count the
-text's own tokens only; if False, every token that is not padding. None means False for ``"final"``, ``"cls"`` and an int (so the
-final token of an encoder is its [SEP], and of a decoder without a closing token the last word piece) and True for
+text's own tokens only; if False, every token that is not padding. None means False for ``"final"``, ``"cls"`` and an int (so
+the final token of an encoder is its [SEP], and of a decoder without a closing token the last word piece) and True for
 ``"mean"`` and ``"all"``.
 """
 

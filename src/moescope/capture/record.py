@@ -103,7 +103,9 @@ class Recorded:
             InputError: nothing was recorded, or the module also reads other places or other inputs; names it.
         """
         if not self._held:
-            raise InputError(f"{self.name} of {self.model} was not run while it was recorded; run the model in the block", "model")
+            raise InputError(
+                f"{self.name} of {self.model} was not run while it was recorded; run the model in the block", "model"
+            )
         x, y = self.x[:_PROBE], self.y[:_PROBE]
         try:
             alone = torch.cat([self(row[None]) for row in x])
@@ -111,7 +113,9 @@ class Recorded:
             raise
         except Exception as error:  # of a module that wants more than one vector anything
             why = " ".join(str(error).split())[:160]
-            raise InputError(f"{self.name} of {self.model} does not run on single vectors ({why}); name an MLP", "module") from error
+            raise InputError(
+                f"{self.name} of {self.model} does not run on single vectors ({why}); name an MLP", "module"
+            ) from error
         half = next((p.dtype for p in self.module.parameters()), torch.float32) != torch.float32
         if alone.shape != y.shape or not float((alone - y).norm() / y.norm().clamp_min(1e-12)) < (
             _TOLERANCE_HALF if half else _TOLERANCE
@@ -126,10 +130,18 @@ class Recorded:
     def replaced(self, by: Callable[[Tensor], Tensor]) -> Iterator[None]:
         """Inside the context the module gives ``by(x)`` for its input x (..., d_in): what a student costs the whole model."""
 
+        at_work = False
+
         def put(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            old = _first(output)
-            with torch.no_grad():
-                new = by(_first((*args, *kwargs.values())).float()).to(old)
+            nonlocal at_work
+            if at_work:  # what replaces it may call the module itself
+                return output
+            old, at_work = _first(output), True
+            try:
+                with torch.no_grad():
+                    new = by(_first((*args, *kwargs.values())).float()).to(old)
+            finally:
+                at_work = False
             return new if isinstance(output, Tensor) else type(output)((new, *output[1:]))
 
         handle = self.module.register_forward_hook(put, with_kwargs=True)
@@ -159,7 +171,9 @@ class Recorded:
         else:
             self.seen += len(x)
         if not bool(torch.isfinite(x[wanted]).all() and torch.isfinite(y[wanted]).all()):
-            raise InputError(f"{self.name} of {self.model} was given or gave a value that is not finite; check the model's input")
+            raise InputError(
+                f"{self.name} of {self.model} was given or gave a value that is not finite; check the model's input"
+            )
         self._parts.append((keys[wanted], of[wanted], x[wanted], y[wanted]))
         self._held += int(wanted.sum())
         while self._held > self.most:

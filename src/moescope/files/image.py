@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from moescope.errors import InputError
 
@@ -70,7 +70,7 @@ def read_image(path: str | Path) -> Picture:
             rgb = _rgb(image)
     except InputError:
         raise
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         known = ", ".join(sorted(set(SUFFIXES.values())))
         raise InputError(f"{path}: is no image that moescope reads ({known}); save it as PNG or leave it out") from error
     except Image.DecompressionBombError as error:

@@ -165,7 +165,9 @@ def load(
     head: bool = False,
     trust_remote_code: bool = False,
 ) -> LoadedModel:
-    """Load a language model or a vision encoder by name, local folder or Hub id, or take one that is in memory. Safetensors only; no pickle is ever read.
+    """Load a language model or a vision encoder by name, local folder or Hub id, or take one that is in memory.
+
+    Safetensors only; no pickle is ever read.
 
     Args:
         model: embedded name; ``minilm``, ``smollm2`` or ``gemma3-270m`` (with their packages); local folder (plain or in the

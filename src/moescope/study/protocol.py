@@ -159,7 +159,9 @@ class Context:
         odd = next((task for task in self._tasks if isinstance(task, ImageTask) != loaded.reads_images), None)
         if odd is not None:
             what = ("texts", "images") if loaded.reads_images else ("images", "texts")
-            raise InputError(f"{odd.name} is of {what[0]}, and {loaded.name} reads {what[1]}; give a task of {what[1]}", "tasks")
+            raise InputError(
+                f"{odd.name} is of {what[0]}, and {loaded.name} reads {what[1]}; give a task of {what[1]}", "tasks"
+            )
 
     def layered(self, model: ModelLike) -> Layered:
         """A causal language model that is run layer by layer from its files, with what :meth:`load` says of it.

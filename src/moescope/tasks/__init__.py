@@ -1,4 +1,4 @@
-"""Labelled texts and images: presets, files and Hub datasets, templates, group-aware splits, and what trivial cues alone score."""
+"""Labelled texts and images: presets, files, Hub datasets, templates, group-aware splits, and what trivial cues alone score."""
 
 from moescope.tasks.build import RenderedTask, slots, subset
 from moescope.tasks.duplicates import Regrouped, near_duplicates, regroup

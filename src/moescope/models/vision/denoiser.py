@@ -1,13 +1,15 @@
 """A small diffusion transformer (DiT, Peebles and Xie 2023, arXiv 2212.09748) for grey images of a few pixels.
 
-It is trained by flow matching (Lipman et al. 2023): between an image x and noise ε it sees x_t = (1 − t)·x + t·ε and is asked for
-the velocity ε − x; an image is made by following the velocity from t = 1 to t = 0.
+It is trained by flow matching (Lipman et al. 2023): between an image x and noise ε it sees x_t = (1 − t)·x + t·ε and is asked
+for the velocity ε − x; an image is made by following the velocity from t = 1 to t = 0.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -113,7 +115,7 @@ class Denoiser(nn.Module):
         x = torch.randn(len(labels), 1, edge, edge, generator=torch.Generator().manual_seed(seed)).to(self.place)
         labels = labels.to(x.device)
         times = torch.linspace(1, 0, steps + 1).tolist()
-        for now, then in zip(times, times[1:], strict=False):
+        for now, then in pairwise(times):
             first = self(x, torch.full((len(x),), now, device=x.device), labels)
             ahead = x + (then - now) * first
             second = self(ahead, torch.full((len(x),), then, device=x.device), labels)
@@ -122,8 +124,6 @@ class Denoiser(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write shape and weights (bf16)."""
-        import json
-
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SHAPE).write_text(json.dumps(asdict(self.shape), indent=2) + "\n", encoding="utf-8")
         save_file({name: value.bfloat16().contiguous() for name, value in self.state_dict().items()}, folder / WEIGHTS)
@@ -146,7 +146,9 @@ def load_denoiser(model: str | Path = "dit-digits") -> Denoiser:
         denoiser = Denoiser(shape)
         denoiser.load_state_dict({name: value.float() for name, value in load_file(folder / WEIGHTS).items()})
     except FileNotFoundError as error:
-        raise InputError(f"{folder} holds no {SHAPE} with {WEIGHTS}: give dit-digits, or a folder with both", "model") from error
+        raise InputError(
+            f"{folder} holds no {SHAPE} with {WEIGHTS}: give dit-digits, or a folder with both", "model"
+        ) from error
     except (OSError, ValueError, TypeError, RuntimeError, ZeroDivisionError, SafetensorError) as error:
         raise InputError(f"{folder}: {' '.join(str(error).split())[:200]}; write the denoiser again", "model") from error
     return denoiser.eval().requires_grad_(False)

@@ -21,6 +21,7 @@ from torch import Tensor
 from moescope.errors import InputError
 from moescope.files.image import Picture, read_image
 from moescope.models.source import PROCESSOR_FILE
+
 _DIGITS = 8  # ids of a row by which its image is found, of 31 bits each
 _KEPT_BYTES = 1 << 28  # of prepared images
 
@@ -28,8 +29,8 @@ _KEPT_BYTES = 1 << 28  # of prepared images
 class ImageReader:
     """Of one model: its image processor, and the images that were read with it.
 
-    ``places`` is how many vectors the model has for an image, ``before`` how many of them stand before the patches (class token,
-    registers). ``blank`` is a grey image, which is made without a file.
+    ``places`` is how many vectors the model has for an image, ``before`` how many of them stand before the patches (class
+    token, registers). ``blank`` is a grey image, which is made without a file.
     """
 
     def __init__(self, processor: Any) -> None:

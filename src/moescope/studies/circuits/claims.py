@@ -9,8 +9,8 @@ import pandas as pd
 
 from moescope.studies.circuits import published
 from moescope.studies.circuits.claims_layers import layer_claims
-from moescope.studies.circuits.images import balanced_on
 from moescope.studies.circuits.claims_pairs import language_claims, pair_claims
+from moescope.studies.circuits.images import balanced_on
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.single import TaskFindings
 from moescope.study.verdicts import Case, Effect, reading
@@ -217,7 +217,9 @@ class TaskClaims:
                 rivals=self.rivals(("chance", "chance")),
             ),
             self._alone("template", "fixed_template", "the circuit reads the text, not only its last words"),
-            self._alone("matched", "matched_subset", f"the circuit works where {balanced_on(self.found.features.task)} are balanced"),
+            self._alone(
+                "matched", "matched_subset", f"the circuit works where {balanced_on(self.found.features.task)} are balanced"
+            ),
         ]
         if "massive" in self.effects.index:
             made.append(

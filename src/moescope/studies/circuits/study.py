@@ -21,9 +21,9 @@ from moescope.studies.circuits.cues import read_cues
 from moescope.studies.circuits.examples import example_tables
 from moescope.studies.circuits.features import Columns, Features, capture_features, columns_of
 from moescope.studies.circuits.halves import halved
+from moescope.studies.circuits.images import placed
 from moescope.studies.circuits.keep_run import kept_tables
 from moescope.studies.circuits.language import language_rows
-from moescope.studies.circuits.images import placed
 from moescope.studies.circuits.pairs import Ranked, cross_task_rows, map_k, native_row, overlap_rows, task_map_rows
 from moescope.studies.circuits.paths import path_table
 from moescope.studies.circuits.reread import Reread, prove_reread, reread

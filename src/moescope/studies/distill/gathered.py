@@ -17,7 +17,7 @@ from moescope.studies.distill.students import LayerShape, Scaling
 
 
 def gathered(found: Mapping[str, Runs], baselines: Sequence[pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """Tables ``students``, ``documents``, ``curves``, ``baselines``, ``summary``, ``ratio`` and ``load`` of the runs by source."""
+    """Tables ``students``, ``documents``, ``curves``, ``baselines``, ``summary``, ``ratio`` and ``load``, of runs by source."""
     frames = {
         "students": pd.concat([runs.rows.assign(data=name) for name, runs in found.items()], ignore_index=True),
         "documents": pd.concat([runs.documents.assign(data=name) for name, runs in found.items()], ignore_index=True),

@@ -159,7 +159,9 @@ def _pairs(context: Context, store: Recorded, settings: DistillSettings, name: s
     """No document is in two splits."""
     documents = store.documents.numpy()
     parts = split_units(np.ones(len(documents)), _SHARES, context.run.seed, documents)
-    rows = context.rows(Rows(f"vectors of {name}", documents, fit=parts["train"], select=parts["validation"], judge=parts["test"]))
+    rows = context.rows(
+        Rows(f"vectors of {name}", documents, fit=parts["train"], select=parts["validation"], judge=parts["test"])
+    )
     used: dict[Split, np.ndarray] = {"train": rows.fit, "validation": rows.select, "test": rows.judge}
     blocks: dict[Split, Block] = {}
     for split, at in used.items():
@@ -169,8 +171,8 @@ def _pairs(context: Context, store: Recorded, settings: DistillSettings, name: s
 
 
 def _shape(module: nn.Module, d_in: int, d_out: int) -> tuple[LayerShape, int | None]:
-    """What a student takes over of a module: its activation, whether it is gated; and its inner width, where it is an MLP of one
-    map up (or two) and one down."""
+    """What a student takes over of a module: its activation, whether it is gated; and its inner width, where it is an MLP of
+    one map up (or two) and one down."""
     maps = [m for m in module.modules() if isinstance(m, nn.Linear)]
     ups = [m for m in maps if m.in_features == d_in]
     downs = [m for m in maps if m.out_features == d_out and m not in ups]
@@ -184,7 +186,9 @@ def _activation(module: nn.Module) -> str | None:
     """Its name in transformers."""
     if isinstance(module, nn.GELU):
         return _SMOOTH[module.approximate]
-    return next((n for n in ("relu", "silu", "gelu", "gelu_pytorch_tanh", "quick_gelu") if type(module) is type(ACT2FN[n])), None)
+    return next(
+        (n for n in ("relu", "silu", "gelu", "gelu_pytorch_tanh", "quick_gelu") if type(module) is type(ACT2FN[n])), None
+    )
 
 
 def _fingerprint(module: nn.Module) -> str:
@@ -193,4 +197,3 @@ def _fingerprint(module: nn.Module) -> str:
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-

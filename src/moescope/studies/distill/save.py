@@ -32,8 +32,7 @@ class DistilledStudent:
         save_student(self.student, folder / "student.safetensors", fingerprint=self.fingerprint, layer=self.layer)
 
 
-def save_student(student: Student, path: str | Path, *, fingerprint: str | None = None, layer: int | str | None = None
-) -> Path:
+def save_student(student: Student, path: str | Path, *, fingerprint: str | None = None, layer: int | str | None = None) -> Path:
     """Write a student, whole or not at all. ``fingerprint`` and ``layer`` name the model and layer that it stands for.
 
     Raises:

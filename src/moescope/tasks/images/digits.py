@@ -63,7 +63,9 @@ def made_rows() -> Rows:
     images, _ = digits()
     real = _written("real", to_grey(images[held_out()]))
     made = _written("made", to_grey(made_digits()[0]))
-    return _rows("digits-made", [{"image": p, "label": n, "group": p} for n, ps in (("real", real), ("made", made)) for p in ps])
+    return _rows(
+        "digits-made", [{"image": p, "label": n, "group": p} for n, ps in (("real", real), ("made", made)) for p in ps]
+    )
 
 
 @cache

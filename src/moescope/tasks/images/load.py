@@ -89,7 +89,9 @@ def folder_images(folder: Path, spec: TaskSpec, limit: int | None, seed: int) ->
     return _task(rows, spec, spec.name or folder.resolve().name, f"folder {folder.resolve().name}", limit, seed)
 
 
-def table_images(rows: Rows, spec: TaskSpec, name: str, source: str, base: Path | None, limit: int | None, seed: int) -> ImageTask:
+def table_images(
+    rows: Rows, spec: TaskSpec, name: str, source: str, base: Path | None, limit: int | None, seed: int
+) -> ImageTask:
     """Of a table whose column ``image=`` holds paths, relative to the folder ``base`` of the table and inside it; of a table in
     memory (None) wherever they lead.
 
@@ -167,4 +169,6 @@ def _tell(origin: str, found: list[tuple[str, int]]) -> None:
         classes.setdefault(content, set()).add(label)
     mixed = sum(len(labels) > 1 for labels in classes.values())
     if mixed:
-        warnings.warn(f"{origin}: {mixed} images lie in more than one class; they are kept on one side of every split", Note, stacklevel=4)
+        warnings.warn(
+            f"{origin}: {mixed} images lie in more than one class; they are kept on one side of every split", Note, stacklevel=4
+        )

@@ -74,9 +74,9 @@ def planted() -> tuple[Any, Any]:
 
 
 def striped(folder: Path, n: int = 80, seed: int = 0) -> Path:
-    """Classes ``across`` and ``along``: stripes one pixel wide, their phase and contrast drawn for each patch, so that no mean, no
-    small picture and no map of a patch that is linear tells them apart. As BMP: PNG packs stripes along its rows into fewer bytes,
-    so that the size of the file would tell."""
+    """Classes ``across`` and ``along``: stripes one pixel wide, their phase and contrast drawn for each patch, so that no mean,
+    no small picture and no map of a patch that is linear tells them apart. As BMP: PNG packs stripes along its rows into fewer
+    bytes, so that the size of the file would tell."""
     rng = np.random.default_rng(seed)
     along = np.tile([1.0, -1.0, 1.0, -1.0], (4, 1))
     for name, stripe in (("along", along), ("across", along.T)):

@@ -60,8 +60,10 @@ def reread(
     assert features.encoded is not None
     lengths = features.encoded.lengths
     wrapped = None if isinstance(features.task, ImageTask) else fixed_wrap(features.task)
-    packed = wrapped and encode(model, [example.text for example in wrapped.examples], max_tokens=max_tokens)
-    costs = (0 if packed is None else packed.lengths) + (lengths if twin is not None else 0 * lengths)
+    packed, costs = None, lengths if twin is not None else np.zeros_like(lengths)
+    if wrapped is not None:
+        packed = encode(model, [example.text for example in wrapped.examples], max_tokens=max_tokens)
+        costs = costs + packed.lengths
     budget = settings.control_cost * float(lengths.sum())
     rows = control_rows(features.y, features.groups, costs, budget, settings, features.seed)
     own = features

@@ -96,8 +96,10 @@ def distill(
             raise InputError("does not go with a module that is named or recorded; leave it out", beside)
         if recorded and settings.module is not None:
             raise InputError("what was recorded is of one module already; leave it out", "module")
-        held_by = model if isinstance(model, Recorded) else read_module(context, context.load(model), texts, settings)
-        return distill_module(context, held_by, settings)
+    if isinstance(model, Recorded):
+        return distill_module(context, model, settings)
+    if named:
+        return distill_module(context, read_module(context, context.load(model), texts, settings), settings)
     with context.noted():
         given = read_texts(texts)
     context.stages.read(list(given))

@@ -6,6 +6,7 @@ import io
 import os
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,7 +25,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     """float64 (1797, 8, 8), whole shades 0 to 16, and int64 (1797,) classes."""
     from sklearn.datasets import load_digits
 
-    found = load_digits()
+    found: Any = load_digits()
     return np.asarray(found.images), np.asarray(found.target, np.int64)
 
 
@@ -37,7 +38,8 @@ def held_out() -> np.ndarray:
 
 def to_grey(images: np.ndarray) -> np.ndarray:
     """uint8: the 17 shades as greys of 8 bits."""
-    return np.minimum(np.asarray(images) * 16, 255).astype(np.uint8)
+    grey: np.ndarray = np.minimum(np.asarray(images) * 16, 255).astype(np.uint8)
+    return grey
 
 
 def from_grey(grey: np.ndarray) -> np.ndarray:
@@ -47,7 +49,8 @@ def from_grey(grey: np.ndarray) -> np.ndarray:
 
 def shades(images: np.ndarray) -> np.ndarray:
     """uint8: rounded to the 17 shades that the real ones have, so that their number gives nothing away."""
-    return np.clip(np.rint(images), 0, 16).astype(np.uint8)
+    found: np.ndarray = np.clip(np.rint(images), 0, 16).astype(np.uint8)
+    return found
 
 
 def digit_rows() -> Rows:

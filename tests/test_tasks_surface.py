@@ -7,7 +7,8 @@ import pytest
 
 from moescope.errors import InputError
 from moescope.tasks import fixed_wrap, group_folds, load_task, matched_subset, slots, subset, surface_baselines
-from moescope.tasks.surface import surface_features, threshold_rule
+from moescope.tasks.predictors import threshold_rule
+from moescope.tasks.surface import surface_features
 from moescope.types import Example, Task
 
 

@@ -19,7 +19,8 @@ def page() -> str:
     told = json.loads(RESULT.read_text(encoding="utf-8"))
     machine, memory = told["machine"], told["memory_mib"]
     lines = [
-        f"{machine['processor']}, {machine['cores']} cores for server and clients (load average at the end {told['load_average'][0]}),",
+        f"{machine['processor']}, {machine['cores']} cores for server and clients",
+        f"(load average at the end {told['load_average'][0]}),",
         f"{told['seconds']:g} seconds; seconds a request took:",
         "",
         "| clients | of | answered | refused | p50 | p95 | p99 |",

@@ -14,6 +14,7 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moescope.capture.record import record
     from moescope.errors import InputError
     from moescope.models import load as load_model
     from moescope.routing.training import RoutingCallback
@@ -100,6 +101,7 @@ _WHERE = {
     "load_prompts": "moescope.tasks",
     "load_task": "moescope.tasks",
     "prune": "moescope.studies.prune.study",
+    "record": "moescope.capture.record",
     "residency": "moescope.studies.residency.study",
     "robustness": "moescope.studies.robustness.study",
     "route": "moescope.studies.route.study",
@@ -150,6 +152,7 @@ __all__ = [
     "load_prompts",
     "load_task",
     "prune",
+    "record",
     "residency",
     "robustness",
     "route",

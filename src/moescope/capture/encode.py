@@ -132,6 +132,8 @@ def encode(
         return texts
     if isinstance(texts, str):
         raise InputError("texts: one string was given; give a list of strings")
+    if model.reads_images:
+        return _images(model, texts, first_row, whole=max_tokens is None)
     if not hasattr(texts, "__len__") or isinstance(texts, Mapping):
         raise InputError(f"{type(texts).__name__} was given; give a list of strings", "texts")
     if model.tokenizer is None:
@@ -166,6 +168,18 @@ def encode(
     flat = np.concatenate(ids)
     check_vocabulary(model, flat, "text", offsets, first_row)
     return Encoded(flat, np.concatenate(special), offsets, first_row)
+
+
+def _images(model: LoadedModel, paths: Sequence[str], first_row: int, *, whole: bool) -> Encoded:
+    """The same of images by their paths (:mod:`moescope.models.vision.reader`)."""
+    if not whole:
+        raise InputError(f"{model.name} reads images, each of {model.tokenizer.places} places; leave it out", "max_tokens")
+    rows = model.tokenizer.rows(list(paths), first_row)
+    offsets = _offsets([len(ids) for ids, _ in rows])
+    if not rows:
+        return Encoded(np.zeros(0, np.int32), np.zeros(0, bool), offsets, first_row)
+    ids, special = (np.concatenate(side) for side in zip(*rows, strict=True))
+    return Encoded(ids, special, offsets, first_row)
 
 
 def check_vocabulary(

@@ -9,13 +9,14 @@ import torch
 from moescope.capture.encode import Batch
 from moescope.errors import InputError
 
-Position = Literal["final", "mean", "all"] | int
-"""``"final"``: the last token. ``"mean"``: the mean over tokens. ``"all"``: every token. An int: that token of the
-text, from the end if negative.
+Position = Literal["final", "cls", "mean", "all"] | int
+"""``"final"``: the last token. ``"cls"``: the first, an encoder's class token. ``"mean"``: the mean over tokens. ``"all"``:
+every token. An int: that token of the text, from the end if negative. Of an image the tokens are its places: class token and
+registers, then patches, row by row.
 
 Special tokens (those that the tokenizer adds around the text) follow ``skip_special``: if True, positions count the
-text's own tokens only; if False, every token that is not padding. None means False for ``"final"`` and an int (so the
-final token of an encoder is its [SEP], and of a decoder without a closing token the last word piece) and True for
+text's own tokens only; if False, every token that is not padding. None means False for ``"final"``, ``"cls"`` and an int (so
+the final token of an encoder is its [SEP], and of a decoder without a closing token the last word piece) and True for
 ``"mean"`` and ``"all"``.
 """
 
@@ -26,8 +27,8 @@ def check_position(position: Position) -> Position:
     Raises:
         InputError: it is neither an int nor a known word.
     """
-    if isinstance(position, bool) or (not isinstance(position, int) and position not in ("final", "mean", "all")):
-        raise InputError(f'position: {position!r} is not "final", "mean", "all" or a token index')
+    if isinstance(position, bool) or (not isinstance(position, int) and position not in ("final", "cls", "mean", "all")):
+        raise InputError(f'position: {position!r} is not "final", "cls", "mean", "all" or a token index')
     return position
 
 
@@ -42,13 +43,14 @@ def eligible(batch: Batch, position: Position, skip_special: bool | None) -> tor
 
 
 def token_index(batch: Batch, position: Position, skip_special: bool | None) -> torch.Tensor:
-    """int64 (B,): the column of the one token that ``position`` ("final" or an int) names in each row.
+    """int64 (B,): the column of the one token that ``position`` ("final", "cls" or an int) names in each row.
 
     Raises:
         InputError: a text has no such token; the row is named.
     """
     mask = eligible(batch, position, skip_special)
-    wanted = -1 if position == "final" else int(position)
+    wanted = {"final": -1, "cls": 0}.get(str(position), position)
+    assert isinstance(wanted, int)
     count = mask.sum(1)  # (B,)
     rank = wanted if wanted >= 0 else count + wanted
     rank = torch.as_tensor(rank).expand(len(count))

@@ -28,6 +28,8 @@ from moescope.models.source import Source, find_source, has_tokenizer, weight_fi
 from moescope.models.spread import Spread
 from moescope.models.structure import resolve
 from moescope.models.taps import Structure, TapPoint
+from moescope.models.vision.body import ImageBody, check_image_type, check_images, encoder_of, image_class, measure_places
+from moescope.models.vision.reader import ImageReader, read_processor
 from moescope.models.weights import OPTIONAL, HeadMissing, quantization_of, stored
 from moescope.types import SITE_KINDS, Precision, Site
 
@@ -40,6 +42,8 @@ class LoadedModel:
     ``revision`` is the commit on the Hub, None for local and embedded models. ``device`` is where token ids go in.
     ``is_encoder`` tells a masked language model (BERT) from a causal one. ``stored`` is the precision of the checkpoint
     where ``dtype`` is another, ``quantisation`` how the weights are quantised (``bitsandbytes int4``); else both are None.
+
+    Of a vision encoder ``tokenizer`` is an :class:`~moescope.models.vision.reader.ImageReader`, and a text is an image's path.
     """
 
     name: str
@@ -90,7 +94,12 @@ class LoadedModel:
     @property
     def has_head(self) -> bool:
         """Whether ``module`` also predicts tokens."""
-        return self.module is not self.body
+        return self.module is not self.body and not self.reads_images
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether it is a vision encoder."""
+        return isinstance(self.body, ImageBody)
 
     def sites(self, kind: str | None = None) -> tuple[Site, ...]:
         """All sites, or those of one kind, in the order of ``SITE_KINDS``, then of layers.
@@ -114,7 +123,9 @@ class LoadedModel:
 
     @cached_property
     def batching(self) -> Batching:
-        """Whether texts may share a batch. Measured once, by a few forward tokens."""
+        """Whether texts, or images, may share a batch. Measured once, by a few forward tokens."""
+        if self.reads_images:
+            return check_images(self.body, self.tokenizer, self.dtype)
         return check_batching(self)
 
     @cached_property
@@ -124,7 +135,8 @@ class LoadedModel:
         SHA-256 over the config without its volatile fields and over eight 256-byte pieces of each weight of the body, in
         the loaded dtype: milliseconds for gigabytes. Not proof against tampering with single weights. Computed once.
         """
-        return digest_of(self.config, {name: sampled(name, tensor) for name, tensor in self.body.state_dict().items()})
+        body = self.module if self.reads_images else self.body
+        return digest_of(self.config, {name: sampled(name, tensor) for name, tensor in body.state_dict().items()})
 
 
 def digest_of(config: Any, tensors: Mapping[str, bytes]) -> str:
@@ -153,14 +165,16 @@ def load(
     head: bool = False,
     trust_remote_code: bool = False,
 ) -> LoadedModel:
-    """Load a model by name, local folder or Hub id, or take one that is in memory. Safetensors only; no pickle is ever read.
+    """Load a language model or a vision encoder by name, local folder or Hub id, or take one that is in memory.
+
+    Safetensors only; no pickle is ever read.
 
     Args:
         model: embedded name; ``minilm``, ``smollm2`` or ``gemma3-270m`` (with their packages); local folder (plain or in the
             Hub cache's layout); GGUF file, or a folder that holds one; or Hub id; also of an adapter, which is merged into its
             base. Or a transformers or peft model, alone or as ``(model, tokenizer)``: then only ``tokenizer`` and ``head``
             count of the rest.
-        tokenizer: of a model in memory.
+        tokenizer: of a model in memory; of a vision encoder its image processor.
         dtype: ``fp32``, ``bf16`` or ``fp16``: weights are converted to it; ``int8`` or ``int4``: quantised by bitsandbytes;
             ``auto``: the checkpoint's own, but fp32 for a checkpoint of 16 bits with at most 2^30 weights.
         device: as in torch (``cpu``, ``cuda``, ``cuda:1``); None takes a GPU if there is one.
@@ -221,8 +235,9 @@ def _from_files(
         check_room(source.name, plan, held, place)
         if device_map is None and place is not None and (place.type != "cpu" or plan.quantise):
             device_map = {"": place}
-        module = read_module(source, config, plan, device_map, head, trust_remote_code)
-        tokenizer = read_tokenizer(source.folder, trust_remote_code)
+        images = image_class(config) is not None
+        module = read_module(source, config, plan, device_map, head and not images, trust_remote_code)
+        tokenizer: Any = (read_processor if images else read_tokenizer)(source.folder, trust_remote_code)
     loaded = from_model(module, tokenizer, name=source.name, revision=source.revision)
     loaded.quantisation, loaded.mlp_bits = source.quantisation or loaded.quantisation, source.mlp_bits
     loaded.stored = held.dtype if DTYPES[held.dtype] != plan.dtype else None
@@ -269,6 +284,9 @@ def from_model(model: nn.Module, tokenizer: Any, name: str = "model", *, revisio
         InputError: the model has no sites (names its type), or no config, or adapters that cannot be merged.
     """
     own: Any = plain(model, name)
+    encoder = encoder_of(own)
+    if encoder is not None:
+        return _from_encoder(encoder, tokenizer, name, revision)
     config = own.config
     own.eval().requires_grad_(False)
     body: Any = getattr(own, "base_model", own)
@@ -287,6 +305,36 @@ def from_model(model: nn.Module, tokenizer: Any, name: str = "model", *, revisio
         dtype=entry.dtype,
         device=entry.device,
         is_encoder=is_encoder(config),
+        config=config,
+        structure=structure,
+        quantisation=quantization_of(config),
+    )
+
+
+def _from_encoder(encoder: Any, processor: Any, name: str, revision: str | None) -> LoadedModel:
+    """A vision encoder with its image processor, or the reader of another model of its kind (a twin's).
+
+    Raises:
+        InputError: no processor, or the encoder is built as no other that can be read (names its type).
+    """
+    if processor is None:
+        raise InputError(f"{name} reads images, and has no image processor; give (model, processor)", "model")
+    config = encoder.config
+    check_image_type(config)
+    encoder.eval().requires_grad_(False)
+    reader = processor if isinstance(processor, ImageReader) else ImageReader(processor)
+    structure = resolve(encoder, config, images=True)
+    measure_places(encoder, structure, config, reader)
+    weight = next(encoder.parameters())
+    return LoadedModel(
+        name=name,
+        module=encoder,
+        body=ImageBody(encoder, reader),
+        tokenizer=reader,
+        revision=revision,
+        dtype=weight.dtype,
+        device=weight.device,
+        is_encoder=True,
         config=config,
         structure=structure,
         quantisation=quantization_of(config),

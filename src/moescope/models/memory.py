@@ -9,6 +9,7 @@ from torch import nn
 
 from moescope.errors import InputError
 from moescope.models.adapters import merged
+from moescope.models.vision.body import encoder_of
 
 
 def pair_of(given: Any, tokenizer: Any) -> tuple[nn.Module, Any]:
@@ -29,6 +30,8 @@ def pair_of(given: Any, tokenizer: Any) -> tuple[nn.Module, Any]:
         )
     if tokenizer is not None and not callable(tokenizer):
         raise InputError(f"{_named(tokenizer)} is no tokenizer: give the one that the model was trained with", "tokenizer")
+    if tokenizer is not None and encoder_of(given) is not None:  # of which a model that compares has both
+        return given, getattr(tokenizer, "image_processor", None) or tokenizer
     # a processor, of a model that also sees or hears, holds the tokenizer of its texts
     return given, getattr(tokenizer, "tokenizer", None) or tokenizer
 

@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from moescope.errors import InputError
 from moescope.models.fit import Plan
 from moescope.models.source import Source
+from moescope.models.vision.body import image_class, image_config
 from moescope.models.weights import check_whole
 
 
@@ -52,7 +53,7 @@ def read_config(source: Source, trust_remote_code: bool) -> Any:
 
 
 def read_module(source: Source, config: Any, plan: Plan, device_map: Any, head: bool, trust_remote_code: bool) -> nn.Module:
-    auto: Any = transformers.AutoModel
+    auto: Any = image_class(config) or transformers.AutoModel
     if head:
         auto = transformers.AutoModelForMaskedLM if is_encoder(config) else transformers.AutoModelForCausalLM
         images = transformers.AutoModelForImageTextToText  # whose text path alone is run
@@ -61,7 +62,7 @@ def read_module(source: Source, config: Any, plan: Plan, device_map: Any, head: 
     try:
         module, report = auto.from_pretrained(
             source.folder,
-            config=config,
+            config=image_config(config) if image_class(config) is not None else config,
             dtype=plan.dtype,
             quantization_config=plan.quantise,
             device_map=device_map,

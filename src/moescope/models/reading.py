@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from moescope.errors import InputError
+from moescope.models.vision.reader import ImageReader
 
 SpecialTokens = Literal["default", "all", "none"]
 """``"default"``: what the tokenizer puts before a text, and for an encoder what it puts after it too. ``"all"``: both, for
@@ -39,6 +40,9 @@ class Reading:
 
     def record(self, tokenizer: Any) -> dict[str, Any]:
         """What was done, for a result's meta."""
+        if isinstance(tokenizer, ImageReader):
+            processor = type(tokenizer.processor).__name__
+            return {"images": processor, "places": tokenizer.places, "before_patches": tokenizer.before}
         facts: dict[str, Any] = {"special_tokens": self.special_tokens, "chat": "framed" in self.met}
         if tokenizer is None:
             return facts

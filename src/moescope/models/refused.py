@@ -1,4 +1,4 @@
-"""What is no text model is refused by its type, before anything of it is built or read."""
+"""What is neither a text model nor a vision encoder is refused by its type, before anything of it is built or read."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import transformers
 
 from moescope.errors import InputError
 from moescope.models.source import Source, check_folder
+from moescope.models.vision.body import check_image_type, image_class
 
 
 def check_source(source: Source) -> None:
@@ -31,11 +32,13 @@ def check_source(source: Source) -> None:
 
 
 def check_type(config: Any) -> None:
-    """Refuse a type that reads no text by itself before anything of it is built.
+    """Refuse a type that reads neither texts nor images by itself before anything of it is built.
 
     Raises:
         InputError: names the type.
     """
+    if image_class(config) is not None:
+        return check_image_type(config)
     for auto in (transformers.AutoModel, transformers.AutoModelForCausalLM):
         if type(config) in auto._model_mapping:
             body: Any = auto._model_mapping[type(config)]

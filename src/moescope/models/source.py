@@ -23,6 +23,8 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "tekken.json")
 
 
+PROCESSOR_FILE = "preprocessor_config.json"
+"""how a vision encoder is given its images"""
 MODEL_FILES = ("config.json", "adapter_config.json")
 """By either, a folder is known as a model's or an adapter's."""
 
@@ -169,7 +171,7 @@ def check_folder(source: Source) -> None:
     for file in weight_files(folder):
         _check_header(file)
     check_model(folder)
-    if not has_tokenizer(folder):
+    if not has_tokenizer(folder) and not (folder / PROCESSOR_FILE).is_file():
         raise InputError(
             f"model folder {str(folder)!r} has no tokenizer (tokenizer.json): save the model's tokenizer beside its weights"
         )

@@ -31,13 +31,14 @@ from moescope.types import SITE_KINDS, Site
 _ADAPTER = re.compile("(^|_)(lora|adapter|dora|ia3)(_|$)")
 
 
-def resolve(body: nn.Module, config: Any) -> Structure:
-    """Find every site of a transformer body from the shapes and places of its modules.
+def resolve(body: nn.Module, config: Any, *, images: bool = False) -> Structure:
+    """Find every site of a transformer body, of texts or of ``images``, from the shapes and places of its modules.
 
     Raises:
         InputError: the model has neither a stack of attention and MLP layers nor experts (names the model type).
     """
-    check_text(type(body), config)
+    if not images:
+        check_text(type(body), config)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     kind = getattr(config, "model_type", type(body).__name__)
     d_model = int(getattr(text, "hidden_size", 0) or 0)

@@ -21,7 +21,9 @@ from moescope.models.experts.layers import find_layers
 from moescope.models.load import from_model
 from moescope.models.pretrained import is_encoder, quiet, read_config, read_tokenizer
 from moescope.models.refused import check_type
-from moescope.models.source import find_source, has_tokenizer, weight_files
+from moescope.models.source import PROCESSOR_FILE, find_source, has_tokenizer, weight_files
+from moescope.models.vision.body import image_class, image_config
+from moescope.models.vision.reader import read_processor
 from moescope.models.weights import Stored, quantization_of, stored
 from moescope.types import SITE_KINDS
 from moescope.zoo import PACKAGED, embedded
@@ -97,6 +99,7 @@ class Blueprint:
 
     def _counted(self, tokens: int) -> float:
         ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
+        places = self.model.tokenizer.places if self.model.reads_images else tokens  # an image has as many, whatever is asked
         try:
             with torch.no_grad(), FlopCounterMode(display=False) as counted:
                 self.model.body(input_ids=ids)
@@ -105,7 +108,7 @@ class Blueprint:
             table = (self.model.vocabulary or 0) * self.model.d_model
             width = getattr(config, "num_attention_heads", 1) * (getattr(config, "head_dim", None) or 0) or self.model.d_model
             return tokens * (2.0 * (self.active - table) + 4.0 * self.model.n_layers * width * tokens)
-        return float(counted.get_total_flops())
+        return float(counted.get_total_flops()) * tokens / places
 
 
 def blueprint(model: str | Path, *, trust_remote_code: bool = False) -> Blueprint:
@@ -122,11 +125,12 @@ def blueprint(model: str | Path, *, trust_remote_code: bool = False) -> Blueprin
     bare = copy.deepcopy(config)
     if quantised:  # shapes are those of the weights themselves
         del bare.quantization_config
+    images = image_class(config)
     heads: Any = transformers.AutoModelForMaskedLM if is_encoder(config) else transformers.AutoModelForCausalLM
     auto: Any = heads if type(config) in heads._model_mapping else transformers.AutoModel
     try:
         with quiet(), torch.random.fork_rng(devices=[]), torch.device("meta"):
-            module = auto.from_config(bare)
+            module = auto.from_config(bare) if images is None else images(image_config(bare))
     except Exception as error:  # what transformers throws for a garbled config has no one base
         why = " ".join(str(error).split())[:200]
         raise InputError(f"no model can be built of {name}'s config ({type(error).__name__}: {why})") from error
@@ -162,11 +166,9 @@ def _parts(model: str | Path, trust: bool) -> tuple[Any, Any, list[Path], str]:
             ) from error
     if text in embedded() or text in PACKAGED or path.exists():
         if path.is_dir() and (path / "config.json").is_file() and not any(path.glob("*.safetensors")):
-            tokenizer = read_tokenizer(path, trust) if has_tokenizer(path) else None
-            return transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust), tokenizer, [], path.name
+            return transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust), _reader(path, trust), [], path.name
         source = find_source(model, trust_remote_code=trust)
-        tokenizer = read_tokenizer(source.folder, trust) if has_tokenizer(source.folder) else None
-        return read_config(source, trust), tokenizer, list(weight_files(source.folder)), source.name
+        return read_config(source, trust), _reader(source.folder, trust), list(weight_files(source.folder)), source.name
     try:
         with quiet():
             config = transformers.AutoConfig.from_pretrained(text, trust_remote_code=trust)
@@ -174,6 +176,13 @@ def _parts(model: str | Path, trust: bool) -> tuple[Any, Any, list[Path], str]:
     except Exception as error:  # likewise
         why = " ".join(str(error).split())[:160]
         raise InputError(f"model {text!r}: no folder, no embedded name, and its config is not to be had ({why})") from error
+
+
+def _reader(folder: Path, trust: bool) -> Any:
+    """The tokenizer, or the image processor, that lies in a folder; None without one."""
+    if has_tokenizer(folder):
+        return read_tokenizer(folder, trust)
+    return read_processor(folder, trust) if (folder / PROCESSOR_FILE).is_file() else None
 
 
 def _name(path: Path) -> str:

@@ -15,7 +15,7 @@ from moescope.studies.circuits.reread import control_rows
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.sparsify.settings import PLAIN, SparsifySettings
 from moescope.study.run import Run
-from moescope.tasks import fixed_wrap, load_prompts, load_tasks
+from moescope.tasks import ImageTask, fixed_wrap, load_prompts, load_tasks
 from moescope.types import Task
 
 _CHARACTERS = 4.0
@@ -95,12 +95,14 @@ def _of_task(command: str, task: Task, settings: Any, run: Run, model: LoadedMod
         if settings.twin:
             found.append(Reading("twin", lengths))
         return found
-    packed = _lengths(model, [example.text for example in fixed_wrap(task).examples], run)
+    images = isinstance(task, ImageTask)
+    packed = 0 * lengths if images else _lengths(model, [example.text for example in fixed_wrap(task).examples], run)
     y = np.array([example.label for example in task.examples])
     groups = np.array([example.group for example in task.examples])
     costs = packed + (lengths if settings.twin else 0)
     rows = control_rows(y, groups, costs, settings.control_cost * float(lengths.sum()), settings, run.seed)
-    found.append(Reading("template", packed[rows]))
+    if not images:
+        found.append(Reading("template", packed[rows]))
     if settings.twin:
         found.append(Reading("twin", lengths[rows]))
     return found

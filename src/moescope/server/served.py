@@ -171,6 +171,8 @@ def gather(
     study = load_result(circuits) if circuits is not None else None
     of_experts = load_result(atlas) if atlas is not None else None
     loaded = (model if isinstance(model, LoadedModel) else load_whole(model, **load_options)).read_as(chat=chat)
+    if loaded.reads_images:
+        raise InputError(f"{loaded.name} reads images, which serve does not; `moescope circuits` does", "model")
     classifiers: dict[str, Classifier] = {}
     for place in places:
         made = load_exit(place, loaded)

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import pandas as pd
 from torch import nn
 
-from moescope.cluster import engine_of, rank_device
+from moescope.cluster import LOCAL, engine_of, rank_device
 from moescope.errors import InputError, Note
 from moescope.files.folder import output, settled
 from moescope.models import LoadedModel, load
@@ -46,6 +46,7 @@ from moescope.study.stages import Stages, work_of
 from moescope.study.store import check_target
 from moescope.study.verdicts import ALPHA, Case, verdicts
 from moescope.tasks import Prompt, Regrouped, load_prompts, load_tasks, regroup
+from moescope.tasks.images import ImageTask
 from moescope.tasks.kinds import KINDS
 from moescope.tasks.passages import Passage, load_passages
 from moescope.types import Circuit, Claim, LabelKind, Task
@@ -77,6 +78,7 @@ class Context:
     Args:
         of: the class of the study's settings.
         spread: its reading of texts can be shared out over processes.
+        images: it also takes vision encoders, with tasks of images.
 
     Raises:
         InputError: the settings are of another study; `run.out` cannot be written to, or another process does, or several are
@@ -84,7 +86,14 @@ class Context:
     """
 
     def __init__(
-        self, study: str, settings: Settings, run: Run, *, of: type[Settings] = Settings, spread: bool = False
+        self,
+        study: str,
+        settings: Settings,
+        run: Run,
+        *,
+        of: type[Settings] = Settings,
+        spread: bool = False,
+        images: bool = False,
     ) -> None:
         check_given(settings, of, run)
         self.engine = engine_of(run.engine, run.address, alone=None if spread else study)
@@ -94,6 +103,8 @@ class Context:
         """tasks that hold near-duplicates, by name"""
         self.tokens = ForwardTokens()
         self._began, self._before = time.monotonic(), spent()["cpu_seconds"]
+        self._images = images
+        self._tasks: list[Task] = []
         self._rows: list[dict[str, Any]] = []
         self._controls: list[dict[str, Any]] = []
         self._loaded: list[LoadedModel] = []
@@ -123,6 +134,7 @@ class Context:
         loaded = load(model, **{**options, "device": rank_device(options["device"])})
         if loaded.tokenizer is None:
             raise InputError(f"{loaded.name} has no tokenizer, and its texts are to be read; give (model, tokenizer)", "model")
+        self._check_images(loaded)
         computed = str(loaded.dtype).removeprefix("torch.")
         if loaded.stored is not None:
             self.note(f"Note: {loaded.name}: weights stored in {loaded.stored} were computed in {computed} (dtype)")
@@ -138,6 +150,19 @@ class Context:
         self.stages.read(loaded.fingerprint, str(loaded.dtype), str(loaded.device), loaded.reading)
         self._loaded.append(loaded)
         return loaded
+
+    def _check_images(self, loaded: LoadedModel) -> None:
+        """Raises InputError where a model or a task is of images and the other, or the study, is not."""
+        if loaded.reads_images and not self._images:
+            raise InputError(f"{loaded.name} reads images, which {self.study} does not; `moescope circuits` does", "model")
+        if loaded.reads_images and self.engine is not LOCAL:
+            raise InputError("images are read in one process; leave it out", "engine")
+        odd = next((task for task in self._tasks if isinstance(task, ImageTask) != loaded.reads_images), None)
+        if odd is not None:
+            what = ("texts", "images") if loaded.reads_images else ("images", "texts")
+            raise InputError(
+                f"{odd.name} is of {what[0]}, and {loaded.name} reads {what[1]}; give a task of {what[1]}", "tasks"
+            )
 
     def layered(self, model: ModelLike) -> Layered:
         """A causal language model that is run layer by layer from its files, with what :meth:`load` says of it.
@@ -168,6 +193,9 @@ class Context:
             raise InputError(f"{odd.name!r} has {KINDS[odd.kind].said}; {self.study} takes {have} alone", "tasks")
         if len(loaded) < least:
             raise InputError(f"at least {least} needed, e.g. certainty=halueval", "tasks")
+        images = next((task.name for task in loaded if isinstance(task, ImageTask)), None)
+        if images is not None and not self._images:
+            raise InputError(f"{images} is of images, which {self.study} does not read; `moescope circuits` does", "tasks")
         names = [task.name for task in loaded]
         double = next((name for name in names if names.count(name) > 1), None)
         if double:
@@ -176,7 +204,8 @@ class Context:
         self.notes += [found.note for found in apart if found.note]
         self.leaks = {found.task.name: found for found in apart if found.note}
         self.stages.read([found.task for found in apart])
-        return [found.task for found in apart]
+        self._tasks = [found.task for found in apart]
+        return [*self._tasks]
 
     def passages(self, texts: TextsLike) -> Sequence[Passage]:
         """The passages, read where they are not yet."""

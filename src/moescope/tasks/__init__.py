@@ -1,8 +1,9 @@
-"""Labelled texts: presets, files and Hub datasets, templates, group-aware splits, and what trivial cues alone score."""
+"""Labelled texts and images: presets, files, Hub datasets, templates, group-aware splits, and what trivial cues alone score."""
 
 from moescope.tasks.build import RenderedTask, slots, subset
 from moescope.tasks.duplicates import Regrouped, near_duplicates, regroup
 from moescope.tasks.folds import dealt_folds, group_folds, split_half
+from moescope.tasks.images import IMAGE_PRESETS, ImageTask, Surface
 from moescope.tasks.load import load_task, load_tasks
 from moescope.tasks.presets import PRESETS, Preset, list_tasks
 from moescope.tasks.prompts import PROMPT_SETS, Prompt, load_prompts
@@ -19,12 +20,15 @@ from moescope.tasks.surface import (
 from moescope.tasks.wikitext import articles, plain_text
 
 __all__ = [
+    "IMAGE_PRESETS",
     "PRESETS",
     "PROMPT_SETS",
+    "ImageTask",
     "Preset",
     "Prompt",
     "Regrouped",
     "RenderedTask",
+    "Surface",
     "TaskSpec",
     "articles",
     "chosen_cue",

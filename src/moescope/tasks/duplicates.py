@@ -16,6 +16,7 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
 from moescope.tasks.build import normalise, task_sha256
+from moescope.tasks.images.task import ImageTask, shown
 from moescope.types import Task
 
 ALIKE = 0.75
@@ -44,8 +45,12 @@ class Regrouped:
         """What a reader must know; empty where all texts differ."""
         if self.example is None:
             return ""
-        first, second = (t if len(t) <= 60 else f"{t[:59]}…" for t in self.example)
-        said = f"{self.task.name}: leakage: {self.merged} texts are nearly those of another group ({first!r}, {second!r})"
+        if isinstance(self.task, ImageTask):
+            first, second = map(shown, self.example)
+            said = f"{self.task.name}: leakage: {self.merged} images are those of another group ({first}, {second})"
+        else:
+            first, second = (t if len(t) <= 60 else f"{t[:59]}…" for t in self.example)
+            said = f"{self.task.name}: leakage: {self.merged} texts are nearly those of another group ({first!r}, {second!r})"
         if self.refused:
             return f"{said}; too many are alike to keep them on one side of a split, so any accuracy may be learnt by heart"
         return f"{said}; they are kept on one side of every split"
@@ -89,13 +94,13 @@ def near_duplicates(texts: Sequence[str]) -> np.ndarray:
 
 
 def regroup(task: Task, least_groups: int = 2) -> Regrouped:
-    """``task`` with the groups of near-duplicates made one.
+    """``task`` with the groups of near-duplicates made one; of images, those of equal pixels.
 
     Args:
         least_groups: of each class that must be left; with fewer the groups stay as given.
     """
     groups = np.array([e.group for e in task.examples])
-    pairs = near_duplicates([e.text for e in task.examples])
+    pairs = _same_pixels(task) if isinstance(task, ImageTask) else near_duplicates([e.text for e in task.examples])
     apart = pairs[groups[pairs[:, 0]] != groups[pairs[:, 1]]]
     if not len(apart):
         return Regrouped(task, tuple(groups))
@@ -110,4 +115,12 @@ def regroup(task: Task, least_groups: int = 2) -> Regrouped:
         return Regrouped(task, tuple(groups), merged, example, refused=True)
     first = {group: names[code[row]] for row, group in reversed(list(enumerate(joined)))}
     examples = tuple(replace(e, group=str(first[g])) for e, g in zip(task.examples, joined, strict=True))
-    return Regrouped(replace(task, examples=examples, sha256=task_sha256(examples)), tuple(groups), merged, example)
+    made = replace(task, examples=examples, sha256=task_sha256(examples))
+    return Regrouped(made.hashed() if isinstance(made, ImageTask) else made, tuple(groups), merged, example)
+
+
+def _same_pixels(task: ImageTask) -> np.ndarray:
+    """Pairs (M, 2), int64, i < j: each image with the first of equal pixels."""
+    first: dict[str, int] = {}
+    pairs = [(first.setdefault(seen.content, row), row) for row, seen in enumerate(task.surfaces())]
+    return np.array([pair for pair in pairs if pair[0] != pair[1]], np.int64).reshape(-1, 2)

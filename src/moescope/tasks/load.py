@@ -16,6 +16,7 @@ from moescope.files.text import PACKED
 from moescope.tasks.build import RenderedTask, normalise, require_classes, take_groups, task_sha256
 from moescope.tasks.given import KINDS, given_rows, is_table
 from moescope.tasks.hub import hub_rows
+from moescope.tasks.images.load import COLUMN, IMAGE_PRESETS, TABLE, folder_images, preset_images, table_images
 from moescope.tasks.labels import encode_labels, graded_values, missing
 from moescope.tasks.presets import PRESETS, SHIPPED, Preset
 from moescope.tasks.sources import SUFFIXES, Rows, names_file, read_file
@@ -50,7 +51,7 @@ class _Draft:
 
 def load_task(
     spec: str | Path | Any, *, limit: int | None = None, seed: int = 0, name: str | None = None, **options: str
-) -> RenderedTask:
+) -> Task:
     r"""Load a task from ``[NAME=]SOURCE[?key=value&…]``, a path, or a table in memory.
 
     SOURCE is a preset (see :data:`PRESETS`), a ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet`` file (packed with
@@ -63,6 +64,9 @@ def load_task(
       ``graded`` (the label is a number) or ``tokens`` (each word has a label: lists in the columns ``tokens=`` and ``label=``,
       default ``labels``; or in ``spans=`` of each text a list of [start, end, label]); files also
       ``encoding=`` (default: found out); ``hf:`` also ``config=``, ``split=``, ``revision=``;
+    * **images**: a folder with a subfolder of images for each class, or a file or table with ``image=`` (the column of their
+      paths, relative to the file and inside its folder) and ``label=``, ``group=``, ``positive=``, ``limit=``; the presets
+      ``digits`` and ``digits-made``. Images of equal pixels share a group;
     * ``halueval``: ``turn=one-turn|multi-turn|both``; ``uci-sentiment``: ``split=test|train|all``; presets on the Hub:
       ``split=``, ``config=``, ``revision=``, and ``path=`` for a local copy of the dataset.
 
@@ -87,22 +91,35 @@ def load_task(
     check_count("seed", seed, 0)
     parsed = _asked(spec, name, options)
     if not isinstance(spec, str | Path):
-        check_options(parsed, (*_COMMON, *_COLUMNS))
+        images = COLUMN in parsed.options
+        check_options(parsed, TABLE if images else (*_COMMON, *_COLUMNS))
         rows = given_rows(spec, text=parsed.options.get("text", "text"), label=parsed.options.get("label", "label"))
+        if images:
+            return table_images(rows, parsed, parsed.name or "task", rows.origin, None, parse_limit(parsed, limit), seed)
         draft = _table_draft(rows, parsed, parsed.name or "task", rows.origin)
+    elif parsed.source in IMAGE_PRESETS:
+        return preset_images(parsed, parse_limit(parsed, limit), seed)
     elif parsed.source in PRESETS:
         draft = _preset_draft(PRESETS[parsed.source], parsed)
     elif parsed.source.startswith("hf:") and not parsed.source.startswith("hf://"):  # which is an address
         draft = _hub_draft(parsed)
     elif isinstance(spec, Path) or names_file(parsed.source):
-        check_options(parsed, (*_COMMON, *_COLUMNS, "encoding"))
         path = Path(os.path.expanduser(parsed.source))
+        shown = folder_images(path, parsed, parse_limit(parsed, limit), seed) if path.is_dir() else None
+        if shown is not None:
+            return shown
+        images = COLUMN in parsed.options
+        check_options(parsed, TABLE if images else (*_COMMON, *_COLUMNS, "encoding"))
         name = parsed.name or path.name.removesuffix("".join(s for s in path.suffixes if s in (*SUFFIXES, *PACKED)))
-        draft = _table_draft(read_file(path, parsed.options.get("encoding")), parsed, name, f"file {path}")
+        rows = read_file(path, parsed.options.get("encoding"))
+        if images:
+            return table_images(rows, parsed, name, f"file {path}", path.parent, parse_limit(parsed, limit), seed)
+        draft = _table_draft(rows, parsed, name, f"file {path}")
     else:
-        near = suggest(parsed.source, PRESETS)
+        known = (*PRESETS, *IMAGE_PRESETS)
+        near = suggest(parsed.source, known)
         raise InputError(
-            f"task {spec!r}: unknown preset {parsed.source!r}{near}; presets: {', '.join(PRESETS)}; "
+            f"task {spec!r}: unknown preset {parsed.source!r}{near}; presets: {', '.join(known)}; "
             f"or give a file ({', '.join(SUFFIXES)}) or hf:org/name"
         )
     return _render(draft, parsed, parse_limit(parsed, limit), seed)

@@ -11,6 +11,7 @@ from moescope.errors import InputError
 from moescope.tasks.build import normalise
 from moescope.tasks.code import code_rows, function_rows
 from moescope.tasks.hub import hub_rows
+from moescope.tasks.images.load import IMAGE_PRESETS
 from moescope.tasks.sources import Rows, shipped_rows
 from moescope.tasks.spec import TaskSpec, choice
 from moescope.tasks.templates import Template
@@ -235,4 +236,4 @@ def list_tasks() -> dict[str, str]:
     """Name of each task preset, and what it is."""
     return {
         name: preset.about + ("" if preset.shipped else f" (from the Hub: {preset.repo})") for name, preset in PRESETS.items()
-    }
+    } | {name: f"images: {preset.about}" for name, preset in IMAGE_PRESETS.items()}

@@ -8,7 +8,6 @@ which a final-token probe reads the model.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,11 +17,13 @@ from scipy import sparse
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import MaxAbsScaler, OneHotEncoder
-from sklearn.tree import DecisionTreeClassifier
 
 from moescope.errors import InputError
 from moescope.stats.intervals import group_bootstrap, wilson
 from moescope.tasks.build import RenderedTask, slots, task_sha256
+from moescope.tasks.images.surface import image_cues, image_matched
+from moescope.tasks.images.task import ImageTask
+from moescope.tasks.predictors import Predictor, by_threshold, by_value
 from moescope.types import Task
 
 WRAP = 'Text: "{text}"\nThe text above ends here.'
@@ -60,57 +61,6 @@ def surface_features(task: Task, tokenizer: Any = None) -> pd.DataFrame:
 
 def _token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     return list(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
-
-
-# A predictor takes training and held-out row indices and the labels, and returns the held-out predictions.
-Predictor = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-
-
-def threshold_rule(x: np.ndarray, y: np.ndarray) -> tuple[float, int, float]:
-    """The threshold and direction that score best on (x, y), binary.
-
-    Returns (threshold, side, accuracy): class ``side`` is predicted where ``x > threshold``, the other where not. Of
-    equal thresholds the lowest, which lies half way between two neighbouring values of ``x``, is taken.
-    """
-    order = np.argsort(x, kind="stable")
-    xs, ys = x[order].astype(float), y[order]
-    ones_below = np.concatenate([[0], np.cumsum(ys)])  # (N+1,) positives among the first i
-    zeros_below = np.arange(len(ys) + 1) - ones_below
-    right_one = zeros_below + (ys.sum() - ones_below)  # correct when class 1 lies above the cut
-    cut = np.concatenate([[True], xs[1:] != xs[:-1], [True]])
-    up = np.where(cut, right_one, -1)
-    down = np.where(cut, len(ys) - right_one, -1)
-    side = int(up.max() >= down.max())
-    at = int(np.argmax(up if side else down))
-    edges = np.concatenate([[xs[0] - 1], (xs[1:] + xs[:-1]) / 2, [xs[-1] + 1]])
-    return float(edges[at]), side, float(max(up.max(), down.max()) / len(ys))
-
-
-def _by_threshold(x: np.ndarray, n_classes: int) -> Predictor:
-    """One threshold for two classes; for more, the tree with as many leaves as classes."""
-
-    def predict(train: np.ndarray, held: np.ndarray, y: np.ndarray) -> np.ndarray:
-        if n_classes == 2:
-            threshold, side, _ = threshold_rule(x[train], y[train])
-            return np.where(x[held] > threshold, side, 1 - side)
-        tree = DecisionTreeClassifier(max_leaf_nodes=n_classes, random_state=0).fit(x[train, None], y[train])
-        return np.asarray(tree.predict(x[held, None]))
-
-    return predict
-
-
-def _by_value(values: np.ndarray) -> Predictor:
-    """The training majority class of each value; of an unseen value, the majority of all."""
-    codes = np.unique(values, return_inverse=True)[1]
-
-    def predict(train: np.ndarray, held: np.ndarray, y: np.ndarray) -> np.ndarray:
-        table = np.zeros((codes.max() + 1, y.max() + 1))
-        np.add.at(table, (codes[train], y[train]), 1)
-        # A share of the overall counts, too small to outvote a single row, settles unseen values and ties.
-        table += table.sum(axis=0) / (2 * table.sum())
-        return np.asarray(table[codes[held]].argmax(axis=1))
-
-    return predict
 
 
 def _logistic(train: Any, held: Any, y: np.ndarray) -> np.ndarray:
@@ -157,25 +107,28 @@ def _by_all(texts: list[str], features: pd.DataFrame) -> Predictor:
 def surface_cues(task: Task, tokenizer: Any = None) -> dict[str, Predictor]:
     """Each trivial cue of a task by name: a function of training rows, held-out rows and the labels that learns and predicts.
 
-    A training row that is given several times counts so often.
+    A training row that is given several times counts so often. Of images the cues are those of
+    :func:`~moescope.tasks.images.surface.image_cues`.
     """
     if task.kind == "tokens":
         return word_cues(task)
+    if isinstance(task, ImageTask):
+        return image_cues(task)
     features = surface_features(task, tokenizer)
     texts = slots(task)
     n_classes = len(task.classes)
     cues = {
-        "majority class": _by_value(np.zeros(len(task))),
-        "length in characters": _by_threshold(features["chars"].to_numpy(), n_classes),
-        "length in words": _by_threshold(features["words"].to_numpy(), n_classes),
+        "majority class": by_value(np.zeros(len(task))),
+        "length in characters": by_threshold(features["chars"].to_numpy(), n_classes),
+        "length in words": by_threshold(features["words"].to_numpy(), n_classes),
     }
     if tokenizer is not None:
-        cues["length in tokens"] = _by_threshold(features["tokens"].to_numpy(), n_classes)
-    cues["ends with a full stop"] = _by_value(features["ends_full_stop"].to_numpy())
-    cues["ends with punctuation"] = _by_value(features["ends_punctuation"].to_numpy())
-    cues["final character"] = _by_value(features["final_char"].to_numpy(str))
+        cues["length in tokens"] = by_threshold(features["tokens"].to_numpy(), n_classes)
+    cues["ends with a full stop"] = by_value(features["ends_full_stop"].to_numpy())
+    cues["ends with punctuation"] = by_value(features["ends_punctuation"].to_numpy())
+    cues["final character"] = by_value(features["final_char"].to_numpy(str))
     if tokenizer is not None:
-        cues["final token"] = _by_value(features["final_token"].to_numpy())
+        cues["final token"] = by_value(features["final_token"].to_numpy())
     return cues | {
         "bag of words": _by_words(texts, 1),
         "words and bigrams": _by_words(texts, 2),
@@ -193,13 +146,13 @@ def word_cues(task: Task) -> dict[str, Predictor]:
     place = np.asarray([len(text[:start].split()) for text, (start, _) in zip(texts, spans, strict=True)])
     shape = np.asarray([re.sub(r"\d+", "0", re.sub(r"[^\W\d_]+", lambda m: _cased(m[0]), word)) for word in words])
     cues = {
-        "majority class": _by_value(np.zeros(len(task))),
-        "the word itself": _by_value(lower),
-        "its last three characters": _by_value(np.asarray([word[-3:] for word in lower])),
-        "its shape": _by_value(shape),
-        "its length": _by_threshold(np.asarray([len(word) for word in words]), len(task.classes)),
-        "its place in the text": _by_threshold(place, len(task.classes)),
-        "the word before it": _by_value(np.asarray([word.casefold() for word in before])),
+        "majority class": by_value(np.zeros(len(task))),
+        "the word itself": by_value(lower),
+        "its last three characters": by_value(np.asarray([word[-3:] for word in lower])),
+        "its shape": by_value(shape),
+        "its length": by_threshold(np.asarray([len(word) for word in words]), len(task.classes)),
+        "its place in the text": by_threshold(place, len(task.classes)),
+        "the word before it": by_value(np.asarray([word.casefold() for word in before])),
     }
     marked = [
         " ".join([f"w={a}", f"e={a[-3:]}", f"b={b.casefold()}", f"s={c}", f"wb={a}|{b.casefold()}"]).replace("\n", "")
@@ -293,8 +246,10 @@ def matched_subset(task: Task, seed: int = 0, *, length_bins: int = 8) -> np.nda
     Rows are put into cells by (slot ends with a full stop, slot length in characters in one of ``length_bins`` quantile
     bins); from each cell the same number of rows of every class is drawn with ``seed``. The result is class-balanced,
     and exactly matched on the cells; it is empty when no cell holds all classes. Groups are not kept whole: a row whose
-    cell has no partner left goes alone.
+    cell has no partner left goes alone. Images are matched by :func:`~moescope.tasks.images.surface.image_matched`.
     """
+    if isinstance(task, ImageTask):
+        return image_matched(task, seed)
     features = surface_features(task)
     y = np.array([e.label for e in task.examples])
     chars = features["chars"].to_numpy()

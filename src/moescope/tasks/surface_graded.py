@@ -11,7 +11,8 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from moescope.tasks.build import slots
-from moescope.tasks.surface import WORD, Predictor, surface_features
+from moescope.tasks.predictors import Predictor
+from moescope.tasks.surface import WORD, surface_features
 from moescope.types import Task
 
 _PENALTIES = (1.0, 10.0, 100.0, 1000.0)

@@ -229,8 +229,8 @@ FAULTS = faults(
         "fixed template",
         "the texts of the fixed template are as they were",
         _CIRCUITS + "reread.py",
-        "wrapped = features.task if words else fixed_wrap(features.task)",
-        "wrapped = features.task",
+        "else fixed_wrap(features.task)",
+        "else features.task",
         ("test_a_closing_that_all_texts_share_hides_the_last_word",),
     ),
     (

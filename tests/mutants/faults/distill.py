@@ -111,7 +111,7 @@ FAULTS = faults(
         "router-costs-nothing",
         "equal cost",
         "the dense student of equal cost is given nothing for the router",
-        _DISTILL + "study.py",
+        _DISTILL + "gathered.py",
         "spec_cost(spec, shape)[0] // per_neuron",
         "(spec_cost(spec, shape)[0] - spec_cost(spec, shape)[1]) // per_neuron",
         ("test_a_dense_student_costs_what_an_expert_student_does_with_its_router",),

@@ -222,8 +222,8 @@ _WORDS = faults(
         "trivial cues: the word",
         "the cue of the word itself is the length of the text",
         "tasks/surface.py",
-        '"the word itself": _by_value(lower),',
-        '"the word itself": _by_value(np.asarray([len(t) for t in texts])),',
+        '"the word itself": by_value(lower),',
+        '"the word itself": by_value(np.asarray([len(t) for t in texts])),',
         ("test_a_word_is_its_label_and_what_was_learnt_of_it_is_nothing_of_words_not_met",),
     ),
 )

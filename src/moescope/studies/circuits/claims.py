@@ -11,6 +11,7 @@ from moescope.studies.circuits import published
 from moescope.studies.circuits.claims_layers import layer_claims
 from moescope.studies.circuits.claims_pairs import language_claims, pair_claims
 from moescope.studies.circuits.claims_several import several_claims
+from moescope.studies.circuits.images import balanced_on
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.single import TaskFindings
 from moescope.study.verdicts import Case, Effect, reading
@@ -243,18 +244,12 @@ class TaskClaims:
         return made
 
     def _of_texts(self) -> list[Claim | Case]:
-        """What a fixed ending and texts alike on the surface show, which labelled words do not have."""
-        made: list[Claim | Case] = [
-            self._alone("template", "fixed_template", "the circuit reads the text, not only its last words")
+        """What a fixed ending and examples alike on the surface show, which labelled words do not have."""
+        balanced = balanced_on(self.found.features.task)
+        return [
+            self._alone("template", "fixed_template", "the circuit reads the text, not only its last words"),
+            self._alone("matched", "matched_subset", f"the circuit works where {balanced} are balanced"),
         ]
-        if "matched" in self.effects.index:
-            made.append(self._alone("matched", "matched_subset", "the circuit works where length and full stop are balanced"))
-        else:
-            statement = f"{self.name}: the circuit works where length and full stop are balanced"
-            made.append(
-                Claim(statement, math.nan, outcome="not tested", words=str(self.controls.loc["matched_subset", "note"]))
-            )
-        return made
 
     def _unseen(self) -> Claim | Case:
         """What a probe knows of words that it did not learn: the answer to the leak of a word's own identity."""
@@ -272,7 +267,10 @@ class TaskClaims:
             words=f"balanced accuracy; {note}; the circuit on all words {float(self.controls.loc['circuit', 'balanced']):.1%}",
         )
 
-    def _alone(self, effect: str, control: str, statement: str) -> Case:
+    def _alone(self, effect: str, control: str, statement: str) -> Claim | Case:
+        if effect not in self.effects.index:
+            words = str(self.controls.loc[control, "note"])
+            return Claim(f"{self.name}: {statement}", math.nan, outcome="not tested", words=words)
         return Case(
             f"{self.name}: {statement}",
             float(self.controls.loc[control, "balanced"]),

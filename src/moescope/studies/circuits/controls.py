@@ -19,12 +19,14 @@ from moescope.studies.circuits.control_task import control_labels
 from moescope.studies.circuits.depth import EVEN, RAW, best_site_hits, direction_hits, early_layer, layer_probes
 from moescope.studies.circuits.features import own_cv
 from moescope.studies.circuits.geometry import rotated, rotations, standardised
+from moescope.studies.circuits.images import NO_TEMPLATE, balanced_on
 from moescope.studies.circuits.reread import Reread
 from moescope.studies.circuits.scorer import Scorer
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.single import TaskFindings
 from moescope.study.protocol import Context
 from moescope.tasks import group_folds, matched_subset, slots
+from moescope.tasks.images import ImageTask
 
 SURFACE = "surface: "
 MAJORITY = "majority class"
@@ -262,7 +264,7 @@ def _rotated(out: Controls) -> None:
 def _matched(out: Controls) -> None:
     features, settings = out.found.features, out.settings
     rows = np.asarray(matched_subset(features.task, seed=features.seed))
-    note = f"{len(rows)} rows balanced on length and final full stop"
+    note = f"{len(rows)} rows balanced on {balanced_on(features.task)}"
     try:
         part = features.subset(rows, n_folds=settings.n_folds)
         hits = both_hits(own_protocol(part, part.x, settings))
@@ -316,7 +318,10 @@ def _read_anew(out: Controls, read: Reread, step: Callable[[str], None]) -> None
             row["note"] += f"; {read.note}: ± {(row['high'] - row['low']) / 2:.1%}; the gap is that of {SAMPLED}"
         return gap
 
-    if read.template is not None:
+    if read.template is None:
+        if isinstance(read.own.task, ImageTask):
+            out.rows.append({"control": "fixed_template", "note": NO_TEMPLATE})
+    else:
         template = both_hits(own_protocol(read.template, read.template.x, settings))
         add("fixed_template", template, "same closing words after every text")
         out.effect("template", scorer.gap(template[EVEN], scorer.chance))

@@ -10,9 +10,12 @@ import pandas as pd
 from moescope.capture.encode import pad
 from moescope.capture.session import capture
 from moescope.models import LoadedModel
+from moescope.models.vision.reader import ImageReader
 from moescope.studies.circuits.features import rows_of
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.single import TaskFindings
+from moescope.tasks import ImageTask
+from moescope.tasks.images.task import shown
 
 NEURONS = 3
 """of the circuit, best first"""
@@ -38,7 +41,10 @@ def _answering(found: TaskFindings, model: LoadedModel, settings: CircuitSetting
             with capture(model, [neuron.site]) as session:
                 tensor = session.run(batch.ids.to(model.device), batch.mask.to(model.device))[neuron.site]
             own = tensor[0, :end, neuron.index].float().cpu().numpy().tolist()
-            tokens = [model.tokenizer.decode([int(i)]) for i in here.encoded[text][:end]]
+            if isinstance(here.task, ImageTask):
+                tokens, own = _of_image(here.task.examples[row].text, model.tokenizer, own)
+            else:
+                tokens = [model.tokenizer.decode([int(i)]) for i in here.encoded[text][:end]]
             rows.append(
                 {
                     "task": here.task.name,
@@ -55,6 +61,12 @@ def _answering(found: TaskFindings, model: LoadedModel, settings: CircuitSetting
     return pd.DataFrame(rows)
 
 
+def _of_image(path: str, reader: ImageReader, values: list[float]) -> tuple[list[str], list[float]]:
+    """The places of an image that a neuron answers most, in their order, behind the image's name."""
+    places = np.sort(np.argsort(-np.abs(values), kind="stable")[: _TOKENS - 1]).tolist()
+    return [shown(path), *(f" {reader.place(i)}" for i in places)], [0.0, *(values[i] for i in places)]
+
+
 def _misclassified(found: TaskFindings, settings: CircuitSettings) -> pd.DataFrame:
     """The held-out texts that the circuit is surest of and wrong about."""
     here, at = found.features, found.cv.ks.index(settings.k)
@@ -64,6 +76,7 @@ def _misclassified(found: TaskFindings, settings: CircuitSettings) -> pd.DataFra
     for row in _of_groups(order, here.groups, settings.examples):
         example = here.task.examples[row]
         text = " ".join((example.text if example.span is None else example.text[: example.span[1]]).split())
+        text = shown(text) if isinstance(here.task, ImageTask) else text
         rows.append(
             {
                 "task": here.task.name,

@@ -15,7 +15,7 @@ from moescope.models.forward_tokens import ForwardTokens
 from moescope.studies.circuits.features import Features, capture_features, rows_of
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.study.protocol import Context
-from moescope.tasks import fixed_wrap, subset
+from moescope.tasks import ImageTask, fixed_wrap, subset
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Reread:
     Attributes:
         rows: (n,) int64, which of the task's rows.
         own: the activations of the study's model on these rows, with folds of their own where they are a sample.
-        template: the same rows in the fixed template; None where words are labelled, which no template follows.
+        template: the same rows in the fixed template; None for images and where words are labelled, which have none.
         twin: the same rows read by the randomly initialised model; None without one.
         note: how many rows these are and why, in words; empty where they are all.
     """
@@ -58,11 +58,13 @@ def reread(
         InputError: as :func:`moescope.studies.circuits.features.capture_features`.
     """
     assert features.encoded is not None
-    words = features.task.kind == "tokens"
-    wrapped = features.task if words else fixed_wrap(features.task)
-    packed = features.encoded if words else encode(model, [e.text for e in wrapped.examples], max_tokens=max_tokens)
     lengths = features.costs
-    costs = (np.zeros(len(lengths)) if words else packed.lengths) + (lengths if twin is not None else 0)
+    words = features.task.kind == "tokens"
+    wrapped = None if words or isinstance(features.task, ImageTask) else fixed_wrap(features.task)
+    packed, costs = None, lengths if twin is not None else np.zeros_like(lengths)
+    if wrapped is not None:
+        packed = encode(model, [example.text for example in wrapped.examples], max_tokens=max_tokens)
+        costs = costs + packed.lengths
     budget = settings.control_cost * float(lengths.sum())
     strata = np.zeros(len(lengths), np.int64) if features.task.kind == "graded" else features.y
     rows = control_rows(strata, features.groups, costs, budget, settings, features.seed)
@@ -82,7 +84,7 @@ def reread(
         )
         note = f"on {len(rows)} of {len(lengths)} rows, whole groups drawn at random, {why}"
     template = None
-    if not words:
+    if wrapped is not None and packed is not None:
         with tokens.of(model, "template"):
             template = capture_features(
                 model, subset(wrapped, rows), features.columns, settings,

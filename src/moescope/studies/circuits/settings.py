@@ -24,8 +24,8 @@ class SearchSettings(Judged):
     site: Annotated[str, Sites()] = "resid"
     """resid (the residual stream after every layer, as published), mlp_act, mlp_out, attn_out or mlp_in; with layers as
     resid:3 or resid:0-5."""
-    position: Literal["final", "mean"] | int = "final"
-    """final (as published), mean, or a token index such as -2."""
+    position: Literal["final", "cls", "mean"] | int = "final"
+    """final (as published), cls (an encoder's class token), mean, or a token index such as -2."""
     k: Annotated[int, at_least(1)] = 10
     """Circuit size that the controls use."""
     sigma: Sigma = "pooled"

@@ -24,6 +24,7 @@ from moescope.studies.circuits.features import Columns, Features, capture_featur
 from moescope.studies.circuits.graded import GradedFindings, analyse_graded
 from moescope.studies.circuits.graded_controls import graded_control_tables
 from moescope.studies.circuits.halves import halved
+from moescope.studies.circuits.images import placed
 from moescope.studies.circuits.keep_run import kept_tables
 from moescope.studies.circuits.language import language_rows
 from moescope.studies.circuits.pairs import Ranked, cross_task_rows, map_k, native_row, overlap_rows, task_map_rows
@@ -64,10 +65,11 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
     >>> result = moescope.circuits("dense-tiny", ["certainty=halueval"])  # doctest: +SKIP
     >>> result.circuits["certainty"].neurons  # doctest: +SKIP
     """
-    context = Context("circuits", settings, run, of=CircuitSettings, spread=True)
+    context = Context("circuits", settings, run, of=CircuitSettings, spread=True, images=True)
     loaded_tasks = context.tasks(tasks, takes=tuple(KINDS))
     _check_kinds(loaded_tasks, settings)
     loaded = context.load(model, head=settings.intervenes, required=False)
+    settings = context.settings = placed(loaded, settings, context)
     columns = columns_of(loaded, settings.site)
     _check_sizes(columns, settings)
     context.tokens.add("batching", loaded.batching.tokens)

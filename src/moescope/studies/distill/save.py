@@ -24,14 +24,15 @@ class DistilledStudent:
 
     student: Student
     fingerprint: str
-    layer: int
+    layer: int | str
+    """its number, or a module's name"""
 
     def write(self, folder: Path, /) -> None:
         """Write ``student.safetensors``."""
         save_student(self.student, folder / "student.safetensors", fingerprint=self.fingerprint, layer=self.layer)
 
 
-def save_student(student: Student, path: str | Path, *, fingerprint: str | None = None, layer: int | None = None) -> Path:
+def save_student(student: Student, path: str | Path, *, fingerprint: str | None = None, layer: int | str | None = None) -> Path:
     """Write a student, whole or not at all. ``fingerprint`` and ``layer`` name the model and layer that it stands for.
 
     Raises:

@@ -30,6 +30,8 @@ class DistillSettings(Judged):
 
     layer: Annotated[int | None, at_least(0)] = None
     """Whose MLP to distil (default: the middle one)."""
+    module: str | None = None
+    """Distil this module of the model instead, by its name in the body: encoder.layer.3.mlp."""
     experts: Annotated[int, at_least(1)] = 10_000
     """Experts of each mixture-of-experts student (published: 10,000 and 100,000)."""
     active: Annotated[tuple[int, ...], NonEmpty(), at_least(1)] = (16,)

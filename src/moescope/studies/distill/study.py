@@ -13,24 +13,24 @@ import pandas as pd
 
 from moescope.capture import ActivationStore
 from moescope.capture.encode import model_limit
+from moescope.capture.record import Recorded
 from moescope.errors import InputError
 from moescope.models import LoadedModel, random_twin
-from moescope.studies.distill.accounting import per_neuron, spec_cost
 from moescope.studies.distill.baselines import baseline_fvu
 from moescope.studies.distill.claims import distill_claims
-from moescope.studies.distill.comparisons import ratio_table, summary_table
 from moescope.studies.distill.controls import control_pairs, distances
 from moescope.studies.distill.data import SPLITS, Pairs, count
 from moescope.studies.distill.evidence import ACTIVATIONS, Evidence
 from moescope.studies.distill.expert_study import expert_study
+from moescope.studies.distill.gathered import equal_cost_students, gathered, sizes
 from moescope.studies.distill.layer_data import model_pairs, read_texts, store_pairs, units_of
+from moescope.studies.distill.module_study import distill_module, read_module
 from moescope.studies.distill.neighbours import load_dictionary
 from moescope.studies.distill.runs import Runs, run_students
 from moescope.studies.distill.save import DistilledStudent
 from moescope.studies.distill.settings import EXPERT_CLAIMS, NO_PADDING, DistillSettings
 from moescope.studies.distill.spec import StudentSpec
 from moescope.studies.distill.splice import generation_table, splice_table
-from moescope.studies.distill.students import LayerShape, Scaling
 from moescope.studies.distill.teacher import Teacher
 from moescope.study.names import slug
 from moescope.study.protocol import CircuitsLike, Context, ModelLike
@@ -47,7 +47,7 @@ _SETTINGS, _RUN = DistillSettings(), Run()
 
 @verb
 def distill(
-    model: ModelLike,
+    model: ModelLike | Recorded,
     texts: Sequence[str] | str | Path | None = None,
     settings: DistillSettings = _SETTINGS,
     *,
@@ -62,6 +62,7 @@ def distill(
 
     Args:
         model: loaded with its head where it is given by name; the model's loss with a student in the layer's place needs it.
+            Or what :func:`moescope.record` recorded of any module of any torch model: then nothing is read.
         texts: what to read activations on, or a file of texts parted by blank lines, raw WikiText by articles; None: the
             shipped WikiText-2 excerpt.
         store: an :class:`~moescope.capture.ActivationStore` of ``mlp_in`` and ``mlp_out`` of the layer, read instead of the
@@ -85,7 +86,20 @@ def distill(
     >>> result = moescope.distill("dense-tiny", settings=settings)  # doctest: +SKIP
     >>> result.table("ratio")  # doctest: +SKIP
     """
-    context = Context("distill", settings, run, of=DistillSettings, spread=True)
+    recorded = isinstance(model, Recorded)
+    named = recorded or settings.module is not None
+    context = Context("distill", settings, run, of=DistillSettings, spread=not named, images=named)
+    if named:
+        unused = {"store": store, "circuits": circuits, "dictionary": dictionary} | ({"texts": texts} if recorded else {})
+        beside = next((name for name, given in unused.items() if given is not None), None)
+        if beside is not None:
+            raise InputError("does not go with a module that is named or recorded; leave it out", beside)
+        if recorded and settings.module is not None:
+            raise InputError("what was recorded is of one module already; leave it out", "module")
+    if isinstance(model, Recorded):
+        return distill_module(context, model, settings)
+    if named:
+        return distill_module(context, read_module(context, context.load(model), texts, settings), settings)
     with context.noted():
         given = read_texts(texts)
     context.stages.read(list(given))
@@ -116,7 +130,7 @@ def distill(
     body: Any = loaded.body
     embedding = body.get_input_embeddings().weight.detach().float().cpu()
     found: dict[str, Runs] = {}
-    sizes: dict[str, dict[str, float]] = {}
+    sources: dict[str, dict[str, float]] = {}
     baselines: list[pd.DataFrame] = []
     unpadded: Pairs | None = None
     if any(name.startswith(NO_PADDING) for name in settings.control):
@@ -138,21 +152,13 @@ def distill(
             checkpoint=context.stages.place(f"training on {name}"),
             progress=context.counter(f"training on {name}"),
         )
-        sizes[name] = _sizes(here, found[name].scaling)
+        sources[name] = sizes(here, found[name].scaling)
         if not found[ACTIVATIONS].best:
             raise InputError("every student diverged; give lower ones", "lr")
         explained = context.stage(f"baselines on {name}", partial(baseline_fvu, here, embedding))
         baselines.append(pd.DataFrame({"data": name, "baseline": [*explained], "fvu": [*explained.values()]}))
-    frames = {
-        "students": pd.concat([runs.rows.assign(data=name) for name, runs in found.items()], ignore_index=True),
-        "documents": pd.concat([runs.documents.assign(data=name) for name, runs in found.items()], ignore_index=True),
-        "curves": pd.concat([runs.curves.assign(data=name) for name, runs in found.items()], ignore_index=True),
-        "baselines": pd.concat(baselines, ignore_index=True),
-    }
-    frames["summary"] = summary_table(frames["students"])
-    frames["ratio"] = ratio_table(frames["summary"], frames["documents"])
+    frames = gathered(found, baselines)
     best = found[ACTIVATIONS].best
-    frames["load"] = _loads(found[ACTIVATIONS])
     if loaded.has_head:
         spliced = partial(splice_table, teacher, best, held, documents=of[rows.judge], seed=run.seed)
         frames["splice"] = context.stage("splicing students in", partial(spliced, batch_tokens=run.batch_tokens))
@@ -185,7 +191,7 @@ def distill(
         artifacts=students,
         layer=layer,
         data={"source": pairs.name, **{split: count(pairs, split) for split in SPLITS}},
-        sources=sizes,
+        sources=sources,
         teacher={**dataclasses.asdict(shape), "width": width},
     )
 
@@ -223,18 +229,6 @@ def _control(
     return here, labeller
 
 
-def equal_cost_students(specs: dict[str, StudentSpec], shape: LayerShape, widest: int | None) -> dict[str, StudentSpec]:
-    """A dense student for each expert student, with as many multiply-adds, router included; at most as wide as the
-    teacher, which needs no more."""
-    extra: dict[str, StudentSpec] = {}
-    for spec in specs.values():
-        if spec.kind != "dense":
-            width = max(1, spec_cost(spec, shape)[0] // per_neuron(shape, shape.glu))
-            dense = StudentSpec(kind="dense", shared=min(width, widest) if widest else width, start=spec.start)
-            extra[dense.name] = dense
-    return extra
-
-
 def _start(spec: StudentSpec, data: str) -> StudentSpec:
     """The teacher's neurons are a start where the labels are the teacher's."""
     return dataclasses.replace(spec, start="random") if data in ("shuffled-teacher", "twin") else spec
@@ -244,21 +238,3 @@ def _width(teacher: Teacher) -> int | None:
     """Neurons of the teacher; None for a block of experts."""
     inner = [site for site in teacher.model.sites("mlp_act") if site.layer == teacher.layer]
     return teacher.model.width(inner[0]) if inner else None
-
-
-def _sizes(pairs: Pairs, scaling: Scaling) -> dict[str, float]:
-    """Vectors that train and test, and the mean variance of a coordinate of inputs and of outputs."""
-    variances = {"input_variance": scaling.x_scale**2, "output_variance": scaling.y_scale**2}
-    return {"train": count(pairs, "train"), "test": count(pairs, "test"), **variances}
-
-
-def _loads(runs: Runs) -> pd.DataFrame:
-    """How often the experts of each student ran, most used first, at 64 ranks."""
-    rows: list[dict[str, Any]] = []
-    for name, found in runs.loads.items():
-        if found.load is None:
-            continue
-        load = sorted(found.load, reverse=True)
-        ranks = sorted({round((len(load) - 1) * i / 63) for i in range(64)})
-        rows += [{"student": name, "rank": rank, "load": float(load[rank])} for rank in ranks]
-    return pd.DataFrame(rows, columns=["student", "rank", "load"])

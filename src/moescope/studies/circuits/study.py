@@ -25,6 +25,8 @@ from moescope.studies.circuits.keep_run import kept_tables
 from moescope.studies.circuits.language import language_rows
 from moescope.studies.circuits.pairs import Ranked, cross_task_rows, map_k, native_row, overlap_rows, task_map_rows
 from moescope.studies.circuits.paths import path_table
+from moescope.studies.circuits.related.claims_similarity import similarity_claims
+from moescope.studies.circuits.related.similarity import similarity_tables
 from moescope.studies.circuits.reread import Reread, prove_reread, reread
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.single import TaskFindings, analyse, overlap_ks
@@ -100,6 +102,8 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
         paths = context.stage("following paths", lambda: path_table(loaded, halves, settings, context))
         tables |= {"paths": paths} if len(paths) else {}
     claims = circuit_claims(found, tables, settings)
+    if "similarity" in tables:
+        claims += similarity_claims(tables["similarity"], tables["similarity_regression"], settings)
     if settings.ablate is not None:
         claims += [*ablation_claims(tables, settings), *erasure_claims(tables["erasure"], settings)]
     if settings.keep_only is not None:
@@ -200,8 +204,11 @@ def _across_tasks(found: dict[str, TaskFindings], settings: CircuitSettings, con
             if i < j:
                 overlap += overlap_rows(a, b, ranked, ks)
             cross += [native_row(found[a], settings)] if i == j else cross_task_rows(found[a], found[b], settings)
+    crossed = pd.DataFrame(cross)
+    if len(names) > 2:
+        tables |= similarity_tables(list(found.values()), ranked, crossed)
     return tables | {
         "overlap": pd.DataFrame(overlap),
-        "cross_task": pd.DataFrame(cross),
+        "cross_task": crossed,
         "task_map": pd.DataFrame(task_map_rows(list(found.values()), ranked, settings)),
     }

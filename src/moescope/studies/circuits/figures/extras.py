@@ -42,6 +42,8 @@ from moescope.studies.circuits.figures.comparison import SURFACE
 from moescope.studies.circuits.figures.dashboard import TARGETS, dose_curve
 from moescope.studies.circuits.figures.kept import CAPTION as KEPT_CAPTION
 from moescope.studies.circuits.figures.kept import kept
+from moescope.studies.circuits.figures.similarity import CAPTION as SIMILARITY_CAPTION
+from moescope.studies.circuits.figures.similarity import similarity
 from moescope.study.verdicts import ALPHA
 
 _CONTROLS = (  # name in the table, label, colour, marker; top to bottom
@@ -263,6 +265,7 @@ FIGURES: tuple[TableFigure, ...] = (
         "probe directions, with what permuted labels give. A star marks p ≤ 0.05, corrected for the number of pairs.",
         _task_map,
     ),
+    ("similarity", "similarity", "Likeness of tasks", SIMILARITY_CAPTION, similarity),
     (
         "dynamics",
         "dynamics",

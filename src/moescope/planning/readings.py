@@ -73,6 +73,10 @@ def work_of(command: str, inputs: dict[str, Any], settings: Any, run: Run, model
         readings.append(Reading("main", lengths, getattr(settings, "new_tokens", 0)))
         if getattr(settings, "twin", False):
             readings.append(Reading("twin", lengths))
+    if isinstance(settings, CircuitSettings) and settings.few_shot is not None:
+        for task in load_tasks(settings.few_shot, limit=run.limit, seed=run.seed):
+            sizes.append(len(task))
+            readings.append(Reading("few shot", _lengths(model, [example.text for example in task.examples], run)))
     if isinstance(settings, SparsifySettings):
         for purpose, tokens in settings.forward_tokens(len(PLAIN)).items():
             readings.append(Reading(purpose, np.full(max(1, tokens // settings.window), settings.window)))

@@ -2,8 +2,8 @@
 
 A permutation of the members' order keeps that dependence. Permuting a whole predictor (the Mantel test, and its partial forms)
 also breaks the predictor's own relation with the other predictors, and finds too much where they are alike; *double
-semi-partialling* permutes only what the others leave of it (Dekker, Krackhardt and Snijders 2007, "Sensitivity of MRQAP tests to
-collinearity and autocorrelation conditions", Psychometrika 72).
+semi-partialling* permutes only what the others leave of it (Dekker, Krackhardt and Snijders 2007, "Sensitivity of MRQAP tests
+to collinearity and autocorrelation conditions", Psychometrika 72).
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def semi_partialled(
         n: permutations at most.
 
     Raises:
-        InputError: fewer pairs than the regression needs, a matrix of another shape or that is not symmetric, a value that is not
-            finite, or no variation beyond the others.
+        InputError: fewer pairs than the regression needs, a matrix of another shape or that is not symmetric, a value that
+            is not finite, or no variation beyond the others.
     """
     members = len(response)
     upper = np.triu_indices(members, 1)
@@ -96,4 +96,4 @@ def _orders(members: int, n: int, seed: int) -> NDArray[np.int64]:
 
 
 def _scaled(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return (values - values.mean()) / (values.std() or 1.0)
+    return np.asarray((values - values.mean()) / (values.std() or 1.0))

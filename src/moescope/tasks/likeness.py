@@ -17,10 +17,11 @@ LIKENESS = ("vocabulary", "class_words", "surface")
 def text_likeness(tasks: Sequence[Task]) -> dict[str, np.ndarray]:
     """Similarity (T, T) of every two tasks by each of :data:`LIKENESS`, symmetric.
 
-    ``vocabulary`` is the cosine of the tasks' mean tf-idf weights, ``class_words`` the absolute cosine of the difference between
-    the two classes that lie furthest apart in them, ``surface`` the negative distance between mean length in characters and words
-    (logarithms) and shares of texts with a full stop or other punctuation at their end, each in standard deviations over tasks.
-    Words are those of the rendered texts, for these are what a model reads; length and ending are those of the content.
+    ``vocabulary`` is the cosine of the tasks' mean tf-idf weights, ``class_words`` the absolute cosine of the difference
+    between the two classes that lie furthest apart in them, ``surface`` the negative distance between mean length in
+    characters and words (logarithms) and shares of texts with a full stop or other punctuation at their end, each in standard
+    deviations over tasks. Words are those of the rendered texts, for these are what a model reads; length and ending are those
+    of the content.
     """
     texts = [[example.text for example in task.examples] for task in tasks]
     weights = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b", sublinear_tf=True).fit_transform([t for own in texts for t in own])

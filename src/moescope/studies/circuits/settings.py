@@ -86,6 +86,12 @@ class CircuitSettings(SearchSettings):
     path_random: Annotated[int, at_least(39)] = 99
     """Random pairs of senders and receivers of the same layers beside them."""
 
+    few_shot: str | None = None
+    """NAME=SOURCE: a further task, learnt from 8 to 256 labels on the neurons of the others' circuits, beside random neurons of
+    their layers, the largest variance and a regularised probe of all."""
+    few_shot_draws: Annotated[int, at_least(5)] = 20
+    """How often its labelled texts are drawn anew."""
+
     def check(self) -> None:
         check_draws(self.n_permutations, 1, "n_permutations", self.alpha)
         if self.n_label_permutations:

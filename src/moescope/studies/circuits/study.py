@@ -25,7 +25,9 @@ from moescope.studies.circuits.keep_run import kept_tables
 from moescope.studies.circuits.language import language_rows
 from moescope.studies.circuits.pairs import Ranked, cross_task_rows, map_k, native_row, overlap_rows, task_map_rows
 from moescope.studies.circuits.paths import path_table
+from moescope.studies.circuits.related.claims_few_shot import few_shot_claims
 from moescope.studies.circuits.related.claims_similarity import similarity_claims
+from moescope.studies.circuits.related.few_shot import few_shot_tables, learn, refuse_known
 from moescope.studies.circuits.related.similarity import similarity_tables
 from moescope.studies.circuits.reread import Reread, prove_reread, reread
 from moescope.studies.circuits.settings import CircuitSettings
@@ -35,6 +37,7 @@ from moescope.study.repeat import verb
 from moescope.study.result import StudyResult
 from moescope.study.rows import FoldRows
 from moescope.study.run import Run
+from moescope.tasks import split_half
 from moescope.types import Task
 
 _SETTINGS, _RUN = CircuitSettings(), Run()
@@ -62,7 +65,10 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
     >>> result.circuits["certainty"].neurons  # doctest: +SKIP
     """
     context = Context("circuits", settings, run, of=CircuitSettings, spread=True)
+    further = context.tasks(settings.few_shot) if settings.few_shot is not None else []
     loaded_tasks = context.tasks(tasks)
+    for task in further:
+        refuse_known(task, loaded_tasks)
     loaded = context.load(model, head=settings.intervenes, required=False)
     columns = columns_of(loaded, settings.site)
     _check_sizes(columns, settings)
@@ -93,6 +99,8 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
             parts.setdefault(name, []).append(frame)
     tables = {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
     tables |= context.stage("comparing tasks", lambda: _across_tasks(found, settings, context))
+    for task in further:
+        tables |= _few_shot(context, task, list(found.values()), settings, loaded, limits)
     halves = [halved(loaded, here, settings, context) for here in features.values()] if settings.intervenes else []
     if settings.ablate is not None:
         tables |= causal_tables(loaded, halves, settings, context)
@@ -104,6 +112,8 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
     claims = circuit_claims(found, tables, settings)
     if "similarity" in tables:
         claims += similarity_claims(tables["similarity"], tables["similarity_regression"], settings)
+    if "few_shot_area" in tables:
+        claims += few_shot_claims(tables["few_shot_area"], settings)
     if settings.ablate is not None:
         claims += [*ablation_claims(tables, settings), *erasure_claims(tables["erasure"], settings)]
     if settings.keep_only is not None:
@@ -113,7 +123,7 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
     bare = sum(int(here.encoded.lengths.sum()) for here in features.values() if here.encoded is not None)
     return context.result(
         model=loaded,
-        tasks=loaded_tasks,
+        tasks=[*loaded_tasks, *further],
         title=f"Task circuits of {loaded.name}",
         claims=claims,
         tables=tables,
@@ -160,6 +170,28 @@ def _of_task(
         ),
     )
     return found, {**found.tables, **controls, **_examples(context, found, settings, model)}
+
+
+def _few_shot(
+    context: Context,
+    task: Task,
+    found: list[TaskFindings],
+    settings: CircuitSettings,
+    model: LoadedModel,
+    limits: dict[str, Any],
+) -> dict[str, pd.DataFrame]:
+    """A further task learnt from few labels on the neurons that are found already."""
+    seed = context.run.seed
+    groups = np.array([e.group for e in task.examples])
+    half = split_half([e.label for e in task.examples], groups, seed).astype(np.int64)
+    rows = context.rows(FoldRows(f"{task.name}: from few labels", groups, half))
+
+    def tables() -> dict[str, pd.DataFrame]:
+        with context.tokens.of(model, "few shot"):
+            new = capture_features(model, task, found[0].features.columns, settings, seed=seed, folds=rows.folds, **limits)
+        return few_shot_tables(learn(new, found, settings))
+
+    return context.stage(f"{task.name}: learning from few labels", tables)
 
 
 def _examples(context: Context, found: TaskFindings, settings: CircuitSettings, model: LoadedModel) -> dict[str, pd.DataFrame]:

@@ -40,6 +40,8 @@ from moescope.report.style import (
 )  # fmt: skip
 from moescope.studies.circuits.figures.comparison import SURFACE
 from moescope.studies.circuits.figures.dashboard import TARGETS, dose_curve
+from moescope.studies.circuits.figures.few_shot import CAPTION as FEW_SHOT_CAPTION
+from moescope.studies.circuits.figures.few_shot import few_shot
 from moescope.studies.circuits.figures.kept import CAPTION as KEPT_CAPTION
 from moescope.studies.circuits.figures.kept import kept
 from moescope.studies.circuits.figures.similarity import CAPTION as SIMILARITY_CAPTION
@@ -265,6 +267,7 @@ FIGURES: tuple[TableFigure, ...] = (
         "probe directions, with what permuted labels give. A star marks p ≤ 0.05, corrected for the number of pairs.",
         _task_map,
     ),
+    ("few_shot", "few_shot", "From few labels", FEW_SHOT_CAPTION, few_shot),
     ("similarity", "similarity", "Likeness of tasks", SIMILARITY_CAPTION, similarity),
     (
         "dynamics",

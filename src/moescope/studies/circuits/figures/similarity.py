@@ -12,10 +12,10 @@ from moescope.report.registry import Tables
 from moescope.report.style import BLUE, FAINT, SOFT, WIDTH, letter, name_rows, new_figure
 
 CAPTION = (
-    "Which tasks are alike. (a) by their circuits: what two tasks' circuits share between halves of the texts beyond chance, of "
-    "what each so shares with itself (joined at the mean of all pairs, scale 1 - likeness); (b) by their vocabulary (cosine of mean "
-    "tf-idf weights); (c) the one over the other, a point a pair. Circuits that do not repeat themselves between halves stand at "
-    "no likeness."
+    "Which tasks are alike. (a) by their circuits: what two tasks' circuits share between halves of the texts beyond chance, "
+    "of what each so shares with itself (joined at the mean of all pairs, scale 1 - likeness); (b) by their vocabulary (cosine "
+    "of mean tf-idf weights); (c) the one over the other, a point a pair. A circuit that does not repeat itself between halves "
+    "is like none."
 )
 
 

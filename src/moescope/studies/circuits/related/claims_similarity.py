@@ -16,14 +16,16 @@ from moescope.types import Claim, Control
 MARGIN = 0.3
 """Partial correlation that counts: a tenth of what the other terms leave."""
 FAMILY = "likeness of tasks"
+_TEXTS = "how classes differ in words, length and endings"
 _ASKED = (
-    ("circuit", "vocabulary", "tasks with like vocabulary have like circuits", "how classes differ in words, length and endings"),
-    ("transfer", "circuit", "tasks with like circuits carry over to each other", "likeness of the texts"),
+    ("circuit", "vocabulary", "tasks with like vocabulary have like circuits", _TEXTS),
+    ("transfer", "vocabulary", "classifiers carry over between tasks with like vocabulary", _TEXTS),
+    ("transfer", "circuit", "classifiers carry over between tasks with like circuits", "likeness of their texts"),
 )
 
 
 def similarity_claims(pairs: pd.DataFrame, regression: pd.DataFrame, settings: CircuitSettings) -> list[Claim | Case]:
-    """Two claims that are judged together, by partial correlations over all pairs of tasks."""
+    """Three claims that are judged together, by partial correlations over all pairs of tasks."""
     least = members_needed(math.ceil(2 * len(_ASKED) / settings.alpha - 1 - 1e-9))
     rows = regression.set_index(["response", "term"])
     return [_claim(rows.loc[(r, t)], pairs, r, t, said, given, least, settings) for r, t, said, given in _ASKED]
@@ -33,7 +35,7 @@ def _claim(
     row: Any, pairs: pd.DataFrame, response: str, term: str, said: str, given: str, least: int, settings: CircuitSettings
 ) -> Claim | Case:
     tasks, value, chance = int(row["tasks"]), float(row["partial"]), float(row["chance"])
-    out = f"; {int(row['left_out'])} left out, whose circuit does not repeat itself or has no transferred AUROC"
+    out = f"; {int(row['left_out'])} left out, whose circuit does not repeat itself or that have more than two classes"
     counted = f"{tasks} tasks, {int(row['pairs'])} pairs{out if row['left_out'] else ''}"
     statement = f"{said}, beyond {given}"
     if tasks < least or math.isnan(value):
@@ -45,10 +47,13 @@ def _claim(
         shown = value if math.isfinite(value) else "too few tasks"
         return Claim(statement, shown, id="H22", outcome="inconclusive", words=why)
     low, high = float(row["low"]), float(row["high"])
-    effect = Effect(value - chance, low - chance, high - chance, "orders of the tasks at random", MARGIN, float(row["p"]), share=False)
+    effect = Effect(
+        value - chance, low - chance, high - chance, "orders of the tasks at random", MARGIN, float(row["p"]), share=False
+    )
     enough = (effect.could_have_shown(settings.alpha) / MARGIN) ** 2 * int(row["pairs"])
     many = math.ceil((1 + math.sqrt(1 + 8 * enough)) / 2)
-    plain = float(np.corrcoef(pairs.dropna()[response], pairs.dropna()[term])[0, 1])
+    both = pairs[[response, term]].dropna()
+    plain = float(np.corrcoef(both[response], both[term])[0, 1])
     return Case(
         statement,
         value,
@@ -57,9 +62,9 @@ def _claim(
         interval=(low, high),
         control=Control("orders of the tasks at random", chance),
         family=FAMILY,
-        words=f"partial correlation over {counted}, the other terms given (double semi-partialling, {int(row['n_permutations'])} "
-        f"orders; the interval is what these spread); without them {plain:.2f}; {_most(pairs, response)}; about {many} tasks could "
-        f"show {MARGIN:g}",
+        words=f"partial correlation over {counted}, the other terms given (double semi-partialling, "
+        f"{int(row['n_permutations'])} orders; the interval is what these spread); without them {plain:.2f}; "
+        f"{_most(pairs, response)}; about {many} tasks could show {MARGIN:g}",
     )
 
 

@@ -1,4 +1,4 @@
-"""Which tasks have like circuits, corrected for chance and for how far a circuit repeats itself, beside how alike their texts are."""
+"""Which tasks have like circuits, corrected for chance and for how far each repeats itself, beside likeness of texts."""
 
 from __future__ import annotations
 
@@ -18,16 +18,23 @@ from moescope.study.verdicts import beyond_draws
 from moescope.tasks.likeness import LIKENESS, text_likeness
 
 MEASURES = ("circuit", "transfer")
+"""How alike two tasks are to the model."""
 _ORDERS = 999
 """Random orders of the tasks at most: fewer where there are not so many."""
-_REPEATS = 0.1
-"""Share of a circuit beyond chance that must repeat between halves, or its likeness to another cannot be corrected."""
+_REPEATS = 0.95
+"""Share of permuted labels that a circuit must exceed in what it shares with itself, or its likeness cannot be corrected."""
+_REGRESSIONS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("circuit", LIKENESS, LIKENESS),
+    ("transfer", LIKENESS, LIKENESS),
+    ("transfer", ("circuit", *LIKENESS), ("circuit",)),
+)
+"""Response, the terms of the regression, and those of them that are tested in it."""
 
 
 def similarity_tables(
     found: Sequence[TaskFindings], ranked: Mapping[str, Ranked], cross: pd.DataFrame
 ) -> dict[str, pd.DataFrame]:
-    """The tables ``similarity``, one row for every two tasks, and ``similarity_regression``, one for every term of a regression.
+    """The tables ``similarity``, one row for every two tasks, and ``similarity_regression``, one for every term.
 
     Args:
         cross: the rows of the table ``cross_task``.
@@ -49,12 +56,12 @@ def similarity_tables(
 def _circuits_alike(a: Ranked, b: Ranked, k: int) -> dict[str, float]:
     """What two tasks share across halves of their texts beyond chance, of what each so shares with itself (Spearman 1904)."""
     row = overlap_row(a.all, b.all, a.halves, b.halves, a.drawn, b.drawn, k)
-    own = [
-        row[f"split_half_{side}"] - float(np.mean([shared(one.all, drawn, k) for drawn in one.drawn]))
-        for side, one in (("a", a), ("b", b))
-    ]
+    own, reliable = [], True
+    for side, one in (("a", a), ("b", b)):
+        drawn = [shared(one.all, other, k) for other in one.drawn]
+        own.append(row[f"split_half_{side}"] - float(np.mean(drawn)))
+        reliable &= own[-1] >= 1 and row[f"split_half_{side}"] > np.quantile(drawn, _REPEATS)
     across = row["split_half_cross"] - row["expected"]
-    reliable = min(own) >= max(_REPEATS * k, 1.0)
     return {
         "shared": row["split_half_cross"],
         "own_a": row["split_half_a"],
@@ -65,7 +72,7 @@ def _circuits_alike(a: Ranked, b: Ranked, k: int) -> dict[str, float]:
 
 
 def _carried(source: TaskFindings, target: TaskFindings, transferred: pd.Series) -> float:
-    """2 AUROC - 1 of the source's classifier on the target's texts with the better sign, less what that choice gives by chance."""
+    """2 AUROC - 1 of the source's classifier on the target's texts with the better sign, less what chance so gives."""
     key = (source.features.task.name, target.features.task.name)
     if key not in transferred.index:
         return math.nan
@@ -76,24 +83,22 @@ def _carried(source: TaskFindings, target: TaskFindings, transferred: pd.Series)
 
 
 def regression_table(pairs: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
-    """What likeness of texts says of likeness of circuits, and what both say of what a classifier carries over.
+    """What likeness of texts says of likeness of circuits and of what a classifier carries over, and circuits beyond texts.
 
-    Every term is tested with the others of its response given, by double semi-partialling. A task of which a value is missing (a
-    circuit that does not repeat itself, more than two classes) is left out of that regression.
+    Every term is tested with the others of its regression given, by double semi-partialling. A task of which a value is
+    missing (a circuit that does not repeat itself, more than two classes) is left out of that regression.
     """
     names = list(dict.fromkeys([*pairs["task_a"], *pairs["task_b"]]))
     matrices = {name: _matrix(pairs, names, name) for name in (*MEASURES, *LIKENESS)}
     rows = []
-    for response, terms in (("circuit", LIKENESS), ("transfer", ("circuit", *LIKENESS))):
+    for response, terms, tested in _REGRESSIONS:
         kept = _complete([matrices[name] for name in (response, *terms)])
         square = {name: matrices[name][np.ix_(kept, kept)] for name in (response, *terms)}
-        for turn, term in enumerate(terms):
+        for turn, term in enumerate(tested):
             head = {"response": response, "term": term, "tasks": len(kept), "left_out": len(names) - len(kept)}
             others = [square[name] for name in terms if name != term]
             try:
-                fit = semi_partialled(
-                    square[response], square[term], others, n=_ORDERS, seed=seed + 7919 * (turn + 1)
-                )
+                fit = semi_partialled(square[response], square[term], others, n=_ORDERS, seed=seed + 7919 * (turn + 1))
             except InputError:
                 rows.append(head | _nothing(len(kept)))
                 continue

@@ -86,5 +86,15 @@ def test_what_is_read_is_counted(same: StudyResult) -> None:
 
 
 def test_texts_that_chose_the_neurons_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="3 of new's texts are A's too"):
+    said = ""
+    try:
         study(tmp_path, NEURONS, known=3)
+    except InputError as error:
+        said = str(error)
+    assert "3 of new's texts are A's too" in said
+
+
+def test_a_second_task_of_one_name_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "A.jsonl").write_text('{"text": "x", "label": 0}\n{"text": "y", "label": 1}\n')
+    with pytest.raises(InputError, match="a task is called 'A' already"):
+        call.circuits(lookup_model({"x": np.ones(8)}), task(["x"] * 2, [0, 1], name="A"), few_shot=str(tmp_path / "A.jsonl"))

@@ -92,6 +92,12 @@ class CircuitSettings(SearchSettings):
     few_shot_draws: Annotated[int, at_least(5)] = 20
     """How often its labelled texts are drawn anew."""
 
+    crossed: str | None = None
+    """FILE?labels=a,b: texts that carry two labels, each class with each (or tone-certainty, which is made here): is a circuit
+    as good where the other property differs, and does editing one leave the other alone?"""
+    crossed_random: Annotated[int, at_least(39)] = 199
+    """Random sets, matched on layer and on the size of the change, beside either circuit that is edited."""
+
     def check(self) -> None:
         check_draws(self.n_permutations, 1, "n_permutations", self.alpha)
         if self.n_label_permutations:

@@ -25,8 +25,10 @@ from moescope.studies.circuits.keep_run import kept_tables
 from moescope.studies.circuits.language import language_rows
 from moescope.studies.circuits.pairs import Ranked, cross_task_rows, map_k, native_row, overlap_rows, task_map_rows
 from moescope.studies.circuits.paths import path_table
+from moescope.studies.circuits.related.claims_crossed import crossed_claims
 from moescope.studies.circuits.related.claims_few_shot import few_shot_claims
 from moescope.studies.circuits.related.claims_similarity import similarity_claims
+from moescope.studies.circuits.related.crossed_run import crossed_tables, read_crossed
 from moescope.studies.circuits.related.few_shot import few_shot_tables, learn, refuse_known
 from moescope.studies.circuits.related.similarity import similarity_tables
 from moescope.studies.circuits.reread import Reread, prove_reread, reread
@@ -69,6 +71,7 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
     loaded_tasks = context.tasks(tasks)
     for task in further:
         refuse_known(task, loaded_tasks)
+    crossed = read_crossed(settings, context)
     loaded = context.load(model, head=settings.intervenes, required=False)
     columns = columns_of(loaded, settings.site)
     _check_sizes(columns, settings)
@@ -101,6 +104,8 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
     tables |= context.stage("comparing tasks", lambda: _across_tasks(found, settings, context))
     for task in further:
         tables |= _few_shot(context, task, list(found.values()), settings, loaded, limits)
+    if crossed is not None:
+        tables |= crossed_tables(loaded, crossed, columns, settings, context, limits)
     halves = [halved(loaded, here, settings, context) for here in features.values()] if settings.intervenes else []
     if settings.ablate is not None:
         tables |= causal_tables(loaded, halves, settings, context)
@@ -114,6 +119,8 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
         claims += similarity_claims(tables["similarity"], tables["similarity_regression"], settings)
     if "few_shot_area" in tables:
         claims += few_shot_claims(tables["few_shot_area"], settings)
+    if crossed is not None:
+        claims += crossed_claims(tables["crossed_strata"], tables["crossed_edits"], settings)
     if settings.ablate is not None:
         claims += [*ablation_claims(tables, settings), *erasure_claims(tables["erasure"], settings)]
     if settings.keep_only is not None:

@@ -411,7 +411,7 @@ def _related(tasks) -> dict[str, pd.DataFrame]:  # type: ignore[no-untyped-def]
             "task_a": a,
             "task_b": b,
             "k": 100,
-            **{"shared": 4.0, "own_a": 12.0, "own_b": 14.0, "chance": 2.0, "transfer": 0.1},
+            **{"shared": 4.0, "own_a": 12.0, "own_b": 14.0, "chance": 2.0, "transfer": 0.1, "same_texts": 0},
             "circuit": float("nan") if j == 4 else 0.9 / (1 + j - i),
             **{"vocabulary": 0.2 + 0.1 * (i + j) % 0.7, "class_words": 0.1, "surface": -1.0 - j},
         }

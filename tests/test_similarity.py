@@ -155,6 +155,7 @@ def test_likeness_follows_planted_neurons_and_not_words(neurons: dict[str, pd.Da
     assert pairs.drop(same)["circuit"].max() < 0.1
     assert pairs.drop(same)["circuit"].mean() < -0.05  # what is full of its own neurons shares fewer than permuted labels do
     assert pairs.loc[[("t0", "t4"), ("t1", "t5")], "vocabulary"].min() > pairs.loc[same, "vocabulary"].max() + 0.2
+    assert (pairs["same_texts"] == 0).all()
     like, worded, carried = judged(neurons)
     assert "holds" not in (like.outcome, worded.outcome)
     assert (carried.outcome, carried.explanation) == ("holds", None)
@@ -178,6 +179,16 @@ def test_a_task_is_as_alike_to_itself_as_it_repeats_itself(neurons: dict[str, pd
     row = pairs.loc[("t0", "again")]
     assert row["circuit"] == pytest.approx(1, abs=0.35)
     assert row["circuit"] > (row["shared"] - row["chance"]) / row["k"]
+
+
+def test_tasks_of_the_same_texts_are_not_compared() -> None:
+    found = made_tasks([0, 0, 1], [0, 1, 2])
+    twin = replace(found[0].features, task=replace(found[0].features.task, name="again"))
+    tables = tables_of([*found, replace(found[1], features=twin)])
+    pairs = tables["similarity"].set_index(["task_a", "task_b"])
+    assert pairs["same_texts"].tolist() == [0, 0, 160, 0, 0, 0]
+    assert pairs.loc[("t0", "again"), ["circuit", "transfer"]].isna().all()
+    assert pairs["transfer"].notna().sum() == 5
 
 
 def test_tasks_without_a_circuit_are_left_out_by_name() -> None:

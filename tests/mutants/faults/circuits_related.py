@@ -45,6 +45,15 @@ FAULTS = faults(
         ("test_likeness_follows_planted_neurons_and_not_words",),
     ),
     (
+        "likeness-of-the-same-texts",
+        "likeness of tasks: texts of their own",
+        "tasks of the same texts are compared as if they had their own",
+        _CIRCUITS + "similarity.py",
+        'if row["same_texts"] > _COMMON',
+        'if row["same_texts"] < _COMMON - 1',
+        ("test_tasks_of_the_same_texts_are_not_compared",),
+    ),
+    (
         "likeness-of-noise",
         "likeness of tasks: circuits that repeat themselves",
         "a circuit that does not repeat itself is compared all the same",

@@ -35,7 +35,7 @@ def _claim(
     row: Any, pairs: pd.DataFrame, response: str, term: str, said: str, given: str, least: int, settings: CircuitSettings
 ) -> Claim | Case:
     tasks, value, chance = int(row["tasks"]), float(row["partial"]), float(row["chance"])
-    out = f"; {int(row['left_out'])} left out, whose circuit does not repeat itself or that have more than two classes"
+    out = f"; {int(row['left_out'])} left out (does not repeat itself, has another's texts, or over two classes)"
     counted = f"{tasks} tasks, {int(row['pairs'])} pairs{out if row['left_out'] else ''}"
     statement = f"{said}, beyond {given}"
     if tasks < least or math.isnan(value):

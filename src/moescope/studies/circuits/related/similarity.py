@@ -15,6 +15,7 @@ from moescope.studies.circuits.overlap import overlap_row, shared
 from moescope.studies.circuits.pairs import Ranked, map_k
 from moescope.studies.circuits.single import TaskFindings
 from moescope.study.verdicts import beyond_draws
+from moescope.tasks.build import normalise
 from moescope.tasks.likeness import LIKENESS, text_likeness
 
 MEASURES = ("circuit", "transfer")
@@ -23,6 +24,8 @@ _ORDERS = 999
 """Random orders of the tasks at most: fewer where there are not so many."""
 _REPEATS = 0.95
 """Share of permuted labels that a circuit must exceed in what it shares with itself, or its likeness cannot be corrected."""
+_COMMON = 0.05
+"""Share of the smaller task's texts that two may have in common, or they are like each other in that alone."""
 _REGRESSIONS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("circuit", LIKENESS, LIKENESS),
     ("transfer", LIKENESS, LIKENESS),
@@ -42,11 +45,15 @@ def similarity_tables(
     k = map_k(len(found[0].ranking))
     transferred = cross[cross["method"] == "transfer_auroc"].set_index(["source", "target"])["value"]
     texts = text_likeness([task.features.task for task in found])
+    known = [{normalise(e.text) for e in task.features.task.examples} for task in found]
     rows = []
     for i, a in enumerate(found):
         for j, b in enumerate(found[i + 1 :], i + 1):
             row = _circuits_alike(ranked[a.features.task.name], ranked[b.features.task.name], k)
             row["transfer"] = float(np.mean([_carried(a, b, transferred), _carried(b, a, transferred)]))
+            row["same_texts"] = len(known[i] & known[j])
+            if row["same_texts"] > _COMMON * min(len(known[i]), len(known[j])):
+                row |= dict.fromkeys(MEASURES, math.nan)
             row |= {name: float(matrix[i, j]) for name, matrix in texts.items()}
             rows.append({"task_a": a.features.task.name, "task_b": b.features.task.name, "k": k, **row})
     pairs = pd.DataFrame(rows)
@@ -86,7 +93,8 @@ def regression_table(pairs: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """What likeness of texts says of likeness of circuits and of what a classifier carries over, and circuits beyond texts.
 
     Every term is tested with the others of its regression given, by double semi-partialling. A task of which a value is
-    missing (a circuit that does not repeat itself, more than two classes) is left out of that regression.
+    missing (a circuit that does not repeat itself, texts of another task, more than two classes) is left out of that
+    regression.
     """
     names = list(dict.fromkeys([*pairs["task_a"], *pairs["task_b"]]))
     matrices = {name: _matrix(pairs, names, name) for name in (*MEASURES, *LIKENESS)}

@@ -431,7 +431,16 @@ def _related(tasks) -> dict[str, pd.DataFrame]:  # type: ignore[no-untyped-def]
         | {"sources": ", ".join(tasks), "n_draws": 20, "n_random": 100, "n": 600}
         for m, slope in slopes.items()
     ]
-    return {"similarity": pd.DataFrame(pairs), "few_shot": pd.DataFrame(curves), "few_shot_area": pd.DataFrame(areas)}
+    edits = [
+        {"edited": a, "read": b, "cost": cost, "low": cost - 0.1, "high": cost + 0.1, "random": 0.02, "random_low": -0.03}
+        | {"random_high": 0.08, **gaps, "n_random": 199, "n": 150, "clean": 2.0, "clean_low": 1.5, "clean_high": 2.5}
+        for a, b, cost in (
+            ("tone", "tone", 0.5), ("tone", "certainty", 0.1), ("certainty", "tone", 0.05), ("certainty", "certainty", 0.4),
+            ("contrast", "contrast", 0.37),
+        )
+    ]  # fmt: skip
+    made = {"similarity": pairs, "few_shot": curves, "few_shot_area": areas, "crossed_edits": edits}
+    return {name: pd.DataFrame(rows) for name, rows in made.items()}
 
 
 def _claims(best) -> tuple[Claim, ...]:  # type: ignore[no-untyped-def]

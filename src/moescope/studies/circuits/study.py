@@ -130,7 +130,7 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
     bare = sum(int(here.encoded.lengths.sum()) for here in features.values() if here.encoded is not None)
     return context.result(
         model=loaded,
-        tasks=[*loaded_tasks, *further],
+        tasks=[*loaded_tasks, *further, *([crossed.cells] if crossed is not None else [])],
         title=f"Task circuits of {loaded.name}",
         claims=claims,
         tables=tables,

@@ -39,6 +39,8 @@ from moescope.report.style import (
     shorten,
 )  # fmt: skip
 from moescope.studies.circuits.figures.comparison import SURFACE
+from moescope.studies.circuits.figures.crossed import CAPTION as CROSSED_CAPTION
+from moescope.studies.circuits.figures.crossed import crossed
 from moescope.studies.circuits.figures.dashboard import TARGETS, dose_curve
 from moescope.studies.circuits.figures.few_shot import CAPTION as FEW_SHOT_CAPTION
 from moescope.studies.circuits.figures.few_shot import few_shot
@@ -268,6 +270,7 @@ FIGURES: tuple[TableFigure, ...] = (
         _task_map,
     ),
     ("few_shot", "few_shot", "From few labels", FEW_SHOT_CAPTION, few_shot),
+    ("crossed", "crossed_edits", "Two labels, either circuit edited", CROSSED_CAPTION, crossed),
     ("similarity", "similarity", "Likeness of tasks", SIMILARITY_CAPTION, similarity),
     (
         "dynamics",

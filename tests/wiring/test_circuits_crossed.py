@@ -107,4 +107,5 @@ def test_noise_has_no_circuit_to_keep_or_lose(tmp_path: Path) -> None:
     """What is fitted on rows that judge would know their noise."""
     result = study(tmp_path, noise())
     assert said(result, "double dissociation").outcome == "not tested"
+    assert said(result, "b: the circuit of texts of one a").outcome == "not tested"
     assert result.tables["crossed_strata"].query("tested_on == 'both'")["value"].max() < 0.6

@@ -25,12 +25,20 @@ def crossed_claims(strata: pd.DataFrame, edits: pd.DataFrame, settings: CircuitS
     return [*claims, _dissociation(edits, settings)]
 
 
-def _keeps(rows: pd.DataFrame, name: str, strata: pd.DataFrame, settings: CircuitSettings) -> Case:
+def _keeps(rows: pd.DataFrame, name: str, strata: pd.DataFrame, settings: CircuitSettings) -> Claim | Case:
     opposite, same = rows.loc["opposite"], rows.loc["same"]
+    statement = f"{name}: the circuit of texts of one {opposite['other']} tells {name} in texts of the other as well"
+    value, low, high = (float(same[c]) - 0.5 for c in ("value", "low", "high"))
+    if value <= 0 or not significant(interval_p(value, low, high), settings.alpha):
+        why = (
+            f"there is nothing to carry over: on texts of the same {opposite['other']} a circuit tells {name} "
+            f"{float(same['value']):.1%} right ({float(same['low']):.1%} to {float(same['high']):.1%}), a guess half"
+        )
+        return Claim(statement, "nothing to carry over", id="H22", outcome="not tested", words=why)
     own = strata[(strata["property"] == name) & (strata["fitted_on"] == "opposite") & (strata["tested_on"] != "both")]
     parts = ", ".join(f"{row['tested_on']} {row['value']:.1%}" for row in own.to_dict("records"))
     return Case(
-        f"{name}: the circuit of texts of one {opposite['other']} tells {name} in texts of the other as well",
+        statement,
         float(opposite["value"]),
         effect_of(
             _difference(opposite, "beside_same", p=False),

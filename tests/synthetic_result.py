@@ -395,11 +395,52 @@ def _optional(tasks, best, rng) -> dict[str, pd.DataFrame]:  # type: ignore[no-u
     return {
         "ablation": pd.DataFrame(ablation),
         "kept": pd.DataFrame(kept),
+        **_related(tasks),
         "erasure": pd.DataFrame(erasure),
         "dynamics": pd.DataFrame(dynamics),
         "task_map": pd.DataFrame(similarity),
         "language": pd.DataFrame(language),
     }
+
+
+def _related(tasks) -> dict[str, pd.DataFrame]:  # type: ignore[no-untyped-def]
+    """Likeness of tasks, and a further one from few labels."""
+    names = [*tasks, *(f"task{i}" for i in range(len(tasks), 5))]
+    pairs = [
+        {
+            "task_a": a,
+            "task_b": b,
+            "k": 100,
+            **{"shared": 4.0, "own_a": 12.0, "own_b": 14.0, "chance": 2.0, "transfer": 0.1, "same_texts": 0},
+            "circuit": float("nan") if j == 4 else 0.9 / (1 + j - i),
+            **{"vocabulary": 0.2 + 0.1 * (i + j) % 0.7, "class_words": 0.1, "surface": -1.0 - j},
+        }
+        for i, a in enumerate(names) for j, b in enumerate(names) if i < j
+    ]  # fmt: skip
+    labels = (8, 16, 32, 64, 128, 256)
+    slopes = {"circuits": 0.06, "random": 0.02, "top_variance": 0.03, "full_probe": 0.05}
+    gaps = {"gap": 0.1, "gap_low": 0.06, "gap_high": 0.14, "p": 0.001}
+    curves = [
+        {"task": "reviews of films", "method": m, "columns": 40, "labels": n, "value": 0.5 + slope * (i + 1)}
+        | {"low": 0.47 + slope * (i + 1), "high": 0.53 + slope * (i + 1), **gaps}
+        for m, slope in slopes.items() for i, n in enumerate(labels)
+    ]  # fmt: skip
+    areas = [
+        {"task": "reviews of films", "method": m, "columns": 40, "value": 0.5 + 3 * slope, "low": 0.6, "high": 0.7, **gaps}
+        | {"needed": 64.0, "needed_low": 40.0, "needed_high": 90.0, "target": 0.8, "most_labels": 256, "chance": 0.5}
+        | {"sources": ", ".join(tasks), "n_draws": 20, "n_random": 100, "n": 600}
+        for m, slope in slopes.items()
+    ]
+    edits = [
+        {"edited": a, "read": b, "cost": cost, "low": cost - 0.1, "high": cost + 0.1, "random": 0.02, "random_low": -0.03}
+        | {"random_high": 0.08, **gaps, "n_random": 199, "n": 150, "clean": 2.0, "clean_low": 1.5, "clean_high": 2.5}
+        for a, b, cost in (
+            ("tone", "tone", 0.5), ("tone", "certainty", 0.1), ("certainty", "tone", 0.05), ("certainty", "certainty", 0.4),
+            ("contrast", "contrast", 0.37),
+        )
+    ]  # fmt: skip
+    made = {"similarity": pairs, "few_shot": curves, "few_shot_area": areas, "crossed_edits": edits}
+    return {name: pd.DataFrame(rows) for name, rows in made.items()}
 
 
 def _claims(best) -> tuple[Claim, ...]:  # type: ignore[no-untyped-def]

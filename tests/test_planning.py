@@ -36,10 +36,14 @@ def counted(model: Any, ids: torch.Tensor) -> int:
 
 
 def test_forward_tokens_are_those_of_the_run() -> None:
-    task, run, settings = "certainty=halueval", Run(limit=60, seed=3), moescope.CircuitSettings(**QUICK)
+    task, run, settings = (
+        "certainty=halueval",
+        Run(limit=60, seed=3),
+        moescope.CircuitSettings(**QUICK, few_shot="mood=uci-sentiment"),
+    )
     found = plan("circuits", "dense-tiny", {"tasks": [task]}, settings, run, flop_s=1e12)
     read = moescope.circuits("dense-tiny", [task], settings, run=run).meta["forward_tokens"]
-    assert found.forward_tokens == {name: read[name] for name in ("main", "template", "twin")}
+    assert found.forward_tokens == {name: read[name] for name in ("main", "template", "twin", "few shot")}
     without = moescope.CircuitSettings(**QUICK, twin=False)
     assert "twin" not in plan("circuits", "dense-tiny", {"tasks": [task]}, without, run, flop_s=1e12).forward_tokens
 

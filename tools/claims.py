@@ -38,6 +38,8 @@ REAL = {"smollm2": "SmolLM2-135M-Instruct", "gemma3-270m": "Gemma-3-270M"}
 FILES = {
     "boolq.dev.jsonl": "BoolQ's dev split (question, passage, label)",
     "agnews.test.jsonl": "AG News' test split (text, label)",
+    "halueval_general.jsonl": "HaluEval's annotated chat answers (text, label)",
+    "sst2.dev.jsonl": "SST-2's dev split, sentences (text, label)",
     "circuits-smollm2": "the result of `moescope circuits smollm2 --no-chat --task sentiment=uci-sentiment --limit 300`",
     "wikitext-2.valid.txt": "the validation split of WikiText-2",
     "reviews.jsonl": "600 sentences of UCI Sentiment (reviews), 300 paragraphs of WikiText-2 (articles): text, category, group",

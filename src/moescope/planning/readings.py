@@ -16,6 +16,7 @@ from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.sparsify.settings import PLAIN, SparsifySettings
 from moescope.study.run import Run
 from moescope.tasks import ImageTask, fixed_wrap, load_prompts, load_tasks
+from moescope.tasks.crossed import load_crossed
 from moescope.types import Task
 
 _CHARACTERS = 4.0
@@ -73,6 +74,15 @@ def work_of(command: str, inputs: dict[str, Any], settings: Any, run: Run, model
         readings.append(Reading("main", lengths, getattr(settings, "new_tokens", 0)))
         if getattr(settings, "twin", False):
             readings.append(Reading("twin", lengths))
+    if isinstance(settings, CircuitSettings) and settings.few_shot is not None:
+        for task in load_tasks(settings.few_shot, limit=run.limit, seed=run.seed):
+            sizes.append(len(task))
+            readings.append(Reading("few shot", _lengths(model, [example.text for example in task.examples], run)))
+    if isinstance(settings, CircuitSettings) and settings.crossed is not None:
+        cells = load_crossed(settings.crossed, limit=run.limit, seed=run.seed).cells
+        sizes.append(len(cells))
+        readings.append(Reading("crossed", _lengths(model, [example.text for example in cells.examples], run)))
+        notes.append("what editing the circuits of texts with two labels takes is not counted")
     if isinstance(settings, SparsifySettings):
         for purpose, tokens in settings.forward_tokens(len(PLAIN)).items():
             readings.append(Reading(purpose, np.full(max(1, tokens // settings.window), settings.window)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from tests.mutants.fault import Fault
 from tests.mutants.faults import (
     circuits,
+    circuits_related,
     circuits_used,
     cluster,
     distill,
@@ -30,6 +31,7 @@ from tests.mutants.faults import (
 
 FAULTS: tuple[Fault, ...] = (
     *circuits.FAULTS,
+    *circuits_related.FAULTS,
     *circuits_used.FAULTS,
     *signatures.FAULTS,
     *cluster.FAULTS,

@@ -86,6 +86,18 @@ class CircuitSettings(SearchSettings):
     path_random: Annotated[int, at_least(39)] = 99
     """Random pairs of senders and receivers of the same layers beside them."""
 
+    few_shot: str | None = None
+    """NAME=SOURCE: a further task, learnt from 8 to 256 labels on the neurons of the others' circuits, beside random neurons of
+    their layers, the largest variance and a regularised probe of all."""
+    few_shot_draws: Annotated[int, at_least(5)] = 20
+    """How often its labelled texts are drawn anew."""
+
+    crossed: str | None = None
+    """FILE?labels=a,b: texts that carry two labels, each class with each (or tone-certainty, which is made here): is a circuit
+    as good where the other property differs, and does editing one leave the other alone?"""
+    crossed_random: Annotated[int, at_least(39)] = 199
+    """Random sets, matched on layer and on the size of the change, beside either circuit that is edited."""
+
     def check(self) -> None:
         check_draws(self.n_permutations, 1, "n_permutations", self.alpha)
         if self.n_label_permutations:

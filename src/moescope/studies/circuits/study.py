@@ -29,6 +29,12 @@ from moescope.studies.circuits.keep_run import kept_tables
 from moescope.studies.circuits.language import language_rows
 from moescope.studies.circuits.pairs import Ranked, cross_task_rows, map_k, native_row, overlap_rows, task_map_rows
 from moescope.studies.circuits.paths import path_table
+from moescope.studies.circuits.related.claims_crossed import crossed_claims
+from moescope.studies.circuits.related.claims_few_shot import few_shot_claims
+from moescope.studies.circuits.related.claims_similarity import similarity_claims
+from moescope.studies.circuits.related.crossed_run import crossed_tables, read_crossed
+from moescope.studies.circuits.related.few_shot import few_shot_tables, learn, refuse_known
+from moescope.studies.circuits.related.similarity import similarity_tables
 from moescope.studies.circuits.reread import Reread, prove_reread, reread
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.several import several_tables
@@ -38,6 +44,7 @@ from moescope.study.repeat import verb
 from moescope.study.result import StudyResult
 from moescope.study.rows import FoldRows
 from moescope.study.run import Run
+from moescope.tasks import ImageTask, split_half
 from moescope.tasks.kinds import KINDS
 from moescope.types import Task
 
@@ -66,8 +73,12 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
     >>> result.circuits["certainty"].neurons  # doctest: +SKIP
     """
     context = Context("circuits", settings, run, of=CircuitSettings, spread=True, images=True)
+    further = context.tasks(settings.few_shot) if settings.few_shot is not None else []
     loaded_tasks = context.tasks(tasks, takes=tuple(KINDS))
     _check_kinds(loaded_tasks, settings)
+    for task in further:
+        refuse_known(task, loaded_tasks)
+    crossed = read_crossed(settings, context)
     loaded = context.load(model, head=settings.intervenes, required=False)
     settings = context.settings = placed(loaded, settings, context)
     columns = columns_of(loaded, settings.site)
@@ -102,6 +113,10 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
     found = {name: one for name, one in every.items() if isinstance(one, TaskFindings)}
     if found:
         tables |= context.stage("comparing tasks", lambda: _across_tasks(found, settings, context))
+    for task in further:
+        tables |= _few_shot(context, task, list(found.values()), settings, loaded, limits)
+    if crossed is not None:
+        tables |= crossed_tables(loaded, crossed, columns, settings, context, limits)
     halves = [halved(loaded, here, settings, context) for here in features.values()] if settings.intervenes else []
     if settings.ablate is not None:
         tables |= causal_tables(loaded, halves, settings, context)
@@ -114,6 +129,12 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
     for graded in every.values():
         if isinstance(graded, GradedFindings):
             claims += graded_claims(graded.features.task.name, graded, tables, settings)
+    if "similarity" in tables:
+        claims += similarity_claims(tables["similarity"], tables["similarity_regression"], settings)
+    if "few_shot_area" in tables:
+        claims += few_shot_claims(tables["few_shot_area"], settings)
+    if crossed is not None:
+        claims += crossed_claims(tables["crossed_strata"], tables["crossed_edits"], settings)
     if settings.ablate is not None:
         claims += [*ablation_claims(tables, settings), *erasure_claims(tables["erasure"], settings)]
     if settings.keep_only is not None:
@@ -123,7 +144,7 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
     bare = sum(int(here.encoded.lengths.sum()) for here in features.values() if here.encoded is not None)
     return context.result(
         model=loaded,
-        tasks=loaded_tasks,
+        tasks=[*loaded_tasks, *further, *([crossed.cells] if crossed is not None else [])],
         title=f"Task circuits of {loaded.name}",
         claims=claims,
         tables=tables,
@@ -185,6 +206,28 @@ def _of_task(
     return found, {**found.tables, **controls, **classes, **_examples(context, found, settings, model)}
 
 
+def _few_shot(
+    context: Context,
+    task: Task,
+    found: list[TaskFindings],
+    settings: CircuitSettings,
+    model: LoadedModel,
+    limits: dict[str, Any],
+) -> dict[str, pd.DataFrame]:
+    """A further task learnt from few labels on the neurons that are found already."""
+    seed = context.run.seed
+    groups = np.array([e.group for e in task.examples])
+    half = split_half([e.label for e in task.examples], groups, seed).astype(np.int64)
+    rows = context.rows(FoldRows(f"{task.name}: from few labels", groups, half))
+
+    def tables() -> dict[str, pd.DataFrame]:
+        with context.tokens.of(model, "few shot"):
+            new = capture_features(model, task, found[0].features.columns, settings, seed=seed, folds=rows.folds, **limits)
+        return few_shot_tables(learn(new, found, settings))
+
+    return context.stage(f"{task.name}: learning from few labels", tables)
+
+
 def _examples(context: Context, found: TaskFindings, settings: CircuitSettings, model: LoadedModel) -> dict[str, pd.DataFrame]:
     def read() -> dict[str, pd.DataFrame]:
         with context.tokens.of(model, "examples"):
@@ -195,6 +238,8 @@ def _examples(context: Context, found: TaskFindings, settings: CircuitSettings, 
 
 def _check_kinds(tasks: list[Task], settings: CircuitSettings) -> None:
     """That nothing is asked of a task that its kind of labels does not have."""
+    if settings.few_shot is not None and all(task.kind == "graded" for task in tasks):
+        raise InputError("needs the circuit of a task of classes, whose neurons are read", "few_shot")
     for task in tasks:
         for option in ("ablate", "keep_only", "paths"):
             if task.kind != "classes" and getattr(settings, option) is not None:
@@ -237,8 +282,14 @@ def _across_tasks(found: dict[str, TaskFindings], settings: CircuitSettings, con
             if i < j:
                 overlap += overlap_rows(a, b, ranked, ks)
             cross += [native_row(found[a], settings)] if i == j else cross_task_rows(found[a], found[b], settings)
+    crossed = pd.DataFrame(cross)
+    texts = [
+        one for one in found.values() if one.features.task.kind == "classes" and not isinstance(one.features.task, ImageTask)
+    ]
+    if len(texts) > 2:
+        tables |= similarity_tables(texts, ranked, crossed)
     return tables | {
         "overlap": pd.DataFrame(overlap),
-        "cross_task": pd.DataFrame(cross),
+        "cross_task": crossed,
         "task_map": pd.DataFrame(task_map_rows(list(found.values()), ranked, settings)),
     }

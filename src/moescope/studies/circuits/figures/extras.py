@@ -41,9 +41,15 @@ from moescope.report.style import (
 )  # fmt: skip
 from moescope.studies.circuits.figures import several
 from moescope.studies.circuits.figures.comparison import SURFACE
+from moescope.studies.circuits.figures.crossed import CAPTION as CROSSED_CAPTION
+from moescope.studies.circuits.figures.crossed import crossed
 from moescope.studies.circuits.figures.dashboard import TARGETS, dose_curve
+from moescope.studies.circuits.figures.few_shot import CAPTION as FEW_SHOT_CAPTION
+from moescope.studies.circuits.figures.few_shot import few_shot
 from moescope.studies.circuits.figures.kept import CAPTION as KEPT_CAPTION
 from moescope.studies.circuits.figures.kept import kept
+from moescope.studies.circuits.figures.similarity import CAPTION as SIMILARITY_CAPTION
+from moescope.studies.circuits.figures.similarity import similarity
 from moescope.study.verdicts import ALPHA
 
 _CONTROLS = (  # name in the table, label, colour, marker; top to bottom
@@ -267,6 +273,9 @@ FIGURES: tuple[TableFigure, ...] = (
         "probe directions, with what permuted labels give. A star marks p ≤ 0.05, corrected for the number of pairs.",
         _task_map,
     ),
+    ("few_shot", "few_shot", "From few labels", FEW_SHOT_CAPTION, few_shot),
+    ("crossed", "crossed_edits", "Two labels, either circuit edited", CROSSED_CAPTION, crossed),
+    ("similarity", "similarity", "Likeness of tasks", SIMILARITY_CAPTION, similarity),
     (
         "dynamics",
         "dynamics",

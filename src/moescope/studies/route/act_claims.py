@@ -66,7 +66,8 @@ def _again(table: pd.DataFrame, settings: RouteSettings) -> Case:
         control=Control("may be broken", settings.delta),
         words="groups that calibrate and those that judge dealt out anew, heads and router kept; "
         f"risk asked {settings.risk:.1%}, lost on the rest {table['judged'].mean():.2%} on average, above it in "
-        f"{(table['judged'] > settings.risk).mean():.0%} of the splits; layers run {table['share'].mean():.1%}; {int((~table['promised']).sum())} splits allow no "
+        f"{(table['judged'] > settings.risk).mean():.0%} of the splits; layers run {table['share'].mean():.1%}; "
+        f"{int((~table['promised']).sum())} splits allow no "
         "promise",
     )
 
@@ -131,7 +132,8 @@ def _saved(acting: Acting, rows: Rows, run: Run) -> Claim:
         id="H12",
         interval=(1 - high, 1 - low),
         words=f"{share.mean() * n_layers:.2f} of {n_layers} layers on average, "
-        f"the router's {acting.dispatcher.router.layer + 1} among them; texts that are unknown run all; what the promise allows, not a comparison",
+        f"the router's {acting.dispatcher.router.layer + 1} among them; texts that are unknown run all; what "
+        "the promise allows, not a comparison",
     )
 
 

@@ -264,7 +264,8 @@ def _layers(
     for number in sorted(nearest):
         right = balanced(np.array([names.index(name) for name in nearest[number]]) == y, y)
         low, high = group_bootstrap(right, groups, seed=seed)
-        row = {"layer": number, "share": (number + 1) / n_layers, "accuracy": float(right.mean()), "low": low, "high": high}
+        at = {"layer": number, "share": (number + 1) / n_layers}
+        row = at | {"accuracy": float(right.mean()), "low": max(0.0, low), "high": min(1.0, high)}
         rows.append(row | {"used": number == max(nearest), **beside})
     return pd.DataFrame(rows)
 

@@ -185,7 +185,7 @@ ROUTE = faults(
 _ACT = "studies/route/act.py"
 ACT = faults(
     "route",
-    "route",
+    "../route_act",
     (
         "promised-on-fit",
         "promise",

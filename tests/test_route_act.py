@@ -202,16 +202,21 @@ def misnamed(where: str) -> list[Task]:
     return [worded(t, foreign=part) for t, part in enumerate(bad.reshape(4, 200))]
 
 
+def promised(where: str) -> str:
+    """What became of the promise: its outcome, or why there is none."""
+    try:
+        return moescope.route(planted_llama(), misnamed(where), moescope.RouteSettings(**QUICK)).claims[0].outcome or ""
+    except InputError as error:
+        return str(error)
+
+
 def test_no_promise_where_naming_fails() -> None:
     """Rows that calibrate decide: where naming fails in them alone, nothing is promised."""
-    with pytest.raises(InputError, match=r"risk: 0\.05 cannot be promised: .*mistakes of naming cost"):
-        moescope.route(planted_llama(), misnamed("calibrate"), moescope.RouteSettings(**QUICK))
+    assert promised("calibrate").startswith("risk: 0.05 cannot be promised: before any text leaves early, mistakes of naming")
 
 
 def test_rows_that_judge_do_not_calibrate() -> None:
-    result = moescope.route(planted_llama(), misnamed("judge"), moescope.RouteSettings(**QUICK))
-    assert result.claims[0].outcome == "contradicted"
-    assert result.claims[0].measured > 0.2
+    assert promised("judge") == "contradicted"
 
 
 def test_too_few_rows_for_the_risk_are_said_before_a_model_is_read() -> None:

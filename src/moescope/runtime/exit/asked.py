@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,10 +10,11 @@ import torch
 from torch import Tensor
 
 from moescope.capture.position import token_index, weights
+from moescope.runtime.exit.heads import Heads
 
 if TYPE_CHECKING:
     from moescope.capture.encode import Batch
-    from moescope.runtime.exit.classifier import ExitClassifier
+    from moescope.models import LoadedModel
 
 
 class Passing:
@@ -47,14 +49,14 @@ class Asked:
     cost a tenth of a tensor's. At batch 1 a check would otherwise cost a twentieth of a layer of 3.5 million weights.
     """
 
-    def __init__(self, classifier: ExitClassifier) -> None:
-        self._kind = classifier.heads.kind
+    def __init__(self, model: LoadedModel, heads: Heads, threshold: float, checks: Iterable[int]) -> None:
+        self._kind = heads.kind
         self.pooled = self._kind == "pooled"
         with np.errstate(divide="ignore"):
-            self.most = np.float32(1) / np.float32(classifier.threshold)
+            self.most = np.float32(1) / np.float32(threshold)
             """a row leaves where its total of :meth:`odds` is no more: 1 over a confidence that suffices"""
-        self.checks = frozenset((*classifier.checks, classifier.model.n_layers - 1))
-        device, heads = classifier.model.device, classifier.heads
+        self.checks = frozenset((*checks, model.n_layers - 1))
+        device = model.device
         self._weight = {i: heads.weight[i].T for i in self.checks}  # of circuit heads; others read where the model is
         self._bias = {i: heads.bias[i] for i in self.checks}
         self._on_device: dict[int, tuple[Tensor, Tensor]] = {}
@@ -69,7 +71,7 @@ class Asked:
             }
         else:
             wanted = np.unique(np.concatenate([heads.columns[i] for i in self.checks]))
-            width, self._size = classifier.model.d_model, len(wanted)
+            width, self._size = model.d_model, len(wanted)
             for layer in np.unique(wanted // width):
                 low, high = np.searchsorted(wanted, [layer * width, (layer + 1) * width])
                 self._read[int(layer)] = slice(low, high), torch.from_numpy(wanted[low:high] % width).to(device)

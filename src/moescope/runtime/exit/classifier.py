@@ -101,6 +101,10 @@ class ExitClassifier:
         with stepping(self.model) as stepper:
             yield _Run(self, stepper)
 
+    def asked(self) -> Asked:
+        """Its heads at work, where the model is."""
+        return Asked(self.model, self.heads, self.threshold, self.checks)
+
     def fixed(self, layer: int) -> ExitClassifier:
         """The same heads, every row leaving after ``layer``; the last layer gives the full-depth model."""
         return dataclasses.replace(self, checks=(layer,), threshold=0.0, guarantee=None)
@@ -147,7 +151,7 @@ class _Run:
     """Runs batches; holds the heads as tensors on the model's device."""
 
     def __init__(self, classifier: ExitClassifier, stepper: Stepper) -> None:
-        self._stepper, self._asked = stepper, Asked(classifier)
+        self._stepper, self._asked = stepper, classifier.asked()
         self._last, self._n_classes = classifier.model.n_layers - 1, len(classifier.classes)
 
     def __call__(self, batch: Batch) -> Exits:

@@ -13,7 +13,7 @@ from torch import Tensor
 from moescope.capture.activations import padded_batches
 from moescope.capture.encode import Batch, Encoded, encode
 from moescope.errors import InputError
-from moescope.runtime.exit.asked import Asked, Passing
+from moescope.runtime.exit.asked import Passing
 from moescope.runtime.exit.classifier import ExitClassifier
 from moescope.runtime.exit.layers import Stepper, stepping
 from moescope.runtime.exit.rule import Guarantee
@@ -125,7 +125,7 @@ class _Run:
 
     def __init__(self, dispatcher: Dispatcher, watch: Watch, stepper: Stepper) -> None:
         self._dispatcher, self._watch, self._stepper = dispatcher, watch, stepper
-        self._asked = [Asked(one) for one in dispatcher.classifiers]
+        self._asked = [one.asked() for one in dispatcher.classifiers]
 
     def __call__(self, batch: Batch) -> Dispatched:
         """Of the batch's rows, in its order."""

@@ -51,6 +51,10 @@ _WHOLE = re.compile(
 """In a page of docs: where all claims of one result that is kept stand, or those that begin so or so."""
 _SHOWN: dict[str, dict[str, tuple[str, ...]]] = {
     "prune": {"pruning": ()},
+    "route": {
+        "stream": ("way", "promised", "accuracy", "low", "high", "lost", "share", "speedup"),
+        "strangers": ("task", "n", "unknown", "routed", "mostly", "early", "share"),
+    },
     "sparsify": {"frontier": ("method", "share", "bytes", "perplexity", "rise", "low", "high", "kl")},
 }
 """By kind: tables that stand where all claims of a result do, before them, and which of their columns (none: all)."""

@@ -37,7 +37,7 @@ def serve(
         list[Path] | None,
         Parameter(name="--exit", negative="", help="Result of moescope exit, or one classifier in it; repeat for more."),
     ] = None,
-    route: Annotated[Path | None, Parameter(help="Result of moescope route.")] = None,
+    route: Annotated[Path | None, Parameter(help="Result of moescope route; made with --act, it classifies too.")] = None,
     circuits: Annotated[Path | None, Parameter(help="Result of moescope circuits, whose neurons are traced.")] = None,
     atlas: Annotated[Path | None, Parameter(help="Result of moescope atlas, whose cards of the experts are shown.")] = None,
     cards: Annotated[bool, Parameter(help="Read shipped prompts at the start for a card of each expert and neuron.")] = True,

@@ -17,6 +17,8 @@ from moescope.report.format import number
 from moescope.routing.generate import can_generate
 from moescope.runtime.exit.classifier import ExitClassifier
 from moescope.runtime.exit.store import FILE, load_exit
+from moescope.runtime.route.bundle import DISPATCH_FILE, load_dispatcher
+from moescope.runtime.route.dispatch import Dispatcher
 from moescope.runtime.route.router import TaskRouter
 from moescope.runtime.route.store import ROUTER_FILE, load_router
 from moescope.server.cards import Cards, cards_of_atlas, cards_of_neurons, cards_of_prompts, example_prompts
@@ -74,11 +76,15 @@ class Router:
 
     router: TaskRouter
     verdict: Verdict | None
+    acts: Dispatcher | None = None
+    """what answers a text whose task nobody tells; None: the router only names tasks"""
 
     def json(self) -> dict[str, Any]:
         made = self.router
+        promise = self.acts.guarantee if self.acts is not None else None
+        acting = {"acts": self.acts is not None, "guarantee": promise.text() if promise is not None else None}
         named = {"tasks": list(made.tasks), "features": made.source, "layer": made.layer, "unknown": made.rate}
-        return named | {"verdict": self.verdict}
+        return named | acting | {"verdict": self.verdict}
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +160,7 @@ def gather(
     Args:
         model: Hub id, local folder, embedded name, or a model in memory.
         exits: folders of moescope exit: its result, or one classifier in it.
-        route: a folder of moescope route: its result, or the router in it.
+        route: a folder of moescope route: its result, or the router in it; one that acts also classifies.
         circuits: a result of moescope circuits.
         atlas: a result of moescope atlas, whose cards are shown of the experts.
         cards: read shipped prompts once for a card of every circuit neuron and, without an atlas, of every expert.
@@ -185,8 +191,12 @@ def gather(
         classifiers[made.task] = Classifier(made, _verdict(result, f"{made.task}: recommendation"))
     router = None
     if routing is not None:
-        verdict = _verdict(_study(routing.parent, "route", loaded), "the task is named from")
-        router = Router(load_router(routing, loaded), verdict)
+        study_of = _study(routing.parent, "route", loaded)
+        if (routing / DISPATCH_FILE).is_file():
+            acts = load_dispatcher(routing, loaded)
+            router = Router(acts.router, _verdict(study_of, "routed by the first layers, the mixed stream loses"), acts)
+        else:
+            router = Router(load_router(routing, loaded), _verdict(study_of, "the task is named from"))
     traces = circuit_traces(loaded, study, str(circuits)) if study is not None else ()
     known = cards_of_atlas(loaded, of_experts, str(atlas)) if of_experts is not None else {}
     served = Served(loaded, classifiers, router, traces, known)

@@ -15,6 +15,7 @@ import numpy as np
 from moescope.capture.encode import Encoded, encode
 from moescope.errors import InputError
 from moescope.runtime.exit.classifier import ExitClassifier
+from moescope.runtime.route.dispatch import Dispatcher
 from moescope.runtime.route.watch import name_tasks
 from moescope.server.edits import Edits, edits_of
 from moescope.server.lane import LARGE, Lane
@@ -41,14 +42,16 @@ class Service:
         self._starting = 0
         self._writers: weakref.WeakSet[Writer] = weakref.WeakSet()  # a stream that is never begun is never ended either
         thread.pausing = Pauses(served.model, thread).attached
-        lanes = len(served.classifiers) + (served.router is not None)
+        lanes = len(served.classifiers) + (served.router is not None) * (2 if served.router and served.router.acts else 1)
         room: dict[str, Any] = {"texts": limits.texts, "waiting": limits.waiting, "share": LARGE / max(1, lanes)}
         self._classify = {
             task: Lane(self._thread, partial(self._read, one.exit), partial(self._classified, task, one.exit), **room)
             for task, one in served.classifiers.items()
         }
         self._route = Lane(self._thread, self._read_to_name, self._named, **room) if served.router else None
-        queues = [*self._classify.values(), *([self._route] if self._route else [])]
+        acts = served.router.acts if served.router else None
+        self._dispatch = Lane(self._thread, partial(_cut, acts), partial(self._dispatched, acts), **room) if acts else None
+        queues = [*self._classify.values(), *(lane for lane in (self._route, self._dispatch) if lane)]
         self.metrics.gauge("moescope_waiting", "Requests for a classifier or the router.", lambda: sum(map(len, queues)))
         self.metrics.gauge("moescope_generating", "Texts that are being written.", lambda: self.generating)
 
@@ -61,13 +64,29 @@ class Service:
         self._thread.close()
 
     async def classify(self, texts: list[str], task: str | None) -> list[dict[str, Any]]:
-        """One answer for each classifier, or that of ``task``."""
+        """One answer for each classifier, or that of ``task``; and without a task that of a router that acts, the first."""
         self.limits.check(texts)
-        if not self._classify:
+        if not self._classify and self._dispatch is None:
             raise Refused("no classifier is served; start moescope serve with --exit DIR", 404)
         if task is not None and task not in self._classify:
-            raise Refused(f"task: {task[:80]!r} has no classifier; there is {', '.join(self._classify)}", 404)
-        return await asyncio.gather(*(self._by(name, texts) for name in ([task] if task is not None else self._classify)))
+            there = ", ".join(self._classify) or "none by itself: leave task out, and the router finds it"
+            raise Refused(f"task: {task[:80]!r} has no classifier; there is {there}", 404)
+        asked = [self._by(name, texts) for name in ([task] if task is not None else self._classify)]
+        routed = [self._by_routing(texts)] if task is None and self._dispatch is not None else []
+        return await asyncio.gather(*routed, *asked)
+
+    async def _by_routing(self, texts: list[str]) -> dict[str, Any]:
+        assert self._dispatch is not None
+        began = time.perf_counter()
+        answered = await self._dispatch.ask(texts)
+        return {
+            "task": None,
+            "results": answered.results,
+            "recommendation": None,
+            "milliseconds": _milliseconds(began),
+            "texts_in_batch": answered.together,
+            "notes": answered.notes,
+        }
 
     async def classify_rows(self, task: str, rows: list[dict[str, str]]) -> dict[str, Any]:
         """The answer of one classifier to rows of fields, put into the template that it was fitted with."""
@@ -195,23 +214,25 @@ class Service:
 
     def _classified(self, task: str, classifier: ExitClassifier, encoded: Encoded) -> list[dict[str, Any]]:
         probability, depth = classifier.run(encoded)
-        if not np.isfinite(probability).all():
-            raise Refused(
-                f"the model gave a probability that is not a number in {classifier.model.dtype}; serve it in fp32", 500
-            )
+        _check_finite(probability, classifier)
         self.metrics.tokens.labels("read").inc(int(encoded.lengths.sum()))
         for layers, texts in zip(*np.unique(depth, return_counts=True), strict=True):
             self.metrics.exits.labels(task, int(layers)).inc(int(texts))
-        return [
-            {
-                "label": classifier.classes[int(row.argmax())],
-                "probabilities": {name: float(p) for name, p in zip(classifier.classes, row, strict=True)},
-                "depth": int(layers),
-                "of": classifier.model.n_layers,
-                "tokens": int(tokens),
-            }
-            for row, layers, tokens in zip(probability, depth, encoded.lengths, strict=True)
-        ]
+        return [_said(classifier, *row) for row in zip(probability, depth, encoded.lengths, strict=True)]
+
+    def _dispatched(self, dispatcher: Dispatcher, encoded: Encoded) -> list[dict[str, Any]]:
+        """One pass names each text's task and classifies it."""
+        found = dispatcher.run(encoded)
+        classifiers = {one.task: one for one in dispatcher.classifiers}
+        results = []
+        for named, row, layers, tokens in zip(*found, encoded.lengths, strict=True):
+            classifier = classifiers[named.nearest]
+            _check_finite(row, classifier)
+            self.metrics.exits.labels(named.nearest, int(layers)).inc()
+            whose = {"task": named.task, "nearest": named.nearest, "p": named.p}
+            results.append(whose | _said(classifier, row, layers, tokens))
+        self.metrics.tokens.labels("read").inc(int(encoded.lengths.sum()))
+        return results
 
     def _read_to_name(self, texts: list[str], first: int) -> Encoded:
         assert self.served.router is not None
@@ -226,6 +247,25 @@ class Service:
         named = name_tasks(self.served.router.router, self.served.model, encoded)
         self.metrics.tokens.labels("read").inc(int(encoded.lengths.sum()))
         return [{"task": n.task, "nearest": n.nearest, "p": n.p} for n in named]
+
+
+def _cut(dispatcher: Dispatcher, texts: list[str], first: int) -> Encoded:
+    return dispatcher.encode(texts, first_row=first)
+
+
+def _check_finite(probability: np.ndarray, classifier: ExitClassifier) -> None:
+    if not np.isfinite(probability).all():
+        raise Refused(f"the model gave a probability that is not a number in {classifier.model.dtype}; serve it in fp32", 500)
+
+
+def _said(classifier: ExitClassifier, probability: np.ndarray, layers: int, tokens: int) -> dict[str, Any]:
+    return {
+        "label": classifier.classes[int(probability.argmax())],
+        "probabilities": {name: float(p) for name, p in zip(classifier.classes, probability, strict=True)},
+        "depth": int(layers),
+        "of": classifier.model.n_layers,
+        "tokens": int(tokens),
+    }
 
 
 def _milliseconds(began: float) -> float:

@@ -26,7 +26,7 @@ class _Body(BaseModel):
 class ClassifyBody(_Body):
     texts: list[str]
     task: str | None = None
-    """None: by every classifier"""
+    """None: by every classifier, and by a router that acts"""
 
 
 class RouteBody(_Body):

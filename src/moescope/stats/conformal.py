@@ -126,11 +126,21 @@ def learn_then_test(losses: ArrayLike, alpha: float, delta: float, *, binary: bo
     if binary and not np.isin(table, (0.0, 1.0)).all():
         raise InputError("binary losses must be 0 or 1")
     risk = table.mean(axis=0)
-    failed = np.flatnonzero((binomial_p if binary else hoeffding_bentkus_p)(risk, n, alpha) > delta)
-    stop = int(failed[0]) if len(failed) else table.shape[1]
+    stop = tests_passed(risk, n, alpha, delta, binary=binary)
     if stop == 0:
         raise InputError(f"no candidate keeps the risk at {alpha:g}: the safest has {risk[0]:.3g} on {n} calibration groups")
     return Chosen(stop - 1, n, float(risk[stop - 1]))
+
+
+def tests_passed(risk: NDArray[np.float64], n: int, alpha: float, delta: float, *, binary: bool) -> int:
+    """How many candidates a fixed sequence of tests passes before the first that is not rejected at ``delta``.
+
+    Args:
+        risk: (T,) mean losses on n units, candidates from the safest to the riskiest.
+        binary: as for :func:`learn_then_test`.
+    """
+    failed = np.flatnonzero((binomial_p if binary else hoeffding_bentkus_p)(risk, n, alpha) > delta)
+    return int(failed[0]) if len(failed) else len(risk)
 
 
 def conformal_p(calibration: ArrayLike, scores: ArrayLike) -> NDArray[np.float64]:

@@ -230,3 +230,21 @@ def expanded_percentiles(draws: NDArray[np.float64], n_groups: int, level: float
     expanded = norm.cdf(np.sqrt(n_groups / (n_groups - 1)) * student.ppf(tail, n_groups - 1))
     low, high = np.quantile(draws, [expanded, 1 - expanded])
     return float(low), float(high)
+
+
+def ratios_left_out(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n + 1,): the ratio of the sums of two arrays (n,) without each of their units, and at last of all."""
+    sums = [np.append(values.sum() - values, values.sum()) for values in (above, below)]
+    with np.errstate(invalid="ignore"):  # of a single unit, nothing is left without it
+        return np.asarray(sums[0] / sums[1])
+
+
+def jackknife(ratios: NDArray[np.float64]) -> tuple[float, float]:
+    """95 % interval by the jackknife of the logarithm (Student's t), of what :func:`ratios_left_out` gives; NaN of a single
+    unit."""
+    n = len(ratios) - 1
+    if n < 2:
+        return float("nan"), float("nan")
+    logs = np.log(ratios)
+    error = float(np.sqrt((n - 1) * logs[:-1].var()) * student.ppf(0.975, n - 1))
+    return float(np.exp(logs[-1] - error)), float(np.exp(logs[-1] + error))

@@ -182,4 +182,55 @@ ROUTE = faults(
     ),
 )
 
-FAULTS = [*EXIT, *ROUTE]
+_ACT = "studies/route/act.py"
+ACT = faults(
+    "route",
+    "../route_act",
+    (
+        "promised-on-fit",
+        "promise",
+        "acting is calibrated on the rows that fitted heads and router",
+        _ACT,
+        "ways = {name: calibrated_way(one, stream, rows.calibrate, settings)",
+        "ways = {name: calibrated_way(one, stream, rows.fit, settings)",
+        ("test_no_promise_where_naming_fails",),
+    ),
+    (
+        "promised-on-test",
+        "promise",
+        "acting is calibrated on the rows that judge it",
+        _ACT,
+        "ways = {name: calibrated_way(one, stream, rows.calibrate, settings)",
+        "ways = {name: calibrated_way(one, stream, rows.judge, settings)",
+        ("test_rows_that_judge_do_not_calibrate",),
+    ),
+    (
+        "naming-is-free",
+        "promise",
+        "a text that is taken for another task's is not lost",
+        _ACT,
+        "return _counted(stream, (nearest == stream.task)[:, None], said,",
+        "return _counted(stream, (nearest == nearest)[:, None], said,",
+        ("test_a_mistake_of_naming_is_a_loss",),
+    ),
+    (
+        "unknown-leaves-early",
+        "unknown",
+        "texts that are unknown leave early as if they were known",
+        "runtime/route/dispatch.py",
+        "mine if last else mine & known[passing.rows]",
+        "mine",
+        ("test_one_pass_does_what_router_and_classifiers_do",),
+    ),
+    (
+        "stranger-is-known",
+        "task never seen",
+        "a task that is left out is put to the router that knows it",
+        _ROUTE,
+        "others[left_out] = other, other.name(x, tokens)",
+        "others[left_out] = router, router.name(x, tokens)",
+        ("test_a_task_never_seen_is_answered_as_another",),
+    ),
+)
+
+FAULTS = [*EXIT, *ROUTE, *ACT]

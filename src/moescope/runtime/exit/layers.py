@@ -126,10 +126,13 @@ class Stepper:
 
 @contextmanager
 def stepping(model: LoadedModel) -> Iterator[Stepper]:
-    """``with stepping(model) as stepper``: the hooks are on the layers; they are removed on the way out. Of a model that
-    :func:`check_leaving` has let pass."""
+    """``with stepping(model) as stepper``: the hooks are on the layers, and nothing is dropped out; both end on the way out. Of
+    a model that :func:`check_leaving` has let pass."""
     stepper = Stepper(model, _axes.get(model.body))
     handles = []
+    training = [module for module in model.body.modules() if module.training]
+    if training:
+        model.body.eval()
     try:
         for number in range(model.n_layers):
             module = model.structure.taps[Site("resid", number)].module
@@ -139,6 +142,8 @@ def stepping(model: LoadedModel) -> Iterator[Stepper]:
     finally:
         for handle in handles:
             handle.remove()
+        for module in training:
+            module.training = True
 
 
 def _check_layers(model: LoadedModel) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 from moescope.runtime.choices import Loss, Method
+from moescope.stats.conformal import conformal_risk_control, learn_then_test
 
 _STEPS, _TOP = 160, 12.0
 
@@ -33,6 +35,16 @@ class Guarantee:
         return f"at most {self.risk:.1%} of {what[self.loss]}, {sure} ({name}, {self.groups} calibration groups)"
 
 
+def finite(threshold: float) -> float | None:
+    """JSON has no infinity: null stands for "no row leaves early"."""
+    return None if threshold == float("inf") else threshold
+
+
+def stored_guarantee(guarantee: Guarantee | None) -> dict[str, Any] | None:
+    """For JSON."""
+    return None if guarantee is None else asdict(guarantee) | {"threshold": finite(guarantee.threshold)}
+
+
 def thresholds(n_classes: int) -> np.ndarray:
     """Candidate confidences from the safest to the riskiest: infinity, then even steps of log-odds down to 1 / C.
 
@@ -57,3 +69,35 @@ def losses(probabilities: np.ndarray, y: np.ndarray, at: np.ndarray, loss: Loss)
     full, early = said[:, -1], said[np.arange(len(at)), at]
     lost = full != early
     return np.asarray(lost & (full == y) if loss == "accuracy" else lost, np.float64)
+
+
+def promise(
+    table: np.ndarray,
+    candidates: np.ndarray,
+    *,
+    binary: bool,
+    risk: float,
+    delta: float,
+    loss: Loss,
+    method: Method,
+) -> Guarantee:
+    """The lowest confidence that calibration groups allow.
+
+    Args:
+        table: (G, T) mean loss of each group by candidate, from the safest of ``candidates`` (T,) to the riskiest.
+        binary: every group is one row, which loses 0 or 1: the test is exact then.
+
+    Raises:
+        InputError: too few groups for the risk and delta asked for, or not even the safest candidate will do.
+    """
+    ltt = method == "ltt"
+    found = learn_then_test(table, risk, delta, binary=binary) if ltt else conformal_risk_control(table, risk)
+    return Guarantee(
+        threshold=float(candidates[found.candidate]),
+        risk=risk,
+        delta=delta if ltt else None,
+        loss=loss,
+        method=method,
+        groups=found.n,
+        calibration_risk=found.risk,
+    )

@@ -35,8 +35,7 @@ def load_exit(folder: str | Path, model: LoadedModel | None = None, **load_optio
     data, tensors = read_artifact(folder, "exit")
     try:
         known = read_record(_Stored, {name: value for name, value in data.items() if name in hints(_Stored)})
-        promise = known.guarantee and dict(known.guarantee)
-        guarantee = read_record(Guarantee, promise | {"threshold": _threshold(promise["threshold"])}) if promise else None
+        guarantee = read_guarantee(known.guarantee)
         heads = _heads(known, tensors)
     except (KeyError, TypeError, ValueError) as error:
         problem = f"{folder / FILE} is damaged ({type(error).__name__}: {error})"
@@ -90,6 +89,12 @@ def _check_columns(heads: Heads, width: int) -> None:
     for layer, columns in enumerate(heads.columns or ()):
         if not len(columns) or columns.min() < 0 or columns.max() >= (layer + 1) * width:
             raise ValueError(f"the head after layer {layer} reads coordinates that the model does not have by then")
+
+
+def read_guarantee(stored: dict[str, Any] | None) -> Guarantee | None:
+    """What :func:`~moescope.runtime.exit.rule.stored_guarantee` made. Raises KeyError, TypeError or ValueError where it is
+    damaged."""
+    return read_record(Guarantee, {**stored, "threshold": _threshold(stored["threshold"])}) if stored else None
 
 
 def _threshold(stored: float | None) -> float:

@@ -10,6 +10,7 @@ export function arrange(served) {
   $("classify").hidden = !classifiers.length && !router;
   const can = classifiers.map(c => `${c.task} (${c.classes.join(", ")})`);
   $("classify-about").textContent = can.length ? `A text leaves the model at the first layer that is confident enough. Served: ${can.join("; ")}.`
+    : router && router.acts ? `A text's first layers name its task (${router.tasks.join(", ")}), whose classifier answers in the same pass.`
     : router ? `No classifier is served, but texts are told apart: ${router.tasks.join(", ")}.` : "";
   $("recommendations").replaceChildren();
   const beside = (line) => $("recommendations").append(line);
@@ -55,16 +56,21 @@ async function one(made, values) {
   return el("div", {class: "card"}, verdictLine(made.task, answer.results[0], answer.recommendation), time(answer, 1));
 }
 
-const time = ({task, milliseconds, notes}, n) => el("p", {class: "soft small"}, `${task}: ${milliseconds.toFixed(0)} ms for ${n === 1 ? "the text" : n + " texts"}`, ...notes.map(note => `; ${note}`));
+const time = ({task, milliseconds, notes}, n) => el("p", {class: "soft small"}, `${task || "routed"}: ${milliseconds.toFixed(0)} ms for ${n === 1 ? "the text" : n + " texts"}`, ...notes.map(note => `; ${note}`));
 
 async function many(texts) {
-  const ask = [info.classifiers.length ? post("v1/classify", {texts}).then(a => a.json()) : {answers: []}];
-  if (info.router) ask.push(post("v1/route", {texts}).then(a => a.json(), error => ({refused: gone(error)})));
+  const acts = info.router && info.router.acts;
+  const ask = [info.classifiers.length || acts ? post("v1/classify", {texts}).then(a => a.json()) : {answers: []}];
+  if (info.router && !acts) ask.push(post("v1/route", {texts}).then(a => a.json(), error => ({refused: gone(error)})));
   const [{answers}, routed] = await Promise.all(ask);
   const shown = el("div", {class: "card"});
   texts.forEach((text, i) => {
     const box = el("div", {class: "answer"}, el("blockquote", null, text.length > 400 ? text.slice(0, 400) + " …" : text));
-    for (const answer of answers) box.append(verdictLine(answer.task, answer.results[i], answer.recommendation));
+    for (const answer of answers) {
+      const said = answer.results[i];
+      if (!answer.task) box.append(el("div", {class: "line two"}, el("span", {class: "soft"}, "looks like"), named(said)));
+      box.append(verdictLine(answer.task || said.nearest, said, answer.recommendation));
+    }
     if (routed && routed.results) box.append(el("div", {class: "line two"}, el("span", {class: "soft"}, "looks like"), named(routed.results[i])));
     shown.append(box);
   });

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from moescope.runtime.exit.rule import Guarantee, exit_layers, losses, thresholds
-from moescope.stats.conformal import Chosen, conformal_risk_control, group_means, learn_then_test
+from moescope.runtime.exit.rule import Guarantee, exit_layers, losses, promise, thresholds
+from moescope.stats.conformal import group_means
 from moescope.studies.exit.settings import ExitSettings
 
 
@@ -25,17 +27,5 @@ def calibrate(
     candidates = thresholds(probabilities.shape[2])
     rows = [losses(probabilities, y, exit_layers(probabilities, t, checks), settings.loss) for t in candidates]
     table = group_means(np.stack(rows, axis=1), groups)
-    found: Chosen
-    if settings.method == "ltt":
-        found = learn_then_test(table, settings.risk, settings.delta, binary=len(table) == len(y))
-    else:
-        found = conformal_risk_control(table, settings.risk)
-    return Guarantee(
-        threshold=float(candidates[found.candidate]),
-        risk=settings.risk,
-        delta=settings.delta if settings.method == "ltt" else None,
-        loss=settings.loss,
-        method=settings.method,
-        groups=found.n,
-        calibration_risk=found.risk,
-    )
+    asked: Any = {"risk": settings.risk, "delta": settings.delta, "loss": settings.loss, "method": settings.method}
+    return promise(table, candidates, binary=len(table) == len(y), **asked)

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import t as student
 from torch import nn
 
 from moescope.capture.activations import padded_batches
 from moescope.capture.encode import Batch, Encoded
 from moescope.models import LoadedModel
 from moescope.runtime.exit.classifier import ExitClassifier
+from moescope.stats.intervals import jackknife, ratios_left_out
 from moescope.study.run import Counter
 from moescope.types import Site
 
@@ -91,8 +91,8 @@ def measure(
     texts = np.concatenate([one.numbers for one in kept]).astype(np.int64)
     rows = []
     for which, name in enumerate(names):
-        share = _ratio(run[:, which] * weighed, weighed)
-        faster = _ratio(middle[:, 0], middle[:, which])
+        share = ratios_left_out(run[:, which] * weighed, weighed)
+        faster = ratios_left_out(middle[:, 0], middle[:, which])
         reached = faster * share
         rows.append(
             {
@@ -103,35 +103,18 @@ def measure(
                 "turns": _TURNS,
                 "milliseconds": 1e3 * float(middle[:, which].sum()) / len(texts),
                 "speedup": faster[-1],
-                "low": _interval(faster)[0],
-                "high": _interval(faster)[1],
+                "low": jackknife(faster)[0],
+                "high": jackknife(faster)[1],
                 "share": share[-1],
                 "layer_speedup": 1 / share[-1],
                 "of_layers": reached[-1],
-                "of_layers_low": _interval(reached)[0],
-                "of_layers_high": _interval(reached)[1],
+                "of_layers_low": jackknife(reached)[0],
+                "of_layers_high": jackknife(reached)[1],
                 "inside": float(np.average(np.array(inside)[:, which], weights=middle[:, which])),
                 "outside": float(ends[:, 0].sum() / ends[:, -1].sum()),
             }
         )
     return Timed(rows, texts, ends)
-
-
-def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """(batches + 1,): a ratio of sums over batches without each of them, and at last of all."""
-    sums = [np.append(values.sum() - values, values.sum()) for values in (above, below)]
-    with np.errstate(invalid="ignore"):  # of a single batch, nothing is left without it
-        return np.asarray(sums[0] / sums[1])
-
-
-def _interval(ratios: np.ndarray) -> tuple[float, float]:
-    """95 % by the jackknife of the logarithm (Student's t), of what :func:`_ratio` gives; NaN of a single batch."""
-    n = len(ratios) - 1
-    if n < 2:
-        return float("nan"), float("nan")
-    logs = np.log(ratios)
-    error = float(np.sqrt((n - 1) * logs[:-1].var()) * student.ppf(0.975, n - 1))
-    return float(np.exp(logs[-1] - error)), float(np.exp(logs[-1] + error))
 
 
 def _batches(model: LoadedModel, encoded: Encoded, at_once: int, batch_tokens: int, seed: int) -> list[Batch]:

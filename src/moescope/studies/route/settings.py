@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from moescope.runtime.choices import Source
+from moescope.runtime.choices import Kind, Loss, Source
 from moescope.study.settings import Judged, at_least, between
+from moescope.study.verdicts import check_draws
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,3 +24,23 @@ class RouteSettings(Judged):
     """Test prompts that go on the clock, at most."""
     margin: Annotated[float, between(0, 1)] = 0.03
     """Smallest difference that counts, in balanced accuracy and in the rate of unknowns."""
+    act: bool = False
+    """Go on with the named task's own early-exit classifier, in the same pass: router and classifiers are one artifact."""
+    risk: Annotated[float, between(0, 1)] = 0.05
+    """What acting may cost, mistakes of naming included, as a share of rows."""
+    delta: Annotated[float, between(0, 1)] = 0.1
+    """Probability with which that bound may fail (Learn-then-Test)."""
+    loss: Loss = "accuracy"
+    """Count rows that full depth, told the task, gets right and acting wrong, or all that differ."""
+    head: Literal["auto", Kind] = "auto"
+    """What decides at each depth when acting; auto takes the best in training."""
+    k: Annotated[int, at_least(1)] = 10
+    """Neurons of a circuit head."""
+    n_resplits: Annotated[int, at_least(1)] = 200
+    """Times that calibration and test groups are dealt out anew to see the bound kept."""
+    n_random: Annotated[int, at_least(1)] = 999
+    """Times that the depths at which rows leave are dealt out anew among them."""
+
+    def check(self) -> None:
+        if self.act:
+            check_draws(self.n_random, 1, "n_random", self.alpha, sides=2)

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from statistics import median
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,9 @@ from moescope.capture.encode import encode
 from moescope.errors import InputError
 from moescope.models import LoadedModel
 from moescope.runtime.choices import Source
+from moescope.runtime.exit.heads import check_k
+from moescope.runtime.exit.layers import check_leaving
+from moescope.runtime.route.bundle import DispatchBundle
 from moescope.runtime.route.router import (
     KnownPrompts,
     Named,
@@ -29,15 +33,20 @@ from moescope.runtime.route.router import (
 from moescope.runtime.route.store import ModelRouter
 from moescope.runtime.route.watch import prompt_features, watching
 from moescope.stats import group_bootstrap
+from moescope.stats.conformal import ltt_size
+from moescope.studies.route.act import act, resplits, strangers
+from moescope.studies.route.act_claims import act_claims
 from moescope.studies.route.claims import route_claims
 from moescope.studies.route.settings import RouteSettings
+from moescope.studies.route.stream import stream_table
+from moescope.study.names import slug
 from moescope.study.paired import balanced
 from moescope.study.protocol import Context, ModelLike, TasksLike
 from moescope.study.repeat import verb
 from moescope.study.result import StudyResult
 from moescope.study.rows import FoldRows, Rows, calibrated
 from moescope.study.run import Run
-from moescope.tasks import chosen_cue, group_folds, plain_text
+from moescope.tasks import chosen_cue, group_folds, plain_text, split_half
 from moescope.types import Example, Site, Task
 
 _SETTINGS, _RUN = RouteSettings(), Run()
@@ -58,11 +67,13 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
 
     Returns:
         A result of kind ``"route"``: tables ``layers``, ``named``, ``unknown`` and ``speed``; artifact ``route``, a
-        :class:`~moescope.runtime.route.store.ModelRouter`.
+        :class:`~moescope.runtime.route.store.ModelRouter`. With ``settings.act`` also tables ``stream``, ``resplits`` and, of
+        three tasks and more, ``strangers``; the artifact is then a
+        :class:`~moescope.runtime.route.bundle.DispatchBundle`.
 
     Raises:
-        InputError: fewer than two tasks, too few prompts for the rate of unknowns, a layer out of range, or routing asked of
-            a dense model.
+        InputError: fewer than two tasks, too few prompts for the rate of unknowns or for the risk, a layer out of range,
+            routing asked of a dense model, or a risk that mistakes of naming alone exceed.
 
     >>> import moescope
     >>> result = moescope.route("dense-tiny", ["a=halueval", "b=uci-sentiment"])  # doctest: +SKIP
@@ -76,7 +87,9 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
     names = [task.name for task in parts]
     together = _together(parts)
     y = np.array([e.label for e in together.examples])
-    rows = context.rows(calibrated("prompts", together, run.seed))
+    rows = calibrated("prompts", together, run.seed)
+    acting = _to_act(rows, y, settings, run.seed) if settings.act else None
+    rows = context.rows(rows if acting is None else dataclasses.replace(rows, calibrate=acting.select))
     fitting = rows.groups[rows.fit]
     inner = context.rows(
         FoldRows("prompts, within fit", fitting, group_folds(y[rows.fit], fitting, n_folds=_FOLDS, seed=run.seed))
@@ -84,7 +97,16 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
     for label, name in enumerate(names):  # before the model runs for minutes
         held = rows.groups[rows.calibrate[y[rows.calibrate] == label]]
         check_calibration(name, len(np.unique(held)), settings.unknown)
+    if acting is not None:
+        context.rows(acting)
+        places = [slug(name) for name in names]
+        double = next((place for place in places if places.count(place) > 1), None)
+        if double:
+            raise InputError(f"two would be saved in {double}; name them apart, e.g. b=SOURCE", "tasks")
     loaded = context.load(model)
+    if acting is not None:
+        check_k(settings.k, loaded.d_model)
+        check_leaving(loaded)
     source, layer = _where(loaded, settings)
     texts = [e.text for e in together.examples]
     read = partial(prompt_features, loaded, source=source, layer=layer, batch_tokens=run.batch_tokens)
@@ -123,6 +145,7 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
 
     router = dataclasses.replace(fitted(rows, range(len(names))), reading=loaded.reading)
     named = router.name(x[rows.judge], tokens[rows.judge])
+    others: dict[int, tuple[TaskRouter, list[Named]]] = {}
     strange = {"known tasks": named, _FOREIGN: router.name(*foreign)}
     for left_out in range(len(names)) if len(names) > 2 else ():
         rest = [i for i in range(len(names)) if i != left_out]
@@ -135,6 +158,8 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
             alone, differs=names[left_out] not in other.tasks, evidence=f"its router knows {', '.join(other.tasks)} only"
         )
         strange[alone] = other.name(x[judge], tokens[judge])
+        if acting is not None:
+            others[left_out] = other, other.name(x, tokens)
     cue = chosen_cue(together, rows.fit, rows.judge, inner.folds, loaded.tokenizer)
     nearest = {layer: [n.nearest for n in named]}
     for number in context.steps("a router after each layer", [number for number in steps if number != layer]):
@@ -152,16 +177,49 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
         ),
         "speed": context.stage("on the clock", partial(_speed, router, loaded, timed, context)),
     }
+    claims = route_claims(router, rows, y, named, cue, tables, settings, run)
+    artifact = ModelRouter(router, loaded)
+    more: dict[str, Any] = {}
+    if acting is not None:
+        found = act(context, loaded, parts, together, acting, router, router.name(x, tokens), settings)
+        tables["stream"] = stream_table(context, found, texts, acting.judge, settings)
+        tables["resplits"] = resplits(found, acting, settings, run.seed)
+        if others:
+            tables["strangers"] = strangers(found, acting, others, settings)
+        claims = [*act_claims(found, acting, tables, settings, run), *claims]
+        artifact = DispatchBundle(router, loaded, found.dispatcher)
+        assert found.dispatcher.guarantee is not None
+        more["guarantee"] = found.dispatcher.guarantee.text()
     return context.result(
         model=loaded,
         tasks=parts,
-        title=f"Tasks named by {loaded.name}'s first layers",
-        claims=route_claims(router, rows, y, named, cue, tables, settings, run),
+        title=f"Tasks named by {loaded.name}'s first layers" + (", and acted on" if settings.act else ""),
+        claims=claims,
         tables=tables,
-        artifacts={"route": ModelRouter(router, loaded)},
+        artifacts={"route": artifact},
+        **more,
         features=source,
         layer=layer,
     )
+
+
+def _to_act(rows: Rows, y: np.ndarray, settings: RouteSettings, seed: int) -> Rows:
+    """For acting, the rows that calibrate are halved: one half says what is unknown, the other calibrates all of it together.
+
+    Raises:
+        InputError: too few for the risk and delta asked for.
+    """
+    held = rows.calibrate
+    half = split_half(y[held], rows.groups[held], seed)
+    acting = Rows("acting", rows.groups, fit=rows.fit, select=held[half], calibrate=held[~half], judge=rows.judge)
+    need, groups = ltt_size(settings.risk, settings.delta), len(np.unique(rows.groups[acting.calibrate]))
+    if groups < need:
+        raise InputError(
+            f"risk {settings.risk:g} at delta {settings.delta:g} needs at least {need} calibration groups, a fifth of all are "
+            f"{groups}; ask for more risk or delta, or give more rows",
+            "risk",
+        )
+    return acting
 
 
 def _together(parts: Sequence[Task]) -> Task:
@@ -206,7 +264,8 @@ def _layers(
     for number in sorted(nearest):
         right = balanced(np.array([names.index(name) for name in nearest[number]]) == y, y)
         low, high = group_bootstrap(right, groups, seed=seed)
-        row = {"layer": number, "share": (number + 1) / n_layers, "accuracy": float(right.mean()), "low": low, "high": high}
+        at = {"layer": number, "share": (number + 1) / n_layers}
+        row = at | {"accuracy": float(right.mean()), "low": max(0.0, low), "high": min(1.0, high)}
         rows.append(row | {"used": number == max(nearest), **beside})
     return pd.DataFrame(rows)
 

@@ -43,8 +43,8 @@ _SAYS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 FAULTS_OF_COMMANDS = ("kill −9", "SIGINT", "SIGTERM", "run again", "short of memory", "clock jumps", "two at once")
 _ROOM = (4, 32, 256)
 """MiB that a process may have beyond what it has once everything is imported"""
-_REFUSED = {2: ("error: ", "Error: "), 1: ("OpenBLAS error: Memory allocation",)}
-"""by exit code, how a process that is short of memory ends its words; OpenBLAS ends it by itself where it finds no room"""
+_REFUSED = {2: ("error: ", "Error: "), 1: ("OpenBLAS error: Memory allocation",), 127: ("cannot allocate memory for",)}
+"""by exit code, how a process that is short of memory ends its words; OpenBLAS and the loader end it themselves"""
 _LIMITED = """
 import resource, sys, psutil, torch, transformers, sklearn.linear_model, moescope.study.protocol
 from moescope.cli import main
@@ -136,7 +136,7 @@ def of_command(command: str, work: Path) -> dict[str, Tally]:
             again.add(at, f"ended with {ended}: {said}" if ended else wrong or (f"left beside it: {left}" if left else None))
     for room in _ROOM:
         ended, said, wrong = _finished(command, out, whole, "--overwrite", script=("-c", _LIMITED, str(room)))
-        refused = ended in (1, 2) and said[-1].startswith(_REFUSED[ended]) and not any("Traceback" in line for line in said)
+        refused = ended in _REFUSED and said[-1].startswith(_REFUSED[ended]) and not any("Traceback" in line for line in said)
         found["short of memory"].add(f"{room} MiB", wrong or (None if ended == 0 or refused else f"{ended}: {said[-3:]}"))
     for by in ("-864000", "864000"):
         ended, said, wrong = _finished(command, out, whole, "--overwrite", script=("-c", _JUMPING, by))

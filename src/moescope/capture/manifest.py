@@ -18,7 +18,7 @@ from moescope.files.atomic import write_atomic
 from moescope.files.names import plain_name
 from moescope.files.parse import parse_object
 from moescope.files.seal import seal_holds, sealed_json
-from moescope.study.settings import at_least, read_record
+from moescope.study.settings import at_least, between, read_record
 from moescope.types import SITE_KINDS, Site
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Shard:
     """One safetensors file: per site a tensor (vectors, D), and ``offsets`` int64 (texts + 1,)."""
 
     file: str
-    texts: Annotated[int, at_least(0)]
+    texts: Annotated[int, between(0, 2**40, open_low=False)]
     vectors: Annotated[int, at_least(0)]
     size: Annotated[int, at_least(0)]
     """bytes"""
@@ -56,7 +56,7 @@ class Manifest:
     fingerprint: str
     model_dtype: str
     sites: tuple[str, ...]
-    widths: Annotated[tuple[int, ...], at_least(1)]
+    widths: Annotated[tuple[int, ...], between(0, 2**31)]
     dtype: str
     position: str | int
     skip_special: bool

@@ -194,7 +194,7 @@ def _run(arguments: list[str] | None) -> None:
     except InputError as error:
         _fail(str(error))
     except CycloptsError as error:
-        _fail(_said(error))
+        _fail(str(InputError(_said(error))))  # which is cut where it quotes too much
     except ProcessLost as error:
         _fail(str(error), 1)
     except MemoryError:

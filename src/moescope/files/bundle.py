@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -81,7 +82,7 @@ def check_file(folder: Path, file: PurePath, files: dict[str, Any]) -> None:
         InputError: it is missing, cannot be read, or is damaged.
     """
     path, entry = folder / file, files.get(file.as_posix())
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{path} is missing, though {MANIFEST} lists it; run the study again")
     with system_errors(path):
         if not isinstance(entry, dict) or sha256_of(path) != entry.get("sha256"):

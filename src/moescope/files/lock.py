@@ -85,6 +85,8 @@ def _take(path: Path, output: Path, wait: bool) -> int | None:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         except OSError:  # what is wrong with the folder is said where it is written to
             return None
+        except ValueError as error:
+            raise InputError(f"{str(output)!r} cannot be a file's name ({error})") from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             with contextlib.suppress(FileNotFoundError):

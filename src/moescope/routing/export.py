@@ -63,7 +63,9 @@ def export_parquet(trace: RoutingTrace, path: str | Path, *, overwrite: bool = F
 
 def _words(values: list[str | None]) -> pa.DictionaryArray:
     """Strings as numbers into the list of their kinds; None stays none."""
-    return pa.array(values, pa.string()).dictionary_encode()
+    # half a character, which JSON may hold, is none of UTF-8
+    whole = [v if v is None else v.encode("utf-8", "replace").decode() for v in values]
+    return pa.array(whole, pa.string()).dictionary_encode()
 
 
 def _schema(trace: RoutingTrace) -> pa.Schema:

@@ -110,7 +110,7 @@ class PruneMask:
                     raise wrong
                 keep = {int(layer): _mask(kept, content["prune"][layer]) for layer, kept in content["keep"].items()}
                 meta = content["meta"]
-            if not isinstance(meta, dict):
+            if not isinstance(meta, dict) or not keep or not all(map(len, keep.values())):
                 raise wrong
             return cls(dict(sorted(keep.items())), meta)
         except InputError as error:

@@ -270,6 +270,10 @@ def load_monitor(folder: str | Path, model: LoadedModel | None = None, **load_op
             f"{folder / 'monitor.safetensors'} is damaged ({type(error).__name__}: {error}); run moescope robustness again"
         ) from error
     loaded = artifact_model(folder, data, model, load_options)
+    try:
+        encode(loaded, ["a"], max_tokens=known.max_tokens)  # there is room for a text, and a place for each token
+    except InputError as error:
+        raise InputError(f"{folder}: {error}; run moescope robustness again") from error
     widths = (sum(loaded.width(site) for site in source_sites(loaded, "routing", known.layer)), loaded.d_model)
     if tuple(score.weight.shape for score in scores) != tuple((n,) for n in widths):
         raise InputError(f"{folder} reads other numbers of features than the model has; run moescope robustness again")

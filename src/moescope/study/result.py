@@ -204,7 +204,10 @@ def load(folder: str | Path) -> StudyResult:
         raise InputError(f"{type(folder).__name__} is no folder; name one that moescope saved a result in", "folder")
     parts = load_result(Path(folder))
     artifacts: dict[str, Artifact] = {name: Stored(*parts_of) for name, parts_of in parts.artifacts.items()}
-    return StudyResult(parts.kind, parts.meta, parts.claims, parts.circuits, parts.tables, artifacts)
+    try:
+        return StudyResult(parts.kind, parts.meta, parts.claims, parts.circuits, parts.tables, artifacts)
+    except InputError as error:  # of a claim, which is what the manifest holds
+        raise InputError(f"{Path(folder) / 'results.json'} is damaged ({error}); run the study again") from error
 
 
 def _drawing() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
             f"{file}: is a pickle and is never read; convert it where it was written: python -c"
             " \"$(python -c 'from moescope.routing.engines import SGLANG_CONVERSION as c; print(c)')\" IN.pt OUT.npz"
         )
-    if file.suffix not in SUFFIXES and file.exists():
+    if file.suffix not in SUFFIXES and os.path.exists(file):
         raise InputError(f"{file}: not .npy, .npz or .safetensors")
     data = read_bytes(file)
     try:

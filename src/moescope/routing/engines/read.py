@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from moescope.errors import InputError
@@ -34,7 +35,7 @@ def import_routing(
     """
     file, prompts = local(path), prompt_tokens or {}
     suffixes = {s.lower() for s in file.suffixes}
-    if file.is_dir():
+    if os.path.isdir(file):
         return build(list(arrays.requests(file, prompts)), model, str(file), "a folder of arrays")
     if suffixes & _TEXT:
         return build(responses.requests(file, model, prompts), model, str(file), "answers of a server")

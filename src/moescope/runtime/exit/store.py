@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
+from moescope.capture.encode import encode
 from moescope.errors import InputError
 from moescope.files.checkpoint import check_array
 from moescope.files.remote import local
@@ -46,6 +47,7 @@ def load_exit(folder: str | Path, model: LoadedModel | None = None, **load_optio
     try:
         if known.kind == "circuit":
             _check_columns(heads, loaded.d_model)
+        encode(loaded, ["a"], max_tokens=known.max_tokens)  # there is room for a text, and a place for each token
         rule = _threshold(known.threshold), known.checks, guarantee
         return ExitClassifier(loaded, heads, known.classes, *rule, known.task, known.max_tokens, known.template)
     except ValueError as error:
@@ -71,6 +73,8 @@ class _Stored:
 def _heads(known: _Stored, tensors: dict[str, np.ndarray]) -> Heads:
     """The heads, of shapes that fit each other; their numbers are finite."""
     n_classes = len(known.classes)
+    if any("\0" in name for name in known.classes):
+        raise ValueError("a class has a name with a null character")
     if n_classes < 2 or len(set(known.classes)) < n_classes:
         raise ValueError(f"classes {', '.join(known.classes)[:80]!r} are fewer than two, or two of one name")
     parts: dict[str, list[np.ndarray]] = {"weight": [], "bias": [], "columns": []}

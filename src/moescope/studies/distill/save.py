@@ -67,6 +67,8 @@ def load_student(path: str | Path, *, fingerprint: str | None = None) -> Student
     try:
         for name, array in arrays.items():
             check_array(name, array, np.float32)
+            if np.abs(array).max(initial=0) > _LARGEST:
+                raise ValueError(f"{name} has numbers beyond {_LARGEST:g}")
     except ValueError as error:
         raise Damaged(Path(path), str(error)) from error
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -87,11 +89,14 @@ def load_student(path: str | Path, *, fingerprint: str | None = None) -> Student
     return student.eval()
 
 
+_LARGEST = 1e10  # what is larger is damage, and its products would be infinite
+
+
 @dataclasses.dataclass(frozen=True)
 class _Scales:
-    x: Annotated[float, between(0, 1e30)]
-    y: Annotated[float, between(0, 1e30)]
+    x: Annotated[float, between(1 / _LARGEST, _LARGEST)]
+    y: Annotated[float, between(1 / _LARGEST, _LARGEST)]
 
     @property
     def both(self) -> tuple[float, float]:
-        return self.x, self.y
+        return float(self.x), float(self.y)

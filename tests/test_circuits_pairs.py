@@ -240,6 +240,8 @@ def test_translations_of_test_texts_are_left_out_of_the_fit() -> None:
 def test_tasks_without_languages_have_no_table(tasks: dict[str, TaskFindings]) -> None:
     assert language_rows(tasks["a"].features, QUICK) == []
     one = made_features("one", {}, rows=24, languages=("de", "en"))
-    few = dataclasses.replace(one, groups=np.where(np.arange(24) < 12, "x", "y"))
+    groups = np.where(np.arange(24) < 12, "x", "y")
+    examples = tuple(dataclasses.replace(e, group=str(g)) for e, g in zip(one.task.examples, groups, strict=True))
+    few = dataclasses.replace(one, groups=groups, task=dataclasses.replace(one.task, examples=examples))
     with pytest.raises(InputError, match="language 'de'"):
         language_rows(few, QUICK)

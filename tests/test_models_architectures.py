@@ -49,10 +49,10 @@ READ = {
     "nystromformer": BERT,
 }
 REFUSED = {
-    "vit": "is not a text model: it takes no token ids",
-    "dinov2": "is not a text model: it takes no token ids",
+    "vit": "vit reads images, and has no image processor",
+    "dinov2": "dinov2 reads images, and has no image processor",
     "wav2vec2": "is not a text model: it takes no token ids",
-    "clip": "is not a text model: it compares texts with images or sounds",
+    "clip": "clip reads images, and has no image processor",
     "albert": "its layers share one set of weights",
     "gemma3n_text": "it keeps 4 residual streams side by side",
     "deepseek_v4": "its routing can be traced, but it keeps 4 residual streams side by side",
@@ -65,7 +65,13 @@ REFUSED = {
     "inkling_text": "it mixes tokens by convolutions",
 }
 WHY = (
-    *("is not a text model", "is an encoder-decoder", "does not run on token ids alone", "is not supported: "),
+    *(
+        "is not a text model",
+        "has no image processor",
+        "is an encoder-decoder",
+        "does not run on token ids alone",
+        "is not supported: ",
+    ),
     *("its routing can be traced, but ", "not tried: "),
 )
 
@@ -164,7 +170,7 @@ def test_the_check_finds_an_mlp_that_mixes_tokens() -> None:
 def test_what_is_not_text_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
     config = transformers.ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)
     transformers.ViTModel(config).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="'vit' is not a text model: it takes no token ids") as error:
+    with pytest.raises(InputError, match="'vit' reads images, and has no image processor") as error:
         load(tmp_path)
     assert "\n" not in str(error.value)
 

@@ -114,6 +114,7 @@ def test_every_figure_draws_and_can_be_read(case: str) -> None:
 def test_the_tables_decide_which_figures_there_are() -> None:
     result = synthetic_result(("certainty", "sentiment"))
     expected = {"comparison", "dashboard-certainty", "dashboard-sentiment", "layers", *(name for name, *_ in FIGURES)}
+    expected -= {"each_class", "confusion", "graded_controls"}  # of more than two classes, and of graded labels
     assert set(figures.available(result)) == expected
     assert figures.available(StudyResult("circuits", tables={"other": pd.DataFrame({"a": [1]})})) == []
     empty = _changed(result, lambda table: table.iloc[:0])

@@ -8,7 +8,7 @@ from typing import Any
 import transformers
 
 from moescope.errors import InputError
-from moescope.models.source import Source, check_folder
+from moescope.models.source import PROCESSOR_FILE, Source, check_folder
 from moescope.models.vision.body import check_image_type, image_class
 
 
@@ -28,6 +28,11 @@ def check_source(source: Source) -> None:
             config = None
         if config is not None:
             check_type(config)
+            if image_class(config) is not None and not (source.folder / PROCESSOR_FILE).is_file():
+                raise InputError(
+                    f"{source.folder}: model type {config.model_type!r} reads images, and has no image processor "
+                    f"({PROCESSOR_FILE}): save the model's processor beside its weights"
+                ) from None
         raise
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from moescope.errors import InputError
-from moescope.stats.intervals import expanded_percentiles
+from moescope.stats.intervals import bootstrap_sums, expanded_percentiles
 from moescope.stats.permutation import permutation_p
 
 _LEAST = 6  # points of a curve in which a jump can be told from a bend
@@ -117,6 +117,5 @@ def _resampled(rows: NDArray[np.float64], groups: ArrayLike | None, draws: int, 
     count = int(code.max()) + 1
     sums = np.zeros((count, rows.shape[1]))
     np.add.at(sums, code, rows)
-    sizes = np.bincount(code, minlength=count)
-    weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
-    return (weights @ sums) / (weights @ sizes)[:, None]
+    drawn = bootstrap_sums(np.column_stack([sums, np.bincount(code, minlength=count)]), n_boot=draws, seed=seed)
+    return drawn[:, :-1] / drawn[:, -1:]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -16,12 +16,54 @@ from moescope.studies.circuits.scorer import Scorer
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.single import TaskFindings
 from moescope.study.protocol import Context
-from moescope.tasks import dealt_folds
+from moescope.tasks import Regrouped, dealt_folds
 
 
 @dataclass
-class Controls:
-    """What the controls of one task gave: rows for the table ``controls``, and the differences that claims rest on.
+class Evidence:
+    """What the controls of one task gave, whatever its labels: rows for a table, and the differences that claims rest on."""
+
+    found: Any
+    """has ``features``"""
+    settings: CircuitSettings
+    context: Context
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    effects: list[dict[str, Any]] = field(default_factory=list)
+    measure: ClassVar[str]
+    """the column of a row's figure"""
+    columns: ClassVar[tuple[str, ...]]
+
+    @property
+    def name(self) -> str:
+        return str(self.found.features.task.name)
+
+    def draws(self, control: str, values: np.ndarray, note: str, **more: Any) -> None:
+        """A control that is a set of draws, each with its figure."""
+        low, high = np.quantile(values, [0.025, 0.975])
+        row = {"control": control, self.measure: float(values.mean()), "low": float(low), "high": float(high), "note": note}
+        self.rows.append(row | more)
+
+    def effect(self, name: str, found: Difference, **more: Any) -> None:
+        self.effects.append({"task": self.name, "effect": name, **found._asdict(), **more})
+
+    def leak(self) -> Regrouped | None:
+        """The task as it was given, where near-duplicates stood on both sides of splits; where they could not be put together,
+        that is an effect without a figure."""
+        leak = self.context.leaks.get(self.name)
+        if leak is not None and leak.refused:
+            self.effect("apart", Difference(*[float("nan")] * 4))
+            return None
+        return leak
+
+    def table(self) -> pd.DataFrame:
+        table = pd.DataFrame(self.rows, columns=list(self.columns))
+        table.insert(0, "task", self.name)
+        return table
+
+
+@dataclass
+class Controls(Evidence):
+    """Of a task of classes: rows of the table ``controls``.
 
     Of a row: control, accuracy, balanced (mean over classes), low, high (of the accuracy); ``gap``, ``gap_low``,
     ``gap_high``, ``p``: the circuit's balanced accuracy minus the control's on the same rows, NaN where the control has other
@@ -29,19 +71,13 @@ class Controls:
     """
 
     found: TaskFindings
-    settings: CircuitSettings
-    context: Context
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    effects: list[dict[str, Any]] = field(default_factory=list)
+    measure = "accuracy"
+    columns = ("control", "accuracy", "balanced", "low", "high", "gap", "gap_low", "gap_high", "p", "note")
 
     @property
     def circuit(self) -> np.ndarray:
         """(N,) bool: held-out hits of the circuit, classes counted alike."""
         return np.asarray(self.found.cv.even[self.found.cv.ks.index(self.settings.k)])
-
-    @property
-    def name(self) -> str:
-        return self.found.features.task.name
 
     def row(self, control: str, raw: np.ndarray, even: np.ndarray, scorer: Scorer, note: str = "") -> dict[str, Any]:
         """A row of hits (N,), appended and returned."""
@@ -58,21 +94,6 @@ class Controls:
         self.row(control, hits[RAW], hits[EVEN], self.found.scorer, note).update(gap_columns(gap))
         if effect:
             self.effect(effect, gap)
-
-    def draws(self, control: str, values: np.ndarray, note: str, **more: Any) -> None:
-        """A control that is a set of draws, each with its accuracy."""
-        low, high = np.quantile(values, [0.025, 0.975])
-        row = {"control": control, "accuracy": float(values.mean()), "low": float(low), "high": float(high), "note": note}
-        self.rows.append(row | more)
-
-    def effect(self, name: str, found: Difference, **more: Any) -> None:
-        self.effects.append({"task": self.name, "effect": name, **found._asdict(), **more})
-
-    def table(self) -> pd.DataFrame:
-        columns = ["control", "accuracy", "balanced", "low", "high", "gap", "gap_low", "gap_high", "p", "note"]
-        table = pd.DataFrame(self.rows, columns=columns)
-        table.insert(0, "task", self.name)
-        return table
 
 
 def both_hits(result: CVResult, at: int = 0) -> np.ndarray:

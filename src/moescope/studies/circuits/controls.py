@@ -141,11 +141,8 @@ def _few(out: Controls, probe: np.ndarray, n_layers: int) -> None:
 
 def _leak(out: Controls) -> None:
     """What the circuit would score with near-duplicate texts on both sides of the splits, as the task was given."""
-    features, leak = out.found.features, out.context.leaks.get(out.name)
+    features, leak = out.found.features, out.leak()
     if leak is None:
-        return
-    if leak.refused:
-        out.effect("apart", Difference(*[float("nan")] * 4))
         return
     folds = group_folds(features.y, leak.given, n_folds=out.settings.n_folds, seed=features.seed)
     hits = both_hits(own_cv(replace(features, folds=folds), out.settings))

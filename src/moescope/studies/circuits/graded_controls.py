@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import pandas as pd
 from moescope.select.graded import fixed_graded_cv
 from moescope.select.ranking import layer_matched_sets, random_sets
 from moescope.stats import Difference, permutation_p, permute_labels
-from moescope.studies.circuits.control_rows import gap_columns
+from moescope.studies.circuits.control_rows import Evidence, gap_columns
 from moescope.studies.circuits.controls import SAMPLED, SURFACE
 from moescope.studies.circuits.cues import EMBEDDING
 from moescope.studies.circuits.features import Features
@@ -32,18 +32,12 @@ from moescope.tasks.folds import graded_folds
 
 
 @dataclass
-class _Out:
-    """Rows of the table ``graded_controls``, and effects."""
+class _Out(Evidence):
+    """Rows of the table ``graded_controls``."""
 
     found: GradedFindings
-    settings: CircuitSettings
-    context: Context
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    effects: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        return self.found.features.task.name
+    measure = "r2"
+    columns = ("control", "r2", "low", "high", "spearman", "gap", "gap_low", "gap_high", "p", "note")
 
     @property
     def circuit(self) -> np.ndarray:
@@ -61,20 +55,8 @@ class _Out:
         self.row(control, said, note).update(gap_columns(gap))
         return gap
 
-    def draws(self, control: str, values: np.ndarray, note: str, **more: Any) -> None:
-        low, high = np.quantile(values, [0.025, 0.975])
-        self.rows.append(
-            {"control": control, "r2": float(values.mean()), "low": float(low), "high": float(high), "note": note} | more
-        )
-
-    def effect(self, name: str, found: Difference, **more: Any) -> None:
-        self.effects.append({"task": self.name, "effect": name, **found._asdict(), **more})
-
     def tables(self) -> dict[str, pd.DataFrame]:
-        columns = ["control", "r2", "low", "high", "spearman", "gap", "gap_low", "gap_high", "p", "note"]
-        table = pd.DataFrame(self.rows, columns=columns)
-        table.insert(0, "task", self.name)
-        return {"graded_controls": table, "effects": pd.DataFrame(self.effects, columns=list(_EFFECT))}
+        return {"graded_controls": self.table(), "effects": pd.DataFrame(self.effects, columns=list(_EFFECT))}
 
 
 _EFFECT = ("task", "effect", "value", "low", "high", "p", "against", "bits", "k")
@@ -141,11 +123,8 @@ def _random(out: _Out) -> None:
 
 def _leak(out: _Out) -> None:
     """What the circuit would explain with near-duplicate texts on both sides of the splits, as the task was given."""
-    features, leak = out.found.features, out.context.leaks.get(out.name)
+    features, leak = out.found.features, out.leak()
     if leak is None:
-        return
-    if leak.refused:
-        out.effect("apart", Difference(*[float("nan")] * 4))
         return
     rng = np.random.default_rng(features.seed)
     folds = graded_folds(features.y, np.asarray(leak.given), out.settings.n_folds, rng)

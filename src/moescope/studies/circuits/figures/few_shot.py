@@ -9,10 +9,7 @@ from moescope.report.style import (
     BLUE,
     FAINT,
     GREEN,
-    PURPLE,
-    SOFT,
     VERMILLION,
-    band,
     legend_below,
     letter,
     levels,
@@ -20,6 +17,7 @@ from moescope.report.style import (
     new_figure,
     shorten,
 )  # fmt: skip
+from moescope.studies.circuits.figures.curves import beside_random
 
 CAPTION = (
     "Balanced accuracy of one ridge classifier on a further task, over the number of its labels: on the neurons of the other "
@@ -38,14 +36,7 @@ def few_shot(tables: Tables) -> Figure:
     figure = new_figure(2.3, 3.6)
     axes = figure.subplots()
     by_method = {name: frame[frame["method"] == name].sort_values("labels") for name in levels(frame, "method")}
-    random = by_method["random"]
-    band(axes, random["labels"], random["low"], random["high"], SOFT, label="95 % of random sets")
-    axes.plot(random["labels"], random["value"], "--", color=PURPLE, lw=0.9, label="their mean")
-    for name, label, ink, mark in _METHODS:
-        own = by_method[name]
-        axes.plot(own["labels"], own["value"], color=ink, marker=mark, ms=3, lw=1.1, label=label)
-        if name == "circuits":
-            band(axes, own["labels"], own["low"], own["high"], ink)
+    beside_random(axes, by_method, "labels", "value", _METHODS, "sets")
     axes.axhline(float(tables["few_shot_area"]["chance"].iloc[0]), color=FAINT, lw=0.8, zorder=0)
     log_scale(axes, "x")
     sizes = sorted(frame["labels"].unique())

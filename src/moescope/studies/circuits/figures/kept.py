@@ -11,11 +11,9 @@ from moescope.report.style import (
     BLUE,
     FAINT,
     GREEN,
-    PURPLE,
     SOFT,
     VERMILLION,
     WIDTH,
-    band,
     columns_for,
     legend_below,
     letter,
@@ -25,6 +23,7 @@ from moescope.report.style import (
     of_task,
     shorten,
 )  # fmt: skip
+from moescope.studies.circuits.figures.curves import beside_random
 
 CAPTION = (
     "Everything but the first k neurons of an order is replaced in the running model, at the final token and in every layer of "
@@ -65,14 +64,7 @@ def kept(tables: Tables) -> Figure:
 
 def _curves(axes: Axes, rows: pd.DataFrame) -> None:
     by_order = {str(order): own.sort_values("k") for order, own in rows.groupby("order")}
-    random = by_order["random"]
-    band(axes, random["share"], random["low"], random["high"], SOFT, label="95 % of random orders")
-    axes.plot(random["share"], random["faithfulness"], "--", color=PURPLE, lw=0.9, label="their mean")
-    for order, label, ink, mark in _ORDERS:
-        own = by_order[order]
-        axes.plot(own["share"], own["faithfulness"], color=ink, marker=mark, ms=3, lw=1.1, label=label)
-        if order == "circuit":
-            band(axes, own["share"], own["low"], own["high"], ink)
+    beside_random(axes, by_order, "share", "faithfulness", _ORDERS, "orders")
     for height, style in ((0.0, "-"), (0.9, ":"), (1.0, "-")):
         axes.axhline(height, color=SOFT if style == ":" else FAINT, lw=0.8, ls=style, zorder=0)
     log_scale(axes, "x")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,13 +21,28 @@ from moescope.study.verdicts import Effect
 UNIT = "nats per token"
 
 
+class Counting(Protocol):
+    """What counts as it runs, batch by batch."""
+
+    used: dict[str, list[float]]
+
+    def begin(self, batch: int) -> None:
+        """Count from nought; what is drawn from here on depends on the batch's number alone."""
+
+
+Each = Callable[[Sequence[str], Callable[[list[int]], Iterator[tuple[int, Any]]]], list[Any]]
+"""Runs stages that do not depend on each other: :meth:`moescope.study.protocol.Context.each`."""
+
+
 @dataclass(frozen=True)
 class Contender:
-    """One model, or one state of it: ``enter`` puts it in that state for as long as its context is open."""
+    """One model, or one state of it: ``enter`` puts it in that state for as long as its context is open. ``counts`` has, after
+    :func:`compare`, what it counted on all windows."""
 
     name: str
     model: Any
     enter: Callable[[], AbstractContextManager[None]]
+    counts: Counting | None = None
 
 
 @dataclass(frozen=True)
@@ -76,29 +91,33 @@ def compare(
     *,
     seed: int = 0,
     report: Callable[[int, int], None] | None = None,
+    each: Each | None = None,
 ) -> list[Quality]:
     """Every contender beside the original on the same windows; the first row is the original itself.
 
     One batch goes through all models before the next, so that the original's logits are held for one batch only.
+
+    Args:
+        each: keeps a batch's figures as soon as they are there, so that a run that is cut off goes on behind it.
     """
     n, predicted = windows.ids.shape[0], windows.ids.shape[1] - 1
-    losses = np.zeros((len(contenders) + 1, n))  # sums of one window each
-    kls, agreements = np.zeros(len(contenders)), np.zeros(len(contenders))
-    done = 0
-    for ids in windows.batches(2048):
-        here = slice(done, done + len(ids))
-        reference = Reference(_logits(original, ids), ids)
-        losses[0, here] = reference.losses.double().sum(1)
-        for i, contender in enumerate(contenders):
-            with contender.enter():
-                found = _logits(contender.model, ids)
-            loss, kl, same = reference.beside(found)
-            losses[i + 1, here] = loss.double().sum(1)
-            kls[i] += float(kl.sum())
-            agreements[i] += float(same.sum())
-        done += len(ids)
-        if report is not None:
-            report(done, n)
+    batches = list(windows.batches(2048))
+    ends = np.cumsum([len(ids) for ids in batches])
+
+    def through(wanted: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+        for number in wanted:
+            yield number, _through(original, contenders, batches[number], number)
+            if report is not None:
+                report(int(ends[number]), n)
+
+    names = [f"windows {end - len(ids) + 1} to {end}" for ids, end in zip(batches, ends, strict=True)]
+    found = each(names, through) if each is not None else [value for _, value in through(list(range(len(batches))))]
+    losses = np.concatenate([batch["losses"] for batch in found], 1)
+    kls, agreements = (np.sum([batch[what] for batch in found], 0) for what in ("kls", "agreements"))
+    for i, contender in enumerate(contenders):
+        if contender.counts is not None:
+            parts = [batch["used"][i] for batch in found]
+            contender.counts.used = {what: [sum(part[what][k] for part in parts) for k in (0, 1)] for what in parts[0]}
     total = n * predicted
     rows: list[Quality] = []
     for i, name in enumerate(["original", *(c.name for c in contenders)]):
@@ -112,10 +131,28 @@ def compare(
     return rows
 
 
+def _through(original: nn.Module, contenders: Sequence[Contender], ids: Tensor, number: int) -> dict[str, Any]:
+    """A batch's figures: sums of losses (1 + contenders, windows), and of KL and agreement (contenders)."""
+    reference = Reference(_logits(original, ids), ids)
+    losses = [reference.losses.double().sum(1).cpu().numpy()]
+    kls, agreements, used = [], [], []
+    for contender in contenders:
+        if contender.counts is not None:
+            contender.counts.begin(number)
+        with contender.enter():
+            logits = _logits(contender.model, ids)
+        loss, kl, same = reference.beside(logits.to(reference.losses.device))
+        losses.append(loss.double().sum(1).cpu().numpy())
+        kls.append(float(kl.sum()))
+        agreements.append(float(same.sum()))
+        used.append({} if contender.counts is None else contender.counts.used)
+    return {"losses": np.stack(losses), "kls": np.array(kls), "agreements": np.array(agreements), "used": used}
+
+
 def _logits(model: Any, ids: Tensor) -> Tensor:
-    """(B, length, V), on the CPU."""
+    """(B, length, V), where the model has them."""
     logits: Tensor = model(input_ids=ids.to(next(model.parameters()).device), use_cache=False).logits
-    return logits.cpu()
+    return logits
 
 
 EIGHT = "8-bit"

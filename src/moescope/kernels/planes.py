@@ -3,8 +3,8 @@
 Of a code of eight bits the first four are a coarser copy of the same weight (:mod:`moescope.models.rounding`). For each token
 the first bits of all gate and up rows are read, as a stream; neurons are scored by what they would put out, ``|act(ĝ) û| ·
 ‖down‖``; and of the best only the other four bits and the down row are read, which lie together, a neuron beside the next.
-Nothing is stored twice but the scales of gate and up, one for the stream and one for the neuron. No gradient flows, and there
-is no form for GPUs.
+Nothing is stored twice but the scales of gate and up, one for the stream and one for the neuron. No gradient flows. The
+form for GPUs is :mod:`moescope.kernels.triton_planes`.
 
 Beside it, on the same loops, is what it must beat: the same MLP with every weight in eight bits, or in four.
 
@@ -80,7 +80,7 @@ def pack(gate: Codes, up: Codes, down_t: Codes, choose_bits: int = CHOOSING) -> 
     if choose_bits != CHOOSING:
         raise InputError(f"must be {CHOOSING}, got {choose_bits}", "choose_bits")
     for name, weight in (("gate", gate), ("up", up), ("down_t", down_t)):
-        _check(name, weight, 8)
+        check_codes(name, weight, 8)
         if weight.codes.shape != gate.codes.shape:
             raise InputError(f"has shape {tuple(weight.codes.shape)}, gate {tuple(gate.codes.shape)}", name)
     n, d = gate.codes.shape
@@ -96,7 +96,7 @@ def pack(gate: Codes, up: Codes, down_t: Codes, choose_bits: int = CHOOSING) -> 
 
 def pack_rows(weight: Codes) -> Rows:
     """Lay out a matrix (M, K) of four or eight bits, K a multiple of 32, for :func:`linear`."""
-    _check("weight", weight, 4, 8)
+    check_codes("weight", weight, 4, 8)
     m, k = weight.codes.shape
     return Rows(None, _pairs(weight), k, 0, m, weight.bits)
 
@@ -105,7 +105,7 @@ def pack_gated(gate: Codes, up: Codes, down: Codes) -> Rows:
     """Lay out gate and up (N, d) and down (d, N), all of four or of eight bits, for :func:`dense_mlp`; N and d are multiples
     of 32. The down projection has its scales along the neurons."""
     for name, weight in (("gate", gate), ("up", up), ("down", down)):
-        _check(name, weight, gate.bits)
+        check_codes(name, weight, gate.bits)
     n, d = gate.codes.shape
     if up.codes.shape != (n, d) or down.codes.shape != (d, n):
         raise InputError(f"must be ({d}, {n}) beside gate and up of ({n}, {d}), got {tuple(down.codes.shape)}", "down")
@@ -186,7 +186,7 @@ def _dense(x: Tensor, rows: Rows, kind: int, bytes_each: int, way: str | None) -
     return out.to(x.dtype)
 
 
-def _check(name: str, weight: Codes, *bits: int) -> None:
+def check_codes(name: str, weight: Codes, *bits: int) -> None:
     if weight.bits not in bits:
         raise InputError(f"must have {' or '.join(map(str, bits))} bits, got {weight.bits}", name)
     if weight.codes.shape[1] % GROUP or weight.scale.shape[1] * GROUP != weight.codes.shape[1]:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from moescope.intervene.held_out import Windows
-from moescope.intervene.quality import BYTES, EIGHT, Contender, Quality, compare, few_bits, neurons_off
+from moescope.intervene.quality import BYTES, EIGHT, Contender, Each, Quality, compare, few_bits, neurons_off
 from moescope.kernels.experts import NAME
 from moescope.models import LoadedModel
 from moescope.studies.convert.layers import Converted, kept_neurons
@@ -31,6 +31,7 @@ def measure_frontier(
     *,
     seed: int,
     report: Callable[[int, int], None] | None = None,
+    each: Each | None = None,
 ) -> tuple[pd.DataFrame, list[Quality]]:
     """Table ``frontier``, and the qualities that it comes from.
 
@@ -43,6 +44,7 @@ def measure_frontier(
     Args:
         made: kind -> mixture of experts. pruned: kind -> dense model whose neurons are switched off.
         bounds: kind -> puts the dense model in a state.
+        each: keeps what is finished of a run that is cut off.
     """
     for mixture in made.values():
         mixture.set_experts_implementation(NAME)  # grouped_mm holds (tokens, k, d), which is most of its time here
@@ -67,7 +69,7 @@ def measure_frontier(
     for kind, entering in bounds.items():
         contenders.append(Contender(kind, model.module, entering))
         places.append((kind, counts.active, counts.active / counts.experts))
-    qualities = compare(model.module, contenders, windows, seed=seed, report=report)
+    qualities = compare(model.module, contenders, windows, seed=seed, report=report, each=each)
     rows = [
         {
             "kind": kind,

@@ -147,10 +147,9 @@ def convert(
         made[chosen] = converted
         if chosen == "converted":
             equality = checked_equality(loaded, converted, counts, testing)
-        said: Any = {"seed": run.seed, "report": context.counter("held-out text")}
+        said: Any = {"seed": run.seed, "report": context.counter("held-out text"), "each": context.each}
         bounds = bounds_of(loaded, target, counts, found.chosen) if settings.controls else {}
-        measuring = partial(measure_frontier, loaded, made, pruned, bounds, found, counts, testing, **said)
-        frontier, qualities = context.stage("held-out text", measuring)
+        frontier, qualities = measure_frontier(loaded, made, pruned, bounds, found, counts, testing, **said)
         tables = {"layers": found.table, "frontier": frontier}
         tables |= {"refit": refitted.table} if refitted else {}
         tables |= {"finetuning": tuning.table} if tuning else {}

@@ -156,7 +156,8 @@ def calibrate(
     stream = np.zeros(len(layers))
     body = model.module
     batches = list(windows.batches(2048))
-    controls = {ANOTHER: by_another_token(choose, seed), CHANCE: by_chance(seed)}
+    another, chance = (torch.Generator().manual_seed(seed) for _ in range(2))
+    controls = {ANOTHER: by_another_token(choose, another), CHANCE: by_chance(chance)}
     for turn in (False, True):
         way = _Looking(layers, choose, counts, seen, torch.Generator().manual_seed(seed + turn), turn, controls)
 

@@ -9,9 +9,10 @@ from functools import partial
 from typing import Any
 
 import pandas as pd
+import torch
 
 from moescope.intervene.held_out import Windows
-from moescope.intervene.quality import Contender, Quality, compare, few_bits
+from moescope.intervene.quality import Contender, Each, Quality, compare, few_bits
 from moescope.models import LoadedModel
 from moescope.models.sparse import sparse_mlps
 from moescope.studies.sparsify import cost
@@ -106,7 +107,7 @@ def entrants(
                 continue
             neurons = counts if headline else even(layers, share)
             way = _way(method, share, neurons, layers, turned_layers, found, form.choose, seed)
-            contender = Contender(name, module, partial(replaced, way))
+            contender = Contender(name, module, partial(replaced, way), way)
             lines.append(Entrant(method, share, contender, *_counted(method, way, shape, form)))
     return lines
 
@@ -132,15 +133,16 @@ def _way(
         return ByNeuron(layers, by_gate_alone, [s.threshold("gate", share) for s in of])
     if method == "up-first":
         return ByNeuron(layers, by_up_alone, [s.threshold("up", share) for s in of])
+    drawing = torch.Generator().manual_seed(seed)
     scores: dict[str, Scores] = {
         PLANES: by_planes(choose),
-        ANOTHER: by_another_token(choose, seed),
-        CHANCE: by_chance(seed),
+        ANOTHER: by_another_token(choose, drawing),
+        CHANCE: by_chance(drawing),
         "oracle": by_oracle,
         "gate-first": by_gate,
         "static": by_average([i.float().to(layers[0].mlp.gate.device) for i in found.importance()]),
     }
-    return ByNeuron(layers, scores[method], neurons)
+    return ByNeuron(layers, scores[method], neurons, drawing if method in (ANOTHER, CHANCE) else None)
 
 
 def _counted(method: str, way: Way, shape: cost.Shape, form: Format) -> tuple[Callable[[], float], Callable[[], float]]:
@@ -172,9 +174,10 @@ def measure_frontier(
     *,
     seed: int,
     report: Callable[[int, int], None] | None = None,
+    each: Each | None = None,
 ) -> tuple[pd.DataFrame, dict[str, Quality]]:
-    """Table ``frontier``, and the quality of each line by its name."""
-    found = compare(model.module, [line.contender for line in lines], windows, seed=seed, report=report)
+    """Table ``frontier``, and the quality of each line by its name; ``each`` keeps what is finished of a run."""
+    found = compare(model.module, [line.contender for line in lines], windows, seed=seed, report=report, each=each)
     rows = [
         {
             "method": line.method,

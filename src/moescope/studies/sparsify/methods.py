@@ -59,12 +59,20 @@ def coded(mlps: Sequence[GatedMLP], bits: int) -> list[Layer]:
     return [Layer(mlp, nested(mlp.gate, bits), nested(mlp.up, bits), nested(mlp.down.T, bits)) for mlp in mlps]
 
 
+def _nothing() -> dict[str, list[float]]:
+    return {"neurons": [0.0, 0.0], "inputs": [0.0, 0.0]}
+
+
 @dataclass(eq=False)
 class Way:
     """Base: runs layers, and counts the shares of neurons and of inputs that were used on all tokens that it saw."""
 
     layers: Sequence[Layer]
-    used: dict[str, list[float]] = field(default_factory=lambda: {"neurons": [0.0, 0.0], "inputs": [0.0, 0.0]}, init=False)
+    used: dict[str, list[float]] = field(default_factory=_nothing, init=False)
+
+    def begin(self, batch: int) -> None:
+        """Count from nought; what is drawn from here on depends on the batch's number alone."""
+        self.used = _nothing()
 
     def run(self, number: int, x: Tensor) -> Tensor:
         """What layer ``number`` gives for x (T, d) float32."""
@@ -92,6 +100,16 @@ class ByNeuron(Way):
 
     scores: Scores
     limits: Sequence[float]
+    drawing: torch.Generator | None = None
+    """what ``scores`` draws from, if it does"""
+
+    def __post_init__(self) -> None:
+        self._seed = None if self.drawing is None else self.drawing.initial_seed()
+
+    def begin(self, batch: int) -> None:
+        super().begin(batch)
+        if self.drawing is not None:
+            self.drawing.manual_seed(hash((self._seed, batch)) & 0x7FFFFFFF)
 
     def run(self, number: int, x: Tensor) -> Tensor:
         layer = self.layers[number]
@@ -142,9 +160,9 @@ def by_planes(bits: int) -> Scores:
     return lambda number, layer, x, a, u: write_scores(x, layer.gate, layer.up, bits, layer.norms, layer.mlp.activation)
 
 
-def by_another_token(bits: int, seed: int) -> Scores:
+def by_another_token(bits: int, generator: torch.Generator) -> Scores:
     """The same, of another token of the same batch: what the choice is worth where it is not of this token."""
-    planes, generator = by_planes(bits), torch.Generator().manual_seed(seed)
+    planes = by_planes(bits)
 
     def scores(number: int, layer: Layer, x: Tensor, a: Tensor, u: Tensor) -> Tensor:
         other = torch.randperm(len(x), generator=generator).to(x.device)
@@ -153,9 +171,8 @@ def by_another_token(bits: int, seed: int) -> Scores:
     return scores
 
 
-def by_chance(seed: int) -> Scores:
+def by_chance(generator: torch.Generator) -> Scores:
     """Any neurons, drawn anew for every token."""
-    generator = torch.Generator().manual_seed(seed)
     return lambda number, layer, x, a, u: torch.rand(a.shape, generator=generator).to(a.device)
 
 
@@ -222,7 +239,10 @@ class Rotated(Way):
 
 def turned(layers: Sequence[Layer], axes: Sequence[Tensor], bits: int) -> list[Layer]:
     """The layers with gate and up for turned inputs, coded anew."""
+
+    def coded_anew(weight: Tensor, q: Tensor) -> Nested:
+        return nested(weight.float() @ q.to(weight.device), bits)
+
     return [
-        Layer(at.mlp, nested(at.mlp.gate.float() @ q, bits), nested(at.mlp.up.float() @ q, bits), at.down)
-        for at, q in zip(layers, axes, strict=True)
+        Layer(at.mlp, coded_anew(at.mlp.gate, q), coded_anew(at.mlp.up, q), at.down) for at, q in zip(layers, axes, strict=True)
     ]

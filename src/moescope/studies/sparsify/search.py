@@ -37,7 +37,8 @@ def search(
         layers = coded(mlps, bits)  # one number of bits at a time is held
         some = [form for form in formats if form.bits == bits]
         ways = [ByNeuron(layers, by_planes(form.choose), even(layers, form.share)) for form in some]
-        contenders = [Contender(str(form), model.module, partial(replaced, way)) for form, way in zip(some, ways, strict=True)]
+        pairs = zip(some, ways, strict=True)
+        contenders = [Contender(str(form), model.module, partial(replaced, way), way) for form, way in pairs]
 
         def told(done: int, total: int, turn: int = turn) -> None:
             if report is not None:

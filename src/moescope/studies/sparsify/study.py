@@ -111,8 +111,8 @@ def sparsify(
             written = read_sparse(folder, loaded)
         equality = checked_equality(loaded, layers, written, parts["judge"])
         lines = entrants(loaded, layers, found, written, form, settings, run.seed)
-        measuring = partial(measure_frontier, loaded, lines, parts["judge"], seed=run.seed)
-        frontier, qualities = context.stage("held-out text", partial(measuring, report=context.counter("held-out text")))
+        told = context.counter("held-out text")
+        frontier, qualities = measure_frontier(loaded, lines, parts["judge"], seed=run.seed, report=told, each=context.each)
         tables |= {"layers": found.table(layers, counts), "frontier": frontier}
         claims = sparsify_claims(
             frontier, qualities, form, settings, equality, parts["judge"].unit, run.seed, copy=loaded.quantisation

@@ -24,11 +24,9 @@ from moescope.models.layered import Layered, open_layered, whole
 from moescope.models.tiny import FOREIGN, NotBuilt, tiny_module
 from moescope.runtime.mask import PruneMask, prune_mask
 from moescope.studies.prune.checkpoint import Made, write_pruned
-from moescope.studies.prune.claims import task_cases
 from moescope.studies.prune.cut import Cut, banks_of
-from moescope.studies.prune.settings import PruneSettings
-from moescope.studies.prune.tasks import score, task_table
-from moescope.study.run import Run
+from moescope.studies.prune.tasks import harness_model, score
+from moescope.study.choice_tasks import task_cases, task_table
 from moescope.study.verdicts import verdicts
 from tests.architectures import tiny_tokenizer
 from tests.harness_task import write_task
@@ -299,13 +297,12 @@ def test_a_task_that_the_whole_model_cannot_do_is_left_out(monkeypatch: pytest.M
             right["known"][:10] = 0
         return {"samples": {t: [{"doc_id": i, "acc": a, "arguments": [0, 0]} for i, a in enumerate(right[t])] for t in tasks}}
 
-    monkeypatch.setattr("moescope.studies.prune.tasks.run_tasks", harness)
-    monkeypatch.setattr("moescope.studies.prune.tasks.harness_model", lambda model, batch_tokens: model)
+    monkeypatch.setattr("moescope.study.choice_tasks.run_tasks", harness)
     models: Any = {"whole": "whole", "pruned": "pruned"}
-    table = task_table(models, PruneSettings(eval_task=("known", "coin")), Run()).set_index("task")
+    table = task_table(models, ("known", "coin"), include=None, limit=None, seed=0).set_index("task")
     assert table["used"].to_dict() == {"known": True, "coin": False}
     assert table.loc["known", ["chance", "whole", "pruned", "change"]].tolist() == [0.5, 1.0, 0.75, -0.25]
-    known, coin = verdicts(task_cases(table.reset_index()))
+    known, coin = verdicts(task_cases(table.reset_index(), "whole", "pruned"))
     assert known.outcome == "contradicted"
     assert (coin.outcome, coin.words[:44]) == ("not tested", "left out: the whole model does not beat chan")
 
@@ -316,8 +313,8 @@ def test_one_run_of_the_evaluation_harness(tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     pairs = [("The sky is", " blue", " bread"), ("He opened the", " door", " seven")] * 6
     tasks = write_task(tmp_path, pairs)
-    settings = PruneSettings(eval_task=("tiny_pairs",), eval_include=tasks)
     layered, _ = tiny()
-    table = task_table({"whole": layered, "pruned": layered}, settings, Run())
+    models = {name: harness_model(layered, 2048) for name in ("whole", "pruned")}
+    table = task_table(models, ("tiny_pairs",), include=tasks, limit=None, seed=0)
     assert table["whole"].tolist() == table["pruned"].tolist()
     assert table["n"].tolist() == [12]

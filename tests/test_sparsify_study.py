@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -15,7 +16,7 @@ import moescope
 from moescope.cli import main
 from moescope.errors import InputError
 from moescope.intervene.held_out import read_windows
-from moescope.intervene.quality import Quality, few_bits
+from moescope.intervene.quality import Contender, Quality, compare, few_bits
 from moescope.models import load
 from moescope.models.gated import gated_mlps
 from moescope.models.rounding import nested
@@ -263,6 +264,55 @@ def test_tables_hold_every_way_and_plain_format(result: StudyResult) -> None:
     assert (layers["captured"] <= layers["oracle"] + 1e-9).all()
     assert (layers["static"] < layers["captured"]).all()
     assert result.meta["unit"] == "window"
+
+
+def test_a_batch_gives_the_same_whatever_ran_before_it() -> None:
+    """So that a run that was cut off draws and counts, on the rest of the text, what it would have."""
+    model = source("llama")
+    settings = SparsifySettings(**SMALL | {"heldout_tokens": 4096})
+    windows = read_windows(model, None, None, settings, 512)[1]
+    layers = methods.coded(gated_mlps(model), 6)
+
+    def through(order: int) -> tuple[Quality, float, list[int]]:
+        drawing = torch.Generator().manual_seed(3)
+        limits = [9.0 / (1 + layer) for layer in range(len(layers))]
+        by_chance = methods.ByNeuron(layers, methods.by_chance(drawing), [32] * len(layers), drawing)
+        by_size = methods.ByNeuron(layers, lambda number, layer, x, a, u: (a * u).abs(), [1e-3 * x for x in limits])
+        lines = [
+            Contender(str(i), model.module, partial(methods.replaced, way), way) for i, way in enumerate((by_chance, by_size))
+        ]
+
+        def each(names: Any, compute: Any) -> list[Any]:
+            found = dict(compute(list(range(len(names)))[::order]))
+            return [found[number] for number in range(len(names))]
+
+        found = compare(model.module, lines, windows, each=each)
+        return found[1], by_size.share("neurons"), list(found[1].groups)
+
+    assert len(list(windows.batches(2048))) > 1
+    first, second = through(1), through(-1)
+    assert first[0] == second[0]
+    assert first[1] == pytest.approx(second[1], rel=1e-12)
+    assert 0 < first[1] < 1
+
+
+def test_tasks_are_judged_where_the_original_beats_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = {"known": ([1] * 40, [1] * 30 + [0] * 10), "coin": ([0, 1] * 20, [1, 0] * 20)}
+
+    def harness(model: int, tasks: Any, **_: Any) -> Any:
+        return {
+            "samples": {t: [{"doc_id": i, "acc": a, "arguments": [0, 0]} for i, a in enumerate(right[t][model])] for t in tasks}
+        }
+
+    numbers = iter((0, 1))
+    monkeypatch.setattr("moescope.studies.sparsify.study.check_tasks", lambda tasks, include: None)
+    monkeypatch.setattr("moescope.studies.sparsify.study.language_model", lambda model, tokenizer: next(numbers))
+    monkeypatch.setattr("moescope.study.choice_tasks.run_tasks", harness)
+    made = moescope.sparsify(source("llama"), settings=SparsifySettings(**SMALL, eval_task=("known", "coin")))
+    assert made.table("tasks")[["original", "sparse", "used"]].values.tolist() == [[1.0, 0.75, True], [0.5, 0.5, False]]
+    known, coin = made.claims[-2:]
+    assert (known.statement, known.outcome) == ("known: the sparse model is no worse than the original", "contradicted")
+    assert coin.outcome == "not tested"
 
 
 def test_nothing_is_left_where_a_study_fails(tmp_path: Path) -> None:

@@ -32,8 +32,7 @@ def evaluate_tasks(
     Raises:
         InputError: the harness is not installed, or does not know a task.
     """
-    wrap = _harness()[1]
-    lms = ((name, wrap(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)) for name, model in models.items())
+    lms = ((name, language_model(model, tokenizer, batch_size)) for name, model in models.items())
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for name, lm in lms:
         out = run_tasks(lm, tasks, include=include, limit=limit, seed=seed)
@@ -43,6 +42,15 @@ def evaluate_tasks(
                 if isinstance(value, int | float) and metric not in ("alias", "sample_len") and not metric.endswith("_stderr"):
                     rows.setdefault((task, metric), {"task": task, "metric": metric})[name] = float(value)
     return pd.DataFrame(list(rows.values()))
+
+
+def language_model(model: Any, tokenizer: Any, batch_size: int = 8) -> Any:
+    """A causal language model in memory as the harness takes it.
+
+    Raises:
+        InputError: the harness is not installed.
+    """
+    return _harness()[1](pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
 
 
 def run_tasks(lm: Any, tasks: Sequence[str], *, include: str | Path | None, limit: int | None, seed: int) -> dict[str, Any]:

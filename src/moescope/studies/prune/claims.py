@@ -124,26 +124,6 @@ def guard_claim(guarded: Sequence[tuple[int, int]], experts: int, *, on: bool, w
     )
 
 
-def task_cases(table: pd.DataFrame, margin: float = 0.02) -> list[Case | Claim]:
-    """Is the pruned model as good at each task that the whole model can do at all?"""
-    found: list[Case | Claim] = []
-    for row in table.to_dict("records"):
-        name = f"{row['task']}: the pruned model is no worse than the whole"
-        if not row["used"]:
-            words = (
-                f"left out: the whole model does not beat chance on it ({row['whole']:.1%}, {row['whole_low']:.1%} to "
-                f"{row['whole_high']:.1%}, beside {row['chance']:.1%}, {row['n']} examples)"
-            )
-            found.append(Claim(name, row["pruned"], outcome="not tested", words=words))
-            continue
-        effect = Effect(row["change"], row["low"], row["high"], "the whole model", margin, no_worse=True)
-        control = Control("the whole model", row["whole"])
-        words = f"accuracy on {row['n']} examples, paired; guessing gives {row['chance']:.1%}"
-        ends = (row["pruned"] - row["change"] + row["low"], row["pruned"] - row["change"] + row["high"])
-        found.append(Case(name, row["pruned"], effect, interval=ends, control=control, words=words))
-    return found
-
-
 def change(own: np.ndarray, groups: np.ndarray, seed: int) -> tuple[float, float]:
     """95 % interval over documents of a mean change of loss."""
     # losses are no proportions: where none changed there is no doubt for Wilson's interval to add

@@ -26,15 +26,15 @@ from moescope.studies.prune.claims import (
     mask_cases,
     prune_claims,
     recommend,
-    task_cases,
 )
 from moescope.studies.prune.cut import banks_of
 from moescope.studies.prune.measure import Judged
 from moescope.studies.prune.rivals import Rival, Rivals
 from moescope.studies.prune.saliency import expert_saliency
 from moescope.studies.prune.settings import PruneSettings
-from moescope.studies.prune.tasks import task_table
+from moescope.studies.prune.tasks import harness_model
 from moescope.study.checkpoint import Checkpoint
+from moescope.study.choice_tasks import task_cases, task_table
 from moescope.study.harness import check_tasks
 from moescope.study.protocol import Context, ModelLike, TextsLike
 from moescope.study.repeat import verb
@@ -129,8 +129,9 @@ def prune(model: ModelLike, texts: TextsLike = None, settings: PruneSettings = _
             "saliency": found.to_frame(),
         }
         if settings.eval_task:
-            models = {"whole": layered, "pruned": written}
-            tables["tasks"] = context.stage("evaluating tasks", partial(task_table, models, settings, run))
+            models = {name: harness_model(it, run.batch_tokens) for name, it in (("whole", layered), ("pruned", written))}
+            options: Any = {"include": settings.eval_include, "limit": run.limit, "seed": run.seed}
+            tables["tasks"] = context.stage("evaluating tasks", partial(task_table, models, settings.eval_task, **options))
         key = settings.by, settings.ratio
         loss = {name: values[:, own, 0] for name, values in added.items()}
         bits, same = next((r.bits, r.key) for r in plan if r.bits and r.ratio == settings.ratio)
@@ -149,7 +150,7 @@ def prune(model: ModelLike, texts: TextsLike = None, settings: PruneSettings = _
             own=float(loss[key].mean()),
         )
         headline = [recommend(kept, spared, cheaper), spared, kept, cheaper, *more, guard]
-        tasks = verdicts(task_cases(tables["tasks"]), settings.alpha) if "tasks" in tables else []
+        tasks = verdicts(task_cases(tables["tasks"], "whole", "pruned"), settings.alpha) if "tasks" in tables else []
         claims = [*prune_claims(table, headline), *tasks]
         line = table.set_index(["criterion", "ratio"]).loc[key]
         mask.meta.update(

@@ -5,70 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
 
 from moescope.capture.windows import opening
 from moescope.errors import InputError
 from moescope.models.layered import Layered, whole
-from moescope.stats import group_bootstrap
-from moescope.studies.prune.settings import PruneSettings
-from moescope.study.harness import run_tasks
-from moescope.study.paired import paired_effect
-from moescope.study.run import Run
-
-
-def task_table(models: dict[str, Layered], settings: PruneSettings, run: Run) -> pd.DataFrame:
-    """Table ``tasks``: accuracy of the whole and of the pruned model on the same examples, beside chance.
-
-    Raises:
-        InputError: the harness is not installed, does not know a task, or a task is not one of multiple choice.
-    """
-    samples = {
-        name: run_tasks(
-            harness_model(model, run.batch_tokens),
-            settings.eval_task,
-            include=settings.eval_include,
-            limit=run.limit,
-            seed=run.seed,
-        )["samples"]
-        for name, model in models.items()
-    }
-    rows = []
-    for task in samples["whole"]:
-        right = {name: _right(task, found[task]) for name, found in samples.items()}
-        chance = np.array([1 / len(s["arguments"]) for s in _ordered(samples["whole"][task])])
-        documents = np.arange(len(chance))
-        low, high = group_bootstrap(right["whole"] - chance, documents, seed=run.seed)
-        change = paired_effect(right["pruned"], right["whole"], documents, "the whole model", 0.0, run.seed)
-        rows.append(
-            {
-                "task": task,
-                "n": len(chance),
-                "chance": float(chance.mean()),
-                "whole": float(right["whole"].mean()),
-                "whole_low": float(chance.mean() + low),
-                "whole_high": float(chance.mean() + high),
-                "pruned": float(right["pruned"].mean()),
-                "change": change.value,
-                "low": change.low,
-                "high": change.high,
-                "used": bool(low > 0),
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _ordered(samples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return sorted(samples, key=lambda sample: int(sample["doc_id"]))
-
-
-def _right(task: str, samples: Sequence[dict[str, Any]]) -> np.ndarray:
-    """float64 (N,): whether each example is right."""
-    if not samples or any("acc" not in sample for sample in samples):
-        raise InputError(f"{task!r} is no task of multiple choice that is scored by accuracy (acc)", "eval_task")
-    return np.array([float(sample["acc"]) for sample in _ordered(samples)])
 
 
 def harness_model(layered: Layered, batch_tokens: int) -> Any:

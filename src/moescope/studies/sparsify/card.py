@@ -42,6 +42,11 @@ def card_text(
             "",
             *table_lines(shown, ("method", "share", "bytes", "perplexity", "rise", "low", "high", "kl")),
             "",
+            *(
+                ["## Tasks (lm-evaluation-harness)", "", *table_lines(tables["tasks"], tuple(tables["tasks"])), ""]
+                if "tasks" in tables
+                else []
+            ),
             "## Recipe",
             "",
             f"- codes of {form.bits} bits that nest, {form.choose} of them choose; budgets {facts['budgets']}; seed {seed}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from moescope.errors import InputError
@@ -41,6 +42,10 @@ class SparsifySettings(Judged):
     """Relative rise in perplexity that may be recommended: the largest loss that counts as none."""
     margin: Annotated[float, at_least(0)] = 0.01
     """Smallest difference in loss from another way that counts, nats per token."""
+    eval_task: tuple[str, ...] = ()
+    """lm-evaluation-harness task (of multiple choice) to run on the original and the sparse model."""
+    eval_include: Path | None = None
+    """Folder with harness tasks of your own."""
 
     def check(self) -> None:
         if not self.formats():

@@ -28,10 +28,13 @@ from moescope.studies.sparsify.methods import ANOTHER, CHANCE, ByNeuron, Layer, 
 from moescope.studies.sparsify.search import search
 from moescope.studies.sparsify.settings import Format, SparsifySettings
 from moescope.study.checkpoint import Checkpoint
+from moescope.study.choice_tasks import task_cases, task_table
+from moescope.study.harness import check_tasks, language_model
 from moescope.study.protocol import Context, ModelLike
 from moescope.study.repeat import verb
 from moescope.study.result import StudyResult
 from moescope.study.run import Run
+from moescope.study.verdicts import verdicts
 
 _SETTINGS, _RUN = SparsifySettings(), Run()
 _VALIDATION = 4  # one window in so many of the calibration text validates budgets
@@ -57,7 +60,7 @@ def sparsify(
 
     Returns:
         A result of kind ``"sparsify"``, whose first claim is the recommendation. Tables: ``layers``, ``frontier``, ``search``
-        where the settings leave open how many neurons or bits, and ``budgets`` where they were greedy. Artifact:
+        where the settings leave open how many neurons or bits, ``budgets`` where they were greedy, and ``tasks``. Artifact:
         ``checkpoint``, which is saved in the result's own folder: what ``run.out`` names is what :func:`moescope.load_model`
         loads and every command takes as MODEL.
 
@@ -72,6 +75,8 @@ def sparsify(
     """
     context = Context("sparsify", settings, run, of=SparsifySettings)
     loaded = context.load(model, head=True)
+    if settings.eval_task:
+        check_tasks(settings.eval_task, settings.eval_include)
     mlps = gated_mlps(loaded)
     if len({(mlp.width, mlp.neurons) for mlp in mlps}) > 1:
         raise InputError(f"{loaded.name}: its MLPs are of several widths, and one share of bytes cannot be of all", "model")
@@ -117,6 +122,13 @@ def sparsify(
         claims = sparsify_claims(
             frontier, qualities, form, settings, equality, parts["judge"].unit, run.seed, copy=loaded.quantisation
         )
+        if settings.eval_task:
+            models = {"original": loaded.module, "sparse": written}
+            as_harness = {name: language_model(it, loaded.tokenizer) for name, it in models.items()}
+            options: Any = {"include": settings.eval_include, "limit": run.limit, "seed": run.seed}
+            evaluating = partial(task_table, as_harness, settings.eval_task, **options)
+            tables["tasks"] = context.stage("evaluating tasks", evaluating)
+            claims += verdicts(task_cases(tables["tasks"], "original", "sparse"), settings.alpha)
         context.note(claims[0].words.partition("; a decision")[0])
         facts: dict[str, Any] = {
             "title": f"{loaded.name} with {form.share:.0%} of its neurons at work on a token",

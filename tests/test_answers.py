@@ -1,4 +1,4 @@
-"""Questions that a model answers by itself: what counts as right, what is kept, and what its neurons say beyond its confidence."""
+"""Questions that a model answers by itself: what counts as right, what is kept, what its neurons say beyond its confidence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import moescope
 from moescope.capture.answers import answered
 from moescope.models import LoadedModel, from_model
-from moescope.studies.circuits.answers import placements
+from moescope.stats import auroc, class_weights
+from moescope.studies.circuits.answers import held_out, placements, rivals_of
+from moescope.tasks import surface_baselines
+from moescope.tasks.answered import Answered
 from moescope.tasks.questions import CHECKS, Questions
 
 N, WIDTH = 160, 16
@@ -106,6 +109,13 @@ def test_a_neuron_that_knows_is_found_beyond_the_answers_own_odds() -> None:
     controls = result.table("controls").set_index("control")
     assert controls.loc["answer: mean log-probability", "balanced"] < 0.65
     assert controls.loc["difficulty", "balanced"] < 0.65
+    rivals = result.table("beyond_answers").set_index("rival")
+    assert set(rivals.index) == {
+        "log-probability and entropy", "length of question and answer", "its own words", "difficulty", "all of these"
+    }  # fmt: skip
+    assert rivals.loc["log-probability and entropy", "n_draws"] == rivals.loc["all of these", "n_draws"] == 99
+    proofs = {row["control"]: row["evidence"] for row in result.meta["controls"]}
+    assert "each within one of 8 strata" in proofs["words: labels permuted among answers alike in log-probability and entropy"]
 
 
 def test_where_nothing_knows_nothing_is_found() -> None:
@@ -124,6 +134,33 @@ def test_what_the_answers_odds_tell_already_is_not_counted_as_the_circuits() -> 
     handful = claim_of(result, "2 neurons tell the classes apart")
     assert handful.explanation == "trivial cue"
     assert "answer: " in handful.words
+    controls = result.table("controls").set_index("control")
+    assert controls.loc["answer: mean log-probability", "balanced"] > 0.95
+    # among answers of like confidence all are right or all wrong, so that no label can move
+    assert result.table("beyond_answers").set_index("rival").loc["log-probability and entropy", "n_draws"] == 0
+
+
+def rival_auroc(task: Answered, rival: str) -> float:
+    y, folds = np.array([e.label for e in task.examples]), np.arange(len(task)) % 5
+    alone, _ = held_out(rivals_of(task)[rival], np.zeros((len(y), 1)), np.zeros((5, 1), np.int64), y, folds)
+    return float(auroc(alone, y))
+
+
+def test_difficulty_that_decides_is_told_by_difficulty() -> None:
+    found = answered(writer(), asked(torch.tensor([1.0, -1.0] * (N // 2))))
+    table = surface_baselines(found, np.arange(N) // 2 % 5).set_index("control")
+    assert table.loc["difficulty", "accuracy"] == 1.0
+    assert table.loc["answer: mean log-probability", "accuracy"] < 0.65
+    assert rival_auroc(found, "difficulty") == 1.0
+    assert 0.35 < rival_auroc(found, "log-probability and entropy") < 0.65
+
+
+def test_where_one_answer_is_always_right_the_answers_words_tell() -> None:
+    task = asked(signs(0))  # what is right is always yes
+    assert set(task.accepted_of.values()) == {("yes",)}
+    found = answered(writer(), task)
+    assert rival_auroc(found, "its own words") == 1.0
+    assert surface_baselines(found, np.arange(N) % 5).set_index("control").loc["answer: its first word", "accuracy"] == 1.0
 
 
 def test_an_answer_is_read_at_its_own_end() -> None:
@@ -196,8 +233,12 @@ def test_what_counts_as_right(check: str, answer: str, accepted: str, right: boo
 
 
 def test_an_own_checker_decides() -> None:
-    found = answered(writer(), asked(signs(1)), is_right=lambda question, answer: question < "w5" and answer in ("yes", "no"))
-    assert [e.label for e in found.examples] == [int(f"w{i}" < "w5") for i in range(N)]
+    found = moescope.answered(
+        writer(), asked(signs(1)), is_right=lambda question, answer: (question < "w5") == (answer == "yes")
+    )
+    says = ["yes" if sign > 0 else "no" for sign in signs(0)]
+    assert [a.text for a in found.answers_given] == says
+    assert [e.label for e in found.examples] == [int((f"w{i}" < "w5") == (says[i] == "yes")) for i in range(N)]
 
 
 def test_made_sums_are_right_seeded_and_of_graded_length() -> None:
@@ -218,9 +259,7 @@ def test_a_task_of_classes_that_asks_becomes_one_of_answers() -> None:
     task = moescope.load_task("uci-sentiment?kind=answers&limit=40")
     classes = moescope.load_task("uci-sentiment?template=question&limit=40")
     assert isinstance(task, Questions)
-    assert [task.accepted_of[e.text] for e in task.examples] == [
-        (("negative", "positive")[e.label],) for e in classes.examples
-    ]
+    assert [task.accepted_of[e.text] for e in task.examples] == [(("negative", "positive")[e.label],) for e in classes.examples]
     assert task.check == "first"
 
 
@@ -228,8 +267,6 @@ def test_placements_have_the_auroc_as_their_mean() -> None:
     rng = np.random.default_rng(0)
     y = np.array([0, 1, 1] * 50)
     scores = np.round(rng.normal(size=150) + 0.7 * y, 1)
-    from moescope.stats import auroc, class_weights
-
     weighed = placements(scores, y) * class_weights(y)
     assert weighed.mean() == pytest.approx(auroc(scores, y))
     draws = [float(auroc(s, y)) for s in (rng.normal(size=(2000, 150)) + 0.7 * y)]
@@ -267,7 +304,7 @@ def test_rows_without_an_answer_are_refused_by_their_place() -> None:
 def test_all_right_or_all_wrong_is_refused_before_the_study() -> None:
     task = asked(signs(1))
     for accepted, said in (("yes or no", "answers none of 160 questions rightly"), (None, "answers all of 160")):
-        given = {q: (accepted,) if accepted else ("yes", "no") for q in task.accepted_of}
+        given = dict.fromkeys(task.accepted_of, (accepted,) if accepted else ("yes", "no"))
         with pytest.raises(moescope.InputError, match=said) as caught:
             moescope.circuits(writer(), replace(task, accepted_of=given), SETTINGS)
         assert "\n" not in str(caught.value)
@@ -276,7 +313,9 @@ def test_all_right_or_all_wrong_is_refused_before_the_study() -> None:
 def test_too_few_of_a_kind_and_other_studies_are_refused() -> None:
     task = asked(signs(1))
     rare = replace(task, accepted_of={q: ("yes", "no") if i > 3 else ("maybe",) for i, q in enumerate(task.accepted_of)})
-    with pytest.raises(moescope.InputError, match="4 of 160 answers are wrong, and 5 folds need 10; give more questions, or harder"):
+    with pytest.raises(
+        moescope.InputError, match="4 of 160 answers are wrong, and 5 folds need 10; give more questions, or harder"
+    ):
         moescope.circuits(writer(), rare, SETTINGS)
     with pytest.raises(moescope.InputError, match="position: 'words' says itself where it is read"):
         moescope.circuits(writer(), task, replace(SETTINGS, position="mean"))

@@ -98,9 +98,7 @@ def answered(
     return _task(questions, encoded, found, model.name)
 
 
-def _task(
-    questions: Questions, encoded: Encoded, found: dict[str, tuple[Answer, int, np.ndarray]], model: str
-) -> Answered:
+def _task(questions: Questions, encoded: Encoded, found: dict[str, tuple[Answer, int, np.ndarray]], model: str) -> Answered:
     number = {text: row for row, text in enumerate(found)}
     examples, answer_of, ids_of, special_of, slot_of = [], {}, {}, {}, {}
     for example in questions.examples:
@@ -115,10 +113,10 @@ def _task(
         answer_of[text], ids_of[text], special_of[text], slot_of[text] = answer, read, special, slot
     rights = sum(e.label == RIGHT for e in examples)
     if rights in (0, len(examples)):
+        many, other = ("none", "easier") if rights == 0 else ("all", "harder")
         raise InputError(
-            f"task {questions.name!r}: {model} answers {'none' if rights == 0 else 'all'} of {len(examples)} questions rightly, "
-            f"so there is nothing to tell apart; give {'easier' if rights == 0 else 'harder'} questions (difficulty, template=, "
-            f"new_tokens=), or another model"
+            f"task {questions.name!r}: {model} answers {many} of {len(examples)} questions rightly, so there is nothing to "
+            f"tell apart; give {other} questions, another template= or new_tokens=, or another model"
         )
     return Answered(
         questions.name, tuple(examples), CLASSES, questions.source, questions.licence, (), task_sha256(examples),
@@ -176,9 +174,7 @@ def _ends(model: LoadedModel) -> frozenset[int]:
 # Kept once
 
 
-def _kept(
-    model: LoadedModel, encoded: Encoded, questions: Questions, batch_tokens: int, progress: Progress | None
-) -> Written:
+def _kept(model: LoadedModel, encoded: Encoded, questions: Questions, batch_tokens: int, progress: Progress | None) -> Written:
     identity = {
         "model": model.fingerprint,
         "computed": [str(model.dtype), model.device.type],
@@ -192,7 +188,9 @@ def _kept(
         try:
             return _loaded(path, identity, len(encoded))
         except InputError:
-            warnings.warn(f"{questions.name}: the answers that were kept are damaged; they are written anew", Note, stacklevel=3)
+            warnings.warn(
+                f"{questions.name}: the answers that were kept are damaged; they are written anew", Note, stacklevel=3
+            )
             with contextlib.suppress(OSError):
                 path.unlink()
     made = _written(model, encoded, questions, batch_tokens, progress)
@@ -253,7 +251,7 @@ def _write(
         yield [(ids[i, :n], log_probability[i, :n], entropy[i, :n]) for i, n in enumerate(over.lengths(ids.shape[1]))]
 
 
-class _Odds(LogitsProcessor):  # type: ignore[misc]
+class _Odds(LogitsProcessor):
     """Keeps the log-probability of the likeliest token, which is the one that is written, and the entropy of the choice."""
 
     def __init__(self) -> None:
@@ -267,7 +265,7 @@ class _Odds(LogitsProcessor):  # type: ignore[misc]
         return scores
 
 
-class _Over(StoppingCriteria):  # type: ignore[misc]
+class _Over(StoppingCriteria):
     """Which answers of a batch are over, and how long they are."""
 
     def __init__(self, model: LoadedModel, shape: Sequence[int], new_tokens: int, line: bool) -> None:

@@ -40,11 +40,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Answered(RenderedTask):
-    """A task of two classes, wrong and right; ``answer_of`` and ``ids_of`` are by the rendered text.
+    """A task of two classes, wrong and right; what is known of a row is by its rendered text.
 
     With ``at="question"`` a text is the question, and its last token what comes before the answer; with ``"answer"`` the answer
-    stands behind it. ``ids_of`` (int32) are the tokens that the model read and wrote, ``special_of`` (bool) which of them the tokenizer or the
-    chat template put.
+    stands behind it. ``ids_of`` (int32) are the tokens that the model read and wrote, ``special_of`` (bool) which of them the
+    tokenizer or the chat template put.
     """
 
     at: Place = "question"

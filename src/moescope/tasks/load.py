@@ -75,8 +75,9 @@ def load_task(
     * **images**: a folder with a subfolder of images for each class, or a file or table with ``image=`` (the column of their
       paths, relative to the file and inside its folder) and ``label=``, ``group=``, ``positive=``, ``limit=``; the presets
       ``digits`` and ``digits-made``. Images of equal pixels share a group;
-    * ``arithmetic``: ``digits=1-3``, ``operation=add|subtract|multiply``, ``rows=`` and ``seed=``; ``halueval``: ``turn=one-turn|multi-turn|both``; ``uci-sentiment``: ``split=test|train|all``; presets on the Hub:
-      ``split=``, ``config=``, ``revision=``, and ``path=`` for a local copy of the dataset.
+    * ``arithmetic``: ``digits=1-3``, ``operation=add|subtract|multiply``, ``rows=``, ``seed=``; ``halueval``:
+      ``turn=one-turn|multi-turn|both``; ``uci-sentiment``: ``split=test|train|all``; presets on the Hub: ``split=``,
+      ``config=``, ``revision=``, and ``path=`` for a local copy of the dataset.
 
     Row order is the source's. Rows that agree up to case, spacing and punctuation share a group unless a group column
     is given. ``limit`` takes whole groups, class-balanced as far as possible, drawn with ``seed``; a limit in the
@@ -182,9 +183,9 @@ def load_tasks(given: Any, *, limit: int | None = None, seed: int = 0) -> list[T
 def _preset_draft(preset: Preset, spec: TaskSpec) -> _Draft:
     asks = [name for name, template in preset.templates.items() if template.answers]
     both = preset.kind == "classes" and bool(asks)  # its classes, or whether a model names them
-    check_options(spec, (*_COMMON, *preset.options, *(("kind",) if both else ()), *(_QUESTIONS if both or preset.asked else ())))
+    check_options(spec, (*_COMMON, *preset.options, *(("kind", *_QUESTIONS) if both or preset.asked else ())))
     context = f"task {spec.text!r}"
-    asking = bool(preset.asked) or choice(spec, "kind", "classes", ("classes", "answers")) == "answers"
+    asking = choice(spec, "kind", preset.kind, ("classes", "answers") if both else (preset.kind,)) == "answers"
     if not asking:
         _refuse_questions(spec)
     default = asks[0] if asking and both else next(iter(preset.templates))
@@ -369,8 +370,8 @@ def _render(draft: _Draft, spec: TaskSpec, limit: int | None, seed: int) -> Rend
     keep = np.arange(len(texts))
     asked = draft.asked
     if limit is not None:
-        alike = draft.labels if asked is None or asked.difficulty is None else np.unique(asked.difficulty, return_inverse=True)[1]
-        keep = take_groups(np.array(alike), np.array(draft.groups), limit, seed)
+        strata = draft.labels if asked is None or asked.difficulty is None else asked.difficulty
+        keep = take_groups(np.unique(strata, return_inverse=True)[1], np.array(draft.groups), limit, seed)
         if draft.kind not in ("graded", "answers"):
             require_classes([draft.labels[i] for i in keep], len(draft.classes), f"task {spec.text!r}")
     languages, values, spans = draft.languages, draft.values, draft.spans
@@ -388,7 +389,7 @@ def _render(draft: _Draft, spec: TaskSpec, limit: int | None, seed: int) -> Rend
     slot_of = {texts[i]: _slot_text(rows.records[i], draft.slot, rows, int(i)) for i in keep}
     if asked is not None:
         accepted: dict[str, tuple[str, ...]] = {}
-        for i in keep:  # of a question that stands twice, what is right in either row
+        for i in keep.tolist():  # of a question that stands twice, what is right in either row
             accepted[texts[i]] = tuple(dict.fromkeys([*accepted.get(texts[i], ()), *asked.accepted[i]]))
         return Questions(
             draft.name, examples, (), draft.source, draft.licence, (), task_sha256(examples), kind="answers",

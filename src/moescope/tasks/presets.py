@@ -53,7 +53,7 @@ class Preset:
     split: str = ""
     kind: LabelKind = "classes"
     asked: dict[str, Any] = field(default_factory=dict)
-    """of questions that a model answers: ``check``, ``new_tokens`` and ``until`` of :func:`~moescope.tasks.questions.asked_of`"""
+    """of questions: ``check``, ``new_tokens`` and ``until`` of :func:`~moescope.tasks.questions.asked_of`"""
 
     @property
     def shipped(self) -> bool:

@@ -6,6 +6,7 @@ A task of this kind has no labels yet: whether an answer is right is known once 
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -137,6 +138,7 @@ def asked_of(
     wanted = named.get("new_tokens", str(_WORD_TOKENS if words else new_tokens))
     if not wanted.isdecimal() or not 1 <= int(wanted[:9]) <= _MOST_NEW:
         raise InputError(f"{context}: new_tokens={wanted!r} is not a whole number from 1 to {_MOST_NEW}")
+    accepted: list[tuple[str, ...]]
     if words:
         accepted = [(words[label].strip(),) for label in labels]
     else:
@@ -192,7 +194,7 @@ def arithmetic_rows(spec: TaskSpec) -> Rows:
             raise InputError(f"{context}: {key}={text!r} is not a whole number from {low} to 999999")
         numbers[key] = int(text)
     rng = np.random.default_rng(numbers["seed"])
-    solved = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}[sign]
+    solved: Callable[[int, int], int] = {"+": operator.add, "-": operator.sub, "*": operator.mul}[sign]
     worked = "\n".join(f"{a} {sign} {b} = {solved(a, b)}" for a, b in _WORKED)
     levels = [(a, b) for a in range(least, most + 1) for b in range(least, a + 1)]
     share = -(-numbers["rows"] // len(levels))
@@ -210,6 +212,12 @@ def arithmetic_rows(spec: TaskSpec) -> Rows:
             group = f"{max(a, b)} {sign} {min(a, b)}"
             level = f"{longer} and {shorter} digits" if longer > 1 else "1 and 1 digit"
             records.append(
-                {"question": f"{a} {sign} {b}", "answer": str(solved(a, b)), "difficulty": level, "group": group, "worked": worked}
+                {
+                    "question": f"{a} {sign} {b}",
+                    "answer": str(solved(a, b)),
+                    "difficulty": level,
+                    "group": group,
+                    "worked": worked,
+                }
             )
     return Rows(records, list(records[0]), "arithmetic", "sum", list(range(1, len(records) + 1)))

@@ -110,7 +110,7 @@ def rivals_of(task: Answered) -> dict[str, np.ndarray]:
 def _one_hot(values: list[str], least: float) -> np.ndarray:
     """(N, V) a column for each value that at least that share of the rows have; none where all rows have one."""
     names, code, counts = np.unique(values, return_inverse=True, return_counts=True)
-    shown = np.flatnonzero(counts >= least * len(values)) if len(names) > 1 else []
+    shown = np.flatnonzero((counts >= least * len(values)) & (len(names) > 1))
     return np.asarray(code[:, None] == shown, dtype=np.float64)
 
 
@@ -168,7 +168,7 @@ def _ridge(train: np.ndarray, y: np.ndarray, held: np.ndarray) -> np.ndarray:
 
 
 def placements(scores: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(N,) whose mean, classes weighed alike, is the AUROC, and whose spread over rows is that of the AUROC (DeLong et al. 1988).
+    """(N,) whose mean, classes weighed alike, is the AUROC, and whose spread over rows is the AUROC's (DeLong et al. 1988).
 
     The placement of a row is the share of the other class's rows that it is on the right side of.
     """

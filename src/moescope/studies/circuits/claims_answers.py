@@ -29,7 +29,8 @@ def answer_claims(answers: pd.DataFrame, beyond: pd.DataFrame, settings: Circuit
                 id="H19",
                 interval=(float(every["low"]), float(every["high"])),
                 control=Control("its commonest answer, share of all", float(every["commonest_share"])),
-                words=f"{every['n']} questions, {every['tokens']:.1f} tokens an answer; commonest {every['commonest']!r}{by_level}",
+                words=f"{every['n']} questions, {every['tokens']:.1f} tokens an answer; commonest {every['commonest']!r}"
+                f"{by_level}",
             )
         )
         size = f"{settings.k} neuron{'s' if settings.k > 1 else ''}"
@@ -42,7 +43,11 @@ def answer_claims(answers: pd.DataFrame, beyond: pd.DataFrame, settings: Circuit
                 for other, one in rivals.iterrows()
                 if other not in _STATEMENTS
             )
-            drawn = f"{row['n_draws']} permutations among answers that the rival holds for alike" if row["n_draws"] else "no permutations"
+            drawn = (
+                f"{row['n_draws']} permutations among answers that the rival holds for alike"
+                if row["n_draws"]
+                else "no permutations"
+            )
             claims.append(
                 Case(
                     f"{name}: {size} tell more of whether the answer is right {than}",

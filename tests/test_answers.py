@@ -43,7 +43,7 @@ def writer(certain: bool = False) -> LoadedModel:
     inner.pre_tokenizer = WhitespaceSplit()
     config = LlamaConfig(
         vocab_size=len(names), hidden_size=WIDTH, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=32, tie_word_embeddings=False, initializer_range=0.02, pad_token_id=0,
+        num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=False, initializer_range=0.02, pad_token_id=0,
         bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
@@ -159,6 +159,7 @@ def test_where_one_answer_is_always_right_the_answers_words_tell() -> None:
     task = asked(signs(0))  # what is right is always yes
     assert set(task.accepted_of.values()) == {("yes",)}
     found = answered(writer(), task)
+    assert "its own words" in rivals_of(found)
     assert rival_auroc(found, "its own words") == 1.0
     assert surface_baselines(found, np.arange(N) % 5).set_index("control").loc["answer: its first word", "accuracy"] == 1.0
 

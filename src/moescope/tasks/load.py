@@ -261,12 +261,12 @@ def _hub_draft(spec: TaskSpec) -> _Draft:
 def _table_draft(rows: Rows, spec: TaskSpec, name: str, source: str) -> _Draft:
     """A task from a table whose columns the user names."""
     kind: LabelKind = choice(spec, "kind", "classes", get_args(LabelKind))  # type: ignore[assignment]
+    if kind != "answers":
+        _refuse_questions(spec)
     if kind == "tokens":
         return _word_draft(rows, spec, name, source)
     if odd := next((key for key in ("tokens", "spans") if key in spec.options), None):
         raise InputError(f"task {spec.text!r}: {odd}= is of labels for words; add kind=tokens")
-    if kind != "answers":
-        _refuse_questions(spec)
     options = spec.options
     own = kind == "answers" and "answers" not in options  # what is right stands in a column, and follows from no label
     text, label = options.get("text", "text"), options.get("answer", "answer") if own else options.get("label", "label")

@@ -127,7 +127,8 @@ def _beyond(task: Answered, found: TaskFindings, settings: CircuitSettings, cont
         if name in (CONFIDENCE, EVERYTHING) and settings.n_label_permutations:
             drawn = _permuted(task.name, name, numbers, alone, features, settings, context)
             if drawn is not None:
-                p, n_draws = float(permutation_p(gain.value, drawn)), len(drawn)
+                # both must speak: the one against chance, the other for another sample of questions
+                p, n_draws = max(p, float(permutation_p(gain.value, drawn))), len(drawn)
         low, high = group_bootstrap(scorer.weighed(second), features.groups, seed=features.seed)
         rows.append(
             {"task": task.name, "rival": name, "at": task.at, "rival_auroc": float(auroc(alone, features.y)),

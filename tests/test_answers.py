@@ -19,7 +19,7 @@ import moescope
 from moescope.capture.answers import answered
 from moescope.models import LoadedModel, from_model
 from moescope.stats import auroc, class_weights
-from moescope.studies.circuits.answers import held_out, placements, rivals_of
+from moescope.studies.circuits.answers import at_least_chance, held_out, placements, rivals_of
 from moescope.tasks import surface_baselines
 from moescope.tasks.answered import Answered
 from moescope.tasks.questions import CHECKS, Questions
@@ -264,6 +264,14 @@ def test_a_task_of_classes_that_asks_becomes_one_of_answers() -> None:
     assert task.check == "first"
 
 
+def test_a_rival_that_is_worse_than_a_guess_counts_as_a_guess() -> None:
+    y, scores = np.array([0, 1] * 20), np.arange(40.0)
+    scores[y == 1] -= 40
+    assert auroc(scores, y) == 0
+    assert auroc(at_least_chance(scores, y), y) == 0.5
+    assert at_least_chance(-scores, y) == pytest.approx(-scores)
+
+
 def test_placements_have_the_auroc_as_their_mean() -> None:
     rng = np.random.default_rng(0)
     y = np.array([0, 1, 1] * 50)
@@ -300,6 +308,11 @@ def test_rows_without_an_answer_are_refused_by_their_place() -> None:
         moescope.load_task([{"text": "a", "answer": "b"}, {"text": "c", "answer": None}], kind="answers")
     with pytest.raises(moescope.InputError, match=r"row 0: the answer 'b' is no number; use check=exact"):
         moescope.load_task([{"text": "a", "answer": "b"}], kind="answers", check="number")
+
+
+def test_a_label_beside_a_column_of_answers_is_refused() -> None:
+    with pytest.raises(moescope.InputError, match=r"label= is of classes; name the word of each by answers="):
+        moescope.load_task([{"text": "a", "answer": "b", "y": 1}], kind="answers", label="y")
 
 
 def test_all_right_or_all_wrong_is_refused_before_the_study() -> None:

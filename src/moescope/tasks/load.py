@@ -271,6 +271,9 @@ def _table_draft(rows: Rows, spec: TaskSpec, name: str, source: str) -> _Draft:
     own = kind == "answers" and "answers" not in options  # what is right stands in a column, and follows from no label
     text, label = options.get("text", "text"), options.get("answer", "answer") if own else options.get("label", "label")
     context = f"task {spec.text!r}"
+    named = [key for key in ("label", "positive") if key in options]
+    if own and named:
+        raise InputError(f"{context}: {named[0]}= is of classes; name the word of each by answers=, or give answer=COLUMN alone")
     template = parse_template(options.get("template", "{text}"), {}, context)
     which = "answer" if own else "label"
     for key, column in ((which, label), ("group", options.get("group")), ("language", options.get("language"))):
@@ -305,7 +308,7 @@ def _table_draft(rows: Rows, spec: TaskSpec, name: str, source: str) -> _Draft:
     if "language" in options:
         languages = [_key(r.get(options["language"]), options["language"], rows.where(i)) for i, r in enumerate(rows.records)]
     _tell(rows, slot_texts, options)
-    return _Draft(name, source, rows, template, slot, labels, classes, groups, languages, None, kind, values, asked=asked)
+    return _Draft(name, source, rows, template, slot, labels, classes, groups, languages, kind=kind, values=values, asked=asked)
 
 
 def _word_draft(rows: Rows, spec: TaskSpec, name: str, source: str, licence: str | None = None) -> _Draft:

@@ -75,6 +75,15 @@ FAULTS = faults(
         ("test_where_one_answer_is_always_right_the_answers_words_tell",),
     ),
     (
+        "rival-below-chance",
+        "the rival as a yardstick",
+        "a rival that is wrong more often than right makes the circuit look as if it added much",
+        _ANSWERS,
+        "return scores if auroc(scores, y) >= 0.5 else np.zeros(len(scores))",
+        "return scores",
+        ("test_a_rival_that_is_worse_than_a_guess_counts_as_a_guess",),
+    ),
+    (
         "read-before-the-answer",
         "position",
         "at the answer's end the model is read where the question ends",

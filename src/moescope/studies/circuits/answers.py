@@ -121,7 +121,7 @@ def _beyond(task: Answered, found: TaskFindings, settings: CircuitSettings, cont
     rows = []
     for name, numbers in rivals_of(task).items():
         alone, both = held_out(numbers, features.x, chosen, features.y, features.folds)
-        first, second = placements(both, features.y), placements(alone, features.y)
+        first, second = placements(both, features.y), placements(at_least_chance(alone, features.y), features.y)
         gain = scorer.difference(scorer.weighed(first), scorer.weighed(second))
         p, n_draws = gain.p, 0
         if name in (CONFIDENCE, EVERYTHING) and settings.n_label_permutations:
@@ -129,7 +129,8 @@ def _beyond(task: Answered, found: TaskFindings, settings: CircuitSettings, cont
             if drawn is not None:
                 # both must speak: the one against chance, the other for another sample of questions
                 p, n_draws = max(p, float(permutation_p(gain.value, drawn))), len(drawn)
-        low, high = group_bootstrap(scorer.weighed(second), features.groups, seed=features.seed)
+        own = scorer.weighed(placements(alone, features.y))
+        low, high = group_bootstrap(own, features.groups, seed=features.seed)
         rows.append(
             {"task": task.name, "rival": name, "at": task.at, "rival_auroc": float(auroc(alone, features.y)),
              "rival_low": max(low, 0.0), "rival_high": min(high, 1.0), "circuit_auroc": float(auroc(circuit, features.y)),
@@ -166,6 +167,11 @@ def _ridge(train: np.ndarray, y: np.ndarray, held: np.ndarray) -> np.ndarray:
     a, b = a - centre, b - centre
     gram = (a.T * weights) @ a + _PENALTY * np.eye(a.shape[1])
     return np.asarray(b @ np.linalg.solve(gram, (a.T * weights) @ target))
+
+
+def at_least_chance(scores: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The scores (N,), or where they are wrong more often than right a guess: less than nothing is no yardstick."""
+    return scores if auroc(scores, y) >= 0.5 else np.zeros(len(scores))
 
 
 def placements(scores: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -209,7 +215,7 @@ def _permuted(
         folds = dealt_folds(y, features.groups, settings.n_folds, rng)
         chosen = own_cv(replace(features, folds=folds), settings, y=y).selected[:, : settings.k]
         drawn = held_out(numbers, features.x, chosen, y, folds)
-        draws.append(float(auroc(drawn[1], y) - auroc(drawn[0], y)))
+        draws.append(float(auroc(drawn[1], y) - auroc(at_least_chance(drawn[0], y), y)))
     context.control(
         f"{name}: labels permuted among answers alike in {rival}",
         differs=max(moved) > 0,

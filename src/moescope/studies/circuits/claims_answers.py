@@ -38,11 +38,14 @@ def answer_claims(answers: pd.DataFrame, beyond: pd.DataFrame, settings: Circuit
         for rival, than in _STATEMENTS.items():
             row = rivals.loc[rival]
             value, low, high = (float(row[column]) for column in ("gain", "gain_low", "gain_high"))
+            both = float(row["both_auroc"])
             others = "; ".join(
                 f"with {other} {one['rival_auroc']:.3f} to {one['both_auroc']:.3f}"
                 for other, one in rivals.iterrows()
                 if other not in _STATEMENTS
             )
+            alone = float(row["rival_auroc"])
+            against = f"{rival} alone (AUROC {alone:.3f}{', less than a guess, for which it counts' if alone < 0.5 else ''})"
             drawn = (
                 f"{row['n_draws']} permutations among answers that the rival holds for alike"
                 if row["n_draws"]
@@ -51,12 +54,11 @@ def answer_claims(answers: pd.DataFrame, beyond: pd.DataFrame, settings: Circuit
             claims.append(
                 Case(
                     f"{name}: {size} tell more of whether the answer is right {than}",
-                    float(row["both_auroc"]),
-                    Effect(value, low, high, f"{rival} alone (AUROC {row['rival_auroc']:.3f})", settings.margin,
-                           float(row["p"]), kind="trivial cue"),
+                    both,
+                    Effect(value, low, high, against, settings.margin, float(row["p"]), kind="trivial cue"),
                     id="H19",
-                    interval=(max(0.0, float(row["rival_auroc"]) + low), min(1.0, float(row["rival_auroc"]) + high)),
-                    control=Control(f"{rival} alone", float(row["rival_auroc"])),
+                    interval=(max(0.0, both - value + low), min(1.0, both - value + high)),
+                    control=Control(f"{rival} alone", alone),
                     family=f"{name}: answers",
                     words=f"AUROC of both together, read {PLACES[row['at']]}; the interval is that of the gain; neurons alone "
                     f"{row['circuit_auroc']:.3f}; {others}; {drawn}",

@@ -331,6 +331,8 @@ def test_too_few_of_a_kind_and_other_studies_are_refused() -> None:
         moescope.InputError, match="4 of 160 answers are wrong, and 5 folds need 10; give more questions, or harder"
     ):
         moescope.circuits(writer(), rare, SETTINGS)
+    with pytest.raises(moescope.InputError, match="questions: str is no task of questions; load one with kind=answers"):
+        moescope.answered(writer(), "words")  # type: ignore[arg-type]
     with pytest.raises(moescope.InputError, match="position: 'words' says itself where it is read"):
         moescope.circuits(writer(), task, replace(SETTINGS, position="mean"))
     with pytest.raises(moescope.InputError, match="has questions for a model to answer; exit takes classes of texts alone"):

@@ -77,6 +77,8 @@ def answered(
     Raises:
         InputError: the model has no head, no room for a question and its answer, or answers all or none rightly.
     """
+    if not isinstance(questions, Questions):
+        raise InputError(f"{type(questions).__name__} is no task of questions; load one with kind=answers", "questions")
     if model.tokenizer is None or model.is_encoder or not can_generate(model):
         raise InputError(f"{model.name} writes no answers: a causal language model with its head and tokenizer does", "model")
     texts = list(dict.fromkeys(e.text for e in questions.examples))
@@ -87,7 +89,8 @@ def answered(
                 f"task {questions.name!r}: {questions.new_tokens} new tokens leave no room for a question in the {limit} "
                 f"positions of {model.name}; give a smaller new_tokens="
             )
-        max_tokens = min(max_tokens or limit, limit - questions.new_tokens)
+        room = limit - questions.new_tokens
+        max_tokens = room if max_tokens is None else min(max_tokens, room)
     encoded = encode(model, texts, max_tokens=max_tokens)
     written = _kept(model, encoded, questions, batch_tokens, progress)
     label = is_right or questions.is_right

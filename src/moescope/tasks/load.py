@@ -273,7 +273,9 @@ def _table_draft(rows: Rows, spec: TaskSpec, name: str, source: str) -> _Draft:
     context = f"task {spec.text!r}"
     named = [key for key in ("label", "positive") if key in options]
     if own and named:
-        raise InputError(f"{context}: {named[0]}= is of classes; name the word of each by answers=, or give answer=COLUMN alone")
+        raise InputError(
+            f"{context}: {named[0]}= is of classes; name the word of each by answers=, or give answer=COLUMN alone"
+        )
     template = parse_template(options.get("template", "{text}"), {}, context)
     which = "answer" if own else "label"
     for key, column in ((which, label), ("group", options.get("group")), ("language", options.get("language"))):

@@ -94,7 +94,7 @@ def rivals_of(task: Answered) -> dict[str, np.ndarray]:
     """What may tell a right answer without looking inside the model: numbers (N, F) by name, the last all of them."""
     given = task.answers_given
     slots = [task.slot_of[e.text] for e in task.examples]
-    questions = [s.rpartition("\n")[0] if task.at == "answer" and a.text else s for s, a in zip(slots, given, strict=True)]
+    questions = [s.removesuffix(f"\n{a.text}") if task.at == "answer" else s for s, a in zip(slots, given, strict=True)]
     found = {
         CONFIDENCE: np.array([[a.log_probability, a.least, a.total, a.entropy] for a in given]),
         "length of question and answer": np.log1p(

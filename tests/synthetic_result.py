@@ -439,7 +439,14 @@ def _related(tasks) -> dict[str, pd.DataFrame]:  # type: ignore[no-untyped-def]
             ("contrast", "contrast", 0.37),
         )
     ]  # fmt: skip
-    made = {"similarity": pairs, "few_shot": curves, "few_shot_area": areas, "crossed_edits": edits}
+    rivals = ("log-probability and entropy", "length of question and answer", "its own words", "difficulty", "all of these")
+    beyond = [
+        {"task": name, "rival": rival, "at": "question", "rival_auroc": 0.6 + 0.05 * i, "rival_low": 0.55, "rival_high": 0.85}
+        | {"circuit_auroc": 0.8, "both_auroc": 0.7 + 0.05 * i, "gain": 0.1, "gain_low": 0.06, "gain_high": 0.14, "p": 0.01}
+        | {"n_draws": 99, "k": 10, "n": 240}
+        for name in tasks for i, rival in enumerate(rivals)
+    ]  # fmt: skip
+    made = {"beyond_answers": beyond, "similarity": pairs, "few_shot": curves, "few_shot_area": areas, "crossed_edits": edits}
     return {name: pd.DataFrame(rows) for name, rows in made.items()}
 
 

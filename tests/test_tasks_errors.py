@@ -39,7 +39,7 @@ def jsonl(tmp_path: Path, rows: list[Any]) -> Path:
         ("=halueval", ["name before '='"]),
         ("halueval?turn", ["'turn' is not key=value", "%26"]),
         ("halueval?turn=both&turn=both", ["'turn' is given twice"]),
-        ("halueval?tern=both", ["unknown option 'tern'", "did you mean 'turn'", "known: answers"]),
+        ("halueval?tern=both", ["unknown option 'tern'", "did you mean 'turn'", "known: answer, answers"]),
         ("halueval?turn=three", ["turn='three'", "one-turn, multi-turn, both"]),
         ("halueval?split=test", ["unknown option 'split'"]),
         ("uci-sentiment?split=dev", ["split='dev'", "test, train, all"]),

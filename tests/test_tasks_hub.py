@@ -11,6 +11,7 @@ import pytest
 
 from moescope.errors import InputError
 from moescope.tasks import load_task, slots
+from moescope.tasks.questions import Questions
 
 datasets = pytest.importorskip("datasets")
 
@@ -149,6 +150,27 @@ def test_triviaqa_wrong_answers(tmp_path: Path) -> None:
     right_counts, wrong_counts = Counter(answers[::2]), Counter(answers[1::2])
     assert max(wrong_counts[a] - right_counts[a] for a in wrong_counts) <= 1
     assert sum((wrong_counts - right_counts).values()) <= 6
+
+
+def test_questions_that_a_model_answers(tmp_path: Path) -> None:
+    task = load_task(f"triviaqa-answers?path={folder(tmp_path / 'trivia', {'validation': _trivia()})}&limit=10&check=contains")
+    assert isinstance(task, Questions)
+    first = task.examples[0].text
+    assert len(task.accepted_of[first]) == 3
+    assert task.is_right(first, f"It was {task.accepted_of[first][0].lower()}.")
+    rows = [{"question": f"What is {i} and {i}?", "answer": f"{i} + {i} = {2 * i}\n#### {2 * i:,}"} for i in range(490, 510)]
+    math = load_task(f"gsm8k?path={folder(tmp_path / 'gsm', {'test': rows})}")
+    assert isinstance(math, Questions)
+    assert (math.check, math.until, math.difficulty_of[math.examples[0].text]) == ("last-number", "end", "1")
+    assert math.accepted_of["Question: What is 500 and 500?\nAnswer:"] == ("1000",)
+    assert math.is_right("Question: What is 500 and 500?\nAnswer:", "500 + 500 = 1,000.\nSo it is 1000.")
+    with pytest.raises(InputError, match=r"row 1: the answer has no final number behind ####"):
+        load_task(f"gsm8k?path={folder(tmp_path / 'odd', {'test': [{'question': 'a', 'answer': 'b'}]})}")
+    yes = [{"question": f"is {i} even", "answer": i % 2 == 0, "passage": f"About {i}."} for i in range(10)]
+    boolq = load_task(f"boolq?kind=answers&template=yes-no&path={folder(tmp_path / 'boolq', {'validation': yes})}")
+    assert isinstance(boolq, Questions)
+    assert [boolq.accepted_of[e.text] for e in boolq.examples[:2]] == [("yes",), ("no",)]
+    assert boolq.is_right(boolq.examples[0].text, "Yes, it is")
 
 
 @pytest.mark.parametrize("spec", ["sst2", "triviaqa", "boolq", "ag_news", "hf:org/name", "hf:org/name?split=test"])

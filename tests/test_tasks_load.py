@@ -239,7 +239,8 @@ def test_wikitext_is_whole_paragraphs() -> None:
 
 def test_every_preset_is_described() -> None:
     shipped = {"halueval", "truthfulqa", "uci-sentiment", "python-functions", "python-words"}
-    assert set(PRESETS) == shipped | {"sst2", "triviaqa", "boolq", "ag_news"}
+    asked = {"arithmetic", "triviaqa-answers", "gsm8k"}
+    assert set(PRESETS) == shipped | {"sst2", "triviaqa", "boolq", "ag_news"} | asked
     for preset in PRESETS.values():
         assert preset.about
         assert preset.licence

@@ -50,6 +50,10 @@ _WHOLE = re.compile(
 )
 """In a page of docs: where all claims of one result that is kept stand, or those that begin so or so."""
 _SHOWN: dict[str, dict[str, tuple[str, ...]]] = {
+    "circuits": {
+        "answers": ("difficulty", "n", "right", "low", "high", "commonest", "commonest_share", "log_probability", "tokens"),
+        "beyond_answers": ("rival", "rival_auroc", "circuit_auroc", "both_auroc", "gain", "gain_low", "gain_high", "p"),
+    },
     "prune": {"pruning": ()},
     "route": {
         "stream": ("way", "promised", "accuracy", "low", "high", "lost", "share", "speedup"),

@@ -14,6 +14,7 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moescope.capture.answers import answered
     from moescope.capture.record import record
     from moescope.errors import InputError
     from moescope.models import load as load_model
@@ -88,6 +89,7 @@ _WHERE = {
     "TraceSettings": "moescope.studies.trace.settings",
     "TransferSettings": "moescope.studies.transfer.settings",
     "agreement": "moescope.studies.agreement.study",
+    "answered": "moescope.capture.answers",
     "atlas": "moescope.studies.atlas.study",
     "circuits": "moescope.studies.circuits.study",
     "convert": "moescope.studies.convert.study",
@@ -139,6 +141,7 @@ __all__ = [
     "TraceSettings",
     "TransferSettings",
     "agreement",
+    "answered",
     "atlas",
     "circuits",
     "convert",

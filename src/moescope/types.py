@@ -7,8 +7,9 @@ from typing import Any, Literal, get_args
 
 SiteKind = Literal["embed", "resid", "attn_out", "mlp_in", "mlp_act", "mlp_out", "router"]
 SITE_KINDS: tuple[SiteKind, ...] = ("embed", "resid", "attn_out", "mlp_in", "mlp_act", "mlp_out", "router")
-LabelKind = Literal["classes", "graded", "tokens"]
-"""What a task's labels are: a class of each text, a number of each text, or a class of each of the words that are labelled."""
+LabelKind = Literal["classes", "graded", "tokens", "answers"]
+"""What a task's labels are: a class of each text, a number of each text, a class of each of the words that are labelled, or
+whether a model answers a question rightly, which is known when it has answered."""
 Precision = Literal["auto", "fp32", "bf16", "fp16", "int8", "int4"]
 """Of a model's weights; ``auto`` is the checkpoint's own, see :func:`moescope.models.load`."""
 

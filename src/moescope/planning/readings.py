@@ -17,6 +17,7 @@ from moescope.studies.sparsify.settings import PLAIN, SparsifySettings
 from moescope.study.run import Run
 from moescope.tasks import ImageTask, fixed_wrap, load_prompts, load_tasks
 from moescope.tasks.crossed import load_crossed
+from moescope.tasks.questions import Questions
 from moescope.types import Task
 
 _CHARACTERS = 4.0
@@ -97,7 +98,11 @@ def _of_task(command: str, task: Task, settings: Any, run: Run, model: LoadedMod
     number = {text: i for i, text in enumerate(dict.fromkeys(e.text for e in task.examples))}
     texts = [*number] if words else [example.text for example in task.examples]
     lengths = _lengths(model, texts, run)
-    found = [Reading("main", lengths)]
+    found = []
+    if isinstance(task, Questions):
+        found.append(Reading("answers", lengths, task.new_tokens))
+        lengths = lengths + (task.new_tokens if task.at == "answer" else 0)  # at most: an answer may be shorter
+    found.append(Reading("main", lengths))
     if command != "circuits":
         return found
     assert isinstance(settings, CircuitSettings)

@@ -14,7 +14,8 @@ from moescope.capture.encode import Encoded, PaddingSide, encode
 from moescope.capture.spread import Progress, read_batches
 from moescope.errors import InputError
 from moescope.models.experts import ExpertLayer, expert_layers, mixes_tokens
-from moescope.routing.generate import GREEDY, Decoding, Piece, Routers, can_generate, run_pieces
+from moescope.models.writing import can_generate
+from moescope.routing.generate import GREEDY, Decoding, Piece, Routers, run_pieces
 from moescope.routing.trace import RoutingTrace, TracedSequence, id_dtype
 
 if TYPE_CHECKING:

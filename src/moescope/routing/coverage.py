@@ -27,8 +27,8 @@ from moescope.models import LoadedModel, from_model
 from moescope.models.architectures import swept
 from moescope.models.experts import DispatchRecorder, recording, routed_output
 from moescope.models.tiny import FOREIGN, NotBuilt, tiny_module
+from moescope.models.writing import can_generate
 from moescope.routing.capture import trace_prompts
-from moescope.routing.generate import can_generate
 from moescope.routing.trace import TracedSequence
 
 TOLERANCE = 1e-5

@@ -15,6 +15,7 @@ from moescope.capture.session import CaptureSession
 from moescope.errors import InputError
 from moescope.models.experts import Dispatch, DispatchRecorder, describe_gating, recording
 from moescope.models.inputs import padding_id
+from moescope.models.writing import end_tokens
 from moescope.routing.trace import id_dtype
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def _generate(
         max_new_tokens=max_new_tokens,
         do_sample=decoding.sample,
         num_beams=decoding.beams,
-        eos_token_id=_end_tokens(model),
+        eos_token_id=end_tokens(model),
         pad_token_id=padding_id(model),
         use_cache=True,
         return_dict_in_generate=True,
@@ -158,19 +159,9 @@ def _generate(
     return sequences, result.beam_indices.cpu().numpy() if decoding.beams > 1 else None
 
 
-def can_generate(model: LoadedModel) -> bool:
-    """Whether the model has a head and a way to generate with it."""
-    module: Any = model.module
-    return hasattr(module, "generate") and module.can_generate() and module.get_output_embeddings() is not None
-
-
-def _end_tokens(model: LoadedModel) -> Any:
-    return getattr(getattr(model.module, "generation_config", None), "eos_token_id", None)
-
-
 def _generated_lengths(model: LoadedModel, sequences: np.ndarray) -> np.ndarray:
     """Tokens generated in each row (B,): to the first end-of-text token, which is one of them, or to the last."""
-    ends = _end_tokens(model)
+    ends = end_tokens(model)
     if ends is None:
         return np.full(len(sequences), sequences.shape[1])
     over = np.isin(sequences, ends)

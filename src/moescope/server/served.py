@@ -13,8 +13,8 @@ from moescope.files.remote import local
 from moescope.models import LoadedModel
 from moescope.models.experts.layers import ExpertLayer, find_layers
 from moescope.models.load import load_whole
+from moescope.models.writing import can_generate
 from moescope.report.format import number
-from moescope.routing.generate import can_generate
 from moescope.runtime.exit.classifier import ExitClassifier
 from moescope.runtime.exit.store import FILE, load_exit
 from moescope.runtime.route.bundle import DISPATCH_FILE, load_dispatcher

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from moescope.tasks.build import normalise, task_sha256
+from moescope.tasks.build import normalise, slots, task_sha256
 from moescope.tasks.images.task import ImageTask, shown
 from moescope.types import Task
 
@@ -100,7 +100,7 @@ def regroup(task: Task, least_groups: int = 2) -> Regrouped:
         least_groups: of each class that must be left; with fewer the groups stay as given.
     """
     groups = np.array([e.group for e in task.examples])
-    pairs = _same_pixels(task) if isinstance(task, ImageTask) else near_duplicates([e.text for e in task.examples])
+    pairs = _same_pixels(task) if isinstance(task, ImageTask) else near_duplicates(_content(task))
     apart = pairs[groups[pairs[:, 0]] != groups[pairs[:, 1]]]
     if not len(apart):
         return Regrouped(task, tuple(groups))
@@ -117,6 +117,11 @@ def regroup(task: Task, least_groups: int = 2) -> Regrouped:
     examples = tuple(replace(e, group=str(first[g])) for e, g in zip(task.examples, joined, strict=True))
     made = replace(task, examples=examples, sha256=task_sha256(examples))
     return Regrouped(made.hashed() if isinstance(made, ImageTask) else made, tuple(groups), merged, example)
+
+
+def _content(task: Task) -> list[str]:
+    """What is compared: of questions to be answered the question alone, which may have few words beside a long template."""
+    return slots(task) if task.kind == "answers" else [e.text for e in task.examples]
 
 
 def _same_pixels(task: ImageTask) -> np.ndarray:

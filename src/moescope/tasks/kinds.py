@@ -51,4 +51,5 @@ KINDS: Mapping[LabelKind, Labels] = {
     "classes": Labels("classes of texts", _classes, _stratified),
     "graded": Labels("graded labels", _values, _levelled),
     "tokens": Labels("labels for words", _classes, _stratified),
+    "answers": Labels("questions for a model to answer", _classes, _stratified),  # its classes once a model has answered
 }

@@ -19,6 +19,8 @@ from moescope.tasks.hub import hub_rows
 from moescope.tasks.images.load import COLUMN, IMAGE_PRESETS, TABLE, folder_images, preset_images, table_images
 from moescope.tasks.labels import encode_labels, graded_values, missing
 from moescope.tasks.presets import PRESETS, SHIPPED, Preset
+from moescope.tasks.questions import OPTIONS as _QUESTIONS
+from moescope.tasks.questions import Asked, Questions, asked_of
 from moescope.tasks.sources import SUFFIXES, Rows, names_file, read_file
 from moescope.tasks.spec import TaskSpec, check_options, choice, parse_limit, parse_spec, suggest
 from moescope.tasks.templates import Template, check_fields, field_text, parse_template, with_answers
@@ -26,7 +28,7 @@ from moescope.tasks.words import word_rows
 from moescope.types import Example, LabelKind, Task
 
 _COMMON = ("template", "answers", "limit")
-_COLUMNS = ("text", "label", "group", "language", "positive", "kind", "tokens", "spans")
+_COLUMNS = ("text", "label", "group", "language", "positive", "kind", "tokens", "spans", *_QUESTIONS)
 _HUB = ("config", "split", "revision")
 
 
@@ -47,6 +49,7 @@ class _Draft:
     kind: LabelKind = "classes"
     values: list[float] | None = None
     spans: list[tuple[int, int]] | None = None
+    asked: Asked | None = None
 
 
 def load_task(
@@ -62,13 +65,19 @@ def load_task(
     * files, tables and ``hf:`` also ``text=``, ``label=`` (columns, default ``text`` and ``label``), ``group=``,
       ``language=`` (columns, used when named), ``positive=`` (the label that is class 1 of a binary task), and ``kind=``:
       ``graded`` (the label is a number) or ``tokens`` (each word has a label: lists in the columns ``tokens=`` and ``label=``,
-      default ``labels``; or in ``spans=`` of each text a list of [start, end, label]); files also
+      default ``labels``; or in ``spans=`` of each text a list of [start, end, label]) or ``answers``; files also
       ``encoding=`` (default: found out); ``hf:`` also ``config=``, ``split=``, ``revision=``;
+    * **questions** (``kind=answers``) that a model answers by itself: what is right stands in the column ``answer=`` (default
+      ``answer``; several in a list), or follows from the label by the words of ``answers=``. ``check=`` is ``exact``,
+      ``first`` (an answer begins so), ``contains``, ``number`` (its first) or ``last-number``; ``new_tokens=`` the most that
+      are written; ``until=line|end`` where an answer ends; ``difficulty=`` a column; ``at=question|answer`` at which last
+      token the model is read. A preset whose template asks takes ``kind=answers`` too;
     * **images**: a folder with a subfolder of images for each class, or a file or table with ``image=`` (the column of their
       paths, relative to the file and inside its folder) and ``label=``, ``group=``, ``positive=``, ``limit=``; the presets
       ``digits`` and ``digits-made``. Images of equal pixels share a group;
-    * ``halueval``: ``turn=one-turn|multi-turn|both``; ``uci-sentiment``: ``split=test|train|all``; presets on the Hub:
-      ``split=``, ``config=``, ``revision=``, and ``path=`` for a local copy of the dataset.
+    * ``arithmetic``: ``digits=1-3``, ``operation=add|subtract|multiply``, ``rows=``, ``seed=``; ``halueval``:
+      ``turn=one-turn|multi-turn|both``; ``uci-sentiment``: ``split=test|train|all``; presets on the Hub: ``split=``,
+      ``config=``, ``revision=``, and ``path=`` for a local copy of the dataset.
 
     Row order is the source's. Rows that agree up to case, spacing and punctuation share a group unless a group column
     is given. ``limit`` takes whole groups, class-balanced as far as possible, drawn with ``seed``; a limit in the
@@ -172,20 +181,27 @@ def load_tasks(given: Any, *, limit: int | None = None, seed: int = 0) -> list[T
 
 
 def _preset_draft(preset: Preset, spec: TaskSpec) -> _Draft:
-    check_options(spec, (*_COMMON, *preset.options))
+    asks = [name for name, template in preset.templates.items() if template.answers]
+    both = preset.kind == "classes" and bool(asks)  # its classes, or whether a model names them
+    check_options(spec, (*_COMMON, *preset.options, *(("kind", *_QUESTIONS) if both or preset.asked else ())))
     context = f"task {spec.text!r}"
-    default = next(iter(preset.templates))
+    asking = choice(spec, "kind", preset.kind, ("classes", "answers") if both else (preset.kind,)) == "answers"
+    if not asking:
+        _refuse_questions(spec)
+    default = asks[0] if asking and both else next(iter(preset.templates))
     template = parse_template(spec.options.get("template", default), preset.templates, context)
     rows = preset.rows(preset, spec)
     if preset.kind == "tokens":
         return _word_draft(rows, replace(spec, options={}), spec.name or preset.name, preset.source, preset.licence)
-    check_fields(template, [c for c in rows.columns if c not in ("label", "group")], context)
+    hidden = ("label", "group", *(("answer", "difficulty") if preset.asked else ()))
+    check_fields(template, [c for c in rows.columns if c not in hidden], context)
     template = with_answers(template, spec.options.get("answers"), len(preset.classes), context)
     slot = [f for f in preset.slot if f in template.fields] or list(template.fields)
     groups = [str(r["group"]) if "group" in r else normalise(_slot_text(r, slot, rows, i)) for i, r in enumerate(rows.records)]
     graded = preset.kind == "graded"
     values = [float(r["label"]) for r in rows.records] if graded else None
-    labels = [0 if graded else int(r["label"]) for r in rows.records]
+    labels = [int(r["label"]) if preset.kind == "classes" else 0 for r in rows.records]
+    asked = asked_of(rows, spec, () if preset.asked else _asking(template, context), labels, **preset.asked) if asking else None
     for label, name in enumerate(preset.classes):
         if label not in labels:
             raise InputError(f"{context}: no row of class {name!r}; use another split or the whole dataset")
@@ -202,9 +218,26 @@ def _preset_draft(preset: Preset, spec: TaskSpec) -> _Draft:
         preset.classes,
         groups,
         licence=preset.licence,
-        kind=preset.kind,
+        kind="answers" if asking else preset.kind,
         values=values,
+        asked=asked,
     )
+
+
+def _asking(template: Template, context: str) -> tuple[str, ...]:
+    """For each class the word that a model would answer; none where there are no classes.
+
+    Raises:
+        InputError: the template does not ask.
+    """
+    if not template.answers:
+        raise InputError(f"{context}: kind=answers needs a template that asks, and answers=")
+    return template.answers
+
+
+def _refuse_questions(spec: TaskSpec) -> None:
+    if odd := next((key for key in _QUESTIONS if key in spec.options), None):
+        raise InputError(f"task {spec.text!r}: {odd}= is of questions for a model to answer; add kind=answers")
 
 
 def _hub_draft(spec: TaskSpec) -> _Draft:
@@ -228,15 +261,24 @@ def _hub_draft(spec: TaskSpec) -> _Draft:
 def _table_draft(rows: Rows, spec: TaskSpec, name: str, source: str) -> _Draft:
     """A task from a table whose columns the user names."""
     kind: LabelKind = choice(spec, "kind", "classes", get_args(LabelKind))  # type: ignore[assignment]
+    if kind != "answers":
+        _refuse_questions(spec)
     if kind == "tokens":
         return _word_draft(rows, spec, name, source)
     if odd := next((key for key in ("tokens", "spans") if key in spec.options), None):
         raise InputError(f"task {spec.text!r}: {odd}= is of labels for words; add kind=tokens")
     options = spec.options
-    text, label = options.get("text", "text"), options.get("label", "label")
+    own = kind == "answers" and "answers" not in options  # what is right stands in a column, and follows from no label
+    text, label = options.get("text", "text"), options.get("answer", "answer") if own else options.get("label", "label")
     context = f"task {spec.text!r}"
+    named = [key for key in ("label", "positive") if key in options]
+    if own and named:
+        raise InputError(
+            f"{context}: {named[0]}= is of classes; name the word of each by answers=, or give answer=COLUMN alone"
+        )
     template = parse_template(options.get("template", "{text}"), {}, context)
-    for key, column in (("label", label), ("group", options.get("group")), ("language", options.get("language"))):
+    which = "answer" if own else "label"
+    for key, column in ((which, label), ("group", options.get("group")), ("language", options.get("language"))):
         if column is not None:
             _require_column(rows, key, column)
     if "text" in options or ("text" in template.fields and "text" not in rows.columns):
@@ -250,13 +292,14 @@ def _table_draft(rows: Rows, spec: TaskSpec, name: str, source: str) -> _Draft:
         )  # fmt: skip
     check_fields(template, rows.columns, context)
     if label in template.fields:
-        raise InputError(f"{context}: the template shows the label column {label!r}; leave {{{label}}} out of it")
+        raise InputError(f"{context}: the template shows the {which} column {label!r}; leave {{{label}}} out of it")
     values = graded_values(rows, label, options) if kind == "graded" else None
-    if values is None:
+    if values is None and not own:
         labels, classes = encode_labels(rows, label, options.get("positive"))
     else:
-        labels, classes = [0] * len(values), ()
+        labels, classes = [0] * len(rows.records), ()
     template = with_answers(template, options.get("answers"), len(classes), context)
+    asked = asked_of(rows, spec, template.answers, labels) if kind == "answers" else None
     slot = [f for f in ("text", text) if f in template.fields][:1] or list(template.fields)
     slot_texts = [_slot_text(r, slot, rows, i) for i, r in enumerate(rows.records)]
     if "group" in options:
@@ -267,7 +310,7 @@ def _table_draft(rows: Rows, spec: TaskSpec, name: str, source: str) -> _Draft:
     if "language" in options:
         languages = [_key(r.get(options["language"]), options["language"], rows.where(i)) for i, r in enumerate(rows.records)]
     _tell(rows, slot_texts, options)
-    return _Draft(name, source, rows, template, slot, labels, classes, groups, languages, kind=kind, values=values)
+    return _Draft(name, source, rows, template, slot, labels, classes, groups, languages, kind=kind, values=values, asked=asked)
 
 
 def _word_draft(rows: Rows, spec: TaskSpec, name: str, source: str, licence: str | None = None) -> _Draft:
@@ -330,15 +373,17 @@ def _render(draft: _Draft, spec: TaskSpec, limit: int | None, seed: int) -> Rend
         fields = {f: field_text(record.get(f), f, rows.where(i)) for f in template.fields}
         texts.append(template.format.format(**fields))
     keep = np.arange(len(texts))
+    asked = draft.asked
     if limit is not None:
-        keep = take_groups(np.array(draft.labels), np.array(draft.groups), limit, seed)
-        if draft.kind != "graded":
+        strata = draft.labels if asked is None or asked.difficulty is None else asked.difficulty
+        keep = take_groups(np.unique(strata, return_inverse=True)[1], np.array(draft.groups), limit, seed)
+        if draft.kind not in ("graded", "answers"):
             require_classes([draft.labels[i] for i in keep], len(draft.classes), f"task {spec.text!r}")
     languages, values, spans = draft.languages, draft.values, draft.spans
     examples = tuple(
         Example(
             texts[i],
-            draft.labels[i],
+            0 if asked else draft.labels[i],
             draft.groups[i],
             languages[i] if languages else None,
             values[i] if values else None,
@@ -347,6 +392,16 @@ def _render(draft: _Draft, spec: TaskSpec, limit: int | None, seed: int) -> Rend
         for i in keep
     )
     slot_of = {texts[i]: _slot_text(rows.records[i], draft.slot, rows, int(i)) for i in keep}
+    if asked is not None:
+        accepted: dict[str, tuple[str, ...]] = {}
+        for i in keep.tolist():  # of a question that stands twice, what is right in either row
+            accepted[texts[i]] = tuple(dict.fromkeys([*accepted.get(texts[i], ()), *asked.accepted[i]]))
+        return Questions(
+            draft.name, examples, (), draft.source, draft.licence, (), task_sha256(examples), kind="answers",
+            template=template.format, slot_of=slot_of, accepted_of=accepted,
+            difficulty_of={} if asked.difficulty is None else {texts[i]: asked.difficulty[i] for i in keep},
+            check=asked.check, new_tokens=asked.new_tokens, until=asked.until, at=asked.at,
+        )  # fmt: skip
     return RenderedTask(
         draft.name, examples, draft.classes, draft.source, draft.licence, template.answers, task_sha256(examples),
         kind=draft.kind, template=template.format, slot_of=slot_of,

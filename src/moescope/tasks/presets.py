@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from moescope.errors import InputError
@@ -12,6 +12,7 @@ from moescope.tasks.build import normalise
 from moescope.tasks.code import code_rows, function_rows
 from moescope.tasks.hub import hub_rows
 from moescope.tasks.images.load import IMAGE_PRESETS
+from moescope.tasks.questions import arithmetic_rows
 from moescope.tasks.sources import Rows, shipped_rows
 from moescope.tasks.spec import TaskSpec, choice
 from moescope.tasks.templates import Template
@@ -51,6 +52,8 @@ class Preset:
     config: str | None = None
     split: str = ""
     kind: LabelKind = "classes"
+    asked: dict[str, Any] = field(default_factory=dict)
+    """of questions: ``check``, ``new_tokens`` and ``until`` of :func:`~moescope.tasks.questions.asked_of`"""
 
     @property
     def shipped(self) -> bool:
@@ -176,6 +179,33 @@ def _triviaqa(preset: Preset, spec: TaskSpec) -> Rows:
     return replace(rows, records=records, numbers=numbers, columns=["question", "answer", "label", "group"])
 
 
+def _short_answers(preset: Preset, spec: TaskSpec) -> Rows:
+    """TriviaQA's questions, each with every alias of its answer."""
+    rows = _hub(preset, spec, ["question", "question_id", "answer"])
+    records = []
+    for i, record in enumerate(rows.records):
+        answer = record["answer"]
+        known = [answer.get("value"), *(answer.get("aliases") or [])] if isinstance(answer, dict) else []
+        known = [str(text) for text in known if str(text or "").strip()]
+        if not known:
+            raise InputError(f"{rows.where(i)}: no answer (a split without answers?); use another split")
+        records.append({"question": str(record["question"]), "answer": list(dict.fromkeys(known))})
+    return replace(rows, records=records, columns=["question", "answer"], class_names=())
+
+
+def _gsm8k(preset: Preset, spec: TaskSpec) -> Rows:
+    """Final numbers: what stands behind the last ``####`` of an answer; ``difficulty`` is the number of its steps."""
+    rows = _hub(preset, spec, ["question", "answer"])
+    records = []
+    for i, record in enumerate(rows.records):
+        steps, mark, final = str(record["answer"]).rpartition("####")
+        if not mark:
+            raise InputError(f"{rows.where(i)}: the answer has no final number behind ####; give GSM8K's own files")
+        count = sum(bool(line.strip()) for line in steps.splitlines())
+        records.append({"question": str(record["question"]), "answer": final.strip().replace(",", ""), "difficulty": count})
+    return replace(rows, records=records, columns=["question", "answer", "difficulty"], class_names=())
+
+
 _HUB = ("path", "config", "split", "revision")
 
 PRESETS: dict[str, Preset] = {
@@ -206,6 +236,17 @@ PRESETS: dict[str, Preset] = {
             kind="tokens",
         ),
         Preset(
+            "arithmetic", "made sums of graded length, which the model answers: is its answer right?", (),
+            {
+                "worked": Template("{worked}\n{question} ="),
+                "sum": Template("{question} ="),
+                "question": Template("Question: What is {question}?\nAnswer:"),
+            },
+            ("question",),
+            "made here", "made by moescope", lambda _, spec: arithmetic_rows(spec), ("digits", "operation", "rows", "seed"),
+            kind="answers", asked={"check": "number", "new_tokens": 8},
+        ),
+        Preset(
             # GLUE's train split holds phrases cut out of its own sentences; the validation split whole sentences only.
             "sst2", "SST-2, whole sentences (validation)", ("negative", "positive"), _SENTIMENT, ("text",),
             "not stated by the authors", "stanfordnlp/sst2", _sst2, _HUB, "stanfordnlp/sst2", None, "validation",
@@ -216,8 +257,23 @@ PRESETS: dict[str, Preset] = {
             "mandarjoshi/trivia_qa", _triviaqa, _HUB, "mandarjoshi/trivia_qa", "rc.nocontext", "validation",
         ),
         Preset(
+            "triviaqa-answers", "TriviaQA's questions, which the model answers in a few words", (),
+            {"question": Template("Question: {question}\nAnswer:")}, ("question",),
+            "Apache-2.0 (code); questions and answers of their authors", "mandarjoshi/trivia_qa", _short_answers, _HUB,
+            "mandarjoshi/trivia_qa", "rc.nocontext", "validation", kind="answers", asked={"check": "exact"},
+        ),
+        Preset(
+            "gsm8k", "GSM8K: word problems, of which the model's final number is compared", (),
+            {"question": Template("Question: {question}\nAnswer:")}, ("question",), "MIT", "openai/gsm8k", _gsm8k, _HUB,
+            "openai/gsm8k", "main", "test", kind="answers",
+            asked={"check": "last-number", "new_tokens": 256, "until": "end"},
+        ),
+        Preset(
             "boolq", "BoolQ: yes/no questions about a passage", ("no", "yes"),
-            {"question": Template("{passage}\nQuestion: {question}?\nAnswer:", (" no", " yes"))},
+            {
+                "question": Template("{passage}\nQuestion: {question}?\nAnswer:", (" no", " yes")),
+                "yes-no": Template("{passage}\nQuestion: {question}? Answer yes or no.\nAnswer:", (" no", " yes")),
+            },
             ("passage", "question"), "CC-BY-SA-3.0", "google/boolq", _boolq, _HUB, "google/boolq", None, "validation",
         ),
         Preset(

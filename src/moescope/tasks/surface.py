@@ -20,6 +20,7 @@ from sklearn.preprocessing import MaxAbsScaler, OneHotEncoder
 
 from moescope.errors import InputError
 from moescope.stats.intervals import group_bootstrap, wilson
+from moescope.tasks.answered import answer_cues
 from moescope.tasks.build import RenderedTask, slots, task_sha256
 from moescope.tasks.images.surface import image_cues, image_matched
 from moescope.tasks.images.task import ImageTask
@@ -133,6 +134,7 @@ def surface_cues(task: Task, tokenizer: Any = None) -> dict[str, Predictor]:
         "bag of words": _by_words(texts, 1),
         "words and bigrams": _by_words(texts, 2),
         "all surface cues": _by_all(texts, features),
+        **answer_cues(task),
     }
 
 

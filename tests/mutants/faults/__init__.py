@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from tests.mutants.fault import Fault
 from tests.mutants.faults import (
+    answers,
     circuits,
     circuits_related,
     circuits_used,
@@ -30,6 +31,7 @@ from tests.mutants.faults import (
 )
 
 FAULTS: tuple[Fault, ...] = (
+    *answers.FAULTS,
     *circuits.FAULTS,
     *circuits_related.FAULTS,
     *circuits_used.FAULTS,

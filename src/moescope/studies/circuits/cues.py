@@ -14,6 +14,7 @@ from moescope.studies.circuits.depth import probe_scores
 from moescope.studies.circuits.features import Features
 from moescope.studies.circuits.scorer import Scorer
 from moescope.tasks import surface_cues
+from moescope.tasks.answered import ANSWER, DIFFICULTY
 
 _LEAST = 0.01  # probability: one row that was sure and wrong must not outweigh many
 EMBEDDING = "embedding_layer"
@@ -33,8 +34,8 @@ class Cues:
 
     @property
     def surface(self) -> list[str]:
-        """Those that are read off the text, not off the model."""
-        return [cue for cue in self.said if cue != EMBEDDING]
+        """Those that are read off the text, neither off the model nor off its answer."""
+        return [cue for cue in self.said if cue not in (EMBEDDING, DIFFICULTY) and not cue.startswith(ANSWER)]
 
     def held_out(self, cue: str) -> np.ndarray:
         """(N,) int."""

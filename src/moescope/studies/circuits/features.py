@@ -10,6 +10,7 @@ import numpy as np
 
 from moescope.capture import Encoded, Position, encode
 from moescope.capture.activations import read_into
+from moescope.capture.answers import read_tokens
 from moescope.capture.places import Places, read_places, word_places
 from moescope.capture.spread import Progress
 from moescope.errors import InputError
@@ -18,6 +19,7 @@ from moescope.models import LoadedModel, SitesLike, parse_sites
 from moescope.select.nested import CVResult, nested_cv
 from moescope.studies.circuits.settings import SearchSettings
 from moescope.tasks import subset
+from moescope.tasks.answered import Answered
 from moescope.tasks.kinds import KINDS, groups_of
 from moescope.types import Neuron, Site, Task
 
@@ -162,7 +164,9 @@ def capture_features(
     if task.kind == "tokens":
         limits: dict[str, Any] = {"batch_tokens": batch_tokens, "max_tokens": max_tokens, "progress": progress}
         return _at_words(model, task, columns, y, groups, folds, seed, **limits)
-    if encoded is None:
+    if encoded is None and isinstance(task, Answered):
+        encoded = read_tokens(task)
+    elif encoded is None:
         encoded = encode(model, [example.text for example in task.examples], max_tokens=max_tokens)
     embed = Site("embed", 0)
     places: list[tuple[Site, Position]] = [(site, settings.position) for site in dict.fromkeys([embed, *columns.sites])]

@@ -11,8 +11,10 @@ import pandas as pd
 
 from moescope.errors import InputError
 from moescope.models import LoadedModel, random_twin
+from moescope.studies.circuits.answers import answer_tables, labelled
 from moescope.studies.circuits.causal_run import causal_sites, causal_tables
 from moescope.studies.circuits.claims import circuit_claims
+from moescope.studies.circuits.claims_answers import answer_claims
 from moescope.studies.circuits.claims_causal import ablation_claims, erasure_claims
 from moescope.studies.circuits.claims_graded import graded_claims
 from moescope.studies.circuits.claims_keep import kept_claims
@@ -46,6 +48,7 @@ from moescope.study.rows import FoldRows
 from moescope.study.run import Run
 from moescope.tasks import ImageTask, split_half
 from moescope.tasks.kinds import KINDS
+from moescope.tasks.questions import Questions
 from moescope.types import Task
 
 _SETTINGS, _RUN = CircuitSettings(), Run()
@@ -79,10 +82,12 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
     for task in further:
         refuse_known(task, loaded_tasks)
     crossed = read_crossed(settings, context)
-    loaded = context.load(model, head=settings.intervenes, required=False)
+    asks = any(isinstance(task, Questions) for task in loaded_tasks)
+    loaded = context.load(model, head=asks or settings.intervenes, required=asks)
     settings = context.settings = placed(loaded, settings, context)
     columns = columns_of(loaded, settings.site)
     _check_sizes(columns, settings)
+    loaded_tasks = [labelled(loaded, task, settings, context) for task in loaded_tasks]
     context.tokens.add("batching", loaded.batching.tokens)
     # What the interventions need of the untouched model is read in the same pass.
     final = causal_sites(loaded, columns) if settings.intervenes else ()
@@ -126,6 +131,8 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
         paths = context.stage("following paths", lambda: path_table(loaded, halves, settings, context))
         tables |= {"paths": paths} if len(paths) else {}
     claims = circuit_claims(found, tables, settings)
+    if "answers" in tables:
+        claims += answer_claims(tables["answers"], tables["beyond_answers"], settings)
     for graded in every.values():
         if isinstance(graded, GradedFindings):
             claims += graded_claims(graded.features.task.name, graded, tables, settings)
@@ -203,7 +210,8 @@ def _of_task(
         ),
     )
     classes = context.stage(f"{name}: each class", lambda: several_tables(found, settings, model.tokenizer), **shared)
-    return found, {**found.tables, **controls, **classes, **_examples(context, found, settings, model)}
+    answers = context.stage(f"{name}: answers", lambda: answer_tables(found, settings, context), **shared)
+    return found, {**found.tables, **controls, **classes, **answers, **_examples(context, found, settings, model)}
 
 
 def _few_shot(
@@ -241,8 +249,10 @@ def _check_kinds(tasks: list[Task], settings: CircuitSettings) -> None:
     if settings.few_shot is not None and all(task.kind == "graded" for task in tasks):
         raise InputError("needs the circuit of a task of classes, whose neurons are read", "few_shot")
     for task in tasks:
+        if isinstance(task, Questions) and settings.position != "final":
+            raise InputError(f"{task.name!r} says itself where it is read (at=question, at=answer); leave it out", "position")
         for option in ("ablate", "keep_only", "paths"):
-            if task.kind != "classes" and getattr(settings, option) is not None:
+            if task.kind not in ("classes", "answers") and getattr(settings, option) is not None:
                 raise InputError(f"{task.name!r} has {KINDS[task.kind].said}; an intervention needs classes of texts", option)
         if task.kind == "tokens" and settings.position != "final":
             raise InputError(f"{task.name!r} has labels for words, each read at its last token; leave it out", "position")

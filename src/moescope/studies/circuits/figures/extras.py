@@ -40,6 +40,8 @@ from moescope.report.style import (
     shorten,
 )  # fmt: skip
 from moescope.studies.circuits.figures import several
+from moescope.studies.circuits.figures.answers import CAPTION as ANSWERS_CAPTION
+from moescope.studies.circuits.figures.answers import beyond_answers
 from moescope.studies.circuits.figures.comparison import SURFACE
 from moescope.studies.circuits.figures.crossed import CAPTION as CROSSED_CAPTION
 from moescope.studies.circuits.figures.crossed import crossed
@@ -273,6 +275,7 @@ FIGURES: tuple[TableFigure, ...] = (
         "probe directions, with what permuted labels give. A star marks p ≤ 0.05, corrected for the number of pairs.",
         _task_map,
     ),
+    ("answers", "beyond_answers", "Is the answer right?", ANSWERS_CAPTION, beyond_answers),
     ("few_shot", "few_shot", "From few labels", FEW_SHOT_CAPTION, few_shot),
     ("crossed", "crossed_edits", "Two labels, either circuit edited", CROSSED_CAPTION, crossed),
     ("similarity", "similarity", "Likeness of tasks", SIMILARITY_CAPTION, similarity),

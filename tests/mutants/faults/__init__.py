@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from tests.mutants.fault import Fault
 from tests.mutants.faults import (
+    chosen,
     circuits,
     circuits_related,
     circuits_used,
@@ -34,6 +35,7 @@ FAULTS: tuple[Fault, ...] = (
     *circuits_related.FAULTS,
     *circuits_used.FAULTS,
     *signatures.FAULTS,
+    *chosen.FAULTS,
     *cluster.FAULTS,
     *distill.FAULTS,
     *runtime.FAULTS,

@@ -88,7 +88,7 @@ def signatures(
     grouped, chosen = "experts" in trace.meta, trace.meta.get("neurons")
     if chosen:
         context.note(
-            f"Note: an expert is here a neuron of an MLP, chosen for each token as `moescope sparsify` does: {_span(chosen)} of "
+            f"Note: an expert is here a neuron of an MLP, chosen for each token as by `moescope sparsify`: {_span(chosen)} of "
             f"{_span(trace.n_experts)} in each layer. Prompts alone are read, without a chat template's tokens."
         )
     elif grouped:

@@ -14,6 +14,7 @@ from moescope.models import LoadedModel
 from moescope.routing.together import trade
 from moescope.routing.trace import RoutingTrace, TracedSequence
 from moescope.studies.choice.claims import together_claims
+from moescope.studies.choice.overlap import Chosen, overlap_of
 from moescope.studies.choice.settings import ChoiceSettings
 from moescope.studies.choice.together import together_table
 from moescope.study.protocol import Context
@@ -78,11 +79,15 @@ BY_WORD = np.random.default_rng(8).gumbel(size=(30, 64))
 FAMILY = np.arange(64) % 8
 
 
+def halvings(trace: RoutingTrace) -> list[np.ndarray]:
+    n = len(trace.sequences)
+    return [np.random.default_rng(seed).permutation(n) < n // 2 for seed in range(4)]
+
+
 def seen_together(score: Any) -> list[Claim]:
     trace = made_trace(score)
     settings = ChoiceSettings(tokens=400, groups=8)
-    second = np.arange(len(trace.sequences)) % 2 == 1
-    _, evidence = together_table(trace, second, settings, Context("choice", settings, Run()))
+    _, evidence = together_table(trace, halvings(trace), settings, Context("choice", settings, Run()))
     return verdicts(together_claims(evidence, settings))
 
 
@@ -113,8 +118,7 @@ def test_where_no_word_recurs_that_control_is_said_not_to_have_run() -> None:
     trace = made_trace(lambda rng, word, text: rng.gumbel(size=8)[FAMILY] * 2 + rng.gumbel(size=64))
     object.__setattr__(trace, "tokens", np.arange(len(trace), dtype=np.int32))
     settings = ChoiceSettings(tokens=200, groups=8)
-    second = np.arange(len(trace.sequences)) % 2 == 1
-    _, evidence = together_table(trace, second, settings, Context("choice", settings, Run()))
+    _, evidence = together_table(trace, halvings(trace), settings, Context("choice", settings, Run()))
     found = claim(verdicts(together_claims(evidence, settings)), PAIRS)
     assert "not run: token identity" in found.words
     assert found.explanation is None
@@ -180,6 +184,35 @@ def test_classes_that_say_nothing_have_no_circuit_in_the_choice() -> None:
     result = study(table_model(sparse=True), lambda _: np.arange(WORDS))
     found = claim(result.claims, "made: neurons of its circuit")
     assert found.outcome in ("contradicted", "inconclusive")
+
+
+def chosen(rates: np.ndarray, values: np.ndarray, y: np.ndarray) -> Chosen:
+    """Neurons of two layers, as many in each."""
+    seconds = [np.random.default_rng(seed).permutation(len(y)) < len(y) // 2 for seed in range(4)]
+    layer = np.repeat([0, 1], rates.shape[1] // 2)
+    return Chosen("made", ("zero", "one"), y, np.arange(len(y)), seconds, rates, values, layer)
+
+
+def test_circuit_and_choice_are_ranked_on_texts_apart() -> None:
+    """Noise is as good a circuit as any on the texts that it was ranked on."""
+    noise = np.random.default_rng(0).normal(size=(40, 400)).astype(np.float32)
+    found, _ = overlap_of(chosen(noise, noise, np.arange(40) % 2), ChoiceSettings(k=40), 0)
+    assert found.layers.value < 0.25
+    assert found.layers.null == pytest.approx(0.1, abs=0.03)
+
+
+def test_random_neurons_are_of_the_circuits_layers_and_chosen_as_often() -> None:
+    """Ten neurons of the first layer's hundred are the circuit, the choice, and those that are chosen most often."""
+    rng, y = np.random.default_rng(0), np.arange(60) % 2
+    values = rng.normal(size=(60, 200)).astype(np.float32)
+    values[:, :10] += 5 * y[:, None]
+    rates = values + np.where(np.arange(200) < 10, 10, 0).astype(np.float32)
+    found, shared = overlap_of(chosen(rates, values, y), ChoiceSettings(k=10), 0)
+    assert found.layers.value == found.reach == 1
+    assert found.layers.null == pytest.approx(0.1)
+    assert found.layers.draws.mean() == pytest.approx(0.1, abs=0.01)
+    assert found.often.null == pytest.approx(1)
+    assert {(row["layer"], row["neuron"], row["most"]) for row in shared} == {(0, i, "one") for i in range(10)}
 
 
 def test_what_chooses_no_neurons_is_refused_in_one_line() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from tests.mutants.fault import Fault
 from tests.mutants.faults import (
+    choice,
     chosen,
     circuits,
     circuits_related,
@@ -36,6 +37,7 @@ FAULTS: tuple[Fault, ...] = (
     *circuits_used.FAULTS,
     *signatures.FAULTS,
     *chosen.FAULTS,
+    *choice.FAULTS,
     *cluster.FAULTS,
     *distill.FAULTS,
     *runtime.FAULTS,

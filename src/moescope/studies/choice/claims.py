@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from moescope.routing.together import Together
+from moescope.studies.choice.halvings import HALVINGS
 from moescope.studies.choice.overlap import Overlap
 from moescope.studies.choice.settings import TOGETHER, ChoiceSettings
 from moescope.studies.choice.together import Evidence
-from moescope.study.verdicts import Case, Effect, beyond_draws, untested
+from moescope.study.verdicts import Case, Effect, untested
 from moescope.types import Claim, Control
 
 DEALT = "choices dealt out anew, every neuron's and every token's number kept"
@@ -28,27 +28,26 @@ def together_claims(found: Evidence | None, settings: ChoiceSettings) -> list[Ca
 
 
 def _together(name: str, found: Evidence, settings: ChoiceSettings) -> Case:
-    def effect(measured: Together, draws: list[Together], against: str, **options: str) -> Effect:
-        null = [getattr(draw, name) for draw in draws]
-        return beyond_draws(getattr(measured, name), null, against, settings.margin_together, share=False, **options)
-
-    rivals, not_run = (), ()
-    words = f"mean of {found.layers} layers"
-    if found.recurring is None:
+    margin, beside = settings.margin_together, found.rates[name]
+    rivals: tuple[Effect, ...] = ()
+    not_run: tuple[str, ...] = ()
+    words = f"mean of {found.layers} layers; interval from {HALVINGS} halvings of the texts"
+    if found.tokens is None:
         not_run = ("token identity (too few tokens recur)",)
     else:
-        rivals = (effect(*found.recurring, "token identity", kind="trivial cue"),)
+        rivals = (found.tokens[name].effect("token identity", margin, kind="trivial cue", share=False),)
         words += f"; beside token identity on the {found.share:.0%} of the tokens that recur"
-    draws = float(np.mean([getattr(draw, name) for draw in found.draws]))
+    effect = beside.effect(DEALT, margin, share=False)
     return Case(
         _STATEMENTS[name],
-        getattr(found.measured, name),
-        effect(found.measured, found.draws, DEALT),
-        control=Control(DEALT, draws),
+        beside.value,
+        effect,
+        interval=(beside.null + effect.low, beside.null + effect.high),
+        control=Control(DEALT, beside.null),
         rivals=rivals,
         not_run=not_run,
         family="chosen together",
-        words=f"{words}; the interval is of the difference, over draws: none over texts, whose halves are apart",
+        words=words,
     )
 
 
@@ -59,22 +58,22 @@ def circuit_claims(found: list[Overlap], table: pd.DataFrame, settings: ChoiceSe
 
 
 def _circuit(one: Overlap, row: pd.Series, settings: ChoiceSettings) -> Case:
-    def effect(draws: np.ndarray, against: str, **options: str) -> Effect:
-        return beyond_draws(one.measured, draws, against, settings.margin, **options)
-
+    margin, same = settings.margin * one.reach, "random neurons of the same layers"
+    effect = one.layers.effect(same, margin)
     rivals = (
-        effect(one.often, "neurons of the same layers that are chosen as often", kind="trivial cue"),
-        effect(one.permuted, "the choice under permuted labels"),
+        one.often.effect("neurons of the same layers that are chosen as often", margin, kind="trivial cue"),
+        one.permuted.effect("the choice under permuted labels", margin),
     )
-    reach = f"two halves' circuits share {one.circuit:.0%}, and their choices {one.choice:.0%}"
-    times = "" if np.isnan(row["times"]) else f"{row['times']:.3g} times as many as random neurons of the same layers; "
+    times = "" if np.isnan(row["times"]) else f"{row['times']:.3g} times as many as {same}; "
     return Case(
         f"{one.task}: neurons of its circuit are chosen more for one class than for another (share of {one.k})",
-        one.measured,
-        effect(one.layers, "random neurons of the same layers"),
-        control=Control("random neurons of the same layers", float(one.layers.mean())),
+        one.layers.value,
+        effect,
+        interval=(one.layers.null + effect.low, one.layers.null + effect.high),
+        control=Control(same, one.layers.null),
         rivals=rivals,
         family=one.task,
-        words=f"{times}circuit and choice ranked on different halves of the texts, both ways round; {reach}; the interval is "
-        "of the difference, over draws",
+        words=f"{times}ranked on different halves of the texts, both ways round; two halves' circuits share "
+        f"{row['circuit']:.0%}, their choices {row['choice']:.0%}, so that {one.reach:.0%} could be shared, of which "
+        f"{settings.margin:.0%} counts; interval from {HALVINGS} halvings",
     )

@@ -6,6 +6,7 @@ both: a sample's accidents are then no overlap.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ import pandas as pd
 
 from moescope.select.ranking import divergence, fold_class_sums, top_k
 from moescope.stats import permuted_label_matrix
+from moescope.studies.choice.halvings import FEW, Beside
 from moescope.studies.choice.settings import ChoiceSettings
 
 _TENTHS = 10  # by how often neurons are chosen
@@ -24,7 +26,7 @@ class Chosen:
 
     Attributes:
         y, groups: (N,) classes, and what never straddles a split.
-        second: bool (N,): the second half.
+        seconds: of each halving bool (N,): the second half.
         rates: float32 (N, D): share of a text's tokens for which each neuron is chosen.
         activations: float32 (N, D): mean over its tokens.
         layer: (D,) of each neuron.
@@ -34,7 +36,7 @@ class Chosen:
     classes: tuple[str, ...]
     y: np.ndarray
     groups: np.ndarray
-    second: np.ndarray
+    seconds: Sequence[np.ndarray]
     rates: np.ndarray
     activations: np.ndarray
     layer: np.ndarray
@@ -45,47 +47,84 @@ class Overlap:
     """Of one task: the share of its circuit in whose choice the classes differ too, the mean over both ways round.
 
     Attributes:
-        layers, often: (n_random,) the same of random neurons of the circuit's layers, and of those chosen as often too.
-        permuted: (n_permutations,) of the choice under permuted labels.
-        circuit, choice: what the circuits of the two halves share, and the two rankings of the choice: what could be reached.
+        layers, often, permuted: it beside random neurons of the circuit's layers, beside those chosen as often too, and
+            beside the choice under permuted labels.
+        circuit, choice: (H,) what the circuits of two halves share, and their two rankings of the choice.
     """
 
     task: str
     k: int
-    measured: float
-    layers: np.ndarray
-    often: np.ndarray
-    permuted: np.ndarray
-    circuit: float
-    choice: float
+    layers: Beside
+    often: Beside
+    permuted: Beside
+    circuit: np.ndarray
+    choice: np.ndarray
+
+    @property
+    def reach(self) -> float:
+        """What could be shared: the geometric mean of what circuits, and choices, share with themselves on other texts."""
+        return float(np.sqrt(self.circuit.mean() * self.choice.mean()))
 
 
 def overlap_of(found: Chosen, settings: ChoiceSettings, seed: int) -> tuple[Overlap, list[dict[str, object]]]:
     """The overlap, and rows of the table ``shared``."""
-    rng, k = np.random.default_rng(seed), settings.k
-    halves = [np.flatnonzero(found.second == half) for half in (False, True)]
+    rng = np.random.default_rng(seed)
+    halvings = [_halving(found, second, settings, rng, first=not turn) for turn, second in enumerate(found.seconds)]
+    measured = np.array([each.measured for each in halvings])
+    beside = [
+        Beside(measured, np.array([each.expected[name] for each in halvings]), halvings[0].draws[name])
+        for name in ("layers", "often", "permuted")
+    ]
+    own = [np.array([getattr(each, name) for each in halvings]) for name in ("circuit", "choice")]
+    return Overlap(found.task, settings.k, *beside, *own), _shared(found, halvings[0].common)
+
+
+@dataclass(frozen=True)
+class _Halving:
+    """One halving's figures, shares of k; ``draws`` of the first halving alone, ``common`` the neurons that are shared."""
+
+    measured: float
+    expected: dict[str, float]
+    draws: dict[str, np.ndarray]
+    circuit: float
+    choice: float
+    common: np.ndarray
+
+
+def _halving(found: Chosen, second: np.ndarray, settings: ChoiceSettings, rng: np.random.Generator, *, first: bool) -> _Halving:
+    k, halves = settings.k, [np.flatnonzero(second == half) for half in (False, True)]
     circuits = [best(found.activations, found.y, rows, k) for rows in halves]
-    choices = [best(found.rates, found.y, rows, k) for rows in halves]
-    ways = [(circuits[0], choices[1], halves[0], halves[1]), (circuits[1], choices[0], halves[1], halves[0])]
-    layers, often, permuted = [], [], []
-    for circuit, choice, own, other in ways:
-        tenth = _tenths(found.rates[own].mean(0), found.layer)
-        layers.append(_by_chance(rng, found.layer, circuit, choice, settings.n_random))
-        often.append(_by_chance(rng, found.layer * _TENTHS + tenth, circuit, choice, settings.n_random))
-        labels = permuted_label_matrix(found.y[other], found.groups[other], settings.n_permutations, rng)
-        everything = np.arange(len(other))
-        drawn = [best(found.rates[other], shuffled, everything, k) for shuffled in labels]
-        permuted.append(np.array([len(np.intersect1d(circuit, other)) for other in drawn]))
-    both = [len(np.intersect1d(circuit, choice)) for circuit, choice, _, _ in ways]
-    overlap = Overlap(
-        found.task,
-        k,
-        float(np.mean(both)) / k,
-        *(np.mean(drawn, axis=0) / k for drawn in (layers, often, permuted)),
+    choices = [best(found.rates, found.y, rows, k) for rows in halves][::-1]  # each beside the other half's circuit
+    ways = list(zip(circuits, choices, strict=True))
+    tenths = [found.layer * _TENTHS + _tenths(found.rates[rows].mean(0), found.layer) for rows in halves]
+    strata = {"layers": [found.layer] * 2, "often": tenths}
+    expected = {
+        name: float(np.mean([_expected(kind, *way) for kind, way in zip(kinds, ways, strict=True)])) / k
+        for name, kinds in strata.items()
+    }
+    n = settings.n_permutations if first else FEW
+    permuted = [_permuted(found, rows, circuit, n, rng) for circuit, rows in zip(circuits, halves[::-1], strict=True)]
+    draws = {"permuted": np.mean(permuted, axis=0) / k}
+    if first:
+        for name, kinds in strata.items():
+            drawn = [_by_chance(rng, kind, *way, settings.n_random) for kind, way in zip(kinds, ways, strict=True)]
+            draws[name] = np.mean(drawn, axis=0) / k
+    common = [np.intersect1d(*way) for way in ways]
+    return _Halving(
+        float(np.mean([len(each) for each in common])) / k,
+        expected | {"permuted": float(draws["permuted"].mean())},
+        draws,
         len(np.intersect1d(*circuits)) / k,
         len(np.intersect1d(*choices)) / k,
+        np.unique(np.concatenate(common)),
     )
-    return overlap, _shared(found, np.unique(np.concatenate([np.intersect1d(c, choice) for c, choice, _, _ in ways])))
+
+
+def _permuted(found: Chosen, rows: np.ndarray, circuit: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """(n,) what a circuit shares with the choice on ``rows`` under permuted labels."""
+    rates, everything = found.rates[rows], np.arange(len(rows))
+    labels = permuted_label_matrix(found.y[rows], found.groups[rows], n, rng)
+    return np.array([len(np.intersect1d(circuit, best(rates, y, everything, len(circuit)))) for y in labels])
 
 
 def best(x: np.ndarray, y: np.ndarray, rows: np.ndarray, k: int) -> np.ndarray:
@@ -113,6 +152,13 @@ def _by_chance(rng: np.random.Generator, strata: np.ndarray, a: np.ndarray, b: n
     return total
 
 
+def _expected(strata: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+    """The mean of :func:`_by_chance`."""
+    kinds, own = np.unique(strata[a], return_counts=True)
+    hit, size = ((strata[part][:, None] == kinds).sum(0) for part in (b, slice(None)))
+    return float((own * hit / size).sum())
+
+
 def _shared(found: Chosen, columns: np.ndarray) -> list[dict[str, object]]:
     """What the neurons are, and for which class they are chosen most and least."""
     means = np.stack([found.rates[found.y == c][:, columns].mean(0) for c in range(len(found.classes))])
@@ -134,10 +180,12 @@ def circuit_table(found: list[Overlap]) -> pd.DataFrame:
     """Table ``circuits``."""
     rows = []
     for one in found:
-        row: dict[str, object] = {"task": one.task, "k": one.k, "shared": one.measured}
-        for name, draws in (("layers", one.layers), ("often", one.often), ("permuted", one.permuted)):
-            low, high = np.quantile(draws, [0.025, 0.975])
-            row |= {name: float(draws.mean()), f"{name}_low": float(low), f"{name}_high": float(high)}
-        times = one.measured / one.layers.mean() if one.layers.mean() else np.nan
-        rows.append(row | {"times": float(times), "circuit": one.circuit, "choice": one.choice})
+        row: dict[str, object] = {"task": one.task, "k": one.k, "shared": one.layers.value}
+        for name in ("layers", "often", "permuted"):
+            beside: Beside = getattr(one, name)
+            low, high = np.quantile(beside.draws, [0.025, 0.975])
+            row |= {name: beside.null, f"{name}_low": float(low), f"{name}_high": float(high)}
+        times = one.layers.value / one.layers.null if one.layers.null else np.nan
+        own = {"circuit": float(one.circuit.mean()), "choice": float(one.choice.mean()), "reach": one.reach}
+        rows.append(row | {"times": times} | own)
     return pd.DataFrame(rows)

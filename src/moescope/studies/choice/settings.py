@@ -33,8 +33,8 @@ class ChoiceSettings(Judged):
     """Random sets of neurons of the same layers, and of those that are chosen as often, beside a task's circuit."""
     n_permutations: int = 99
     """Permuted labels under which it is seen anew in which neurons' choice the classes differ."""
-    margin: Annotated[float, between(0, 0.5)] = 0.05
-    """Smallest share of a circuit's neurons that counts."""
+    margin: Annotated[float, between(0, 0.5)] = 0.1
+    """Smallest overlap of circuit and choice that counts, as a share of what each shares with itself on other texts."""
     margin_together: Annotated[float, above(0)] = 0.02
     """Smallest correlation that counts."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from moescope.routing.chosen import NeuronChoice, choice_of, chosen_trace
 from moescope.routing.dense import is_dense
 from moescope.routing.trace import RoutingTrace
 from moescope.studies.choice.claims import circuit_claims, together_claims
+from moescope.studies.choice.halvings import HALVINGS
 from moescope.studies.choice.overlap import Chosen, Overlap, circuit_table, overlap_of
 from moescope.studies.choice.settings import ChoiceSettings
 from moescope.studies.choice.together import together_table
@@ -55,19 +57,21 @@ def choice(model: ModelLike, tasks: TasksLike, settings: ChoiceSettings = _SETTI
     given = context.tasks(tasks)
     loaded = context.load(model)
     how = _how(loaded, settings)
+    if settings.neuron_share is not None:
+        context.note(f"Note: {loaded.name} is dense: the neurons that few bits would choose are looked at while all run.")
     halves = {task.name: _halved(context, task) for task in given}
     traces, found = [], []
     shared: list[dict[str, object]] = []
     for task in given:
-        trace, read = _read(context, loaded, task, how, halves[task.name], settings)
+        trace, read = _read(context, loaded, task, how, halves[task.name])
         traces.append(trace)
         own, rows = context.stage(f"{task.name}: circuit and choice", partial(overlap_of, read, settings, run.seed))
         found.append(own)
         shared += rows
         _control(context, own)
-    second = np.concatenate([halves[task.name] for task in given])
+    seconds = [np.concatenate(parts) for parts in zip(*(halves[task.name] for task in given), strict=True)]
     whole = RoutingTrace.concat(traces)
-    seeing = partial(together_table, whole, second, settings, context)
+    seeing = partial(together_table, whole, seconds, settings, context)
     table, evidence = context.stage("what is chosen together", seeing)
     circuits = circuit_table(found)
     columns = ("task", "layer", "neuron", "most", "rate_most", "rate_least")
@@ -99,16 +103,19 @@ def _how(model: LoadedModel, settings: ChoiceSettings) -> NeuronChoice:
     return how
 
 
-def _halved(context: Context, task: Task) -> np.ndarray:
-    """bool (N,): the second half of a task's texts, groups whole."""
-    groups = np.array([e.group for e in task.examples])
-    second = split_half([e.label for e in task.examples], groups, context.run.seed)
-    context.rows(FoldRows(f"{task.name}: circuit on one half, choice on the other", groups, second.astype(np.int64)))
-    return second
+def _halved(context: Context, task: Task) -> list[np.ndarray]:
+    """Of each halving bool (N,): the second half of a task's texts, groups whole."""
+    groups, found = np.array([e.group for e in task.examples]), []
+    for turn in range(HALVINGS):
+        second = split_half([e.label for e in task.examples], groups, context.run.seed + turn)
+        name = f"{task.name}: circuit on one half, choice on the other, halving {turn + 1}"
+        context.rows(FoldRows(name, groups, second.astype(np.int64)))
+        found.append(second)
+    return found
 
 
 def _read(
-    context: Context, model: LoadedModel, task: Task, how: NeuronChoice, second: np.ndarray, settings: ChoiceSettings
+    context: Context, model: LoadedModel, task: Task, how: NeuronChoice, seconds: Sequence[np.ndarray]
 ) -> tuple[RoutingTrace, Chosen]:
     """The neurons that are chosen on a task's texts, and the texts' activations."""
     run, texts = context.run, [e.text for e in task.examples]
@@ -125,7 +132,7 @@ def _read(
         task.classes,
         np.array([e.label for e in task.examples]),
         np.array([e.group for e in task.examples]),
-        second,
+        seconds,
         rates.reshape(len(rates), -1),
         np.asarray(values).reshape(len(values), -1),
         np.repeat(trace.layers, trace.n_experts),
@@ -134,10 +141,7 @@ def _read(
 
 
 def _control(context: Context, own: Overlap) -> None:
-    for name, draws in (("random neurons", own.layers), ("labels permuted", own.permuted)):
-        others = float((draws != own.measured).mean())
-        context.control(
-            f"{own.task}: {name}",
-            differs=others > 0 or not own.measured,
-            evidence=f"{others:.0%} of the draws share another number",
-        )
+    for name, beside in (("random neurons", own.layers), ("labels permuted", own.permuted)):
+        others = float((beside.draws != beside.measured[0]).mean())
+        evidence = f"{others:.0%} of the draws share another number"
+        context.control(f"{own.task}: {name}", differs=others > 0 or not beside.value, evidence=evidence)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,91 +11,123 @@ import pandas as pd
 from moescope.routing.nulls import recurring
 from moescope.routing.together import Halves, Together, halves_of
 from moescope.routing.trace import RoutingTrace
+from moescope.studies.choice.halvings import FEW, Beside
 from moescope.studies.choice.settings import ChoiceSettings
 from moescope.study.protocol import Context
 
-RATES, TOKENS = "rates", "tokens"
 FEWEST = 48  # tokens of each half that recur, below which a draw among equal ones says little
+Seen = tuple[Together, list[Together]]
+"""A layer's figures, and the draws of their null."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the claims on what is chosen together follow from, means over layers.
+    """What the claims on what is chosen together follow from, means over layers, by name of the figure.
 
     Attributes:
-        measured, draws: on all tokens looked at, and where choices are dealt out anew.
-        recurring: the same two on tokens that recur, dealt out among equal ones; None where too few do.
+        rates: beside choices dealt out anew.
+        tokens: on tokens that recur, beside choices dealt out among equal ones; None where too few recur.
         share: of the tokens looked at, those that recur.
         layers: that have neurons enough whose choice varies.
     """
 
-    measured: Together
-    draws: list[Together]
-    recurring: tuple[Together, list[Together]] | None
+    rates: dict[str, Beside]
+    tokens: dict[str, Beside] | None
     share: float
     layers: int
 
 
+@dataclass(frozen=True)
+class Looked:
+    """The tokens of two halves that are looked at, and those among them that recur in their half."""
+
+    rows: tuple[np.ndarray, np.ndarray]
+    again: tuple[np.ndarray, np.ndarray]
+    strata: tuple[np.ndarray, np.ndarray]
+    """token ids of the latter"""
+
+    @property
+    def enough(self) -> bool:
+        return min(map(len, self.again)) >= FEWEST
+
+    @property
+    def share(self) -> float:
+        return sum(map(len, self.again)) / sum(map(len, self.rows))
+
+
+def looked_at(trace: RoutingTrace, second: np.ndarray, tokens: int, seed: int) -> Looked:
+    assert trace.tokens is not None
+    rows = halves_of(trace, second, tokens, seed)
+    again = [half[recurring(trace.tokens[half])] for half in rows]
+    strata = [trace.tokens[half] for half in again]
+    return Looked(rows, (again[0], again[1]), (strata[0], strata[1]))
+
+
 def together_table(
-    trace: RoutingTrace, second: np.ndarray, settings: ChoiceSettings, context: Context
+    trace: RoutingTrace, seconds: Sequence[np.ndarray], settings: ChoiceSettings, context: Context
 ) -> tuple[pd.DataFrame, Evidence | None]:
-    """Table ``together``; the evidence is None where no layer has neurons enough whose choice varies.
+    """Table ``together``, of the first halving; the evidence is None where no layer has neurons enough whose choice varies.
 
     Args:
-        second: bool (sequences,): those of the second half.
+        seconds: of each halving bool (sequences,): those of the second half.
     """
     seed = context.run.seed
-    rows = halves_of(trace, second, settings.tokens, seed)
-    assert trace.tokens is not None
-    labels = [trace.tokens[half] for half in rows]
-    moved = [recurring(label) for label in labels]
-    enough = min(int(m.sum()) for m in moved) >= FEWEST
-    again = tuple(half[m] for half, m in zip(rows, moved, strict=True))
-    strata = tuple(label[m] for label, m in zip(labels, moved, strict=True))
-    table, found, among, changed = [], [], [], []
+    looked = [looked_at(trace, second, settings.tokens, seed + i) for i, second in enumerate(seconds)]
+    enough = all(each.enough for each in looked)
+    table, rates, tokens = [], [], []
     for at, layer in enumerate(context.steps("what is chosen together", trace.layers)):
-        ids, n_experts = trace.ids[:, at], trace.n_experts[at]
-        options = {"n_groups": settings.groups, "most": settings.neurons, "seed": seed}
-        halves = Halves(ids, n_experts, rows, **options)
-        row = {"layer": layer, "neurons": n_experts, "looked_at": len(halves.experts), "left_out": halves.left_out}
-        if halves.usable:
-            measured, groups = halves.measured()
-            draws = halves.drawn(groups, None, settings.n_draws, seed)
-            found.append((measured, draws))
-            changed += [drawn.pairs != measured.pairs for drawn in draws]
-            row |= {"pairs": measured.pairs, "groups": measured.groups, **_span(RATES, draws)}
-        few = Halves(ids, n_experts, again, **options) if enough else None
-        if few is not None and halves.usable and few.usable:
-            measured, groups = few.measured()
-            draws = few.drawn(groups, strata, settings.n_draws, seed)
-            among.append((measured, draws))
-            row |= {"recurring_pairs": measured.pairs, "recurring_groups": measured.groups, **_span(TOKENS, draws)}
+        first = _halves(trace, at, looked[0].rows, settings, seed)
+        row = {"layer": layer, "neurons": trace.n_experts[at], "looked_at": len(first.experts), "left_out": first.left_out}
+        found = [
+            _seen(_halves(trace, at, each.rows, settings, seed), None, _n(i, settings), seed) for i, each in enumerate(looked)
+        ]
+        if None not in found:
+            rates.append(found)
+            row |= _columns("", "rates", found[0])
+            few = [
+                _seen(_halves(trace, at, each.again, settings, seed), each.strata, _n(i, settings), seed) if enough else None
+                for i, each in enumerate(looked)
+            ]
+            if None not in few:
+                tokens.append(few)
+                row |= _columns("recurring_", "tokens", few[0])
         table.append(row)
-    if not found:
+    if not rates:
         return pd.DataFrame(table), None
-    evidence = f"{sum(changed)} of {len(changed)} draws differ"
-    context.control("choices dealt out anew", differs=any(changed), evidence=evidence)
-    share = float(np.concatenate(moved).mean())
-    every = _mean(found), _draws(found)
-    equal = (_mean(among), _draws(among)) if among else None
-    return pd.DataFrame(table), Evidence(*every, equal, share, len(found))
+    changed = [drawn.pairs != found[0][0].pairs for found in rates for drawn in found[0][1]]
+    context.control("choices dealt out anew", differs=any(changed), evidence=f"{sum(changed)} of {len(changed)} draws differ")
+    share = float(np.mean([each.share for each in looked]))
+    return pd.DataFrame(table), Evidence(_beside(rates), _beside(tokens) if tokens else None, share, len(rates))
 
 
-def _span(name: str, draws: list[Together]) -> dict[str, float]:
-    return {
-        f"{name}_pairs": float(np.mean([d.pairs for d in draws])),
-        f"{name}_groups": float(np.mean([d.groups for d in draws])),
+def _n(halving: int, settings: ChoiceSettings) -> int:
+    return FEW if halving else settings.n_draws
+
+
+def _halves(trace: RoutingTrace, at: int, rows: tuple[np.ndarray, np.ndarray], settings: ChoiceSettings, seed: int) -> Halves:
+    return Halves(trace.ids[:, at], trace.n_experts[at], rows, n_groups=settings.groups, most=settings.neurons, seed=seed)
+
+
+def _seen(halves: Halves, strata: tuple[np.ndarray, np.ndarray] | None, n: int, seed: int) -> Seen | None:
+    if not halves.usable:
+        return None
+    measured, groups = halves.measured()
+    return measured, halves.drawn(groups, strata, n, seed)
+
+
+def _columns(own: str, null: str, seen: Seen) -> dict[str, float]:
+    names = ("pairs", "groups")
+    return {f"{own}{name}": getattr(seen[0], name) for name in names} | {
+        f"{null}_{name}": float(np.mean([getattr(d, name) for d in seen[1]])) for name in names
     }
 
 
-def _mean(found: list[tuple[Together, list[Together]]]) -> Together:
-    return _average([measured for measured, _ in found])
+def _beside(layers: list[list[Seen]]) -> dict[str, Beside]:
+    """Means over layers, a draw of all layers each."""
 
+    def of(name: str) -> Beside:
+        measured = np.array([[getattr(found[0], name) for found in layer] for layer in layers])  # (L, H)
+        draws = [np.array([[getattr(d, name) for d in layer[h][1]] for layer in layers]).mean(0) for h in range(len(layers[0]))]
+        return Beside(measured.mean(0), np.array([drawn.mean() for drawn in draws]), draws[0])
 
-def _draws(found: list[tuple[Together, list[Together]]]) -> list[Together]:
-    """A draw of all layers each."""
-    return [_average(list(parts)) for parts in zip(*(draws for _, draws in found), strict=True)]
-
-
-def _average(parts: list[Together]) -> Together:
-    return Together(float(np.mean([p.pairs for p in parts])), float(np.mean([p.groups for p in parts])))
+    return {name: of(name) for name in ("pairs", "groups")}

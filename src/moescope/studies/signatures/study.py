@@ -89,7 +89,8 @@ def signatures(
     if chosen:
         context.note(
             f"Note: an expert is here a neuron of an MLP, chosen for each token as by `moescope sparsify`: {_span(chosen)} of "
-            f"{_span(trace.n_experts)} in each layer. Prompts alone are read, without a chat template's tokens."
+            f"{_span(trace.n_experts)} in each layer{'' if settings.neuron_share is None else ', while all run'}. "
+            "Prompts alone are read, without a chat template's tokens."
         )
     elif grouped:
         context.note(

@@ -108,6 +108,15 @@ def test_what_chooses_itself_is_not_given_a_share(sparse: Path) -> None:
     assert choice_of(tiny_model("llama")) is None
 
 
+def test_what_a_sparse_models_choice_means_is_told_by_its_own_numbers(sparse: Path) -> None:
+    settings = moescope.ChoiceSettings(k=20, tokens=64, neurons=64, groups=4)
+    result = moescope.choice(str(sparse), "sentiment=uci-sentiment", settings, run=moescope.Run(limit=40))
+    assert result.meta["neurons"] == [mlp.neurons for mlp in sparse_mlps(load(str(sparse)).module)]
+    assert result.meta["bits"] == [4, 6]
+    assert len(result.table("together")) == 6
+    assert not any("while all run" in note for note in result.meta["notes"])
+
+
 # What signatures of a choice say
 
 

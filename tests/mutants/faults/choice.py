@@ -35,8 +35,8 @@ FAULTS = faults(
         "token identity",
         "choices that are to be traded among equal tokens are traded among all",
         _CHOICE + "together.py",
-        "each.again, settings, seed), each.strata,",
-        "each.again, settings, seed), None,",
+        "(each.again, each.strata) for each",
+        "(each.again, None) for each",
         (_WORD,),
     ),
     (

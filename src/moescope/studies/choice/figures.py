@@ -27,6 +27,12 @@ _LINES = (
     ("tokens_", "dealt out among equal tokens", ORANGE, "x", ":"),
 )
 
+_NULLS = (
+    ("layers", "random neurons of the same layers", SOFT, "x"),
+    ("often", "chosen as often", ORANGE, "s"),
+    ("permuted", "permuted labels", FAINT, "^"),
+)
+
 
 def _together(tables: Tables) -> Figure:
     frame = tables["together"]
@@ -50,10 +56,8 @@ def _circuits(tables: Tables) -> Figure:
     figure = new_figure(1.1 + 0.5 * len(frame), width=5.4)
     axes = figure.subplots()
     y = np.arange(len(frame))
-    nulls = (("layers", "random neurons of the same layers", SOFT, "x"), ("often", "chosen as often", ORANGE, "s"))
-    nulls = (*nulls, ("permuted", "permuted labels", FAINT, "^"))
     axes.plot(frame["shared"], y, color=BLUE, marker="o", ls="none", label="circuit and choice")
-    for step, (name, said, ink, mark) in enumerate(nulls, 1):
+    for step, (name, said, ink, mark) in enumerate(_NULLS, 1):
         span = errors(frame[name], frame[f"{name}_low"], frame[f"{name}_high"])
         axes.errorbar(frame[name], y - 0.15 * step, xerr=span, color=ink, marker=mark, ls="none", label=said)
     name_rows(axes, frame["task"].tolist())

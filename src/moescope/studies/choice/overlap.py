@@ -71,12 +71,12 @@ def overlap_of(found: Chosen, settings: ChoiceSettings, seed: int) -> tuple[Over
     rng = np.random.default_rng(seed)
     halvings = [_halving(found, second, settings, rng, first=not turn) for turn, second in enumerate(found.seconds)]
     measured = np.array([each.measured for each in halvings])
-    beside = [
+    layers, often, permuted = (
         Beside(measured, np.array([each.expected[name] for each in halvings]), halvings[0].draws[name])
         for name in ("layers", "often", "permuted")
-    ]
-    own = [np.array([getattr(each, name) for each in halvings]) for name in ("circuit", "choice")]
-    return Overlap(found.task, settings.k, *beside, *own), _shared(found, halvings[0].common)
+    )
+    circuit, choice = (np.array([getattr(each, name) for each in halvings]) for name in ("circuit", "choice"))
+    return Overlap(found.task, settings.k, layers, often, permuted, circuit, choice), _shared(found, halvings[0].common)
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,8 @@ def _halving(found: Chosen, second: np.ndarray, settings: ChoiceSettings, rng: n
         float(np.mean([len(each) for each in common])) / k,
         expected | {"permuted": float(draws["permuted"].mean())},
         draws,
-        len(np.intersect1d(*circuits)) / k,
-        len(np.intersect1d(*choices)) / k,
+        len(np.intersect1d(circuits[0], circuits[1])) / k,
+        len(np.intersect1d(choices[0], choices[1])) / k,
         np.unique(np.concatenate(common)),
     )
 

@@ -18,6 +18,9 @@ from moescope.study.protocol import Context
 FEWEST = 48  # tokens of each half that recur, below which a draw among equal ones says little
 Seen = tuple[Together, list[Together]]
 """A layer's figures, and the draws of their null."""
+Pair = tuple[np.ndarray, np.ndarray]
+Halving = tuple[Pair, Pair | None]
+"""Rows of two halves; and the token ids among equal ones of which alone choices are traded."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,9 @@ class Evidence:
 class Looked:
     """The tokens of two halves that are looked at, and those among them that recur in their half."""
 
-    rows: tuple[np.ndarray, np.ndarray]
-    again: tuple[np.ndarray, np.ndarray]
-    strata: tuple[np.ndarray, np.ndarray]
+    rows: Pair
+    again: Pair
+    strata: Pair
     """token ids of the latter"""
 
     @property
@@ -73,22 +76,20 @@ def together_table(
     """
     seed = context.run.seed
     looked = [looked_at(trace, second, settings.tokens, seed + i) for i, second in enumerate(seconds)]
-    enough = all(each.enough for each in looked)
-    table, rates, tokens = [], [], []
+    everything: list[Halving] = [(each.rows, None) for each in looked]
+    among: list[Halving] = [(each.again, each.strata) for each in looked] if all(each.enough for each in looked) else []
+    table: list[dict[str, float]] = []
+    rates: list[list[Seen]] = []
+    tokens: list[list[Seen]] = []
     for at, layer in enumerate(context.steps("what is chosen together", trace.layers)):
         first = _halves(trace, at, looked[0].rows, settings, seed)
         row = {"layer": layer, "neurons": trace.n_experts[at], "looked_at": len(first.experts), "left_out": first.left_out}
-        found = [
-            _seen(_halves(trace, at, each.rows, settings, seed), None, _n(i, settings), seed) for i, each in enumerate(looked)
-        ]
-        if None not in found:
+        found = _seen(trace, at, everything, settings, seed)
+        if found:
             rates.append(found)
             row |= _columns("", "rates", found[0])
-            few = [
-                _seen(_halves(trace, at, each.again, settings, seed), each.strata, _n(i, settings), seed) if enough else None
-                for i, each in enumerate(looked)
-            ]
-            if None not in few:
+            few = _seen(trace, at, among, settings, seed)
+            if few:
                 tokens.append(few)
                 row |= _columns("recurring_", "tokens", few[0])
         table.append(row)
@@ -100,19 +101,20 @@ def together_table(
     return pd.DataFrame(table), Evidence(_beside(rates), _beside(tokens) if tokens else None, share, len(rates))
 
 
-def _n(halving: int, settings: ChoiceSettings) -> int:
-    return FEW if halving else settings.n_draws
-
-
-def _halves(trace: RoutingTrace, at: int, rows: tuple[np.ndarray, np.ndarray], settings: ChoiceSettings, seed: int) -> Halves:
+def _halves(trace: RoutingTrace, at: int, rows: Pair, settings: ChoiceSettings, seed: int) -> Halves:
     return Halves(trace.ids[:, at], trace.n_experts[at], rows, n_groups=settings.groups, most=settings.neurons, seed=seed)
 
 
-def _seen(halves: Halves, strata: tuple[np.ndarray, np.ndarray] | None, n: int, seed: int) -> Seen | None:
-    if not halves.usable:
-        return None
-    measured, groups = halves.measured()
-    return measured, halves.drawn(groups, strata, n, seed)
+def _seen(trace: RoutingTrace, at: int, halvings: Sequence[Halving], settings: ChoiceSettings, seed: int) -> list[Seen]:
+    """One layer on every halving; nothing where on one of them too few neurons' choices vary."""
+    found = []
+    for turn, (rows, strata) in enumerate(halvings):
+        halves = _halves(trace, at, rows, settings, seed)
+        if not halves.usable:
+            return []
+        measured, groups = halves.measured()
+        found.append((measured, halves.drawn(groups, strata, FEW if turn else settings.n_draws, seed)))
+    return found
 
 
 def _columns(own: str, null: str, seen: Seen) -> dict[str, float]:

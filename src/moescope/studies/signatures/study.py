@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -127,11 +128,9 @@ def _stream(context: Context, model: LoadedModel | None, subject: Subject) -> np
     """float32 (N, L * D): the residual stream after every layer, a mean over a prompt's tokens."""
     assert model is not None
     assert subject.texts is not None
-    texts, limits = subject.texts, {"batch_tokens": context.run.batch_tokens, "max_tokens": context.run.max_tokens}
-    read = context.stage(
-        "reading the residual stream",
-        lambda: activations(model, texts, "resid", position="mean", progress=context.counter("residual stream"), **limits),
-    )
+    limits: dict[str, Any] = {"batch_tokens": context.run.batch_tokens, "max_tokens": context.run.max_tokens}
+    reading = partial(activations, model, subject.texts, "resid", position="mean", **limits)
+    read = context.stage("residual stream", partial(reading, progress=context.counter("residual stream")))
     return np.asarray(read).reshape(len(read), -1)
 
 

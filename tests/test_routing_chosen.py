@@ -159,6 +159,7 @@ def test_the_choice_names_what_its_neurons_wake_for(by_words: StudyResult) -> No
     assert by_words.meta["title"] == "Neuron-choice signatures of table"
     statements = [c.statement for c in by_words.claims]
     assert not any(word in text for text in statements for word in ("rout", "xpert", "The load"))
+    assert not any("xpert" in f"{c.words} {c.control}" for c in by_words.claims)
 
 
 def test_the_choice_stands_beside_the_residual_stream(by_words: StudyResult) -> None:

@@ -12,7 +12,7 @@ from moescope.studies.choice.together import Evidence
 from moescope.study.verdicts import Case, Effect, untested
 from moescope.types import Claim, Control
 
-DEALT = "choices dealt out anew"
+DEALT = "choices dealt out anew, every neuron's and every token's number kept"
 _STATEMENTS = {
     "pairs": "Neurons that are chosen together on some texts are on others (correlation of their correlations, over pairs)",
     "groups": "Groups of neurons found on some texts are chosen together on others (mean correlation within, less between)",
@@ -31,7 +31,7 @@ def _together(name: str, found: Evidence, settings: ChoiceSettings) -> Case:
     margin, beside = settings.margin_together, found.rates[name]
     rivals: tuple[Effect, ...] = ()
     not_run: tuple[str, ...] = ()
-    words = f"every neuron and every token keeps its number; mean of {found.layers} layers; interval from {HALVINGS} halvings"
+    words = f"mean of {found.layers} layers; interval from {HALVINGS} halvings of the texts"
     if found.tokens is None:
         not_run = ("token identity (too few tokens recur)",)
     else:

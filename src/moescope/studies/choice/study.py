@@ -55,11 +55,11 @@ def choice(model: ModelLike, tasks: TasksLike, settings: ChoiceSettings = _SETTI
     """
     context = Context("choice", settings, run, of=ChoiceSettings)
     given = context.tasks(tasks)
+    halves = {task.name: _halved(context, task) for task in given}
     loaded = context.load(model)
     how = _how(loaded, settings)
     if settings.neuron_share is not None:
         context.note(f"Note: {loaded.name} is dense: the neurons that few bits would choose are looked at while all run.")
-    halves = {task.name: _halved(context, task) for task in given}
     traces, found = [], []
     shared: list[dict[str, object]] = []
     for task in given:

@@ -76,7 +76,8 @@ def _in_words(claim: Claim | Case, words: Mapping[str, str]) -> Claim | Case:
     if isinstance(claim, Case):
         said["effect"] = replace(claim.effect, against=told(claim.effect.against))
     if claim.control is not None:
-        said["control"] = replace(claim.control, name=told(claim.control.name))
+        name, value = claim.control.name, claim.control.value
+        said["control"] = Control(told(name), told(value) if isinstance(value, str) else value)
     return replace(claim, **said)
 
 

@@ -66,12 +66,14 @@ def _beside_stream(told: Mapping[str, Told], accuracy: pd.DataFrame, settings: S
     else:  # a yardstick that is itself not told apart from chance measures nothing
         effect = effect_of(_NOTHING, f"{against}, which is not told apart from chance", settings.margin, no_worse=True)
     probe = accuracy[accuracy["features"] == STREAM].set_index("split")["balanced"]
+    level = float(probe["stratified"])
     others = [f"{split} {float(told[split].row['balanced']):.1%} and {float(probe[split]):.1%}" for split in probe.index[1:]]
     return Case(
         "The signature tells the category as well as the residual stream does (balanced accuracy)",
         float(found.row["balanced"]),
         effect,
-        control=Control("the residual stream, mean over tokens, all layers", float(probe["stratified"])),
+        interval=None if math.isnan(beside.low) else (level + beside.low, level + beside.high),
+        control=Control("the residual stream, mean over tokens, all layers", level),
         words="; ".join(
             [*others, "both by logistic regression in the same folds; difference paired, interval from whole cells"]
         ),

@@ -27,6 +27,7 @@ def synthetic_results(name: str = "{}") -> list[StudyResult]:
         StudyResult("targets", {}, tables=_targets(kinds, rng)),
         StudyResult("atlas", {}, tables={"layers": _atlas()}),
         StudyResult("sparsify", {}, tables={"frontier": _chosen()}),
+        StudyResult("choice", {}, tables=_choice(name, rng)),
     ]
 
 
@@ -86,6 +87,16 @@ def _targets(kinds: list[str], rng: np.random.Generator) -> dict[str, pd.DataFra
         for e in range(64)
     ]
     return {"layers": layers, "carriers": pd.DataFrame(carriers)}
+
+
+def _choice(name: str, rng: np.random.Generator) -> dict[str, pd.DataFrame]:
+    figures = ("pairs", "groups", "rates_pairs", "rates_groups")
+    figures = (*figures, "recurring_pairs", "recurring_groups", "tokens_pairs", "tokens_groups")
+    together = pd.DataFrame({"layer": range(12), **{figure: rng.uniform(0, 0.4, 12) for figure in figures}})
+    circuits = pd.DataFrame({"task": [name.format("certainty"), name.format("sentiment")], "shared": [0.4, 0.1]})
+    for null in ("layers", "often", "permuted"):
+        circuits = circuits.assign(**{null: 0.05, f"{null}_low": 0.0, f"{null}_high": 0.1})
+    return {"together": together, "circuits": circuits}
 
 
 def _atlas() -> pd.DataFrame:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from moescope.studies.agreement.study import agreement
     from moescope.studies.atlas.settings import AtlasSettings
     from moescope.studies.atlas.study import atlas
+    from moescope.studies.choice.settings import ChoiceSettings
+    from moescope.studies.choice.study import choice
     from moescope.studies.circuits.formation import dynamics
     from moescope.studies.circuits.settings import CircuitSettings, SearchSettings
     from moescope.studies.circuits.study import circuits
@@ -65,6 +67,7 @@ __version__ = metadata.version("moescope")
 _WHERE = {
     "AgreementSettings": "moescope.studies.agreement.settings",
     "AtlasSettings": "moescope.studies.atlas.settings",
+    "ChoiceSettings": "moescope.studies.choice.settings",
     "CircuitClassifier": "moescope.select.estimators",
     "CircuitSettings": "moescope.studies.circuits.settings",
     "Claim": "moescope.types",
@@ -91,6 +94,7 @@ _WHERE = {
     "agreement": "moescope.studies.agreement.study",
     "answered": "moescope.capture.answers",
     "atlas": "moescope.studies.atlas.study",
+    "choice": "moescope.studies.choice.study",
     "circuits": "moescope.studies.circuits.study",
     "convert": "moescope.studies.convert.study",
     "distill": "moescope.studies.distill.study",
@@ -117,6 +121,7 @@ _WHERE = {
 __all__ = [
     "AgreementSettings",
     "AtlasSettings",
+    "ChoiceSettings",
     "CircuitClassifier",
     "CircuitSettings",
     "Claim",
@@ -143,6 +148,7 @@ __all__ = [
     "agreement",
     "answered",
     "atlas",
+    "choice",
     "circuits",
     "convert",
     "distill",

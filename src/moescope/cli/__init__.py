@@ -43,6 +43,11 @@ _COMMANDS = {
             "One MLP layer as thousands of tiny experts, beside Gaussian inputs.",
             "distill dense-tiny --layer 3 --experts 256 --steps 100",
         ),
+        "choice": (
+            "verbs:choice",
+            "Which neurons few bits choose together, and whether they are the task's circuit.",
+            "choice dense-tiny --neuron-share 0.25 --task sentiment=uci-sentiment",
+        ),
         "dynamics": (
             "verbs:dynamics",
             "When a circuit forms: the same tasks over a series of checkpoints.",

@@ -77,6 +77,7 @@ VERBS: dict[str, Verb] = {
         name="trace-compare",
     ),
     "exit": Verb("exit", "ExitSettings", (MODEL, TASKS)),
+    "choice": Verb("choice", "ChoiceSettings", (MODEL, TASKS), tables=("circuits",)),
     "circuits": Verb("circuits", "CircuitSettings", (MODEL, TASKS)),
     "dynamics": Verb("circuits", "SearchSettings", (CHECKPOINTS, TASKS, REVISIONS), function="dynamics", module="formation"),
     "prune": Verb("prune", "PruneSettings", (MODEL, TEXTS), tables=("pruning", "tasks")),

@@ -23,11 +23,13 @@ def random_twin(model: LoadedModel, seed: int = 0) -> LoadedModel:
         InputError: the model's class cannot be built from its config alone.
     """
     build: Any = type(model.module)
+    config = copy.deepcopy(model.config)
+    vars(config).pop("quantization_config", None)  # codes of the trained weights, which the twin has none of
     with torch.random.fork_rng(devices=[]):
         # not torch.manual_seed: that would seed the GPUs' generators too, which fork_rng leaves alone here
         torch.default_generator.manual_seed(seed)
         try:
-            module = build(copy.deepcopy(model.config))
+            module = build(config)
         except (TypeError, ValueError, AttributeError) as error:
             raise InputError(f"model {model.name!r} cannot be built anew from its config: {error}") from error
     numbers = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -72,7 +72,10 @@ def work_of(command: str, inputs: dict[str, Any], settings: Any, run: Run, model
         prompts = load_prompts(inputs["prompts"] or "routing-480", limit=run.limit, seed=run.seed)
         sizes.append(len(prompts))
         lengths = _lengths(model, [p.text for p in prompts], run)
-        readings.append(Reading("main", lengths, getattr(settings, "new_tokens", 0)))
+        share = getattr(settings, "neuron_share", None)
+        readings.append(Reading("main", lengths, 0 if share is not None else getattr(settings, "new_tokens", 0)))
+        if share is not None:
+            readings.append(Reading("residual stream", lengths))
         if getattr(settings, "twin", False):
             readings.append(Reading("twin", lengths))
     if isinstance(settings, CircuitSettings) and settings.few_shot is not None:
@@ -87,7 +90,7 @@ def work_of(command: str, inputs: dict[str, Any], settings: Any, run: Run, model
     if isinstance(settings, SparsifySettings):
         for purpose, tokens in settings.forward_tokens(len(PLAIN)).items():
             readings.append(Reading(purpose, np.full(max(1, tokens // settings.window), settings.window)))
-    whole = ("sparsify", "circuits", "dynamics", "trace", "signatures", "atlas")
+    whole = ("sparsify", "choice", "circuits", "dynamics", "trace", "signatures", "atlas")
     if command not in whole or getattr(settings, "intervenes", False):
         notes.append("counted is one pass over the texts; what follows depends on what is found, and comes to more")
     return Work(tuple(readings), sum(sizes), max(sizes, default=0), tuple(notes))
@@ -103,6 +106,8 @@ def _of_task(command: str, task: Task, settings: Any, run: Run, model: LoadedMod
         found.append(Reading("answers", lengths, task.new_tokens))
         lengths = lengths + (task.new_tokens if task.at == "answer" else 0)  # at most: an answer may be shorter
     found.append(Reading("main", lengths))
+    if command == "choice":
+        found.append(Reading("activations", lengths))
     if command != "circuits":
         return found
     assert isinstance(settings, CircuitSettings)

@@ -62,8 +62,8 @@ class DenseExperts:
     def counts(self, model: LoadedModel, encoded: Encoded, *, batch_tokens: int = 8192) -> np.ndarray:
         """float64 (N, L, E): as :func:`moescope.routing.counts.routing_counts`."""
         out = np.zeros((len(encoded), len(self.group), self.n_experts))
-        own = _own(model, encoded)
-        for rows, mask, found in _run(model, encoded, list(self.group), self.chosen, batch_tokens):
+        own = own_tokens(model, encoded)
+        for rows, mask, found in run_sites(model, encoded, list(self.group), self.chosen, batch_tokens):
             for row, text in zip(mask, rows, strict=True):
                 row[row.clone()] = torch.from_numpy(own[encoded.offsets[text] : encoded.offsets[text + 1]]).to(mask.device)
             for place, (ids, _) in enumerate(found):
@@ -104,12 +104,12 @@ def fit_dense_experts(
     if model.width(narrow) < n_experts:
         raise InputError(f"{narrow} has {model.width(narrow)} neurons, fewer than {n_experts} experts: ask for fewer")
     encoded = encode(model, texts)
-    own = np.flatnonzero(_own(model, encoded))
+    own = np.flatnonzero(own_tokens(model, encoded))
     rng = np.random.default_rng(seed)
     wanted = np.zeros(len(encoded.ids), dtype=bool)
     wanted[own[rng.choice(len(own), size=min(tokens, len(own)), replace=False)]] = True
     held: dict[Site, list[Tensor]] = {site: [] for site in sites}
-    for rows, mask, found in _run(model, encoded, sites, lambda _, x: (x.half(), x.half()), batch_tokens):
+    for rows, mask, found in run_sites(model, encoded, sites, lambda _, x: (x.half(), x.half()), batch_tokens):
         keep = torch.zeros(mask.shape, dtype=torch.bool)
         for row, text in enumerate(rows):
             start, end = encoded.offsets[text], encoded.offsets[text + 1]
@@ -183,7 +183,7 @@ def dense_trace(
     ids = np.zeros((total, len(sites), experts.k), id_dtype(experts.n_experts))
     weights = np.zeros(ids.shape, np.float16)
     done = 0
-    for rows, mask, found in _run(model, encoded, sites, experts.chosen, batch_tokens):
+    for rows, mask, found in run_sites(model, encoded, sites, experts.chosen, batch_tokens):
         for row, text in enumerate(rows):
             at = slice(encoded.offsets[text], encoded.offsets[text + 1])
             for place, (chosen, share) in enumerate(found):
@@ -192,16 +192,38 @@ def dense_trace(
         done += len(rows)
         if progress is not None:
             progress(done, len(encoded))
-    own = _own(model, encoded)
+    said = {"experts": "groups of MLP neurons by co-activation; no token is really sent to them"}
+    widths = [experts.n_experts] * len(sites)
+    return trace_of_dense(model, prompts, encoded, sites, widths, ids, weights, said)
+
+
+def trace_of_dense(
+    model: LoadedModel,
+    prompts: Sequence[PromptLike],
+    encoded: Encoded,
+    sites: Sequence[Site],
+    n_experts: Sequence[int],
+    ids: np.ndarray,
+    weights: np.ndarray | None,
+    said: dict[str, Any],
+) -> RoutingTrace:
+    """The trace of what stands for experts in a dense model; a chat template's tokens have no row.
+
+    Args:
+        n_experts: of each layer.
+        ids, weights: (tokens of ``encoded``, L, K), see :class:`RoutingTrace`.
+        said: what ``meta`` says beside where the trace comes from.
+    """
+    own = own_tokens(model, encoded)
     sequence = np.repeat(np.arange(len(encoded), dtype=np.int32), encoded.lengths)[own]
     lengths = np.bincount(sequence, minlength=len(encoded))
     return RoutingTrace(
         layers=tuple(site.layer for site in sites),
-        n_experts=(experts.n_experts,) * len(sites),
+        n_experts=tuple(n_experts),
         ids=ids[own],
-        weights=weights[own],
+        weights=None if weights is None else weights[own],
         sequence=sequence,
-        position=np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]) if total else np.zeros(0, np.int32),
+        position=np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]) if len(ids) else np.zeros(0, np.int32),
         generated=np.zeros(len(sequence), dtype=bool),
         tokens=encoded.ids[own].astype(np.int32),
         sequences=tuple(TracedSequence(p.id, p.category, p.group) for p in prompts),
@@ -212,7 +234,7 @@ def dense_trace(
             "architecture": model.config.model_type,
             "dtype": str(model.dtype).removeprefix("torch."),
             "encoding": model.reading.record(model.tokenizer),
-            "experts": "groups of MLP neurons by co-activation; no token is really sent to them",
+            **said,
         },
     ).validate()
 
@@ -240,12 +262,12 @@ def any_trace(
     return trace_prompts(model, prompts, **options)
 
 
-def _own(model: LoadedModel, encoded: Encoded) -> np.ndarray:
+def own_tokens(model: LoadedModel, encoded: Encoded) -> np.ndarray:
     """bool (total tokens,): all but those of the model's chat template, where texts are read in it."""
     return ~encoded.special if model.reading.chat else np.ones(len(encoded.ids), dtype=bool)
 
 
-def _run(
+def run_sites(
     model: LoadedModel,
     encoded: Encoded,
     sites: Sequence[Site],

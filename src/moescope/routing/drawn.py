@@ -6,13 +6,13 @@ import numpy as np
 
 from moescope.kernels.loops import compiled
 
-_GOLDEN, _FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+GOLDEN, _FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _S27, _S30, _S31, _S32 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(32)
 
 
 @compiled()
-def _below(state: np.uint64, n: int) -> int:
-    """A number from 0 to n - 1 (n < 2**32), by the generator's ``state``, which the caller moves on by ``_GOLDEN``."""
+def below(state: np.uint64, n: int) -> int:
+    """A number from 0 to n - 1 (n < 2**32), by the generator's ``state``, which the caller moves on by ``GOLDEN``."""
     z = (state ^ (state >> _S30)) * _FIRST
     z = (z ^ (z >> _S27)) * _SECOND
     z = z ^ (z >> _S31)
@@ -29,8 +29,8 @@ def uniform_ids(used: np.ndarray, n_experts: int, seed: int, ids: np.ndarray) ->
     state = np.uint64(seed)
     for t in range(len(used)):
         for k in range(used[t]):
-            state += _GOLDEN
-            j = k + _below(state, n_experts - k)
+            state += GOLDEN
+            j = k + below(state, n_experts - k)
             order[k], order[j] = order[j], order[k]
             ids[t, k] = order[k]
 
@@ -44,8 +44,8 @@ def shuffled_rows(order: np.ndarray, bounds: np.ndarray, seed: int, source: np.n
     for s in range(len(bounds) - 1):
         start = bounds[s]
         for i in range(bounds[s + 1] - 1, start, -1):
-            state += _GOLDEN
-            j = start + _below(state, i - start + 1)
+            state += GOLDEN
+            j = start + below(state, i - start + 1)
             dealt[i], dealt[j] = dealt[j], dealt[i]
     for i in range(len(order)):
         source[order[i]] = dealt[i]

@@ -11,6 +11,7 @@ from moescope.errors import InputError
 from moescope.models import LoadedModel, random_twin
 from moescope.models.source import MODEL_FILES
 from moescope.routing.capture import trace_prompts
+from moescope.routing.chosen import NeuronChoice, chosen_trace
 from moescope.routing.dense import dense_trace, is_dense
 from moescope.routing.store import trace_of
 from moescope.routing.trace import RoutingTrace
@@ -50,6 +51,7 @@ def read_routing(
     dense_experts: int,
     twin: bool,
     tokenizer: str | None,
+    choice: Callable[[LoadedModel], NeuronChoice | None] = lambda model: None,
 ) -> Read:
     """Load a recorded trace (as a ``Path``, its folder), or trace a model and its twin on the prompts.
 
@@ -57,6 +59,7 @@ def read_routing(
         prompts: None: of a trace what it says of its sequences, for a model :data:`DEFAULT_PROMPTS`.
         check: refuses prompts before a model runs on them.
         tokenizer: model whose tokenizer reads the tokens of a recorded trace.
+        choice: how a dense model chooses neurons, which are then traced; None: it does not.
 
     Raises:
         InputError: the trace, the prompts or the model cannot be used.
@@ -70,11 +73,12 @@ def read_routing(
     given = context.prompts(prompts or DEFAULT_PROMPTS)
     check(given)
     loaded = context.load(model, head=new_tokens > 0, required=False)
-    trace = traced(context, loaded, given, "reading and generating", new_tokens=new_tokens, dense_experts=dense_experts)
+    options: dict[str, Any] = {"dense_experts": dense_experts, "choice": choice(loaded)}
+    trace = traced(context, loaded, given, "reading and generating", new_tokens=new_tokens, **options)
     if not twin:
         return Read(trace, given, loaded, None)
     random = random_twin(loaded, context.run.seed)
-    other = traced(context, random, given, "a random model's routing", new_tokens=0, dense_experts=dense_experts)
+    other = traced(context, random, given, "a random model's routing", new_tokens=0, **options)
     return Read(trace, given, loaded, other)
 
 
@@ -86,6 +90,7 @@ def traced(
     *,
     new_tokens: int,
     dense_experts: int = 0,
+    choice: NeuronChoice | None = None,
     weights: bool = True,
 ) -> RoutingTrace:
     """The routing of ``model`` on ``prompts`` and on ``new_tokens`` that follow each, as stages of ``context``.
@@ -93,6 +98,7 @@ def traced(
     Args:
         weights: keep the experts' weights too.
         dense_experts: groups of neurons per layer that stand for experts where the model is dense, a quarter of them active.
+        choice: of a dense model's neurons, each of which then stands for an expert.
 
     Raises:
         InputError: the model is dense, and no groups are asked for.
@@ -101,6 +107,9 @@ def traced(
     shared: dict[str, Any] = {"max_tokens": run.max_tokens, "batch_tokens": run.batch_tokens}
     if not is_dense(model):
         return _in_blocks(context, model, prompts, stage, {"max_new_tokens": new_tokens, "weights": weights, **shared})
+    if choice is not None:
+        own: dict[str, Any] = {"choice": choice, "progress": context.counter("reading"), **shared}
+        return context.stage(stage, lambda: chosen_trace(model, prompts, **own))
     if not dense_experts:
         raise InputError(
             f"model {model.name} is dense: it has no experts to trace; give dense_experts=16 to read groups of its neurons as "

@@ -6,6 +6,7 @@ claims, figures, and the study itself.
 FIGURES = {
     "agreement": "moescope.studies.agreement.figures",
     "atlas": "moescope.studies.atlas.figures",
+    "choice": "moescope.studies.choice.figures",
     "circuits": "moescope.studies.circuits.figures",
     "convert": "moescope.studies.convert.figures",
     "dynamics": "moescope.studies.circuits.figures",

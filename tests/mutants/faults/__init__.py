@@ -9,6 +9,8 @@ from __future__ import annotations
 from tests.mutants.fault import Fault
 from tests.mutants.faults import (
     answers,
+    choice,
+    chosen,
     circuits,
     circuits_related,
     circuits_used,
@@ -36,6 +38,8 @@ FAULTS: tuple[Fault, ...] = (
     *circuits_related.FAULTS,
     *circuits_used.FAULTS,
     *signatures.FAULTS,
+    *chosen.FAULTS,
+    *choice.FAULTS,
     *cluster.FAULTS,
     *distill.FAULTS,
     *runtime.FAULTS,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import reduce
+from typing import Any
 
 import pandas as pd
 
@@ -17,8 +19,7 @@ from moescope.studies.signatures.separations import LEXICAL
 from moescope.study.verdicts import Case, Effect, reading, untested
 from moescope.types import Claim, Control
 
-# The two readings of "load balance", by their row in the table of nulls.
-# Of a dense model, whose "experts" are groups of its neurons.
+# Of a dense model, whose "experts" are groups of its neurons, or neurons that are chosen.
 _OF_GROUPS = {
     "are routed more alike": "activate neurons more alike",
     "Routing follows": "Which neurons are active follows",
@@ -28,6 +29,16 @@ _OF_GROUPS = {
     "experts": "groups",
     "expert ": "group ",
 }
+_OF_NEURONS = {
+    "are routed more alike": "have neurons chosen more alike",
+    "Routing follows": "Which neurons are chosen follows",
+    "layers with experts": "layers",
+    " with experts": "",
+    "Experts": "Neurons",
+    "experts": "neurons",
+    "expert ": "neuron ",
+}
+# The two readings of "load balance", by their row in the table of nulls.
 BASELINES = {"uniform": "uniform experts", "own counts reshuffled": "reshuffled counts"}
 
 
@@ -45,19 +56,28 @@ def signature_claims(tables: Mapping[str, pd.DataFrame], found: Evidence) -> lis
         *(_order(head, nulls, name, found) for name in BASELINES),
         *depth_claims(tables["routing_layers"], found),
         clusters_claim(found),
-        # A group's activity is measured over its usual one, which makes an even load: nothing to find out.
+        # A group's activity is measured over its usual one, which makes an even load, and neurons have no capacity.
         *([] if found.grouped else load_claims(tables["routing_load"], tables["overflow"], found)),
         _beyond_tokens(nulls, found),
         experts_claim(tables["experts"], found),
     ]
-    return [_of_groups(claim) for claim in claims] if found.grouped else claims
+    words = _OF_NEURONS if found.chosen else _OF_GROUPS
+    return [_in_words(claim, words) for claim in claims] if found.grouped else claims
 
 
-def _of_groups(claim: Claim | Case) -> Claim | Case:
-    """A claim on a dense model, in which nothing is routed: of its groups of neurons, in their words."""
-    said = {name: getattr(claim, name) for name in ("statement", "measured", "words")}
-    for word, other in _OF_GROUPS.items():
-        said = {name: text.replace(word, other) if isinstance(text, str) else text for name, text in said.items()}
+def _in_words(claim: Claim | Case, words: Mapping[str, str]) -> Claim | Case:
+    """A claim on a dense model, in which nothing is routed: of its neurons or groups of them, in their words."""
+
+    def told(text: str) -> str:
+        return reduce(lambda said, pair: said.replace(*pair), words.items(), text)
+
+    said: dict[str, Any] = {name: getattr(claim, name) for name in ("statement", "measured", "words")}
+    said = {name: told(text) if isinstance(text, str) else text for name, text in said.items()}
+    if isinstance(claim, Case):
+        said["effect"] = replace(claim.effect, against=told(claim.effect.against))
+    if claim.control is not None:
+        name, value = claim.control.name, claim.control.value
+        said["control"] = Control(told(name), told(value) if isinstance(value, str) else value)
     return replace(claim, **said)
 
 

@@ -11,10 +11,10 @@ import pandas as pd
 from moescope.routing.separation import Estimate
 from moescope.routing.subject import Subject
 from moescope.studies.signatures import published
-from moescope.studies.signatures.classifications import Told
+from moescope.studies.signatures.classifications import STREAM, Told
 from moescope.studies.signatures.rivals import effect_of
 from moescope.studies.signatures.settings import SignatureSettings
-from moescope.study.verdicts import Case
+from moescope.study.verdicts import Case, reading
 from moescope.types import Claim, Control
 
 FAMILY = "routing by category"
@@ -48,7 +48,36 @@ def accuracy_claims(
             words="the predictions that the accuracy judges",
         )
     )
-    return claims + [_case(split, told, subject, settings) for split in ("by topic", "by template") if split in told]
+    claims += [_case(split, told, subject, settings) for split in ("by topic", "by template") if split in told]
+    return claims + ([_beside_stream(told, accuracy, settings)] if told["stratified"].stream else [])
+
+
+def _beside_stream(told: Mapping[str, Told], accuracy: pd.DataFrame, settings: SignatureSettings) -> Case:
+    """Whether the choice tells as much as a probe of what it is made from."""
+    found = told["stratified"]
+    assert found.stream is not None
+    beside, chance = found.stream
+    against = "a probe of the residual stream"
+    told_apart = reading(
+        effect_of(chance, "guessing", settings.margin), None if math.isnan(chance.p) else chance.p, settings.alpha
+    )
+    if told_apart == "shown":
+        effect = effect_of(beside._replace(p=math.nan), against, settings.margin, no_worse=True)
+    else:  # a yardstick that is itself not told apart from chance measures nothing
+        effect = effect_of(_NOTHING, f"{against}, which is not told apart from chance", settings.margin, no_worse=True)
+    probe = accuracy[accuracy["features"] == STREAM].set_index("split")["balanced"]
+    level = float(probe["stratified"])
+    others = [f"{split} {float(told[split].row['balanced']):.1%} and {float(probe[split]):.1%}" for split in probe.index[1:]]
+    return Case(
+        "The signature tells the category as well as the residual stream does (balanced accuracy)",
+        float(found.row["balanced"]),
+        effect,
+        interval=None if math.isnan(beside.low) else (level + beside.low, level + beside.high),
+        control=Control("the residual stream, mean over tokens, all layers", level),
+        words="; ".join(
+            [*others, "both by logistic regression in the same folds; difference paired, interval from whole cells"]
+        ),
+    )
 
 
 def _case(

@@ -33,6 +33,7 @@ from moescope.tasks import group_folds, subset, surface_baselines, surface_predi
 
 SIGNATURE = "signature"
 TOKENS = "token ids (prompt and generated)"
+STREAM = "residual stream, mean over tokens, all layers"
 # The surface baselines that are worth a row under grouped splits too.
 MIN_MATCHED = 10  # length-matched prompts of each category, below which their accuracy says nothing
 _WORDS = ("bag of words", "words and bigrams", "length in tokens")
@@ -45,6 +46,7 @@ class Told:
     Attributes:
         row: of ``routing_accuracy``.
         unit: what is resampled whole: cells, topics or templates.
+        stream: accuracy less that of the residual stream, and of that beyond guessing; None where it was not read.
     """
 
     row: dict[str, Any]
@@ -55,12 +57,17 @@ class Told:
     chosen: tuple[str, ...]
     unit: str
     said: dict[str, np.ndarray]
+    stream: tuple[Estimate, Estimate] | None = None
 
 
 def classification_tables(
-    subject: Subject, settings: SignatureSettings, context: Context
+    subject: Subject, settings: SignatureSettings, context: Context, stream: np.ndarray | None = None
 ) -> tuple[dict[str, pd.DataFrame], dict[str, Told]]:
-    """Tables ``routing_accuracy`` and ``confusion``, and the evidence by split."""
+    """Tables ``routing_accuracy`` and ``confusion``, and the evidence by split.
+
+    Args:
+        stream: (N, D) the prompts' residual stream, which the signature is compared with.
+    """
     y, seed = subject.y, context.run.seed
     head = signatures_of(subject.trace, quantity=settings.quantity)
     x = head.flat()
@@ -99,6 +106,10 @@ def classification_tables(
             continue
         kind = {"stratified": "cells"}.get(split, split.removeprefix("by ") + "s")
         told[split] = _told(subject, x, tokens, row, predicted, parts, unit, kind, seed)
+        if stream is not None:
+            probed = cross_validate(stream, y, folds)
+            rows.append(_row(STREAM, "probe", split, y, probed, unit, seed))
+            told[split] = replace(told[split], stream=_beside(predicted == y, probed == y, y, unit))
         for name, of in told[split].said.items():
             if split == "stratified" or name in (*_WORDS, TOKENS):
                 rows.append(_row(name, "cue", split, y, of, unit, seed))
@@ -149,6 +160,15 @@ def _told(
     alone, both = weights * (found.cue == y), weights * (found.both == y)
     beyond = clustered(both - alone, unit)
     return Told(row, chance, beyond, float(alone.mean()), float(both.mean()), found.chosen, kind, found.said)
+
+
+def _beside(right: np.ndarray, probe: np.ndarray, y: np.ndarray, unit: np.ndarray) -> tuple[Estimate, Estimate]:
+    """Balanced accuracy of the signature less that of a probe, and of the probe beyond guessing: from who was right (N,)."""
+    weights = class_weights(y)
+    return (
+        clustered(weights * right - weights * probe, unit),
+        clustered(weights * probe - 1 / len(np.unique(y)), unit),
+    )
 
 
 def _cue_predictions(subject: Subject, tokens: sparse.csr_matrix | None) -> Cues | None:

@@ -47,8 +47,13 @@ class Evidence:
 
     @property
     def grouped(self) -> bool:
-        """Whether its experts are groups of a dense model's neurons, to which nothing is routed."""
+        """Whether its experts are groups of a dense model's neurons, or neurons: nothing is routed to them."""
         return "experts" in self.subject.trace.meta
+
+    @property
+    def chosen(self) -> bool:
+        """Whether they are single neurons, chosen for each token."""
+        return "neurons" in self.subject.trace.meta
 
 
 def interval_of(row: pd.Series, name: str) -> tuple[float, float] | None:

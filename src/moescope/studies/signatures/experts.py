@@ -11,6 +11,8 @@ from moescope.routing.similarity import similarity
 from moescope.routing.subject import Subject
 from moescope.stats import permutation_p
 
+_ENTRIES = 1 << 24  # of shares of variance held at once
+
 
 def variance_explained(values: np.ndarray, labels: np.ndarray, cells: Cells | None = None) -> np.ndarray:
     """Eta squared: the share of each column's variance over prompts that lies between the categories.
@@ -59,9 +61,12 @@ def expert_table(signatures: Signatures, subject: Subject, labels: np.ndarray) -
     flat = signatures.flat()
     y, categories, cells = subject.y, subject.categories, subject.cells()
     width, real = signatures.values.shape[2], real_experts(signatures)
-    null = variance_explained(flat[:, real], labels, cells)
+    # some labelings at a time: single neurons are many experts, and of each labeling only the largest and the mean count
+    step = max(1, _ENTRIES // len(real))
+    parts = (variance_explained(flat[:, real], labels[at : at + step], cells) for at in range(0, len(labels), step))
+    largest, mean = (np.concatenate(found) for found in zip(*((part.max(1), part.mean(1)) for part in parts), strict=True))
     eta = variance_explained(flat[:, real], cells.y, cells)
-    p = permutation_p(eta, null.max(1))
+    p = permutation_p(eta, largest)
     means = np.stack([flat[y == c].mean(0) for c in range(len(categories))])[:, real]  # (C, D)
     overall = flat.mean(0)[real]
     lift = np.divide(means, overall, out=np.ones(means.shape), where=overall > 0)
@@ -79,7 +84,7 @@ def expert_table(signatures: Signatures, subject: Subject, labels: np.ndarray) -
         }
         for i, at in enumerate(real)
     ]
-    return pd.DataFrame(rows), null.mean(1)
+    return pd.DataFrame(rows), mean
 
 
 def layer_table(signatures: Signatures, cells: Cells, labels: np.ndarray) -> tuple[pd.DataFrame, np.ndarray]:

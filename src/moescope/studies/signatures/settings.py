@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from moescope.errors import InputError
-from moescope.study.settings import Form, Judged, NonEmpty, above, at_least
+from moescope.study.settings import Form, Judged, NonEmpty, above, at_least, between
 from moescope.study.verdicts import check_draws
 
 FAMILY = 5
@@ -47,6 +47,9 @@ class SignatureSettings(Judged):
     """Further experts that get a card."""
     dense_experts: Annotated[int, at_least(0)] = 0
     """Read a dense model as so many groups of neurons per layer, a quarter active (prompt tokens only); 0 refuses it."""
+    neuron_share: Annotated[float | None, between(0, 1)] = None
+    """Read each neuron of a dense model as an expert: the share of a layer that 4 of 8 bits of gate and up choose for a token
+    (prompt tokens only). A model that `moescope sparsify` wrote is read by its own choice, without this."""
     twin: bool = True
     """Also trace a randomly initialised model (prompt tokens only)."""
     tokenizer: str | None = None
@@ -59,3 +62,7 @@ class SignatureSettings(Judged):
             check_draws(self.n_label_permutations, FAMILY, "n_label_permutations", self.alpha)
         if self.dense_experts == 1:
             raise InputError("must be 0 or at least 2, got 1", "dense_experts")
+        if self.dense_experts and self.neuron_share is not None:
+            raise InputError(
+                "a model is read in groups of neurons or neuron by neuron; give dense_experts or this", "neuron_share"
+            )

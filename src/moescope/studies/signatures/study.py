@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
+from moescope.capture import activations
 from moescope.errors import InputError
+from moescope.models import LoadedModel
 from moescope.routing.cards import expert_cards
+from moescope.routing.chosen import choice_of
 from moescope.routing.nulls import uniform_router
 from moescope.routing.separation import Estimate, estimate, two_sided
 from moescope.routing.signatures import Signatures, signatures_of
@@ -59,8 +66,8 @@ def signatures(
         ``expert_categories`` and ``expert_contexts``, ``signature_map``, ``category_similarity``, ``similarity_matrix``.
 
     Raises:
-        InputError: the input cannot be used: a dense model, categories missing or of one prompt, a damaged trace, a trace in
-            which all prompts are routed alike, …
+        InputError: the input cannot be used: a dense model without ``neuron_share`` or ``dense_experts``, categories missing or
+            of one prompt, a damaged trace, a trace in which all prompts are routed alike, …
 
     >>> import moescope
     >>> result = moescope.signatures("moe-tiny", "routing-80", run=moescope.Run(seed=1))  # doctest: +SKIP
@@ -76,25 +83,33 @@ def signatures(
         dense_experts=settings.dense_experts,
         twin=settings.twin,
         tokenizer=settings.tokenizer,
+        choice=(lambda model: None) if settings.dense_experts else partial(choice_of, share=settings.neuron_share),
     )
     subject = subject_of(trace, labelled, None if loaded is None else loaded.tokenizer)
-    grouped = "experts" in trace.meta
-    if grouped:
+    grouped, chosen = "experts" in trace.meta, trace.meta.get("neurons")
+    if chosen:
+        context.note(
+            f"Note: an expert is here a neuron of an MLP, chosen for each token as by `moescope sparsify`: {_span(chosen)} of "
+            f"{_span(trace.n_experts)} in each layer{'' if settings.neuron_share is None else ', while all run'}. "
+            "Prompts alone are read, without a chat template's tokens."
+        )
+    elif grouped:
         context.note(
             f"Note: a dense model routes nothing. An expert is here one of {trace.n_experts[0]} groups of an MLP's neurons "
             f"that fire on the same tokens of these prompts; the {trace.top_k} most active on a token, each over its usual "
             "activity, count as chosen. Prompts alone are read, without a chat template's tokens."
         )
+    stream = _stream(context, loaded, subject) if chosen and not is_trace(model) else None
     _note_lengths(context, subject, 0 if is_trace(model) else settings.new_tokens)
     name = trace.meta.get("model") or "a recorded trace" if loaded is None else loaded.name
     whole = loaded is None or loaded.quantisation is None
     same = whole and _published_protocol(str(name), subject, settings)
     tables, found = context.stage(
-        "signatures and their nulls", lambda: _tables(context, subject, settings, twin, same=same), subject=subject
+        "signatures and their nulls", lambda: _tables(context, subject, settings, twin, stream, same=same), subject=subject
     )
     return context.result(
         model=loaded or name,
-        title=f"{'Neuron-group' if grouped else 'Routing'} signatures of {name}",
+        title=f"{'Neuron-choice' if chosen else 'Neuron-group' if grouped else 'Routing'} signatures of {name}",
         claims=signature_claims(tables, found),
         tables=tables,
         tasks=[] if subject.texts is None else [subject.task()],
@@ -109,6 +124,21 @@ def signatures(
     )
 
 
+def _stream(context: Context, model: LoadedModel | None, subject: Subject) -> np.ndarray:
+    """float32 (N, L * D): the residual stream after every layer, a mean over a prompt's tokens."""
+    assert model is not None
+    assert subject.texts is not None
+    limits: dict[str, Any] = {"batch_tokens": context.run.batch_tokens, "max_tokens": context.run.max_tokens}
+    reading = partial(activations, model, subject.texts, "resid", position="mean", **limits)
+    read = context.stage("residual stream", partial(reading, progress=context.counter("residual stream")))
+    return np.asarray(read).reshape(len(read), -1)
+
+
+def _span(counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
 def _published_protocol(name: str, subject: Subject, settings: SignatureSettings) -> bool:
     """Whether model and protocol are the source's: its figures can then be reproduced."""
     protocol = RECORD["protocol"]
@@ -118,9 +148,16 @@ def _published_protocol(name: str, subject: Subject, settings: SignatureSettings
 
 
 def _tables(
-    context: Context, subject: Subject, settings: SignatureSettings, twin: RoutingTrace | None, *, same: bool
+    context: Context,
+    subject: Subject,
+    settings: SignatureSettings,
+    twin: RoutingTrace | None,
+    stream: np.ndarray | None,
+    *,
+    same: bool,
 ) -> tuple[dict[str, pd.DataFrame], Evidence]:
-    """All tables of the study and the evidence; ``twin`` is the trace of a randomly initialised model on the same prompts."""
+    """All tables of the study and the evidence; ``twin`` is the trace of a randomly initialised model on the same prompts,
+    ``stream`` (N, D) their residual stream where that is compared with the choice of neurons."""
     head = _varied(signatures_of(subject.trace, quantity=settings.quantity))
     seed, cells = context.run.seed, subject.cells()
     labels = cells.labels(settings.n_permutations, seed)
@@ -144,7 +181,7 @@ def _tables(
     tell(3, total)
     tables["random_curve"] = random_curve(subject, seed)
     tell(4, total)
-    told_tables, told = classification_tables(subject, settings, context)
+    told_tables, told = classification_tables(subject, settings, context, stream)
     tell(5, total)
     tables |= told_tables
     tables["experts"], null = expert_table(head, subject, labels)

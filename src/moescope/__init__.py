@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from moescope.studies.atlas.settings import AtlasSettings
     from moescope.studies.atlas.study import atlas
     from moescope.studies.circuits.formation import dynamics
-    from moescope.studies.circuits.settings import CircuitSettings, SearchSettings
+    from moescope.studies.circuits.scaling import scaling
+    from moescope.studies.circuits.settings import CircuitSettings, ScalingSettings, SearchSettings
     from moescope.studies.circuits.study import circuits
     from moescope.studies.convert.settings import ConvertSettings
     from moescope.studies.convert.study import convert
@@ -81,6 +82,7 @@ _WHERE = {
     "SignatureSettings": "moescope.studies.signatures.settings",
     "SparsifySettings": "moescope.studies.sparsify.settings",
     "SteerSettings": "moescope.studies.steer.settings",
+    "ScalingSettings": "moescope.studies.circuits.settings",
     "SearchSettings": "moescope.studies.circuits.settings",
     "StudyResult": "moescope.study.result",
     "TargetSettings": "moescope.studies.targets.settings",
@@ -105,6 +107,7 @@ _WHERE = {
     "residency": "moescope.studies.residency.study",
     "robustness": "moescope.studies.robustness.study",
     "route": "moescope.studies.route.study",
+    "scaling": "moescope.studies.circuits.scaling",
     "signatures": "moescope.studies.signatures.study",
     "sparsify": "moescope.studies.sparsify.study",
     "steer": "moescope.studies.steer.study",
@@ -129,6 +132,7 @@ __all__ = [
     "RouteSettings",
     "RoutingCallback",
     "Run",
+    "ScalingSettings",
     "SearchSettings",
     "SignatureSettings",
     "SparsifySettings",
@@ -156,6 +160,7 @@ __all__ = [
     "residency",
     "robustness",
     "route",
+    "scaling",
     "signatures",
     "sparsify",
     "steer",

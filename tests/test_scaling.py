@@ -6,15 +6,20 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import moescope
 from moescope import Claim, InputError, ScalingSettings, StudyResult
-from moescope.models import LoadedModel, from_model
+from moescope.models import LoadedModel
 from moescope.select.ranking import Sigma
+from moescope.studies.circuits.claims_scaling import scaling_claims
 from moescope.studies.circuits.features import Columns, Features
-from moescope.studies.circuits.series import depths, self_overlap
+from moescope.studies.circuits.scaling import OfModel, Size, size_trends
+from moescope.studies.circuits.scorer import Scorer
+from moescope.studies.circuits.series import Found, depths, self_overlap
 from moescope.studies.circuits.trends import least_models, slopes, trend
+from moescope.study.verdicts import verdicts
 from moescope.types import Site, Task
 from tests.wiring.planted import lookup_model, squares, task, words_of
 
@@ -149,24 +154,22 @@ def test_a_circuit_is_found_again_where_it_is_planted_and_not_in_noise(seed: int
     assert overlap(planted).min() > 0.7
 
 
-def test_untrained_networks_that_tell_more_words_apart_the_wider_they_are_explain_it() -> None:
-    """Twenty words, of which a coordinate sorts more and more; so does by chance one of a wide embedding that learnt nothing."""
-    widths, wrong = (8, 16, 32, 48, 104), (6, 5, 4, 2, 1)
-    words = [f"w{i}" for i in range(20)]
-    texts, label = [words[i % 20] for i in range(ROWS)], np.arange(20) % 2
-
-    def made(i: int) -> LoadedModel:
-        x = np.zeros((20, widths[i]))
-        x[:, NEURON] = (2.0 * label - 1.0) * np.where(np.arange(20) < wrong[i], -1.0, 1.0)
-        found = lookup_model(dict(zip(words, x, strict=True)), inner=widths[i])
-        return from_model(found.module, found.tokenizer, name=f"m{i}")
-
-    result, claims = studied([made(i) for i in range(5)], task(texts, label[np.arange(ROWS) % 20]), twin=True)
-    table, claim = result.table("scaling"), claims["accuracy"]
-    assert table["balanced"].is_monotonic_increasing
-    assert slopes(np.log10(table["parameters"]), table["twin"]) > 0.05
-    assert claim.p == pytest.approx(2 / 120)
-    assert (claim.outcome, claim.explanation) != ("holds", "none found"), claim.words
+@pytest.mark.parametrize(("twins", "explanation"), [("grow", "trivial cue"), ("stay", "none found")])
+def test_a_trend_that_untrained_networks_have_too_is_explained(twins: str, explanation: str) -> None:
+    rng = np.random.default_rng(0)
+    y = np.arange(600) % 2
+    scorer = Scorer(y, np.array([str(i) for i in range(600)]))
+    models = []
+    for i in range(5):
+        hits = rng.random(600) < 0.5 + 0.1 * i
+        found = Found({}, hits, np.stack([hits, hits]), np.full(4, 0.5), np.zeros((3, 1), int), np.zeros(1, int), scorer)
+        row = {"balanced": 0.5 + 0.1 * i, "depth": 0.25, "self_overlap": 0.5}
+        models.append(OfModel(found, row, hits if twins == "grow" else rng.random(600) < 0.5))
+    sizes = [Size(f"m{i}", 10 ** (4 + i), 0, 2) for i in range(5)]
+    trends = pd.DataFrame(size_trends("made", sizes, models, 0))
+    table = pd.DataFrame([{**vars(s), "task": "made", **m.row} for s, m in zip(sizes, models, strict=True)])
+    claim = verdicts(scaling_claims(table, trends, ScalingSettings()))[0]
+    assert (claim.outcome, claim.explanation) == ("holds", explanation), claim.words
 
 
 def test_rows_of_one_group_are_no_more_texts() -> None:

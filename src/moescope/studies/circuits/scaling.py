@@ -69,7 +69,7 @@ def scaling(
         raise InputError("a series of sizes needs at least two", "models")
     loaded_tasks = context.tasks(tasks)
     folds = {task.name: context.rows(folds_of(task, settings, run)) for task in loaded_tasks}
-    found: list[tuple[_Size, dict[str, _Model]]] = []
+    found: list[tuple[Size, dict[str, OfModel]]] = []
     fingerprints: dict[str, str] = {}
     for i, given in enumerate(models):
         model = context.load(given)
@@ -94,7 +94,7 @@ def scaling(
         [
             row
             for task in loaded_tasks
-            for row in _trends(task.name, [size for size, _ in found], [here[task.name] for _, here in found], context)
+            for row in size_trends(task.name, [size for size, _ in found], [here[task.name] for _, here in found], run.seed)
         ]
     )
     return context.result(
@@ -110,7 +110,9 @@ def scaling(
 
 
 @dataclass(frozen=True)
-class _Size:
+class Size:
+    """A model and how large it is: parameters beside the input embedding, and those of it."""
+
     model: str
     parameters: int
     embedding: int
@@ -118,7 +120,7 @@ class _Size:
 
 
 @dataclass(frozen=True, eq=False)
-class _Model:
+class OfModel:
     """One task at one model; ``twin``: (N,) bool, hits of the untrained twin's circuit."""
 
     found: Found
@@ -126,14 +128,14 @@ class _Model:
     twin: np.ndarray | None
 
 
-def _size_of(model: LoadedModel) -> _Size:
+def _size_of(model: LoadedModel) -> Size:
     if not all(p.is_floating_point() for p in model.body.parameters()):
         raise InputError(
             f"the weights of {model.name} are codes, whose number is not that of its parameters; load it as bf16", "dtype"
         )
     every = sum(p.numel() for p in model.body.parameters())
     embedding = sum(p.numel() for p in model.body.get_input_embeddings().parameters())  # type: ignore[operator]
-    return _Size(model.name, every - embedding, embedding, model.n_layers)
+    return Size(model.name, every - embedding, embedding, model.n_layers)
 
 
 def _twin(context: Context, model: LoadedModel) -> LoadedModel:
@@ -148,7 +150,7 @@ def _twin(context: Context, model: LoadedModel) -> LoadedModel:
 
 def _of_model(
     context: Context, model: LoadedModel, twin: LoadedModel | None, task: Task, rows: FoldRows, settings: ScalingSettings
-) -> _Model:
+) -> OfModel:
     features = read(context, model, task, rows, settings, "main")
     found = found_in(features, settings)
     scorer = found.scorer
@@ -157,15 +159,15 @@ def _of_model(
     row = {**found.row, "depth": found.row["depth"] if knows.low > 0 else float("nan")}
     row["cue"] = scorer.balanced(read_cues(features, model.tokenizer).chosen_hits())
     if twin is None:
-        return _Model(found, row, None)
+        return OfModel(found, row, None)
     untrained = found_in(read(context, twin, task, rows, settings, "twin"), settings)
-    return _Model(found, {**row, "twin": untrained.row["balanced"]}, untrained.hits)
+    return OfModel(found, {**row, "twin": untrained.row["balanced"]}, untrained.hits)
 
 
-def _trends(task: str, sizes: Sequence[_Size], models: Sequence[_Model], context: Context) -> list[dict[str, Any]]:
-    """The slope of each quantity; of the accuracy also beyond that of the untrained twins."""
+def size_trends(task: str, sizes: Sequence[Size], models: Sequence[OfModel], seed: int) -> list[dict[str, Any]]:
+    """Rows of the table ``scaling_trends``: the slope of each quantity; of the accuracy also beyond that of the twins."""
     x = np.log10([size.parameters for size in sizes])
-    judge = _Texts.of([m.found.scorer for m in models], context.run.seed)
+    judge = _Texts.of([m.found.scorer for m in models], seed)
     hits = [m.found.hits for m in models]
     found = {"accuracy": judge.accuracy(x, hits)}
     deciding = [i for i, m in enumerate(models) if not math.isnan(m.row["depth"])]

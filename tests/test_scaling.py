@@ -118,6 +118,15 @@ def test_what_no_model_knows_none_decides() -> None:
     assert claims["accuracy"].outcome != "holds"
 
 
+def test_models_of_nearly_one_size_have_no_trend() -> None:
+    scorer = Scorer(np.arange(40) % 2, np.array([str(i) for i in range(40)]))
+    hits = np.arange(40) < 30
+    found = Found({}, hits, np.stack([hits, hits]), np.full(4, 0.5), np.zeros((3, 1), int), np.zeros(1, int), scorer)
+    sizes = [Size(f"m{i}", n, 0, 2) for i, n in enumerate((10**4, 10**6, 10**6 + 10**5))]
+    models = [OfModel(found, {"depth": depth}, None) for depth in (float("nan"), 0.1, 0.2)]
+    assert [row["quantity"] for row in size_trends("made", sizes, models, 0)] == ["accuracy", "self_overlap"]
+
+
 def test_depth_is_the_same_for_few_layers_and_many() -> None:
     rng = np.random.default_rng(0)
     places = rng.random(4000)
@@ -224,7 +233,9 @@ def test_what_cannot_be_a_series_of_sizes_is_refused() -> None:
     made = of_gap(lambda _: 1.0, own=True)
     with pytest.raises(InputError, match=r"^models: a series of sizes needs at least two"):
         moescope.scaling(["dense-tiny"], [TEXTS])
+    with pytest.raises(InputError, match=r"^models: dense-tiny is given twice"):
+        moescope.scaling(["dense-tiny", "dense-tiny"], [TEXTS])
     with pytest.raises(InputError, match=r"^models: two are called 'm0'"):
         studied([replace(made(0), name="m0"), replace(made(1), name="m0")], TEXTS)
-    with pytest.raises(InputError, match=r"^models: all are of one size"):
+    with pytest.raises(InputError, match=r"^models: none is twice as large"):
         studied([replace(made(0), name="m0"), replace(made(0), name="m1")], TEXTS)

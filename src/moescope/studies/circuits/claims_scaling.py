@@ -49,7 +49,9 @@ def _claim(
     statement, sign, unit = _SAID[quantity]
     statement = f"{task}: {statement}"
     if quantity not in own:
-        why = "fewer than two of the models tell the classes apart, and what is not known is not decided"
+        why = (
+            "what is not known is not decided, and of the models that tell the classes none is twice as large as another"
+        )
         return Claim(statement, math.nan, id="H14", outcome="not tested", words=why)
     row = own[quantity]
     named = "balanced" if quantity == "accuracy" else quantity

@@ -33,6 +33,7 @@ from moescope.types import Task
 
 _SETTINGS, _RUN = ScalingSettings(), Run()
 _DRAWS = 999
+_APART = 2.0  # how many times as large the largest must be: of nearly equal sizes a slope is noise over nothing
 
 
 @verb
@@ -57,7 +58,7 @@ def scaling(
         for a tenfold of parameters.
 
     Raises:
-        InputError: fewer than two models, two of one name, all of one size, or input that cannot be used.
+        InputError: fewer than two models, two of one name, none twice as large as another, or input that cannot be used.
 
     >>> import moescope
     >>> models = ["dense-tiny", "smollm2", "gemma3-270m"]
@@ -67,6 +68,9 @@ def scaling(
     context = Context("circuits", settings, run, of=ScalingSettings, spread=True)
     if isinstance(models, str | Path) or len(models) < 2:
         raise InputError("a series of sizes needs at least two", "models")
+    named = [str(given) for given in models if isinstance(given, str | Path)]
+    if double := next((name for name in named if named.count(name) > 1), None):
+        raise InputError(f"{double} is given twice; give each once", "models")
     loaded_tasks = context.tasks(tasks)
     folds = {task.name: context.rows(folds_of(task, settings, run)) for task in loaded_tasks}
     found: list[tuple[Size, dict[str, OfModel]]] = []
@@ -86,8 +90,9 @@ def scaling(
             here[task.name] = context.stage(f"{size.model}: {task.name}", one)
         found.append((size, here))
     found.sort(key=lambda pair: pair[0].parameters)
-    if found[0][0].parameters == found[-1][0].parameters:
-        raise InputError("all are of one size; give models of different sizes, or checkpoints to `moescope dynamics`", "models")
+    if found[-1][0].parameters < _APART * found[0][0].parameters:
+        said = "none is twice as large as another; give models of different sizes, or checkpoints to `moescope dynamics`"
+        raise InputError(said, "models")
     rows = [{**vars(size), "task": task.name, **here[task.name].row} for task in loaded_tasks for size, here in found]
     table = pd.DataFrame(rows)
     trends = pd.DataFrame(
@@ -171,7 +176,7 @@ def size_trends(task: str, sizes: Sequence[Size], models: Sequence[OfModel], see
     hits = [m.found.hits for m in models]
     found = {"accuracy": judge.accuracy(x, hits)}
     deciding = [i for i, m in enumerate(models) if not math.isnan(m.row["depth"])]
-    if len(deciding) > 1:
+    if len(deciding) > 1 and np.ptp(x[deciding]) >= np.log10(_APART):
         found["depth"] = judge.depth(x[deciding], [models[i].found for i in deciding])
     found["self_overlap"] = _repeats(x, np.stack([m.found.repeats for m in models], 1))
     if all(m.twin is not None for m in models):

@@ -49,7 +49,7 @@ def trend(x: ArrayLike, values: ArrayLike, texts: tuple[float, float]) -> Trend:
         texts: 95 % interval of the slope over texts.
     """
     at, found = np.asarray(x, float), np.asarray(values, float)
-    slope = float(slopes(at, found))
+    slope = round(float(slopes(at, found)), 12)  # of equal values not quite nought
     low, high = float("nan"), float("nan")
     if len(at) > 2:
         off = found - found.mean() - slope * (at - at.mean())

@@ -30,15 +30,16 @@ def scaling(tables: Tables) -> Figure:
     for i, (axes, (quantity, column, label, title)) in enumerate(zip(grid, _PANELS, strict=True)):
         for j, task in enumerate(tasks):
             rows = of_task(frame, task).sort_values("parameters")
-            axes.plot(rows["parameters"], rows[column], marker(j), color=color(j), label=shorten(task, 20))
+            millions = rows["parameters"] / 1e6
+            axes.plot(millions, rows[column], marker(j), color=color(j), label=shorten(task, 20))
             if quantity == "accuracy":
-                axes.plot(rows["parameters"], rows["cue"], color=SOFT, lw=0.9, label="trivial cue" if j == 0 else None)
+                axes.plot(millions, rows["cue"], color=SOFT, lw=0.9, label="trivial cue" if j == 0 else None)
                 if "twin" in rows:
                     said = "untrained twins" if j == 0 else None
-                    axes.plot(rows["parameters"], rows["twin"], ":", color=color(j), lw=1, label=said)
+                    axes.plot(millions, rows["twin"], ":", color=color(j), lw=1, label=said)
             _line(axes, rows, column, tables["scaling_trends"].query("task == @task and quantity == @quantity"), color(j))
         log_scale(axes, "x")
-        axes.set_xlabel("parameters beside the embedding")
+        axes.set_xlabel("million parameters beside the embedding")
         axes.set_ylabel(label)
         letter(axes, i, title)
     legend_below(grid[0])
@@ -50,4 +51,4 @@ def _line(axes: Axes, rows: pd.DataFrame, column: str, trends: pd.DataFrame, ink
     if not len(trends) or not len(known):
         return
     x = np.log10(known["parameters"].to_numpy(float))
-    axes.plot(10**x, known[column].mean() + float(trends["slope"].iloc[0]) * (x - x.mean()), color=ink, lw=0.7)
+    axes.plot(10**x / 1e6, known[column].mean() + float(trends["slope"].iloc[0]) * (x - x.mean()), color=ink, lw=0.7)

@@ -49,9 +49,7 @@ def _claim(
     statement, sign, unit = _SAID[quantity]
     statement = f"{task}: {statement}"
     if quantity not in own:
-        why = (
-            "what is not known is not decided, and of the models that tell the classes none is twice as large as another"
-        )
+        why = "what is not known is not decided, and of the models that tell the classes none is twice as large as another"
         return Claim(statement, math.nan, id="H14", outcome="not tested", words=why)
     row = own[quantity]
     named = "balanced" if quantity == "accuracy" else quantity

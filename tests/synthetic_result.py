@@ -354,6 +354,25 @@ def _optional(tasks, best, rng) -> dict[str, pd.DataFrame]:  # type: ignore[no-u
         for t in tasks
         for s in (0, 50, 100, 250, 500, 1000, 2000, 3000)
     ]
+    scaling = [
+        {
+            "model": f"m{i}",
+            "parameters": n,
+            "task": t,
+            "balanced": best[t] - 0.1 + 0.03 * i,
+            "depth": float("nan") if i == 0 else 0.5 - 0.05 * i,
+            "self_overlap": 0.1 + 0.1 * i,
+            "cue": 0.7,
+            "twin": 0.6,
+        }
+        for t in tasks
+        for i, n in enumerate((4_000_000, 100_000_000, 1_000_000_000))
+    ]
+    trends = [
+        {"task": t, "quantity": q, "slope": v}
+        for t in tasks
+        for q, v in (("accuracy", 0.025), ("depth", -0.05), ("self_overlap", 0.08))
+    ]
     similarity = [
         {"a": a, "b": b, "measure": m, "value": v, "chance": c, "p": 0.2 if m == "probe" else 0.01}
         for i, a in enumerate(tasks)
@@ -398,6 +417,8 @@ def _optional(tasks, best, rng) -> dict[str, pd.DataFrame]:  # type: ignore[no-u
         **_related(tasks),
         "erasure": pd.DataFrame(erasure),
         "dynamics": pd.DataFrame(dynamics),
+        "scaling": pd.DataFrame(scaling),
+        "scaling_trends": pd.DataFrame(trends),
         "task_map": pd.DataFrame(similarity),
         "language": pd.DataFrame(language),
     }

@@ -101,7 +101,8 @@ def test_python_runs_carry_it_too(said: Said) -> None:
 @pytest.mark.parametrize("name", list(VERBS))
 def test_every_verb_is_on_record_and_its_file_is_read_again(name: str, said: Said, tmp_path: Path) -> None:
     verb = VERBS[name]
-    inputs = {"tasks": ["a=halueval", "b=uci-sentiment"], "checkpoints": ["one", "two"]}
+    series = ["one", "two"]
+    inputs = {"tasks": ["a=halueval", "b=uci-sentiment"], "checkpoints": series, "models": series}
     given = [
         inputs.get(i.name, f"{i.name}.txt") for i in verb.inputs if i.name not in ("trace", "revisions") or name == "residency"
     ]

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from moescope.studies.choice.settings import ChoiceSettings
     from moescope.studies.choice.study import choice
     from moescope.studies.circuits.formation import dynamics
-    from moescope.studies.circuits.settings import CircuitSettings, SearchSettings
+    from moescope.studies.circuits.scaling import scaling
+    from moescope.studies.circuits.settings import CircuitSettings, ScalingSettings, SearchSettings
     from moescope.studies.circuits.study import circuits
     from moescope.studies.convert.settings import ConvertSettings
     from moescope.studies.convert.study import convert
@@ -85,6 +86,7 @@ _WHERE = {
     "SignatureSettings": "moescope.studies.signatures.settings",
     "SparsifySettings": "moescope.studies.sparsify.settings",
     "SteerSettings": "moescope.studies.steer.settings",
+    "ScalingSettings": "moescope.studies.circuits.settings",
     "SearchSettings": "moescope.studies.circuits.settings",
     "StudyResult": "moescope.study.result",
     "TargetSettings": "moescope.studies.targets.settings",
@@ -111,6 +113,7 @@ _WHERE = {
     "residency": "moescope.studies.residency.study",
     "robustness": "moescope.studies.robustness.study",
     "route": "moescope.studies.route.study",
+    "scaling": "moescope.studies.circuits.scaling",
     "signatures": "moescope.studies.signatures.study",
     "sparsify": "moescope.studies.sparsify.study",
     "steer": "moescope.studies.steer.study",
@@ -136,6 +139,7 @@ __all__ = [
     "RouteSettings",
     "RoutingCallback",
     "Run",
+    "ScalingSettings",
     "SearchSettings",
     "SignatureSettings",
     "SparsifySettings",
@@ -165,6 +169,7 @@ __all__ = [
     "residency",
     "robustness",
     "route",
+    "scaling",
     "signatures",
     "sparsify",
     "steer",

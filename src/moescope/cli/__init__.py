@@ -53,6 +53,11 @@ _COMMANDS = {
             "When a circuit forms: the same tasks over a series of checkpoints.",
             "dynamics step-1000 step-2000 --task certainty=halueval",
         ),
+        "scaling": (
+            "verbs:scaling",
+            "Whether a circuit changes with size: the same tasks over several models.",
+            "scaling dense-tiny smollm2 gemma3-270m --task certainty=halueval",
+        ),
         "robustness": (
             "verbs:robustness",
             "How far a monitor of the routing can be trusted, and a search to fool it.",

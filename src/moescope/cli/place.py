@@ -19,7 +19,19 @@ from moescope.study.stages import WORK, kept_stages, output_of, unfinished, work
 from moescope.study.store import check_target
 
 OUT = Path("moescope-out")
-_SUBJECTS = ("model", "model_a", "model_b", "checkpoints", "trace", "trace_a", "trace_b", "vllm", "sglang", "llama_cpp")
+_SUBJECTS = (
+    "model",
+    "model_a",
+    "model_b",
+    "checkpoints",
+    "models",
+    "trace",
+    "trace_a",
+    "trace_b",
+    "vllm",
+    "sglang",
+    "llama_cpp",
+)
 
 
 def name_of(command: str, inputs: Mapping[str, Any]) -> str:

@@ -14,6 +14,9 @@ from moescope.errors import InputError
 from moescope.study.run import Run
 from moescope.study.settings import Settings, checked, hints
 
+_SERIES = ("checkpoints", "models")
+"""inputs that name several models"""
+
 
 def run(
     file: Path,
@@ -110,11 +113,11 @@ def _input(file: Path, key: str, value: Any, kind: Any, default: Any) -> Any:
             if not isinstance(source, str):
                 raise InputError(f"{file}: {key}.{name}: {source!r} is not a source (`moescope tasks`)")
         return {str(name): source for name, source in value.items()}
-    if key in ("tasks", "checkpoints") and isinstance(value, str):
+    if key in ("tasks", *_SERIES) and isinstance(value, str):
         return [value]
     if isinstance(value, list):
         texts = [part for part in value if not isinstance(part, str)]
-        if texts or key not in ("tasks", "checkpoints", "revisions"):
+        if texts or key not in ("tasks", "revisions", *_SERIES):
             raise InputError(f"{file}: {key}: {(texts or value)[0]!r} is not {'a text' if texts else 'to be a list'}")
         return value
     try:

@@ -42,6 +42,8 @@ PLAIN = Input("texts", Path | None, "File of texts parted by blank lines (defaul
 CHECKPOINTS = Input("checkpoints", list[str], "Checkpoint folders, or one Hub id with --revision.")
 REVISIONS = Input("revisions", list[str] | None, "Hub revisions of the one model; repeat.", "--revision", None)
 
+MODELS = Input("models", list[str], "At least two, as MODEL everywhere, of different sizes.")
+
 VERBS: dict[str, Verb] = {
     "convert": Verb(
         "convert",
@@ -80,6 +82,14 @@ VERBS: dict[str, Verb] = {
     "choice": Verb("choice", "ChoiceSettings", (MODEL, TASKS), tables=("circuits",)),
     "circuits": Verb("circuits", "CircuitSettings", (MODEL, TASKS)),
     "dynamics": Verb("circuits", "SearchSettings", (CHECKPOINTS, TASKS, REVISIONS), function="dynamics", module="formation"),
+    "scaling": Verb(
+        "circuits",
+        "ScalingSettings",
+        (MODELS, TASKS),
+        function="scaling",
+        module="scaling",
+        tables=("scaling", "scaling_trends"),
+    ),
     "prune": Verb("prune", "PruneSettings", (MODEL, TEXTS), tables=("pruning", "tasks")),
     "residency": Verb(
         "residency",

@@ -16,6 +16,7 @@ FIGURES = {
     "residency": "moescope.studies.residency.figures",
     "robustness": "moescope.studies.robustness.figures",
     "route": "moescope.studies.route.figures",
+    "scaling": "moescope.studies.circuits.figures",
     "signatures": "moescope.studies.signatures.figures",
     "sparsify": "moescope.studies.sparsify.figures",
     "steer": "moescope.studies.steer.figures",

@@ -33,6 +33,7 @@ from moescope.files.folder import output, settled
 from moescope.models import LoadedModel, load
 from moescope.models.forward_tokens import ForwardTokens
 from moescope.models.layered import Layered, open_layered
+from moescope.models.reading import Reading
 from moescope.models.spread import Spread
 from moescope.study.provenance import machine, spent, subject
 from moescope.study.repeat import current, decisive
@@ -107,7 +108,7 @@ class Context:
         self._tasks: list[Task] = []
         self._rows: list[dict[str, Any]] = []
         self._controls: list[dict[str, Any]] = []
-        self._loaded: list[LoadedModel] = []
+        self._read: list[tuple[Reading, Any]] = []  # not the models: of a series each goes when the next comes
         self._held = contextlib.ExitStack()  # until the result is saved, or there will be none
         weakref.finalize(self, self._held.close)
         if run.out is not None:
@@ -148,7 +149,7 @@ class Context:
         loaded = loaded.read_as(self.run.special_tokens, self.run.chat)
         loaded.spread = loaded.spread or Spread.of(self.engine, model, options)
         self.stages.read(loaded.fingerprint, str(loaded.dtype), str(loaded.device), loaded.reading)
-        self._loaded.append(loaded)
+        self._read.append((loaded.reading, loaded.tokenizer))
         return loaded
 
     def _check_images(self, loaded: LoadedModel) -> None:
@@ -385,7 +386,7 @@ class Context:
         return self._saved(dataclasses.replace(result, meta=meta, tables={**result.tables, "published": published}))
 
     def _notes_of_reading(self) -> list[str]:
-        return [note for loaded in self._loaded for note in loaded.reading.notes(loaded.tokenizer)]
+        return [note for reading, tokenizer in self._read for note in reading.notes(tokenizer)]
 
     def _saved(self, result: StudyResult) -> StudyResult:
         try:

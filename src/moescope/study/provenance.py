@@ -92,6 +92,13 @@ def subject(model: LoadedModel, tasks: Sequence[Task]) -> dict[str, Any]:
         **({} if model.quantisation is None else {"quantisation": model.quantisation}),
         "device": str(model.device),
         "encoding": model.reading.record(model.tokenizer),
+        **texts_of(tasks),
+    }
+
+
+def texts_of(tasks: Sequence[Task]) -> dict[str, Any]:
+    """The tasks that were read, by hash."""
+    return {
         "tasks": [task.name for task in tasks],
         "data": {task.name: {"source": task.source, "n": len(task), "sha256": task.sha256} for task in tasks},
     }

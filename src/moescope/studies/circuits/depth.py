@@ -14,7 +14,7 @@ from moescope.select.ranking import FoldSums
 from moescope.stats import Difference
 from moescope.studies.circuits.features import Features, own_cv
 from moescope.studies.circuits.scorer import Scorer
-from moescope.studies.circuits.settings import CircuitSettings
+from moescope.studies.circuits.settings import CircuitSettings, SearchSettings
 
 RAW, EVEN = 0, 1
 """Where hits have a first axis of two: by the classifier as it is, and with the classes counted alike."""
@@ -89,7 +89,7 @@ def early_layer(features: Features, fraction: float, n_layers: int) -> int:
     return min(features.columns.layers, key=lambda layer: abs((layer + 1) / n_layers - fraction))
 
 
-def reselected(features: Features, sums: FoldSums, settings: CircuitSettings, layer: int) -> CVResult:
+def reselected(features: Features, sums: FoldSums, settings: SearchSettings, layer: int) -> CVResult:
     """The circuit chosen anew within layers 0 to ``layer``."""
     allowed = features.columns.of_layers(layer)
     return own_cv(features, settings, ks=(min(settings.k, int(allowed.sum())),), allowed=allowed, sums=sums)

@@ -14,23 +14,18 @@ import pandas as pd
 
 from moescope.errors import InputError
 from moescope.models import LoadedModel
-from moescope.select.nested import CVResult
-from moescope.select.ranking import divergence, fold_class_sums, top_k
 from moescope.stats import largest_jump
 from moescope.studies.circuits.claims_formation import formation_case, jump_case, log_steps
 from moescope.studies.circuits.cues import read_cues
-from moescope.studies.circuits.depth import RAW, best_site_hits, layer_probes
-from moescope.studies.circuits.features import Features, capture_features, columns_of, own_cv
-from moescope.studies.circuits.scorer import Scorer
+from moescope.studies.circuits.features import Features
+from moescope.studies.circuits.series import Found, folds_of, found_in, read
 from moescope.studies.circuits.settings import SearchSettings
-from moescope.studies.circuits.single import scorer_of
 from moescope.study.protocol import Context, TasksLike
 from moescope.study.repeat import verb
 from moescope.study.result import StudyResult
 from moescope.study.rows import FoldRows
 from moescope.study.run import Run
 from moescope.study.verdicts import Case, Effect
-from moescope.tasks import group_folds
 from moescope.types import Task
 
 _SETTINGS, _RUN = SearchSettings(), Run()
@@ -69,22 +64,22 @@ def dynamics(
     hits: dict[tuple[int, str], np.ndarray] = {}
     cases: list[Case] = []
     last = len(series) - 1
-    # Folds are drawn from labels, groups and seed, so that every checkpoint is judged by the same ones.
-    folds = {task.name: context.rows(_folds(task, settings, run)) for task in loaded_tasks}
+    folds = {task.name: context.rows(folds_of(task, settings, run)) for task in loaded_tasks}
     model: LoadedModel | None = None
     for i, (name, step, arguments) in enumerate(series):
         model = context.load(**arguments)
         context.tokens.add("batching", model.batching.tokens)
         for task in loaded_tasks:
             context.tell(f"{name}: {task.name}", i, len(series))
-            here = partial(_at_checkpoint, context, model, task, folds[task.name].folds, settings, last=i == last)
-            found = context.stage(f"{name}: {task.name}", here)
+            here = partial(_at_checkpoint, context, model, task, folds[task.name], settings, last=i == last)
+            kept = context.stage(f"{name}: {task.name}", here)
+            found = kept.found
             tops[i, task.name], hits[i, task.name] = found.top, found.hits
             rows.append({"checkpoint": name, "step": step, "task": task.name, **found.row})
-            if found.rival is not None:
+            if kept.rival is not None:
                 gained = found.scorer.gap(found.hits, hits[0, task.name])
                 own = [r for r in rows if r["task"] == task.name]
-                cases.append(formation_case(own, task.name, gained, found.rival, settings))
+                cases.append(formation_case(own, task.name, gained, kept.rival, settings))
                 weighed = np.stack([found.scorer.weighed(hits[j, task.name]) for j in range(len(series))], 1)
                 jump = largest_jump(log_steps([r["step"] for r in own]), weighed, found.scorer.groups, seed=run.seed)
                 if jump is not None:
@@ -126,44 +121,24 @@ def _series(checkpoints: Sequence[str | Path], revisions: Sequence[str] | None) 
 
 
 @dataclass(frozen=True, eq=False)
-class _Found:
-    """One task at one checkpoint: its row, hits (N,) and top columns; at the last one also what it adds to the best cue."""
+class _Checkpoint:
+    """One task at one checkpoint; of the last one also what it adds to the best cue."""
 
-    row: dict[str, Any]
-    hits: np.ndarray
-    top: np.ndarray
-    scorer: Scorer
+    found: Found
     rival: Effect | None
 
 
 def _at_checkpoint(
-    context: Context, model: LoadedModel, task: Task, folds: np.ndarray, settings: SearchSettings, *, last: bool
-) -> _Found:
-    run = context.run
-    limits: Any = {"seed": run.seed, "folds": folds, "batch_tokens": run.batch_tokens, "max_tokens": run.max_tokens}
-    with context.tokens.of(model, "main"):
-        features = capture_features(model, task, columns_of(model, settings.site), settings, **limits)
-    scorer = scorer_of(features, settings)
-    sums = fold_class_sums(features.x, features.y, features.folds)
-    cv = own_cv(features, settings, sums=sums)
-    scores = divergence(*sums.total(), sigma=settings.sigma)
-    low, high = scorer.interval(cv.correct[0])
-    probe, _ = best_site_hits(layer_probes(features), features.y, features.folds)
-    row = {
-        "accuracy": float(cv.accuracy[0]),
-        "balanced": scorer.balanced(cv.even[0]),
-        "low": low,
-        "high": high,
-        "probe_accuracy": float(probe[RAW].mean()),
-        "max_divergence": float(scores.max()),
-    }
-    rival = _beyond_cues(features, cv, scorer, model, settings) if last else None
-    return _Found(row, cv.even[0], top_k(scores, settings.k), scorer, rival)
+    context: Context, model: LoadedModel, task: Task, rows: FoldRows, settings: SearchSettings, *, last: bool
+) -> _Checkpoint:
+    features = read(context, model, task, rows, settings, "main")
+    found = found_in(features, settings)
+    return _Checkpoint(found, _beyond_cues(features, found, model, settings) if last else None)
 
 
-def _beyond_cues(features: Features, cv: CVResult, scorer: Scorer, model: LoadedModel, settings: SearchSettings) -> Effect:
-    cues = read_cues(features, model.tokenizer)
-    both, bits = cues.with_circuit(features.x, cv.selected, settings.classifier)
+def _beyond_cues(features: Features, found: Found, model: LoadedModel, settings: SearchSettings) -> Effect:
+    cues, scorer = read_cues(features, model.tokenizer), found.scorer
+    both, bits = cues.with_circuit(features.x, found.selected, settings.classifier)
     alone = cues.chosen_hits()
     beyond = scorer.gap(both, alone)
     return Effect(
@@ -174,9 +149,3 @@ def _beyond_cues(features: Features, cv: CVResult, scorer: Scorer, model: Loaded
         kind="trivial cue",
         seen=scorer.bits(bits, alone, settings.margin) > 0,
     )
-
-
-def _folds(task: Task, settings: SearchSettings, run: Run) -> FoldRows:
-    y = np.asarray([example.label for example in task.examples])
-    groups = np.asarray([example.group for example in task.examples])
-    return FoldRows(f"{task.name}: circuit", groups, group_folds(y, groups, n_folds=settings.n_folds, seed=run.seed))

@@ -13,6 +13,8 @@ PRIMARY = ("handful", "same layers", "two suffice", "unit", "done early")
 """The claims of one task that are judged together (Holm)."""
 INTERVENTIONS = ("harm", "specificity", "one direction")
 """The claims about one task's ablation that are judged together (Holm)."""
+BY_SIZE = ("accuracy", "depth", "self_overlap")
+"""What may change with size: the claims of one task that are judged together (Holm)."""
 SUFFICIENCY = ("handful", "share", "attribution")
 """The claims about one task's circuit kept alone that are judged together (Holm)."""
 
@@ -38,6 +40,16 @@ class SearchSettings(Judged):
     """Cross-validation folds."""
     margin: Annotated[float, between(0, 0.5)] = 0.03
     """Smallest difference between two shares (balanced accuracies, shares of variance or of depth) that counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalingSettings(SearchSettings):
+    """How a circuit is sought and read in models of several sizes."""
+
+    margin: Annotated[float, between(0, 0.5)] = 0.03
+    """Smallest change of a share (balanced accuracy, depth, overlap) for a tenfold of parameters that counts."""
+    twin: bool = True
+    """Also study a randomly initialised model of each architecture: what size alone gives."""
 
 
 @dataclass(frozen=True, kw_only=True)

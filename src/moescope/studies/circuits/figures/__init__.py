@@ -27,6 +27,7 @@ _TASK_TABLES = (
     "depth",
     "layers",
     "dynamics",
+    "scaling",
     "graded_controls",
 )
 

@@ -50,6 +50,8 @@ from moescope.studies.circuits.figures.few_shot import CAPTION as FEW_SHOT_CAPTI
 from moescope.studies.circuits.figures.few_shot import few_shot
 from moescope.studies.circuits.figures.kept import CAPTION as KEPT_CAPTION
 from moescope.studies.circuits.figures.kept import kept
+from moescope.studies.circuits.figures.scaling import CAPTION as SCALING_CAPTION
+from moescope.studies.circuits.figures.scaling import scaling
 from moescope.studies.circuits.figures.similarity import CAPTION as SIMILARITY_CAPTION
 from moescope.studies.circuits.figures.similarity import similarity
 from moescope.study.verdicts import ALPHA
@@ -287,6 +289,7 @@ FIGURES: tuple[TableFigure, ...] = (
         "many neurons are already those of the last checkpoint, over training.",
         _dynamics,
     ),
+    ("scaling", "scaling", "Circuits over sizes", SCALING_CAPTION, scaling),
     (
         "graded_controls",
         "graded_controls",

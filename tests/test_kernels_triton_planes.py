@@ -102,7 +102,7 @@ def test_calls_that_do_not_fit_are_refused() -> None:
 _COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
-from moescope.kernels import triton_planes as kernels
+from moescope.kernels import triton_planes_loop as kernels
 
 def build(kernel, pointers, numbers, constants, warps):
     names = kernel.arg_names

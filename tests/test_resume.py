@@ -88,6 +88,12 @@ def convert(run: Run) -> StudyResult:
     return moescope.convert("dense-tiny", settings=moescope.ConvertSettings(experts=8, active=4, **few), run=run)
 
 
+def sparsify(run: Run) -> StudyResult:
+    few: dict[str, Any] = {"calibration_tokens": 2048, "heldout_tokens": 1024, "window": 64, "budgets": "greedy"}
+    settings = moescope.SparsifySettings(choose=3, bits=5, shares=(0.5,), rivals=("cats",), **few)
+    return moescope.sparsify("dense-tiny", settings=settings, run=run)
+
+
 def exits(run: Run) -> StudyResult:
     settings = moescope.ExitSettings(risk=0.2, delta=0.2, timed_texts=4, timed_seconds=0.1)
     return moescope.exit("dense-tiny", TASKS[:1], settings, run=dataclasses.replace(run, limit=200))
@@ -115,6 +121,7 @@ VERBS: dict[str, tuple[Verb, int]] = {
     "robustness": (robustness, 15),
     "transfer": (transfer, 4),
     "convert": (convert, 5),
+    "sparsify": (sparsify, 4),
     "exit": (exits, 4),
     "route": (route, 4),
     "targets": (targets, 4),

@@ -45,8 +45,13 @@ _SAYS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 FAULTS_OF_COMMANDS = ("kill −9", "SIGINT", "SIGTERM", "run again", "short of memory", "clock jumps", "two at once")
 _ROOM = (4, 32, 256)
 """MiB that a process may have beyond what it has once everything is imported"""
-_REFUSED = {2: ("error: ", "Error: "), 1: ("OpenBLAS error: Memory allocation",), 127: ("cannot allocate memory for",)}
-"""by exit code, how a process that is short of memory ends its words; OpenBLAS and the loader end it themselves"""
+_REFUSED = {
+    2: ("error: ", "Error: "),
+    1: ("OpenBLAS error: Memory allocation",),
+    127: ("cannot allocate memory for",),
+    -6: ("  what():  std::bad_alloc",),
+}
+"""by exit code, how a process that is short of memory ends its words; OpenBLAS, the loader and C++ end it themselves"""
 _LIMITED = """
 import resource, sys, psutil, torch, transformers, sklearn.linear_model, moescope.study.protocol
 from moescope.cli import main

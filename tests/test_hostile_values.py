@@ -49,6 +49,11 @@ def test_categories_of_one_text_each_are_refused() -> None:
         moescope.robustness("moe-tiny", prompts, moescope.RobustnessSettings(attacked=0))
 
 
+def made_of(error: Exception, cause: Exception) -> Exception:
+    error.__context__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     "fault",
     [
@@ -56,6 +61,8 @@ def test_categories_of_one_text_each_are_refused() -> None:
         RuntimeError("can't start new thread"),
         OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
         ImportError("libx.so: failed to map segment from shared object"),
+        SystemError("error return without exception set"),
+        made_of(ValueError("no such font"), MemoryError()),
     ],
 )
 def test_a_machine_without_memory_is_one_line(

@@ -89,9 +89,9 @@ def convert(run: Run) -> StudyResult:
 
 
 def sparsify(run: Run) -> StudyResult:
-    few: dict[str, Any] = {"window": 128, "calibration_tokens": 1024, "heldout_tokens": 4096, "shares": (0.25,)}
-    some = moescope.SparsifySettings(share=0.5, choose=4, bits=8, rivals=("teal",), **few)
-    return moescope.sparsify("dense-tiny", settings=some, run=run)
+    few: dict[str, Any] = {"calibration_tokens": 2048, "heldout_tokens": 4096, "window": 128, "budgets": "greedy"}
+    settings = moescope.SparsifySettings(choose=3, bits=5, shares=(0.5,), rivals=("cats",), **few)
+    return moescope.sparsify("dense-tiny", settings=settings, run=run)
 
 
 def exits(run: Run) -> StudyResult:
@@ -121,7 +121,7 @@ VERBS: dict[str, tuple[Verb, int]] = {
     "robustness": (robustness, 15),
     "transfer": (transfer, 4),
     "convert": (convert, 5),
-    "sparsify": (sparsify, 3),
+    "sparsify": (sparsify, 5),
     "exit": (exits, 4),
     "route": (route, 4),
     "targets": (targets, 4),

@@ -20,31 +20,38 @@ from moescope.routing.store import load_trace
 from tests.faults.check import Tally
 from tests.same_result import difference
 
-TASK = ["--task", "certainty=halueval", "--limit", "160"]
-COMMANDS = {
-    "circuits": ["dense-tiny", *TASK, "--k", "8", "--permutations", "200", "--ablate-rows", "40"],
-    "signatures": ["moe-tiny", "--prompts", "routing-80", "--new-tokens", "4", "--permutations", "200"],
-    "trace": ["moe-tiny", "--prompts", "routing-480", "--new-tokens", "4"],
-    "distill": ["dense-tiny", "--layer", "2", "--experts", "64", "--steps", "60", "--seeds", "2"],
-    "steer": ["moe-tiny", "--ban-top", "each", "--new-tokens", "4"],
-    "prune": ["moe-tiny", "--ratios", "0.5", "--text-tokens", "512", "--length", "32"],
-    "robustness": ["moe-tiny", "--prompts", "routing-80", "--attacked", "4", "--queries", "64"],
-    "transfer": ["moe-tiny", "dense-tiny", "--prompts", "routing-80"],
-    "convert": ["dense-tiny", "--calibration-tokens", "2048", "--heldout-tokens", "512", "--finetune", "12", "--no-speed"],
-    "exit": ["dense-tiny", *TASK[:3], "400", "--risk", "0.05", "--timed-texts", "4"],
-    "route": ["dense-tiny", "--task", "a=halueval", "--task", "b=uci-sentiment", "--limit", "160", "--unknown", "0.1"],
-    "sparsify": ["dense-tiny", "--share", "0.5", "--bits", "4", "--window", "64", "--heldout-tokens", "1024"],
-    "targets": ["TRACE"],
-    "atlas": ["moe-tiny", "--prompts", "routing-80"],
-    "residency": ["TRACE", "--capacity", "8"],
+_TASK = "--task certainty=halueval --limit"
+_WINDOWS = "--calibration-tokens 1024 --heldout-tokens 1024 --window 64"
+_LINES = {  # with an --alpha, fewer random ones can judge
+    "circuits": f"dense-tiny {_TASK} 160 --k 8 --permutations 200",
+    "signatures": "moe-tiny --prompts routing-80 --new-tokens 4 --permutations 200",
+    "trace": "moe-tiny --prompts routing-480 --new-tokens 4",
+    "distill": "dense-tiny --experts 16 --rank 4 --lr 1e-3 --steps 12 --seeds 2 --tokens 2000",
+    "steer": "moe-tiny --ban-top code --new-tokens 2 --text-tokens 128 --length 32 --random 19 --alpha 0.2",
+    "prune": "moe-tiny --ratios 0.5 --text-tokens 256 --length 16",
+    "robustness": "moe-tiny --prompts routing-80 --attacked 4 --queries 64",
+    "transfer": "moe-tiny dense-tiny --prompts routing-80 --permutations 39 --alignments 39 --alpha 0.2",
+    "convert": f"dense-tiny --experts 8 --active 4 {_WINDOWS} --finetune 4 --finetune-lr 1e-3 --no-speed",
+    "exit": f"dense-tiny {_TASK} 400 --risk 0.05 --timed-texts 4",
+    "route": "dense-tiny --task a=halueval --task b=uci-sentiment --limit 160 --unknown 0.1",
+    "sparsify": f"dense-tiny --share 0.5 --shares 0.5 --bits 4 {_WINDOWS}",
+    "targets": "TRACE",
+    "atlas": "moe-tiny --prompts routing-80",
+    "residency": "TRACE --capacity 8",
 }
+COMMANDS = {name: line.split() for name, line in _LINES.items()}
 SHARES = {signal.SIGKILL: (0.2, 0.4, 0.6, 0.8), signal.SIGINT: (0.5,), signal.SIGTERM: (0.7,)}
 _SAYS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 FAULTS_OF_COMMANDS = ("kill −9", "SIGINT", "SIGTERM", "run again", "short of memory", "clock jumps", "two at once")
 _ROOM = (4, 32, 256)
 """MiB that a process may have beyond what it has once everything is imported"""
-_REFUSED = {2: ("error: ", "Error: "), 1: ("OpenBLAS error: Memory allocation",), 127: ("cannot allocate memory for",)}
-"""by exit code, how a process that is short of memory ends its words; OpenBLAS and the loader end it themselves"""
+_REFUSED = {
+    2: ("error: ", "Error: "),
+    1: ("OpenBLAS error: Memory allocation",),
+    127: ("cannot allocate memory for",),
+    -6: ("  what():  std::bad_alloc",),
+}
+"""by exit code, how a process that is short of memory ends its words; OpenBLAS, the loader and C++ end it themselves"""
 _LIMITED = """
 import resource, sys, psutil, torch, transformers, sklearn.linear_model, moescope.study.protocol
 from moescope.cli import main

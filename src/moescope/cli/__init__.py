@@ -215,7 +215,7 @@ def _run(arguments: list[str] | None) -> None:
     except BrokenPipeError:
         # The reader of our output has closed it (`| head`): not our error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (RuntimeError, OSError, ImportError) as error:
+    except Exception as error:  # a library may make anything of it
         if not _out_of_memory(error):
             raise
         _fail(_NO_MEMORY)
@@ -224,13 +224,21 @@ def _run(arguments: list[str] | None) -> None:
 _NO_MEMORY = "out of memory; use fewer examples (--limit), smaller batches (--batch-tokens) or --dtype bf16"
 
 
-def _out_of_memory(error: Exception) -> bool:
-    """torch has an exception of its own for a GPU's memory and a plain one for the machine's; the rest is the system's."""
-    words = ("DefaultCPUAllocator", "can't start new thread", "failed to map segment", os.strerror(errno.ENOMEM))
-    said, cause = str(error), error.__cause__ or error.__context__
-    while cause is not None:  # llvmlite says of a library without room that it is not there
-        said, cause = said + str(cause), cause.__cause__ or cause.__context__
-    return type(error).__name__ == "OutOfMemoryError" or any(word in said for word in words)
+def _out_of_memory(error: BaseException | None) -> bool:
+    """Whether ``error``, or what it came of, is a lack of memory.
+
+    torch has an exception of its own for a GPU's memory and a plain one for the machine's, llvmlite says of a library without
+    room that it is not there, and the interpreter, where it has no room for an exception, that there is none.
+    """
+    words = [
+        *("DefaultCPUAllocator", "can't start new thread", "failed to map segment", os.strerror(errno.ENOMEM)),
+        "error return without exception set",
+    ]
+    while error is not None:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or any(w in str(error) for w in words):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _said(error: CycloptsError) -> str:

@@ -277,6 +277,16 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert json.loads((out / "results.json").read_text())["meta"]["counts"]["active"] == 20
 
 
+def test_what_the_clock_says_of_kernels_changes_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which kernel is the fastest differs from run to run, and so do the last digits of what they give."""
+    frontiers = []
+    for path in ("few", "one_by_one"):
+        monkeypatch.setattr("moescope.kernels.experts.fastest", lambda *_, path=path: path)
+        made = conversion("dense-tiny", tmp_path / path, **(SMALL | {"controls": False, "calibration_tokens": 1024}))
+        frontiers.append(made.table("frontier"))
+    pd.testing.assert_frame_equal(*frontiers, check_exact=True)
+
+
 @pytest.mark.slow
 def test_one_run_of_the_evaluation_harness(tmp_path: Path) -> None:
     """A local task over a JSON file, offline: with every expert active the scores are the dense model's."""

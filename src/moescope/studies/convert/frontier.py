@@ -10,7 +10,7 @@ import pandas as pd
 
 from moescope.intervene.held_out import Windows
 from moescope.intervene.quality import BYTES, EIGHT, Contender, Each, Quality, compare, few_bits, neurons_off
-from moescope.kernels.experts import NAME
+from moescope.kernels.experts import STEADY
 from moescope.models import LoadedModel
 from moescope.studies.convert.layers import Converted, kept_neurons
 from moescope.studies.convert.settings import Counts
@@ -47,7 +47,7 @@ def measure_frontier(
         each: keeps what is finished of a run that is cut off.
     """
     for mixture in made.values():
-        mixture.set_experts_implementation(NAME)  # grouped_mm holds (tokens, k, d), which is most of its time here
+        mixture.set_experts_implementation(STEADY)  # grouped_mm holds (tokens, k, d), which is most of its time here
     steps = {max(counts.shared + 1, round(share * counts.experts)) for share in _SHARES} | {counts.active}
     contenders: list[Contender] = []
     places: list[tuple[str, int, float]] = []

@@ -231,8 +231,8 @@ STEER += faults(
         "other tasks' prompts",
         "a boost that other tasks' prompts make as well is claimed as the task's own",
         _STEER + "claims.py",
-        "beside += [_beyond(steering, row, margin) for row in others]",
-        "beside += []",
+        "*(_beyond(row, margin) for row in others)]",
+        "]",
         ("test_what_another_tasks_prompts_do_as_well_is_not_the_tasks_own",),
     ),
 )

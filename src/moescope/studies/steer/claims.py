@@ -34,16 +34,9 @@ def steering_claims(
     first = rows[rows["match"] == rows["match"].iloc[0]]
     if steering.target is None:
         return [_moved(steering, row, margin) for row in first.to_dict("records")]
+    boosts = [] if others is None else others.query("steering == @steering.name").to_dict("records")
     judged = [
-        _target(
-            steering,
-            found.to_dict("records"),
-            margin,
-            alpha,
-            []
-            if others is None or category == "selectivity"
-            else others.query("steering == @steering.name").to_dict("records"),
-        )
+        _target(steering, found.to_dict("records"), margin, alpha, [] if category == "selectivity" else boosts)
         for category, found in rows[rows["target"]].groupby("category", sort=False)
     ]
     return [*judged, *(_shown(steering, row) for row in first[~first["target"]].to_dict("records"))]
@@ -55,7 +48,7 @@ _MATCHED = {"overall": "over all text", "target": "in the category"}
 def _target(steering: Steering, rows: list[dict[str, Any]], margin: float, alpha: float, others: list[dict[str, Any]]) -> Case:
     """One case of all matchings: the first decides, the others are rivals, for an expert that is used more is missed more.
 
-    Beside ``others``, what falls shortest decides, for then the claim is that all are surpassed; each is on the same texts.
+    Beside ``others`` the claim is that all are surpassed, so the comparison that speaks least for it decides.
     """
     verb, sign = ("hurts", 1) if steering.aim == "harm" else ("helps", -1)
     alone = rows[0]["category"] == "selectivity"
@@ -74,9 +67,8 @@ def _target(steering: Steering, rows: list[dict[str, Any]], margin: float, alpha
     # where random sets do the opposite, that alone makes an excess: what is claimed must be there in itself
     deciding = beside[0] if reading(own, own.p, alpha) == "shown" else own
     if others:
-        beside += [_beyond(steering, row, margin) for row in others]
-        if deciding is not own:
-            deciding = min(beside, key=lambda e: (_SHORT.index(reading(e, e.p, alpha)), -(e.p or 0.0)))
+        beside += [own, *(_beyond(row, margin) for row in others)]
+        deciding = min(beside, key=lambda e: (_LEAST_FIRST.index(reading(e, e.p, alpha)), -(e.p or 0.0)))
     rivals = tuple(e for e in beside if e is not deciding)
     return Case(
         f"{steering.name}: {what}, beyond matched random ones{' and the same of other tasks' if others else ''}",
@@ -93,11 +85,11 @@ def _target(steering: Steering, rows: list[dict[str, Any]], margin: float, alpha
     )
 
 
-_SHORT: tuple[Reading, ...] = ("opposite", "absent", "unclear", "shown")
+_LEAST_FIRST: tuple[Reading, ...] = ("opposite", "absent", "unclear", "shown")
 
 
-def _beyond(steering: Steering, row: dict[str, Any], margin: float) -> Effect:
-    """What a steering gains beyond that by the prompts of another category, which helps any text as much if it is nothing."""
+def _beyond(row: dict[str, Any], margin: float) -> Effect:
+    """By how much less loss a boost leaves than that by the prompts of another category."""
     against = f"that by as many prompts of {row['prompts_of']} ({row['effect']:+.3f})"
     low, high = row["beyond_low"], row["beyond_high"]
     return Effect(row["beyond"], low, high, against, margin, row["p"], share=False, unit=UNIT, kind="none found")

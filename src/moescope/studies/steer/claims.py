@@ -80,7 +80,8 @@ def _target(steering: Steering, rows: list[dict[str, Any]], margin: float, alpha
         rivals=rivals,
         not_run=_unmatched(rows),
         family=f"steering: {steering.name}",
-        words=f"change of the loss, {UNIT}; {_random(rows)}; p is the larger of that over sets and that over documents",
+        words=f"change of the loss, {UNIT}; {_random(rows)}; p {'beyond these ' if others else ''}is the larger of that over "
+        "sets and that over documents",
         details={"target": True},
     )
 

@@ -74,6 +74,8 @@ def test_robustness_of_a_dense_model(folders: dict[str, Path], tmp_path: Path) -
         (["steer", "olmoe", "--ban", "9:0"], "layer 9 has no experts"),
         (["steer", "olmoe", "--ban-top", "poem"], "category 'poem' is not among"),
         (["steer", "olmoe", "--like", "code=much"], "'much' is not a number"),
+        (["steer", "olmoe", "--unseen", "code=0"], "--unseen: 0 prompts make no boost"),
+        (["steer", "olmoe", "--unseen", "code=21"], "--unseen: 21 prompts asked for and category 'code' has 20"),
         (["steer", "olmoe", "--ban", "0:0", "--target", "poem"], "category 'poem' has no texts"),
         (["steer", "olmoe", "--ablate", "nowhere.json"], "nowhere.json: no such file"),
         (["steer", "llama", "--ban", "0:0"], "dense"),

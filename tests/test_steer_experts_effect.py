@@ -46,10 +46,14 @@ def passages(seed: int = 0) -> list[Passage]:
     ]
 
 
-def planted(strength: float) -> LoadedModel:
-    """Capitals go to expert 0 of layer 0, which alone makes capitals likelier to follow; strength 0 leaves it idle."""
+def planted(strength: float, *, layers: int = 1, also: str = "", gate: float = 3.0) -> LoadedModel:
+    """Capitals go to expert 0 of the first ``layers``, which alone makes capitals likelier to follow; strength 0 leaves it
+    idle. The letters ``also`` go there too, all with a logit that grows with ``gate``."""
     config = transformers.OlmoeConfig(
-        **(COMMON | {"num_hidden_layers": 2, "intermediate_size": 16, "num_experts": N_EXPERTS, "num_experts_per_tok": 2})
+        **(
+            COMMON
+            | {"num_hidden_layers": max(2, layers), "intermediate_size": 16, "num_experts": N_EXPERTS, "num_experts_per_tok": 2}
+        )
     )
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
@@ -59,19 +63,20 @@ def planted(strength: float) -> LoadedModel:
         capitals = [tiny_tokenizer().convert_tokens_to_ids(c) for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"]
         embedding, head = model.model.embed_tokens.weight, model.lm_head.weight
         embedding[:, :2] = 0
-        embedding[capitals, 0] = 1.0
+        embedding[[*capitals, *(tiny_tokenizer().convert_tokens_to_ids(c) for c in also)], 0] = 1.0
         head[:, :2] = 0
         head[capitals, 1] = 2.0
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.experts.down_proj.mul_(0.2)
-        block = model.model.layers[0].mlp
-        block.gate.weight[0] = 0
-        block.gate.weight[0, 0] = 3.0
-        block.experts.gate_up_proj[0] = 0
-        block.experts.gate_up_proj[0, :, 0] = 1.0
-        block.experts.down_proj[0] = 0
-        block.experts.down_proj[0, 1] = strength
+        for layer in model.model.layers[:layers]:
+            block = layer.mlp
+            block.gate.weight[0] = 0
+            block.gate.weight[0, 0] = gate
+            block.experts.gate_up_proj[0] = 0
+            block.experts.gate_up_proj[0, :, 0] = 1.0
+            block.experts.down_proj[0] = 0
+            block.experts.down_proj[0, 1] = strength
     return from_model(model.eval(), tiny_tokenizer(), name="planted")
 
 

@@ -59,6 +59,7 @@ _SHOWN: dict[str, dict[str, tuple[str, ...]]] = {
         "stream": ("way", "promised", "accuracy", "low", "high", "lost", "share", "speedup"),
         "strangers": ("task", "n", "unknown", "routed", "mostly", "early", "share"),
     },
+    "steer": {"others": ("category", "prompts_of", "effect", "low", "high", "beyond", "beyond_low", "beyond_high", "p")},
     "sparsify": {"frontier": ("method", "share", "bytes", "perplexity", "rise", "low", "high", "kl")},
 }
 """By kind: tables that stand where all claims of a result do, before them, and which of their columns (none: all)."""

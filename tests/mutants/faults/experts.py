@@ -195,4 +195,46 @@ STEER = faults(
     ),
 )
 
+_UNSEEN = _STEER + "unseen.py"
+STEER += faults(
+    "steer",
+    "../steer_unseen",
+    (
+        "unseen-random-forgotten",
+        "random boosts",
+        "what a boost does beyond random ones is all that it does",
+        _STEER + "effects.py",
+        "excess = steered - random.mean(0)",
+        "excess = steered",
+        ("test_what_random_boosts_do_is_taken_off",),
+    ),
+    (
+        "unseen-others-are-its-own",
+        "other tasks' prompts",
+        "the boosts by other tasks' prompts are made from the unseen task's",
+        _UNSEEN,
+        "{c: route_like(trace, c, against",
+        "{c: route_like(trace, category, against",
+        ("test_a_task_with_an_expert_of_its_own_is_helped_by_its_own_prompts",),
+    ),
+    (
+        "unseen-others-are-told",
+        "other tasks' prompts",
+        "the boosts by other tasks' prompts push the unseen task's experts down",
+        _UNSEEN,
+        "against=known.keys() - {c})",
+        "against=None)",
+        ("test_another_tasks_boost_is_not_told_of_the_unseen_one",),
+    ),
+    (
+        "unseen-others-unheard",
+        "other tasks' prompts",
+        "a boost that other tasks' prompts make as well is claimed as the task's own",
+        _STEER + "claims.py",
+        "*(_beyond(row, margin) for row in others)]",
+        "]",
+        ("test_what_another_tasks_prompts_do_as_well_is_not_the_tasks_own",),
+    ),
+)
+
 FAULTS = [*PRUNE, *STEER]

@@ -46,16 +46,24 @@ def top_experts(trace: RoutingTrace, category: str, per_layer: int) -> tuple[Exp
     return tuple(found)
 
 
-def route_like(trace: RoutingTrace, category: str, strength: float = 1.0) -> ExpertEdits:
+def route_like(
+    trace: RoutingTrace, category: str, strength: float = 1.0, *, against: Collection[str] | None = None
+) -> ExpertEdits:
     """Boosts that make any prompt route like ``category``: strength x log of (usage in it / usage in the others).
 
     The logit of an expert's softmax probability is moved by as much as the category moves its usage. Usage is smoothed
     by one token in a hundred, so that an expert that was never seen has a finite boost.
 
+    Args:
+        against: the categories that count as the others; None: all but ``category``.
+
     Raises:
         InputError: an unknown category.
     """
-    own, others = _against(category_usage(trace), category)
+    usage = category_usage(trace)
+    if against is not None:
+        usage = {c: u for c, u in usage.items() if c == category or c in against}
+    own, others = _against(usage, category)
     lift = strength * np.log((own + 0.01) / (others + 0.01))
     return ExpertEdits(
         boost={

@@ -8,7 +8,7 @@ import pandas as pd
 
 from moescope.studies.steer.experts_match import MATCHED
 from moescope.study.paired import interval_p, joined
-from moescope.study.verdicts import Case, Effect, reading
+from moescope.study.verdicts import Case, Effect, Reading, reading
 from moescope.types import Claim, Control
 
 if TYPE_CHECKING:
@@ -20,16 +20,24 @@ FAMILY = 2
 """claims on a steering's target that are judged together"""
 
 
-def steering_claims(steering: Steering, effects: pd.DataFrame, margin: float, alpha: float) -> list[Claim | Case]:
+def steering_claims(
+    steering: Steering, effects: pd.DataFrame, margin: float, alpha: float, others: pd.DataFrame | None = None
+) -> list[Claim | Case]:
     """With a target: whether it is hurt (or helped), and more than other text, which are judged together; the other
-    categories are shown. Without one every category is judged."""
+    categories are shown. Without one every category is judged.
+
+    Args:
+        others: rows of the table ``others``, where the target is a task never seen: what helps it must then go beyond
+            each of these too.
+    """
     rows = effects.query("steering == @steering.name")
     first = rows[rows["match"] == rows["match"].iloc[0]]
     if steering.target is None:
         return [_moved(steering, row, margin) for row in first.to_dict("records")]
+    boosts = [] if others is None else others.query("steering == @steering.name").to_dict("records")
     judged = [
-        _target(steering, found.to_dict("records"), margin, alpha)
-        for _, found in rows[rows["target"]].groupby("category", sort=False)
+        _target(steering, found.to_dict("records"), margin, alpha, [] if category == "selectivity" else boosts)
+        for category, found in rows[rows["target"]].groupby("category", sort=False)
     ]
     return [*judged, *(_shown(steering, row) for row in first[~first["target"]].to_dict("records"))]
 
@@ -37,8 +45,11 @@ def steering_claims(steering: Steering, effects: pd.DataFrame, margin: float, al
 _MATCHED = {"overall": "over all text", "target": "in the category"}
 
 
-def _target(steering: Steering, rows: list[dict[str, Any]], margin: float, alpha: float) -> Case:
-    """One case of all matchings: the first decides, the others are rivals, for an expert that is used more is missed more."""
+def _target(steering: Steering, rows: list[dict[str, Any]], margin: float, alpha: float, others: list[dict[str, Any]]) -> Case:
+    """One case of all matchings: the first decides, the others are rivals, for an expert that is used more is missed more.
+
+    Beside ``others`` the claim is that all are surpassed, so the comparison that speaks least for it decides.
+    """
     verb, sign = ("hurts", 1) if steering.aim == "harm" else ("helps", -1)
     alone = rows[0]["category"] == "selectivity"
     what = f"{verb} {steering.target} more than other text" if alone else f"{verb} {steering.target}"
@@ -55,19 +66,34 @@ def _target(steering: Steering, rows: list[dict[str, Any]], margin: float, alpha
     ]
     # where random sets do the opposite, that alone makes an excess: what is claimed must be there in itself
     deciding = beside[0] if reading(own, own.p, alpha) == "shown" else own
+    if others:
+        beside += [own, *(_beyond(row, margin) for row in others)]
+        deciding = min(beside, key=lambda e: (_LEAST_FIRST.index(reading(e, e.p, alpha)), -(e.p or 0.0)))
+    rivals = tuple(e for e in beside if e is not deciding)
     return Case(
-        f"{steering.name}: {what}, beyond matched random ones",
+        f"{steering.name}: {what}, beyond matched random ones{' and the same of other tasks' if others else ''}",
         rows[0]["effect"],
         deciding,
         id="S8",
         interval=(rows[0]["low"], rows[0]["high"]),
         control=Control("random ones, mean", rows[0]["random_mean"]),
-        rivals=tuple(beside if deciding is own else beside[1:]),
+        rivals=rivals,
         not_run=_unmatched(rows),
         family=f"steering: {steering.name}",
-        words=f"change of the loss, {UNIT}; {_random(rows)}; p is the larger of that over sets and that over documents",
+        words=f"change of the loss, {UNIT}; {_random(rows)}; p {'beyond these ' if others else ''}is the larger of that over "
+        "sets and that over documents",
         details={"target": True},
     )
+
+
+_LEAST_FIRST: tuple[Reading, ...] = ("opposite", "absent", "unclear", "shown")
+
+
+def _beyond(row: dict[str, Any], margin: float) -> Effect:
+    """By how much less loss a boost leaves than that by the prompts of another category."""
+    against = f"that by as many prompts of {row['prompts_of']} ({row['effect']:+.3f})"
+    low, high = row["beyond_low"], row["beyond_high"]
+    return Effect(row["beyond"], low, high, against, margin, row["p"], share=False, unit=UNIT, kind="none found")
 
 
 def _moved(steering: Steering, row: dict[str, Any], margin: float) -> Case:

@@ -57,6 +57,12 @@ class Texts:
         """int64: the texts of a category."""
         return np.flatnonzero([p.category == category for p in self.passages])
 
+    def of(self, category: str) -> Texts:
+        """Those of a category alone."""
+        rows = self.rows(category)
+        encoded = Encoded.from_ids([self.encoded[r] for r in rows])
+        return Texts(encoded, tuple(self.passages[r] for r in rows), self.clean[rows])
+
     def groups(self, rows: np.ndarray) -> np.ndarray:
         """The documents of some texts."""
         return np.array([f"{self.passages[r].category}/{self.passages[r].group}" for r in rows])

@@ -39,6 +39,9 @@ class SteerSettings(Judged):
     """CATEGORY or CATEGORY=STRENGTH: boost all experts so that any text routes like the category."""
     like_text: str | None = None
     """Boost all experts so that any text routes like this one."""
+    unseen: tuple[str, ...] = ()
+    """CATEGORY or CATEGORY=N: as if its task had never been seen, boost all experts so that any text routes like N (8)
+    prompts of it; beside the same boosts made from N prompts of each other category."""
     ablate: str | None = None
     """Circuit to switch off: a circuits result, or JSON with a list of neurons."""
     mode: AblateMode = "mean"
@@ -76,6 +79,17 @@ class SteerSettings(Judged):
             self.values(name)
         for name, default in (("ban_top", 2), ("like", 1.0)):
             self.amounts(name, default)
+        asked = self.unseen_prompts
+        for category, n in asked:
+            if n < 1:
+                raise InputError(f"{n} prompts make no boost; give at least 1", "unseen")
+            if asked.count((category, n)) > 1:
+                raise InputError(f"{category}={n} is given twice; give it once", "unseen")
+
+    @property
+    def unseen_prompts(self) -> list[tuple[str, int]]:
+        """``unseen`` as pairs of a category and how many prompts of it."""
+        return [(category, int(n)) for category, n in self.amounts("unseen", 8)]
 
     def experts(self, name: str) -> frozenset[tuple[int, int]]:
         """``ban`` or ``force`` as pairs (layer, number).
@@ -101,7 +115,7 @@ class SteerSettings(Judged):
         return values
 
     def amounts(self, name: str, default: float) -> list[tuple[str, float]]:
-        """``ban_top`` or ``like`` as pairs of a category and how many, or how much.
+        """``ban_top``, ``like`` or ``unseen`` as pairs of a category and how many, or how much.
 
         Raises:
             InputError: naming what is no number.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from moescope.intervene.experts import Expert, ExpertEdits
@@ -37,6 +37,8 @@ class Steering:
     edits: ExpertEdits | Ablation
     target: str | None = None
     aim: Literal["harm", "help"] = "harm"
+    others: Mapping[str, ExpertEdits] = dataclasses.field(default_factory=dict)
+    """the same edits made from the prompts of other categories, where the target is one never seen"""
 
 
 def by_hand(settings: SteerSettings) -> list[Steering]:
@@ -68,7 +70,8 @@ def categories(settings: SteerSettings, prompts: Sequence[Prompt]) -> list[str]:
     """
     known = list(dict.fromkeys(p.category for p in prompts if p.category is not None))
     asked = [name for name, _ in settings.amounts("ban_top", 2)]
-    named = [*(name for name in asked if name != "each"), *(name for name, _ in settings.amounts("like", 1.0))]
+    named = [name for name in asked if name != "each"]
+    named += [name for name, _ in (*settings.amounts("like", 1.0), *settings.unseen_prompts)]
     for name in named:
         check_known(name, known)
     return list(dict.fromkeys([*named, *(known if "each" in asked else [])]))

@@ -24,6 +24,7 @@ from moescope.studies.steer.export import check_engine, check_patch, export
 from moescope.studies.steer.neurons_effect import check_circuit_of, neurons_plan
 from moescope.studies.steer.settings import SteerSettings
 from moescope.studies.steer.steering import Steering, by_category, by_hand, categories
+from moescope.studies.steer.unseen import beside_others, check_documents, few_prompts, for_unseen
 from moescope.study.protocol import Context, ModelLike, PromptsLike, TextsLike
 from moescope.study.repeat import verb
 from moescope.study.result import Artifact, StudyResult
@@ -54,17 +55,18 @@ def steer(
     """Ban, force, boost or scale experts, or ablate neurons, and measure what that does to the loss, beside random ones.
 
     Each edit is measured on every category's text and on WikiText. Edits by hand are one steering together; each category
-    of ``ban_top`` and ``like`` is one of its own.
+    of ``ban_top``, ``like`` and ``unseen`` is one of its own.
 
     Args:
         model: with its head where it is loaded already.
         texts: passages with category and group, or a file of them; None: the shipped ones. WikiText is added.
-        prompts: with categories, by which ``ban_top`` and ``like`` choose experts; the first of each is continued greedily
-            before and after.
+        prompts: with categories, by which ``ban_top``, ``like`` and ``unseen`` choose experts; the first of each is continued
+            greedily before and after.
 
     Returns:
-        A result of kind ``"steer"``: tables ``effects``, ``experts`` or ``neurons`` (what was edited), ``samples``, and with
-        ``settings.export`` the table ``export`` and the artifact ``checkpoint``.
+        A result of kind ``"steer"``: tables ``effects``, ``experts`` or ``neurons`` (what was edited), ``samples``, with
+        ``settings.unseen`` the table ``others`` (boosts by other categories' prompts), and with ``settings.export`` the
+        table ``export`` and the artifact ``checkpoint``.
 
     Raises:
         InputError: nothing to do, a model without its head, an expert or neuron that is not there, a circuit of another model,
@@ -88,13 +90,21 @@ def steer(
     family = len({p.category for p in passages}) if without_target else FAMILY
     check_draws(settings.n_random, family, "n_random", settings.alpha, sides=2)
     _check_texts([*chosen, *([] if settings.target is None else [settings.target])], passages)
-    selecting = asked if chosen or settings.like_text else []
+    traced = bool(settings.ban_top or settings.like or settings.like_text)
+    selecting = asked if traced else []
+    if settings.unseen:
+        few = few_prompts(asked, max(n for _, n in settings.unseen_prompts), run.seed)
+        check_documents(few, passages, [category for category, _ in settings.unseen_prompts])
+        selecting = selecting or few
     _check_apart(selecting, passages)
     loaded = context.load(model, head=True)
     if settings.ablate is not None:
         check_circuit_of(settings.ablate, loaded)
-    if selecting:
-        steerings += context.stage("choosing experts", lambda: by_category(loaded, selecting, settings, run))
+    if traced:
+        steerings += context.stage("choosing experts", lambda: by_category(loaded, asked, settings, run))
+    if settings.unseen:
+        boosts = partial(for_unseen, loaded, asked, settings.unseen_prompts, run)
+        steerings += context.stage("boosts by a few prompts", boosts)
     for steering in steerings:  # before the model runs for minutes
         if isinstance(steering.edits, ExpertEdits):
             edits_by_layer(loaded, steering.edits)
@@ -112,7 +122,7 @@ def steer(
         return prepare_texts(loaded, passages, tokens, settings, run), time.perf_counter() - began
 
     prepared, took = context.stage("loss without steering", prepare)
-    forward = _announce(context, prepared, sets, took)
+    forward = _announce(context, prepared, steerings, sets, took)
     if tokens < (MOST if settings.text_tokens is None else 0):
         context.note(
             f"Note: {tokens} tokens of each category's text judge instead of {MOST}, for what {loaded.name} would take to read "
@@ -126,6 +136,7 @@ def steer(
     continued = partial(_continued, loaded, samples, settings.new_tokens)
     before = context.stage("continuing the samples", continued)
     frames: list[pd.DataFrame] = []
+    beside: list[pd.DataFrame] = []
     rows: dict[str, list[dict[str, Any]]] = {"experts": [], "neurons": [], "samples": []}
     for steering in steerings:
         if isinstance(steering.edits, ExpertEdits):
@@ -141,13 +152,18 @@ def steer(
         frame = context.stage(name, against)
         frame.insert(0, "steering", steering.name)
         frames.append(frame)
+        if steering.others:
+            name = f"{steering.name}: against boosts by other categories"
+            boosted = partial(beside_others, loaded, steering, prepared, run, context.counter(name))
+            beside.append(context.stage(name, boosted))
         after = context.stage(f"{steering.name}: continuing the samples", partial(continued, plan.own))
         rows["samples"] += [
             {"steering": steering.name, "sample": name, "prompt": text, "before": before[name], "after": after[name]}
             for name, text in samples.items()
         ]
     effects = pd.concat(frames, ignore_index=True)
-    claims = [c for s in steerings for c in steering_claims(s, effects, settings.margin, settings.alpha)]
+    others = pd.concat(beside, ignore_index=True) if beside else None
+    claims = [c for s in steerings for c in steering_claims(s, effects, settings.margin, settings.alpha, others)]
     artifacts: dict[str, Artifact] = {}
     if settings.export is not None:
         edits = steerings[0].edits
@@ -161,7 +177,9 @@ def steer(
         title=f"Steering {loaded.name}",
         claims=claims,
         artifacts=artifacts,
-        tables={"effects": effects} | {name: pd.DataFrame(found) for name, found in rows.items() if found},
+        tables={"effects": effects}
+        | ({} if others is None else {"others": others})
+        | {name: pd.DataFrame(found) for name, found in rows.items() if found},
         texts={c: _size(prepared, c) for c in prepared.categories},
         forward_tokens={"steered": forward},
     )
@@ -169,7 +187,8 @@ def steer(
 
 def _sets(steering: Steering, settings: SteerSettings) -> int:
     """How often the texts are run for a steering: its own, and every random set."""
-    matched = isinstance(steering.edits, ExpertEdits) and steering.target is not None
+    # what helps boosts every expert: its values are shuffled over a layer, and usage, on which sets are matched, does not enter
+    matched = isinstance(steering.edits, ExpertEdits) and steering.target is not None and steering.aim == "harm"
     return 1 + settings.n_random * (len(settings.match) if matched else 1)
 
 
@@ -185,10 +204,12 @@ def _affordable(model: LoadedModel, runs: int) -> int:
     return int(np.clip(_BUDGET / (weights * runs), _LEAST, MOST))
 
 
-def _announce(context: Context, texts: Texts, sets: Sequence[int], seconds: float) -> int:
+def _announce(context: Context, texts: Texts, steerings: Sequence[Steering], sets: Sequence[int], seconds: float) -> int:
     """Say what the work will be, from the clean pass, before it is begun; returns the forward tokens."""
-    forward = int(texts.encoded.lengths.sum()) * sum(sets)
-    minutes = seconds * sum(sets) / 60
+    whole = int(texts.encoded.lengths.sum())
+    beside = sum((1 + len(s.others)) * _size(texts, s.target)["tokens"] for s in steerings if s.others and s.target)
+    forward = whole * sum(sets) + beside
+    minutes = seconds * forward / whole / 60
     context.tell(f"{forward:,} forward tokens, at most {max(1, round(minutes))} min", 1, 1)
     return forward
 

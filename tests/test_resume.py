@@ -113,7 +113,7 @@ VERBS: dict[str, tuple[Verb, int]] = {
     "circuits": (circuits, 12),
     "dynamics": (dynamics, 2),
     "signatures": (signatures, 3),
-    "atlas": (atlas, 4),
+    "atlas": (atlas, 2),
     "distill": (distill, 5),
     "steer": (steer, 6),
     "prune": (prune, 5),

@@ -77,12 +77,7 @@ def pack(gate: Codes, up: Codes, down_t: Codes, choose_bits: int = CHOOSING) -> 
     Raises:
         InputError: bits that are not supported, shapes that differ, or a d that is no multiple of 32.
     """
-    if choose_bits != CHOOSING:
-        raise InputError(f"must be {CHOOSING}, got {choose_bits}", "choose_bits")
-    for name, weight in (("gate", gate), ("up", up), ("down_t", down_t)):
-        check_codes(name, weight, 8)
-        if weight.codes.shape != gate.codes.shape:
-            raise InputError(f"has shape {tuple(weight.codes.shape)}, gate {tuple(gate.codes.shape)}", name)
+    check_nested(gate, up, down_t, choose_bits)
     n, d = gate.codes.shape
     high = torch.cat([_by_sixteens(w.codes >> 4, w.scale, 4, LANES) for w in (gate, up)], 2)
     scales = [F.pad(w.scale, (0, -d % PIECE // GROUP)).contiguous().view(torch.uint8) for w in (gate, up)]
@@ -104,11 +99,7 @@ def pack_rows(weight: Codes) -> Rows:
 def pack_gated(gate: Codes, up: Codes, down: Codes) -> Rows:
     """Lay out gate and up (N, d) and down (d, N), all of four or of eight bits, for :func:`dense_mlp`; N and d are multiples
     of 32. The down projection has its scales along the neurons."""
-    for name, weight in (("gate", gate), ("up", up), ("down", down)):
-        check_codes(name, weight, gate.bits)
-    n, d = gate.codes.shape
-    if up.codes.shape != (n, d) or down.codes.shape != (d, n):
-        raise InputError(f"must be ({d}, {n}) beside gate and up of ({n}, {d}), got {tuple(down.codes.shape)}", "down")
+    n, d = check_gated(gate, up, down)
     both = torch.cat([_by_sixteens(w.codes, w.scale, w.bits, LANES) for w in (gate, up)], 2)
     return Rows(_aligned(both), _pairs(down), d, n, d, gate.bits)
 
@@ -143,9 +134,7 @@ def sparse_mlp(
     """
     _check_call(x, planes.width, activation, bytes_each)
     tokens, d = x.shape
-    each = [count] * tokens if isinstance(count, int) else [int(c) for c in count]
-    if len(each) != tokens or any(not 0 <= c <= planes.neurons for c in each):
-        raise InputError(f"must be from 0 to {planes.neurons}, one or {tokens} of them, got {count}", "count")
+    each = counts_of(count, tokens, planes.neurons)
     threads = threads or torch.get_num_threads()
     key = tokens, bytes_each, d, planes.neurons, ACTIVATIONS[activation], threads, int(planes.starts[-1])
     work = _tasks.get(_task, *key) if tokens <= _REMEMBERED else _task(*key)
@@ -184,6 +173,46 @@ def _dense(x: Tensor, rows: Rows, kind: int, bytes_each: int, way: str | None) -
         call(before, work)
         fork(loop, work, threads)
     return out.to(x.dtype)
+
+
+def check_nested(gate: Codes, up: Codes, down_t: Codes, choose_bits: int) -> None:
+    """What :func:`pack` takes.
+
+    Raises:
+        InputError: bits that are not supported, shapes that differ, or a d that is no multiple of 32.
+    """
+    if choose_bits != CHOOSING:
+        raise InputError(f"must be {CHOOSING}, got {choose_bits}", "choose_bits")
+    for name, weight in (("gate", gate), ("up", up), ("down_t", down_t)):
+        check_codes(name, weight, 8)
+        if weight.codes.shape != gate.codes.shape:
+            raise InputError(f"has shape {tuple(weight.codes.shape)}, gate {tuple(gate.codes.shape)}", name)
+
+
+def check_gated(gate: Codes, up: Codes, down: Codes) -> tuple[int, int]:
+    """What :func:`pack_gated` takes; N and d.
+
+    Raises:
+        InputError: other bits, or shapes that do not fit.
+    """
+    for name, weight in (("gate", gate), ("up", up), ("down", down)):
+        check_codes(name, weight, gate.bits)
+    n, d = gate.codes.shape
+    if up.codes.shape != (n, d) or down.codes.shape != (d, n):
+        raise InputError(f"must be ({d}, {n}) beside gate and up of ({n}, {d}), got {tuple(down.codes.shape)}", "down")
+    return n, d
+
+
+def counts_of(count: int | Sequence[int] | Tensor, tokens: int, neurons: int) -> list[int]:
+    """How many neurons each token has.
+
+    Raises:
+        InputError: not one number for all or for each, or one that is not from 0 to ``neurons``.
+    """
+    each = [count] * tokens if isinstance(count, int) else [int(c) for c in count]
+    if len(each) != tokens or any(not 0 <= c <= neurons for c in each):
+        raise InputError(f"must be from 0 to {neurons}, one or {tokens} of them, got {count}", "count")
+    return each
 
 
 def check_codes(name: str, weight: Codes, *bits: int) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from moescope.errors import InputError
 from moescope.kernels.activations import ACTIVATIONS
-from moescope.kernels.planes import CHOOSING, check_codes
+from moescope.kernels.planes import CHOOSING, check_codes, check_gated, check_nested, counts_of
 from moescope.kernels.reference import Codes
 from moescope.kernels.triton_planes_loop import (
     INTERPRETED,
@@ -98,12 +98,7 @@ def pack(gate: Codes, up: Codes, down_t: Codes, choose_bits: int = CHOOSING) -> 
     Raises:
         InputError: bits that are not supported, shapes that differ, or a d that is no multiple of 32.
     """
-    if choose_bits != CHOOSING:
-        raise InputError(f"must be {CHOOSING}, got {choose_bits}", "choose_bits")
-    for name, weight in (("gate", gate), ("up", up), ("down_t", down_t)):
-        check_codes(name, weight, 8)
-        if weight.codes.shape != gate.codes.shape:
-            raise InputError(f"has shape {tuple(weight.codes.shape)}, gate {tuple(gate.codes.shape)}", name)
+    check_nested(gate, up, down_t, choose_bits)
     both = [gate.codes, up.codes]
     high, low = torch.stack([_words(c >> 4, 4) for c in both], 1), torch.stack([_words(c & 15, 4) for c in both], 1)
     scale = torch.stack([gate.scale, up.scale], 1)
@@ -118,11 +113,7 @@ def pack_rows(weight: Codes) -> Rows:
 
 def pack_gated(gate: Codes, up: Codes, down: Codes) -> Rows:
     """Lay out gate and up (N, d) and down (d, N), all of four or of eight bits, for :func:`dense_mlp`."""
-    for name, weight in (("gate", gate), ("up", up), ("down", down)):
-        check_codes(name, weight, gate.bits)
-    n, d = gate.codes.shape
-    if up.codes.shape != (n, d) or down.codes.shape != (d, n):
-        raise InputError(f"must be ({d}, {n}) beside gate and up of ({n}, {d}), got {tuple(down.codes.shape)}", "down")
+    check_gated(gate, up, down)
     parts = [pack_rows(weight) for weight in (gate, up, down)]
     return Rows(tuple(p.codes[0] for p in parts), tuple(p.scales[0] for p in parts), gate.bits)
 
@@ -135,10 +126,8 @@ def sparse_mlp(x: Tensor, planes: Planes, count: int | Sequence[int], activation
         InputError: a shape, a count, or a name that does not fit.
     """
     _check_call(x, planes.width, activation, bytes_each)
-    tokens, n = len(x), planes.neurons
-    each = [count] * tokens if isinstance(count, int) else [int(c) for c in count]
-    if len(each) != tokens or any(not 0 <= c <= n for c in each):
-        raise InputError(f"must be from 0 to {n}, one or {tokens} of them, got {count}", "count")
+    tokens = len(x)
+    each = counts_of(count, tokens, planes.neurons)
     if not any(each):
         return torch.zeros_like(x)
     with torch.cuda.device_of(x):

@@ -97,17 +97,9 @@ def chosen_trace(
         top = scores.topk(choice.neurons[site.layer], dim=-1).indices.sort(-1).values
         return top, top
 
-    done = 0
-    for rows, mask, found in run_sites(model, encoded, sites, read, batch_tokens):
-        for row, text in enumerate(rows):
-            at = slice(encoded.offsets[text], encoded.offsets[text + 1])
-            for place, (chosen, _) in enumerate(found):
-                ids[at, place, : chosen.shape[-1]] = chosen[row][mask[row]].cpu().numpy()
-        done += len(rows)
-        if progress is not None:
-            progress(done, len(encoded))
     said = {"experts": str(choice), "neurons": list(choice.neurons)}
-    return trace_of_dense(model, prompts, encoded, sites, widths, ids, None, said)
+    run = run_sites(model, encoded, sites, read, batch_tokens)
+    return trace_of_dense(model, prompts, encoded, sites, widths, run, ids, None, said, progress)
 
 
 def _layers(model: LoadedModel, choice: NeuronChoice) -> list[tuple[int, Scores]]:

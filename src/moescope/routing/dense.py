@@ -8,7 +8,7 @@ token is really sent anywhere: every neuron runs on every token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from moescope.routing.capture import PromptLike
 
 Progress = Callable[[int, int], None]
+_Found = tuple[np.ndarray, Tensor, list[tuple[Tensor, Tensor]]]
+"""Rows of a batch, its mask (B, T), and what was read at every site."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,22 +181,12 @@ def dense_trace(
     if experts is None:
         experts = fit_dense_experts(model, encoded, n_experts=n_experts, k=k, seed=seed, batch_tokens=batch_tokens)
     sites = list(experts.group)
-    total = int(encoded.lengths.sum())
-    ids = np.zeros((total, len(sites), experts.k), id_dtype(experts.n_experts))
-    weights = np.zeros(ids.shape, np.float16)
-    done = 0
-    for rows, mask, found in run_sites(model, encoded, sites, experts.chosen, batch_tokens):
-        for row, text in enumerate(rows):
-            at = slice(encoded.offsets[text], encoded.offsets[text + 1])
-            for place, (chosen, share) in enumerate(found):
-                ids[at, place] = chosen[row][mask[row]].cpu().numpy()
-                weights[at, place] = share[row][mask[row]].cpu().numpy()
-        done += len(rows)
-        if progress is not None:
-            progress(done, len(encoded))
+    ids = np.zeros((int(encoded.lengths.sum()), len(sites), experts.k), id_dtype(experts.n_experts))
     said = {"experts": "groups of MLP neurons by co-activation; no token is really sent to them"}
     widths = [experts.n_experts] * len(sites)
-    return trace_of_dense(model, prompts, encoded, sites, widths, ids, weights, said)
+    weights = np.zeros(ids.shape, np.float16)
+    run = run_sites(model, encoded, sites, experts.chosen, batch_tokens)
+    return trace_of_dense(model, prompts, encoded, sites, widths, run, ids, weights, said, progress)
 
 
 def trace_of_dense(
@@ -203,17 +195,31 @@ def trace_of_dense(
     encoded: Encoded,
     sites: Sequence[Site],
     n_experts: Sequence[int],
+    run: Iterable[_Found],
     ids: np.ndarray,
     weights: np.ndarray | None,
     said: dict[str, Any],
+    progress: Progress | None = None,
 ) -> RoutingTrace:
     """The trace of what stands for experts in a dense model; a chat template's tokens have no row.
 
     Args:
         n_experts: of each layer.
-        ids, weights: (tokens of ``encoded``, L, K), see :class:`RoutingTrace`.
+        run: of :func:`run_sites`, for each layer the experts of each token and their weights.
+        ids, weights: (tokens of ``encoded``, L, K), see :class:`RoutingTrace`; filled by ``run``, as far as it has so many.
         said: what ``meta`` says beside where the trace comes from.
     """
+    done = 0
+    for rows, mask, found in run:
+        for row, text in enumerate(rows):
+            at = slice(encoded.offsets[text], encoded.offsets[text + 1])
+            for place, (chosen, share) in enumerate(found):
+                ids[at, place, : chosen.shape[-1]] = chosen[row][mask[row]].cpu().numpy()
+                if weights is not None:
+                    weights[at, place] = share[row][mask[row]].cpu().numpy()
+        done += len(rows)
+        if progress is not None:
+            progress(done, len(encoded))
     own = own_tokens(model, encoded)
     sequence = np.repeat(np.arange(len(encoded), dtype=np.int32), encoded.lengths)[own]
     lengths = np.bincount(sequence, minlength=len(encoded))
@@ -273,7 +279,7 @@ def run_sites(
     sites: Sequence[Site],
     read: Callable[[Site, Tensor], tuple[Tensor, Tensor]],
     batch_tokens: int,
-) -> Iterator[tuple[np.ndarray, Tensor, list[tuple[Tensor, Tensor]]]]:
+) -> Iterator[_Found]:
     """Yield (rows, mask (B, T), what ``read`` gave at every site) batch by batch."""
     with capture(model, sites) as session:
         for batch in padded_batches(model, encoded, batch_tokens, "right"):

@@ -31,7 +31,7 @@ FAULTS = faults(
         "padding-chooses",
         "choice",
         "a text's first tokens are read where its last ones stand",
-        _CHOSEN,
+        "routing/dense.py",
         "chosen[row][mask[row]]",
         "chosen[row][mask[row].flip(0)]",
         ("test_a_dense_models_choice_is_by_the_first_bits_and_alters_nothing",),

@@ -47,6 +47,7 @@ READ = {
     "qwen2_vl": SUM,
     "video_llava": SUM,
     "nystromformer": BERT,
+    "xmod": "of x, attn_out and mlp_out, token by token",
 }
 REFUSED = {
     "vit": "vit reads images, and has no image processor",

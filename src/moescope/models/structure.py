@@ -117,7 +117,7 @@ def _linear_shape(module: nn.Module) -> tuple[int, int] | None:
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
         return int(module.weight.shape[0]), int(module.nf)  # type: ignore[arg-type, index]
     children = list(module.named_children())
-    if any(_ADAPTER.search(name) for name, _ in children):
+    if any(_ADAPTER.search(name) for name, _ in children) and not _takes_residual(module):
         shapes = [shape for name, child in children if not _ADAPTER.search(name) and (shape := _linear_shape(child))]
         return shapes[0] if len(shapes) == 1 else None
     return None
@@ -201,7 +201,7 @@ def _before_residual(block: nn.Module, d_model: int) -> nn.Module:
     module's last map to the model width; or where it adds the residual to what an attention inside it gives (MPNet).
     """
     for module in block.modules():
-        if {"residual", "input_tensor"} & inspect.signature(module.forward).parameters.keys():
+        if _takes_residual(module):
             linear = [part for _, part in _parts(module) if (_linear_shape(part) or (0, 0))[1] == d_model]
             if linear:
                 return linear[-1]
@@ -209,6 +209,11 @@ def _before_residual(block: nn.Module, d_model: int) -> nn.Module:
     if inner is not None and any(_is_norm(child) for child in block.children()):
         return block.get_submodule(inner)
     return block
+
+
+def _takes_residual(module: nn.Module) -> bool:
+    """Whether a module is handed the residual, which it adds to what it gives."""
+    return bool({"residual", "input_tensor"} & inspect.signature(module.forward).parameters.keys())
 
 
 def _rest(layer: nn.Module, attention: str | None) -> Iterator[tuple[str, nn.Module]]:

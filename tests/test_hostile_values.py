@@ -14,6 +14,7 @@ from moescope.cli import main
 from moescope.errors import InputError
 from moescope.routing import trace_prompts
 from moescope.studies.circuits.geometry import _components
+from moescope.study.protocol import ControlFault
 from moescope.tasks import Prompt
 from tests.architectures import tiny_model
 
@@ -75,6 +76,18 @@ def test_a_machine_without_memory_is_one_line(
     with pytest.raises(SystemExit, match="2"):
         main(["list"])
     assert capsys.readouterr().err.startswith("error: out of memory; ")
+
+
+def test_a_control_at_fault_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def unsound(*_: object, **__: object) -> None:
+        raise ControlFault("circuits: the control 'random twin' is what it controls (0 of 9 differ)")
+
+    monkeypatch.setattr("moescope.cli.app", unsound)
+    with pytest.raises(SystemExit, match="1"):
+        main(["list"])
+    said = capsys.readouterr().err
+    assert said.startswith("error: circuits: the control 'random twin' is what it controls (0 of 9 differ); nothing was ")
+    assert said.count("\n") == 1
 
 
 def test_messages_are_one_printable_line_of_bounded_length() -> None:

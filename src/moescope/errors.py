@@ -1,4 +1,4 @@
-"""The one exception that a user may see, and the warning."""
+"""The exceptions that a user may see, and the warning."""
 
 from __future__ import annotations
 
@@ -23,6 +23,10 @@ class InputError(ValueError):
         # nor may what it quotes move a terminal's cursor, or be half a character
         text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
         super().__init__(text if parameter is None else f"{parameter}: {text}")
+
+
+class StudyFault(AssertionError):
+    """A study finds itself unsound, so that its verdict would be worth nothing: nothing is written."""
 
 
 def check_count(name: str, value: object, least: int = 1) -> None:

@@ -111,3 +111,15 @@ def test_where_the_model_does_not_know_there_is_nothing_to_keep() -> None:
         assert claim.outcome == "not tested"
         assert "there is nothing to keep" in claim.words
     assert said(result, "share that keeps 90% of a probe's balanced accuracy at the last layer, the rest set by mean").measured
+
+
+def test_random_neurons_may_be_the_circuit_by_chance() -> None:
+    """Of eight neurons a random four are the circuit's four once in seventy times, and 119 are drawn."""
+    width, classes = 8, np.arange(60) % 2
+    x = np.random.default_rng(1).normal(size=(60, width))
+    x[:, 0] = 3 * (2.0 * classes - 1)
+    model = lookup_model(words_of(x) | {"no": np.eye(width)[1], "yes": np.eye(width)[1]})
+    expects(model, "yes", np.eye(width)[0])
+    expects(model, "no", -np.eye(width)[0])
+    made = replace(task([*words_of(x)], classes), answers=("no", "yes"))
+    assert 4 in call.circuits(model, made, k=4, keep_only="mean", keep_random=119).tables["kept"]["k"].to_numpy()

@@ -16,7 +16,7 @@ from cyclopts import App, CoercionError, CycloptsError, Group
 from moescope.cli.signals import Terminated, ignored, terminable
 from moescope.cli.streams import any_terminal
 from moescope.cluster import ProcessLost, ranks
-from moescope.errors import InputError
+from moescope.errors import InputError, StudyFault
 
 app = App(
     name="moescope",
@@ -189,7 +189,8 @@ app.command(_reproduce)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: exit code 0, 2 for a user's mistake, 1 when a process of the job died, 130 interrupted, 143 by SIGTERM."""
+    """Entry point: exit code 0, 2 for a user's mistake, 1 when a process of the job died or a study finds itself unsound, 130
+    interrupted, 143 by SIGTERM."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with any_terminal(), terminable():
         _run(arguments)
@@ -207,6 +208,8 @@ def _run(arguments: list[str] | None) -> None:
         _fail(str(InputError(_said(error))))  # which is cut where it quotes too much
     except ProcessLost as error:
         _fail(str(error), 1)
+    except StudyFault as error:
+        _fail(f"{error}; nothing was written, since no verdict can stand on it: use more texts (--limit) or a larger model", 1)
     except MemoryError:
         _fail(_NO_MEMORY)
     except KeyboardInterrupt as error:

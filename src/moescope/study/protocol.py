@@ -28,7 +28,7 @@ import pandas as pd
 from torch import nn
 
 from moescope.cluster import LOCAL, engine_of, rank_device
-from moescope.errors import InputError, Note
+from moescope.errors import InputError, Note, StudyFault
 from moescope.files.folder import output, settled
 from moescope.models import LoadedModel, load
 from moescope.models.forward_tokens import ForwardTokens
@@ -69,7 +69,7 @@ _R = TypeVar("_R", Rows, FoldRows)
 _V = TypeVar("_V")
 
 
-class ControlFault(AssertionError):
+class ControlFault(StudyFault):
     """A control is what it was to control: a fault of the study, not of its input."""
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from moescope.errors import StudyFault
 from moescope.tasks.folds import group_folds
 from moescope.types import Task
 
@@ -24,7 +25,7 @@ FOLDS = 5
 _NONE = np.empty(0, dtype=np.int64)
 
 
-class RowsOverlap(AssertionError):
+class RowsOverlap(StudyFault):
     """Two roles share a group: a fault of the study, not of its input."""
 
 

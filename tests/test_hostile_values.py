@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,6 +89,41 @@ def test_a_control_at_fault_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys:
     said = capsys.readouterr().err
     assert said.startswith("error: circuits: the control 'random twin' is what it controls (0 of 9 differ); nothing was ")
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "/tmp/" + "y" * 300, "loop"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "circuits dense-tiny --task",
+        "circuits dense-tiny --task certainty=halueval -o",
+        "compare",
+        "convert dense-tiny -o",
+        "list",
+        "plan signatures",
+        "residency",
+        "serve dense-tiny --route",
+        "show",
+        "targets",
+        "trace moe-tiny -o",
+    ],
+)
+def test_a_name_that_no_file_can_have_is_one_line(
+    command: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(SystemExit, match="2"):
+        main([*command.split(), name])
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert len([line for line in said.splitlines() if line.startswith("error: ")]) == 1
+    assert len(said) < 3500
+
+
+def test_a_folder_that_no_name_can_be_given_is_refused_in_python() -> None:
+    with pytest.raises(InputError, match="ame too long; name another folder"):
+        moescope.load("x" * 5000)
 
 
 def test_messages_are_one_printable_line_of_bounded_length() -> None:

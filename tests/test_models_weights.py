@@ -58,6 +58,12 @@ def test_a_tensor_without_a_place_is_named(tmp_path: Path, how: dict[str, Any], 
         assert "\n" not in str(error.value)
 
 
+def test_more_layers_than_tensors_are_refused_before_they_are_built(tmp_path: Path) -> None:
+    folder = spoilt(tmp_path / "tiny", num_hidden_layers=4_000_000)
+    with pytest.raises(InputError, match="asks for 4000000 layers, and its weights have 39 tensors: take the one"):
+        load(folder)
+
+
 def test_beside_a_head_it_matters_only_where_the_head_is_read(tmp_path: Path) -> None:
     folder = spoilt(tmp_path / "tiny", extra=("lm_head.weight_scale",))
     load(folder)

@@ -219,9 +219,11 @@ def _run(arguments: list[str] | None) -> None:
         # The reader of our output has closed it (`| head`): not our error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:  # a library may make anything of it
-        if not _out_of_memory(error):
-            raise
-        _fail(_NO_MEMORY)
+        if _out_of_memory(error):
+            _fail(_NO_MEMORY)
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            _fail(str(InputError(f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}")))
+        raise
 
 
 _NO_MEMORY = "out of memory; use fewer examples (--limit), smaller batches (--batch-tokens) or --dtype bf16"

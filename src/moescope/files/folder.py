@@ -20,9 +20,16 @@ from moescope.files.remote import local, publish
 
 
 def settled(folder: str | Path) -> Path:
-    """``folder`` as an absolute path; a link to a folder stays, and stands for what it points to. Of an address the copy."""
+    """``folder`` as an absolute path; a link to a folder stays, and stands for what it points to. Of an address the copy.
+
+    Raises:
+        InputError: no folder can have this name, which is too long or whose links run in a circle.
+    """
     path = Path(os.path.abspath(local(folder)))
-    return path.resolve() if path.is_symlink() else path
+    try:
+        return path.resolve() if path.is_symlink() else path
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{folder}: {getattr(error, 'strerror', None) or error}; name another folder") from error
 
 
 def check_place(folder: Path) -> None:

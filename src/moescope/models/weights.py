@@ -49,10 +49,11 @@ def stored(files: Iterable[Path], config: Any, name: str) -> Stored:
     """Read the headers of safetensors files.
 
     Raises:
-        InputError: weights are stored as codes of 8 bits or fewer, and the config does not say how to read them.
+        InputError: weights are stored as codes of 8 bits or fewer, and the config does not say how to read them; or it asks
+            for more layers than there are tensors.
     """
     counts: dict[str, int] = {}
-    nbytes = 0
+    nbytes, tensors = 0, 0
     quantised = quantization_of(config)
     for file in files:
         with file.open("rb") as handle:
@@ -61,6 +62,7 @@ def stored(files: Iterable[Path], config: Any, name: str) -> Stored:
         for tensor, entry in header.items():
             if tensor == "__metadata__":
                 continue
+            tensors += 1
             kind, shape = entry["dtype"], entry["shape"]
             if quantised is None and kind in _CODES and len(shape) > 1 and tensor.endswith("weight"):
                 raise InputError(
@@ -69,6 +71,12 @@ def stored(files: Iterable[Path], config: Any, name: str) -> Stored:
                 )
             counts[kind] = counts.get(kind, 0) + math.prod(shape)
             nbytes += entry["data_offsets"][1] - entry["data_offsets"][0]
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None) or 0
+    if layers > tensors:  # before they are built: a file may ask for millions
+        raise InputError(
+            f"model {name!r}: its config.json asks for {layers} layers, and its weights have {tensors} tensors: "
+            "take the one that came with these weights"
+        )
     floats = {kind: n for kind, n in counts.items() if kind in _FLOATS}
     most = max(floats, key=lambda kind: floats[kind], default="F32")
     return Stored({"BF16": "bf16", "F16": "fp16"}.get(most, "fp32"), sum(floats.values()), nbytes)

@@ -114,7 +114,7 @@ def load_task(
         draft = _hub_draft(parsed)
     elif isinstance(spec, Path) or names_file(parsed.source):
         path = Path(os.path.expanduser(parsed.source))
-        shown = folder_images(path, parsed, parse_limit(parsed, limit), seed) if path.is_dir() else None
+        shown = folder_images(path, parsed, parse_limit(parsed, limit), seed) if os.path.isdir(path) else None
         if shown is not None:
             return shown
         images = COLUMN in parsed.options

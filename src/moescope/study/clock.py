@@ -1,11 +1,12 @@
 """The clock: contenders in turns, a model that writes token after token, and what a ratio of times is worth.
 
 Contenders take turns, and each turn begins with another one, so that a machine that slows down for a while slows all of them
-alike; a ratio is of what stands within a turn, and its interval is from leaving out each turn.
+alike; a ratio is of what stands within a turn, and its interval is of the median over turns.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -18,8 +19,10 @@ import torch
 from torch import Tensor
 
 from moescope.models.past import past_argument, past_of
-from moescope.stats.intervals import jackknife, ratios_left_out
+from moescope.stats.intervals import median_interval
 
+FEWEST = 6
+"""turns, of which an interval can be made"""
 _LEAST, _MOST = 64 << 20, 256 << 20
 """bytes that are read to make caches cold"""
 
@@ -44,16 +47,21 @@ def in_turns(
     turns: int,
     *,
     warm: int = 1,
+    seconds: float = math.inf,
     told: Callable[[int], None] | None = None,
 ) -> dict[str, np.ndarray]:
     """What every call gives, its seconds, in each of ``turns`` (turns,); ``warm`` turns before them compile and are not kept.
 
     Args:
+        seconds: after which no further turn begins, if :data:`FEWEST` are over.
         told: the number of turns that are over.
     """
     names = list(calls)
     times: dict[str, list[float]] = {name: [] for name in names}
+    began = time.perf_counter()
     for turn in range(-warm, turns):
+        if turn >= FEWEST and time.perf_counter() - began > seconds:
+            break
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             spent = calls[name]()
@@ -65,10 +73,10 @@ def in_turns(
 
 
 def ratio(others: np.ndarray, own: np.ndarray) -> tuple[float, float, float]:
-    """How many times as fast as another a contender is, by both's seconds in the same turns (turns,), and its 95 % interval
-    (NaN of a single turn)."""
-    found = ratios_left_out(others, own)
-    return (float(found[-1]), *jackknife(found))
+    """How many times as fast as another a contender is, by both's seconds in the same turns (turns,): the median of the turns'
+    ratios, which a stall of the machine in some of them does not move, and its 95 % interval (NaN of fewer than six turns)."""
+    found = others / own
+    return (float(np.median(found)), *median_interval(found))
 
 
 @torch.no_grad()

@@ -295,7 +295,9 @@ def test_a_task_that_the_whole_model_cannot_do_is_left_out(monkeypatch: pytest.M
         right = {"known": np.ones(40), "coin": np.arange(40) % 2}
         if lm == "pruned":
             right["known"][:10] = 0
-        samples = {t: [{"doc_id": i, "acc": a, "arguments": [0, 0]} for i, a in enumerate(right[t])] for t in tasks if t in right}
+        samples = {
+            t: [{"doc_id": i, "acc": a, "arguments": [0, 0]} for i, a in enumerate(right[t])] for t in tasks if t in right
+        }
         results = {t: {"acc,none": of.mean(), "acc_norm,none": 0.25, "alias": t} for t, of in right.items()}
         samples["story"] = [{"doc_id": 0, "arguments": [0]}] * 3
         results["story"] = {"word_perplexity,none": 20.0 if lm == "whole" else 30.0, "word_perplexity_stderr,none": "N/A"}

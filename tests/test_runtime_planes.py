@@ -124,4 +124,6 @@ def test_on_a_gpu_other_codes_are_refused_by_name(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(runtime, "find_spec", lambda name: name)
     gpu = torch.device("cuda")
     assert runtime.no_kernel(4, 8, 64, "silu", gpu) is None
-    assert runtime.no_kernel(4, 6, 64, "silu", gpu) == "no kernel for 4 of 6 bits: on this device the loops choose by 4 bits of 8"
+    assert (
+        runtime.no_kernel(4, 6, 64, "silu", gpu) == "no kernel for 4 of 6 bits: on this device the loops choose by 4 bits of 8"
+    )

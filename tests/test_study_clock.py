@@ -23,7 +23,7 @@ def test_each_turn_begins_with_another_contender_and_the_first_turns_are_not_kep
     told: list[int] = []
     names: dict[str, Callable[[], float]] = {name: partial(call, name) for name in "abc"}
     found = clock.in_turns(names, 3, warm=2, told=told.append)
-    assert "".join(called) == "bca" "cab" "abc" "bca" "cab"
+    assert "".join(called) == "bcacababcbcacab"
     assert found["a"].tolist() == [7.0, 12.0, 14.0]
     assert told == [1, 2, 3, 4, 5]
 
@@ -56,7 +56,9 @@ def test_a_ratio_is_of_what_stands_within_a_turn_and_no_stall_moves_it() -> None
 def test_text_is_read_one_token_a_step_with_cold_caches_before_each() -> None:
     model = source("llama").module
     read: list[list[int]] = []
-    handle = model.register_forward_pre_hook(lambda _, args, given: read.append(given["input_ids"][0].tolist()), with_kwargs=True)
+    handle = model.register_forward_pre_hook(
+        lambda _, args, given: read.append(given["input_ids"][0].tolist()), with_kwargs=True
+    )
     before: list[int] = []
     text = torch.tensor([[5, 9, 30, 4, 7, 8]])
     work = clock.Workload("", 1, 4, 2)

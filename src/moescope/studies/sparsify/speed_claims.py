@@ -38,7 +38,9 @@ def speed_claims(
     what = f"choosing {form.share:.0%} of the neurons is faster than 8-bit weights at equal quality"
     if speed is None or missing:
         why = "; ".join(dict.fromkeys(missing.values()))
-        return [Claim(what, "not measured", outcome="not tested", words=f"{why}: no loop runs it, so there is no clock to read")]
+        return [
+            Claim(what, "not measured", outcome="not tested", words=f"{why}: no loop runs it, so there is no clock to read")
+        ]
     rows = {batch: _row(speed, PLANES, form.share, batch) for batch in speed["batch"].unique()}
     one, eight, four = rows[1], _row(speed, EIGHT, 1.0, 1), _row(speed, FOUR, 1.0, 1)
     here = qualities[of_way(PLANES, form.share)]
@@ -108,7 +110,9 @@ def _batches(rows: Mapping[int, Any], form: Format) -> Claim:
         if not row["low"] > 1:
             break
         paying = batch
-    said = ", ".join(f"{row['over_8_bits']:.2f}× at {batch} ({row['low']:.2f} to {row['high']:.2f})" for batch, row in rows.items())
+    said = ", ".join(
+        f"{row['over_8_bits']:.2f}× at {batch} ({row['low']:.2f} to {row['high']:.2f})" for batch, row in rows.items()
+    )
     return Claim(
         f"most tokens decoded together at which choosing {form.share:.0%} of the neurons is shown to be faster than 8-bit weights",
         float(paying),

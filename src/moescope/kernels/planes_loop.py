@@ -417,7 +417,8 @@ def _rest(
 def sparse_functions(way: str) -> tuple[Any, Any, Any]:
     """Compiled for one of ``vectors.WAYS``: what comes before the loop, the loop, what comes after it.
 
-    The task's numbers: tokens T, bytes B of a token's number, d, N neurons, activation, parts, bytes of a record, bits of a code. Its memory:
+    The task's numbers: tokens T, bytes B of a token's number, d, N neurons, activation, parts, bytes of a record, bits of a
+    code. Its memory:
     x (T, d) float32; counts (T,) int64; blocks of rows; records; norms; where a record's parts begin; out (T, d); int64 room
     for counters; and what :func:`moescope.kernels.planes._task` lists.
     """

@@ -92,9 +92,9 @@ class Loops:
         key = (*shape, few, self.activation, self.bytes_each, torch.get_num_threads(), bucket, place)
         if key not in _whole:
             x = torch.randn(bucket, self.planes.width, generator=torch.Generator().manual_seed(0)).to(place)
-            calls = {n: partial(seconds_of, partial(self._run, x, n), place) for n in (few, every)}
+            calls = {str(n): partial(seconds_of, partial(self._run, x, n), place) for n in (few, every)}
             seconds = in_turns(calls, 5)  # the turn before them compiles
-            _whole[key] = bool(seconds[every].min() <= seconds[few].min())
+            _whole[key] = bool(seconds[str(every)].min() <= seconds[str(few)].min())
         return every if _whole[key] else few
 
     def _run(self, x: Tensor, count: int) -> Tensor:
@@ -143,8 +143,8 @@ def replace(model: Any, *, bits: int = 8, bytes_each: int = 2) -> int:
     for owner in list(model.modules()):
         for name, module in list(owner.named_children()):
             if any(module is mlp for mlp in mlps):
-                weights = (getattr(module, f"{part}_proj").weight for part in ("gate", "up", "down"))
-                setattr(owner, name, dense_mlp(*weights, bits, activation, bytes_each))
+                gate, up, down = (getattr(module, f"{part}_proj").weight for part in ("gate", "up", "down"))
+                setattr(owner, name, dense_mlp(gate, up, down, bits, activation, bytes_each))
             elif _is_plain(module) and not any(owner is mlp for mlp in mlps):
                 packed = _kernels(module.weight.device).pack_rows(nested(module.weight, bits))
                 setattr(owner, name, Linear(packed, bytes_each))
@@ -176,8 +176,8 @@ def execute(model: nn.Module, *, switch: bool = False) -> int:
         if why := no_kernel(mlp.choose, mlp.gate_proj.bits, codes.shape[1], activation, codes.device):
             raise InputError(why, "model")
     for mlp in mlps:
-        codes = (mlp.gate_proj.nested, mlp.up_proj.nested, mlp.down_proj.nested)
-        mlp.execute = Loops(_kernels(codes[0].codes.device).pack(*codes, mlp.choose), activation, switch)
+        parts = (mlp.gate_proj.nested, mlp.up_proj.nested, mlp.down_proj.nested)
+        mlp.execute = Loops(_kernels(parts[0].codes.device).pack(*parts, mlp.choose), activation, switch)
     return len(mlps)
 
 

@@ -42,8 +42,9 @@ def task_table(
     others = {name: _metrics(given["results"], known) for name, given in found.items()}
     for (task, metric), value in others[first].items():
         count = len(found[first]["samples"].get(task, ()))
-        own = {"task": task, "metric": metric, "n": count, first: value, second: others[second][task, metric]}
-        rows.append({**own, "change": own[second] - value, "used": False})
+        other = others[second][task, metric]
+        own = {"task": task, "metric": metric, "n": count, first: value, second: other}
+        rows.append({**own, "change": other - value, "used": False})
     ends = ("low", "high")
     columns = ("task", "metric", "n", "chance", first, *(f"{first}_{end}" for end in ends), second, "change", *ends, "used")
     return pd.DataFrame(rows, columns=[*columns])

@@ -14,7 +14,6 @@ from torch import nn
 from moescope.kernels.block_cpu import fuse, unfuse  # which registers the implementation "moescope"
 from moescope.study.clock import Workload, decoding, in_turns
 
-
 WORKLOADS = (
     Workload("batch 1", 1, 16, 24),
     Workload("batch 8", 8, 16, 12),

@@ -65,8 +65,8 @@ def _clock(speed: pd.DataFrame | None) -> list[str]:
     return [
         "## On the clock",
         "",
-        "Decoding, beside plain 8-bit weights, in turns, caches cold, attention and head as loaded. The model runs on its loops "
-        "after `moescope.runtime.planes.execute(model.module)`; as it is loaded it is exact and not fast. Ways that are not "
+        "Decoding, beside plain 8-bit weights, in turns, caches cold, attention and head as loaded. The model runs on its "
+        "loops after `moescope.runtime.planes.execute(model.module)`; as it is loaded it is exact and not fast. Ways that are not "
         "here have no kernel.",
         "",
         *table_lines(speed, columns),

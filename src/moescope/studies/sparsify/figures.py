@@ -37,8 +37,9 @@ CAPTION = (
     "reads, of those of 16-bit weights, for every way of choosing; green, all weights rounded to few bits, and the codes of "
     "the file that the model came from: a way is worth something below them alone. Right: KL divergence from the original. "
     "Bars: 95 % intervals of the low bits' choice, paired; the grey line is a rise of 1 %. "
-    "A rise of nought or below is drawn at the foot. Where the clock ran, a third panel has the rise over tokens per second, one at "
-    "a time, of what has a kernel, beside those of plain 8-bit weights: right of the line is faster; bars: 95 % intervals over turns."
+    "A rise of nought or below is drawn at the foot. Where the clock ran, a third panel has the rise over tokens per second, "
+    "one at a time, of what has a kernel, as a multiple of plain 8-bit weights': right of the line is faster; bars: 95 % "
+    "intervals over turns."
 )
 _FOOT = 1e-4
 

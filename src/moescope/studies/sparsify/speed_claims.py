@@ -64,8 +64,8 @@ def speed_claims(
                 gained,
                 interval=(one["low"], one["high"]),
                 control=Control("8-bit weights", 1.0),
-                words=f"{one['tokens_per_second']:.4g} tokens per second beside {eight['tokens_per_second']:.4g} (4-bit weights: "
-                f"{four['over_8_bits']:.2f}×); the MLPs alone {one['mlp_over_8_bits']:.2f}× ({one['mlp_low']:.2f} to "
+                words=f"{one['tokens_per_second']:.4g} tokens per second beside {eight['tokens_per_second']:.4g} (4-bit "
+                f"weights: {four['over_8_bits']:.2f}×); the MLPs alone {one['mlp_over_8_bits']:.2f}× ({one['mlp_low']:.2f} to "
                 f"{one['mlp_high']:.2f}), reading {one['mlp_gb_per_second']:.3g} GB/s beside {eight['mlp_gb_per_second']:.3g}; "
                 f"attention and head as loaded, caches cold, {one['turns']} turns on this machine, over which the interval is",
             ),
@@ -114,7 +114,8 @@ def _batches(rows: Mapping[int, Any], form: Format) -> Claim:
         f"{row['over_8_bits']:.2f}× at {batch} ({row['low']:.2f} to {row['high']:.2f})" for batch, row in rows.items()
     )
     return Claim(
-        f"most tokens decoded together at which choosing {form.share:.0%} of the neurons is shown to be faster than 8-bit weights",
+        f"most tokens decoded together at which choosing {form.share:.0%} of the neurons is shown to be faster than 8-bit "
+        "weights",
         float(paying),
         words=f"{said}; tokens choose differently, and what any of them chose is read; 0: at none; of {_listed(rows)}, so "
         "without an interval",

@@ -63,9 +63,9 @@ def sparsify(
 
     Returns:
         A result of kind ``"sparsify"``, whose first claim is the recommendation. Tables: ``layers``, ``frontier``, ``search``
-        where the settings leave open how many neurons or bits, ``budgets`` where they were greedy, ``speed`` and ``tasks``. Artifact:
-        ``checkpoint``, which is saved in the result's own folder: what ``run.out`` names is what :func:`moescope.load_model`
-        loads and every command takes as MODEL.
+        where the settings leave open how many neurons or bits, ``budgets`` where they were greedy, ``speed`` and ``tasks``.
+        Artifact: ``checkpoint``, which is saved in the result's own folder: what ``run.out`` names is what
+        :func:`moescope.load_model` loads and every command takes as MODEL.
 
     Raises:
         InputError: the model has experts, or MLPs that are not gated, or weights that are codes; a text is too short; or what

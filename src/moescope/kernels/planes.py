@@ -2,9 +2,9 @@
 
 Of a code of eight bits (or fewer, which are held as the first of eight) the first four are a coarser copy of the same weight
 (:mod:`moescope.models.rounding`). For each token the first bits of all gate and up rows are read, as a stream; neurons are
-scored by what they would put out, ``|act(ĝ) û| · ‖down‖``; and of the best only the other four bits and the down row are
-read, which lie together, a neuron beside the next. Nothing is stored twice but the scales of gate and up, one for the stream and one for the neuron. No gradient flows. The
-form for GPUs is :mod:`moescope.kernels.triton_planes`.
+scored by what they would put out, ``|act(ĝ) û| · ‖down‖``; and of the best only the other four bits and the down row are read,
+which lie together, a neuron beside the next. Nothing is stored twice but the scales of gate and up, one for the stream and one
+for the neuron. No gradient flows. The form for GPUs is :mod:`moescope.kernels.triton_planes`.
 
 Beside it, on the same loops, is what it must beat: the same MLP with every weight in eight bits, or in four.
 

@@ -66,8 +66,8 @@ def _clock(speed: pd.DataFrame | None) -> list[str]:
         "## On the clock",
         "",
         "Decoding, beside plain 8-bit weights, in turns, caches cold, attention and head as loaded. The model runs on its "
-        "loops after `moescope.runtime.planes.execute(model.module)`; as it is loaded it is exact and not fast. Ways that are not "
-        "here have no kernel.",
+        "loops after `moescope.runtime.planes.execute(model.module)`; as it is loaded it is exact and not fast. Ways that "
+        "are not here have no kernel.",
         "",
         *table_lines(speed, columns),
         "",

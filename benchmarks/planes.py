@@ -14,11 +14,13 @@ quantisation, with one scale a matrix and none for groups, and weights alone (``
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace as altered
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,7 +36,9 @@ from moescope.kernels import planes
 from moescope.kernels import vectors as v
 from moescope.kernels.openmp import Task, array_at, compiled, fork, mark_of, take
 from moescope.models.rounding import nested
-from moescope.runtime.planes import DenseMlp, Linear, SparseMlp
+from moescope.models.sparse import SparseMLP, sparse_mlps
+from moescope.runtime.planes import DenseMlp, Linear, Loops
+from moescope.study.clock import in_turns
 
 RESULT = Path(__file__).parent / "results" / "planes.json"
 README = Path(__file__).parent / "README.md"
@@ -160,7 +164,7 @@ def layer(turns: int) -> list[dict[str, Any]]:
                     ),
                     sparse[0].bytes_read(count),
                 )
-        times = in_turns({name: call for name, (call, _) in calls.items()}, turns)
+        times = alternating({name: call for name, (call, _) in calls.items()}, turns)
         rates = [floor.size / t for t in times["floor"]]
         for name, spent in times.items():
             size = calls[name][1]
@@ -183,18 +187,17 @@ def layer(turns: int) -> list[dict[str, Any]]:
     return rows
 
 
-def in_turns(calls: dict[str, Callable[[int], Any]], turns: int) -> dict[str, list[float]]:
-    """Seconds of each; two turns warm up; each turn begins with another one."""
-    names, times = list(calls), {name: [] for name in calls}
+def alternating(calls: dict[str, Callable[[int], Any]], turns: int) -> dict[str, Any]:
+    """Seconds of each; a call is given a number that grows, by which it takes another copy of its layer."""
+    number = itertools.count()
+
+    def timed(call: Callable[[int], Any]) -> float:
+        began = time.perf_counter()
+        call(next(number))
+        return time.perf_counter() - began
+
     with torch.no_grad():
-        for turn in range(-2, turns):
-            first = turn % len(names)
-            for place, name in enumerate(names[first:] + names[:first]):
-                began = time.perf_counter()
-                calls[name](turn + 2 + place)
-                if turn >= 0:
-                    times[name].append(time.perf_counter() - began)
-    return times
+        return in_turns({name: partial(timed, call) for name, call in calls.items()}, turns, warm=2)
 
 
 # --- a model ----------------------------------------------------------------------------------------------------------------
@@ -271,7 +274,9 @@ def models(kinds: list[str]) -> dict[str, tuple[Any, int]]:
         for mine, other in zip(sparse.model.layers, share.model.layers, strict=True):
             mine.self_attn, mine.input_layernorm = other.self_attn, other.input_layernorm
             mine.post_attention_layernorm = other.post_attention_layernorm
-            mine.mlp = SparseMlp(copies_of_planes(packed, 1)[0], 0.5, "silu")
+            with torch.device("meta"):  # the codes are laid out already
+                mine.mlp = SparseMLP(D, NEURONS, NEURONS // 2, 8, 4, nn.SiLU())
+            mine.mlp.execute = Loops(copies_of_planes(packed, 1)[0], "silu", switch=True)
         for fraction in SHARES:
             size = own_body + LAYERS * packed.bytes_read(round(fraction * NEURONS))
             made[f"chosen {fraction:.0%}"] = sparse, size
@@ -280,9 +285,8 @@ def models(kinds: list[str]) -> dict[str, tuple[Any, int]]:
 
 def set_share(name: str, model: Any) -> None:
     if name.startswith("chosen"):
-        for module in model.modules():
-            if isinstance(module, SparseMlp):
-                module.share = int(name.split()[1].rstrip("%")) / 100
+        for module in sparse_mlps(model):
+            module.neurons = round(int(name.split()[1].rstrip("%")) / 100 * NEURONS)
 
 
 @torch.no_grad()
@@ -312,9 +316,8 @@ def model(turns: int, steps: int) -> list[dict[str, Any]]:
         rate = median(rates)
         for name in names:
             spent, size = seconds[name], made[name][1]
-            chosen = [m for m in made[name][0].modules() if isinstance(m, SparseMlp)]
-            if chosen:
-                set_share(name, made[name][0])
+            set_share(name, made[name][0])
+            chosen: Any = sparse_mlps(made[name][0])
             rows.append(
                 {
                     "batch": batch,
@@ -325,7 +328,7 @@ def model(turns: int, steps: int) -> list[dict[str, Any]]:
                     "over_8_bits": median(a / b for a, b in zip(seconds["8 bits"], spent, strict=True)),
                     "ceiling_over_8_bits": made["8 bits"][1] / size if batch == 1 else None,
                     "share_of_byte_floor": size / median(spent) / rate if batch == 1 else None,
-                    "neurons": chosen[0].count(batch) if chosen else None,
+                    "neurons": chosen[0].execute.count(batch, chosen[0].neurons) if chosen else None,
                 }
             )
             print({k: round(n, 3) if isinstance(n, float) else n for k, n in rows[-1].items()}, flush=True)

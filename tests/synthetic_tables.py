@@ -265,9 +265,16 @@ def _chosen() -> pd.DataFrame:
     plain = {"8-bit": 0.53, "5-bit": 0.34, "4/5-bit": 0.3, "4-bit": 0.28, "file": 0.31}
     reads = [(method, 0.15 + 0.4 * s, 0.3 * (1 - s) ** 2) for method in ways for s in (0.25, 0.5, 0.75)]
     reads += [(method, share, 0.01 / share - 0.02) for method, share in plain.items()]
-    return pd.DataFrame(
+    reads.append(("original", 1.0, 0.0))
+    table = pd.DataFrame(
         [{"method": m, "bytes": b, "rise": r, "low": r - 0.01, "high": r + 0.01, "kl": abs(r) / 2} for m, b, r in reads]
     )
+    table["share"] = table["bytes"]
+    clock = {"original": 0.5, "8-bit": 1.0, "4-bit": 1.8}
+    table["over_8_bits"] = [clock.get(m, 1.6 - b if m == "planes" else np.nan) for m, b, _ in reads]
+    for end, by in (("low", -0.03), ("high", 0.03)):
+        table[f"over_8_bits_{end}"] = table["over_8_bits"] + by
+    return table
 
 
 def _exit(name: str) -> dict[str, pd.DataFrame]:

@@ -70,6 +70,21 @@ def test_the_result_is_that_of_the_chosen_neurons_in_float64(way: str) -> None:
     assert tested >= 3
 
 
+@pytest.mark.parametrize("bits", [4, 5, 6, 7])
+@pytest.mark.parametrize("way", ["plain", "avx2", "vnni"][: ["plain", "avx2", "vnni"].index(HERE) + 1])
+def test_codes_of_fewer_bits_run_as_they_are(way: str, bits: int) -> None:
+    """Their own levels, of gate, up and down, and the choice by their first four bits."""
+    draw = torch.Generator().manual_seed(bits)
+    gate, up, down_t = (nested(torch.randn(70, 96, generator=draw) / 10, bits) for _ in range(3))
+    packed, x = planes.pack(gate, up, down_t), torch.randn(3, 96, generator=draw)
+    for counts in ([70] * 3, [9, 30, 44]):
+        expected, scores = reference.sparse_mlp(x, gate, up, down_t, counts, F.silu)
+        assert apart(scores, counts)
+        assert difference(planes.sparse_mlp(x, packed, counts, "silu", way=way), expected) < BOUND
+    held = planes.pack(*(Nested(w.codes << (8 - bits), w.scale, 8) for w in (gate, up, down_t)))
+    assert packed.bytes_read(9) == held.bytes_read(9)
+
+
 def test_every_number_of_threads_gives_the_same_choice() -> None:
     gate, up, down_t = weights(90, 64)
     packed, x = planes.pack(gate, up, down_t), tokens(2, 64)
@@ -193,7 +208,9 @@ def test_what_does_not_fit_is_refused() -> None:
     x = tokens(2, 96)
     with pytest.raises(InputError, match="up: has shape"):
         planes.pack(gate, weights(32, 96)[0], down_t)
-    with pytest.raises(InputError, match="gate: must have 8 bits, got 6"):
+    with pytest.raises(InputError, match="gate: must have 8 or 7 or 6 or 5 or 4 bits, got 3"):
+        planes.pack(*(nested(w.prefix(), 3) for w in (gate, up, down_t)))
+    with pytest.raises(InputError, match="up: must have 6 bits, got 8"):
         planes.pack(nested(gate.prefix(), 6), up, down_t)
     with pytest.raises(InputError, match="gate: must have rows of a multiple of 32 numbers, got 40"):
         planes.pack(*weights(8, 40))

@@ -113,6 +113,30 @@ def test_what_cannot_be_planned_is_one_line(arguments: list[str], words: str, ca
     assert said.count("\n") == 1
 
 
+def test_what_a_study_of_mlps_holds_beside_the_model_is_counted() -> None:
+    """Of the embedded model: 6 layers, width 256, 640 neurons, 4,096 words, numbers of four bytes."""
+
+    def memory(command: str, settings: Any) -> dict[str, int]:
+        return plan(command, "dense-tiny", {}, settings, Run(), flop_s=1e12).memory
+
+    whole, streams = 4 * 5_180_672, 4 * 256 * 10_000
+    bare = memory("convert", moescope.ConvertSettings(refit=False, controls=False))
+    assert "refit" not in bare
+    assert bare["copies"] == 2 * whole  # in memory, and read again
+    found = memory("convert", moescope.ConvertSettings(calibration_tokens=10_000))
+    assert found["copies"] == 5 * whole
+    # dense and wanted, three students, and five of the one at work; normal equations; three kinds' projections in float32
+    assert found["refit"] == 10 * streams + 8 * (4 * 640**2 + 3 * 640 * 256) + 3 * 6 * 640 * 256 * 4
+    longer = memory("convert", moescope.ConvertSettings(calibration_tokens=20_000))
+    assert longer["refit"] - found["refit"] == 10 * streams
+    timed, untimed = (memory("sparsify", moescope.SparsifySettings(speed=on)) for on in (True, False))
+    assert untimed["loops"] == 0 < timed["loops"]
+    assert {name: n for name, n in timed.items() if name not in ("loops", "program")} == {
+        name: n for name, n in untimed.items() if name not in ("loops", "program")
+    }
+    assert "copies" not in memory("sparsify", moescope.SparsifySettings())
+
+
 def test_the_page_is_what_was_measured() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "run python tools/plan.py"
     for row in json.loads(RESULT.read_text(encoding="utf-8"))["rows"]:

@@ -295,14 +295,26 @@ def test_a_task_that_the_whole_model_cannot_do_is_left_out(monkeypatch: pytest.M
         right = {"known": np.ones(40), "coin": np.arange(40) % 2}
         if lm == "pruned":
             right["known"][:10] = 0
-        return {"samples": {t: [{"doc_id": i, "acc": a, "arguments": [0, 0]} for i, a in enumerate(right[t])] for t in tasks}}
+        samples = {
+            t: [{"doc_id": i, "acc": a, "arguments": [0, 0]} for i, a in enumerate(right[t])] for t in tasks if t in right
+        }
+        results = {t: {"acc,none": of.mean(), "acc_norm,none": 0.25, "alias": t} for t, of in right.items()}
+        samples["story"] = [{"doc_id": 0, "arguments": [0]}] * 3
+        results["story"] = {"word_perplexity,none": 20.0 if lm == "whole" else 30.0, "word_perplexity_stderr,none": "N/A"}
+        return {"samples": samples, "results": results}
 
     monkeypatch.setattr("moescope.study.choice_tasks.run_tasks", harness)
     models: Any = {"whole": "whole", "pruned": "pruned"}
-    table = task_table(models, ("known", "coin"), include=None, limit=None, seed=0).set_index("task")
+    every = task_table(models, ("known", "coin", "story"), include=None, limit=None, seed=0)
+    table = every[every["metric"] == "acc"].set_index("task")
     assert table["used"].to_dict() == {"known": True, "coin": False}
     assert table.loc["known", ["chance", "whole", "pruned", "change"]].tolist() == [0.5, 1.0, 0.75, -0.25]
-    known, coin = verdicts(task_cases(table.reset_index(), "whole", "pruned"))
+    known, coin, story = verdicts(task_cases(every, "whole", "pruned"))
+    others = every[every["metric"] != "acc"]
+    assert others["metric"].tolist() == ["acc_norm", "acc_norm", "word_perplexity"]
+    assert not others["used"].any()
+    assert (story.measured, story.outcome) == (30.0, "not tested")
+    assert story.words.endswith("what guessing would give is not known; the whole model 20")
     assert known.outcome == "contradicted"
     assert (coin.outcome, coin.words[:44]) == ("not tested", "left out: the whole model does not beat chan")
 

@@ -90,7 +90,8 @@ def convert(run: Run) -> StudyResult:
 
 def sparsify(run: Run) -> StudyResult:
     few: dict[str, Any] = {"calibration_tokens": 2048, "heldout_tokens": 4096, "window": 128, "budgets": "greedy"}
-    settings = moescope.SparsifySettings(choose=3, bits=5, shares=(0.5,), rivals=("cats",), **few)
+    few["timed_seconds"] = 0.0  # the fewest turns
+    settings = moescope.SparsifySettings(choose=4, bits=5, shares=(0.5,), rivals=("cats",), **few)
     return moescope.sparsify("dense-tiny", settings=settings, run=run)
 
 
@@ -121,7 +122,7 @@ VERBS: dict[str, tuple[Verb, int]] = {
     "robustness": (robustness, 15),
     "transfer": (transfer, 4),
     "convert": (convert, 5),
-    "sparsify": (sparsify, 5),
+    "sparsify": (sparsify, 6),
     "exit": (exits, 4),
     "route": (route, 4),
     "targets": (targets, 4),

@@ -32,7 +32,7 @@ def sparse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sparse") / "out"
     small = moescope.SparsifySettings(
         share=0.3, choose=4, bits=6, shares=(0.3,), rivals=("oracle",), window=64, calibration_tokens=2048, heldout_tokens=1024,
-        budgets="greedy",
+        budgets="greedy", speed=False,
     )  # fmt: skip
     moescope.sparsify("dense-tiny", settings=small, run=moescope.Run(out=folder))
     return folder

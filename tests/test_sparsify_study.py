@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,18 +22,20 @@ from moescope.intervene.quality import Contender, Quality, compare, few_bits
 from moescope.models import load
 from moescope.models.gated import gated_mlps
 from moescope.models.rounding import nested
-from moescope.models.sparse import sparse_mlps
-from moescope.studies.sparsify import cost, methods
+from moescope.models.sparse import put_sparse, reference, sparse_mlps
+from moescope.runtime.planes import Loops
+from moescope.studies.sparsify import cost, methods, speed
 from moescope.studies.sparsify.calibration import Calibrated, Seen, even, greedy
 from moescope.studies.sparsify.claims import recommend, sparsify_claims
 from moescope.studies.sparsify.cost import Shape
 from moescope.studies.sparsify.settings import PLAIN, Format, SparsifySettings
+from moescope.studies.sparsify.speed_claims import speed_claims
 from moescope.study.result import StudyResult
 from moescope.types import Claim
 from tests.made_conversions import source
 
 SMALL = {"share": 0.5, "choose": 4, "bits": 6, "shares": (0.5,), "rivals": ("oracle", "gate-first", "wina"), "window": 64}
-SMALL |= {"calibration_tokens": 1024, "heldout_tokens": 1024}
+SMALL |= {"calibration_tokens": 1024, "heldout_tokens": 1024, "speed": False}
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +240,120 @@ def test_the_recommendation_follows_from_two_verdicts(kept: Any, cheaper: Any, w
     assert recommend(Claim("a", 0, outcome=kept), Claim("b", 0, outcome=cheaper), "").measured == what
 
 
+# On the clock
+
+
+def timed(
+    monkeypatch: pytest.MonkeyPatch, planes: float, *, spread: float = 0.01, by_batch: float = 0.0, **options: Any
+) -> StudyResult:
+    """A small study whose clock is made: a step of plain weights and the original takes a second, of the choice ``planes`` and
+    ``by_batch`` more for each doubling of the batch, and a turn differs from the next by the spread."""
+    noise = np.random.default_rng(0)
+
+    def decode(runner: Any, work: Any, text: torch.Tensor, cold: Any) -> float:
+        with runner.enter():
+            assert all(mlp.neurons == round(64 * runner.share) for mlp in sparse_mlps(runner.model))
+        own = planes + by_batch * np.log2(work.batch) if runner.method == "planes" else 1.0
+        return float(own * (1 + spread * noise.normal()))
+
+    monkeypatch.setattr(speed, "_decode", decode)
+    monkeypatch.setattr(speed, "Cold", lambda device: lambda: None)
+    monkeypatch.setattr(speed, "TURNS", 6)
+    settings = SparsifySettings(**SMALL | {"speed": True, "bits": 8, "shares": (0.25, 0.5), "rivals": ("oracle",)} | options)
+    return moescope.sparsify(source("llama"), settings=settings)
+
+
+def said(result: StudyResult, part: str) -> Claim:
+    return next(c for c in result.claims if part in c.statement)
+
+
+def test_a_choice_that_is_faster_and_loses_no_more_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = timed(monkeypatch, 0.8, margin=1.0)
+    told = said(made, "is faster than 8-bit weights at equal quality")
+    assert (told.measured, told.outcome) == ("yes", "holds")
+    assert made.claims.index(told) == 1
+    clock = said(made, "on the clock: choosing 50%")
+    assert clock.measured == pytest.approx(1.25, rel=0.03)
+    assert clock.interval is not None
+    assert clock.interval[0] > 1.1
+    assert said(made, "most tokens decoded together").measured == 8
+    assert said(made, "on paper").measured < 1e-3
+
+
+def test_a_choice_that_is_slower_is_not_faster_at_equal_quality(monkeypatch: pytest.MonkeyPatch) -> None:
+    slower = timed(monkeypatch, 1.3, margin=1.0)
+    told = said(slower, "at equal quality")
+    assert (told.measured, told.outcome) == ("no", "contradicted")
+    assert "it is not faster" in told.words
+    assert said(slower, "most tokens decoded together").measured == 0
+
+
+@pytest.mark.parametrize(("lost", "what"), [(0.03, "no"), (0.01, "undecided"), (0.002, "yes")])
+def test_a_choice_that_loses_more_is_not_of_equal_quality_however_fast(lost: float, what: str) -> None:
+    found = {name: quality(name, excess) for name, excess in (("planes 0.5", lost), ("8-bit", 0.0))}
+    clock = {"tokens_per_second": 9.0, "over_8_bits": 1.3, "low": 1.28, "high": 1.32, "mlp_gb_per_second": 20.0}
+    clock |= {"mlp_over_8_bits": 1.5, "mlp_low": 1.4, "mlp_high": 1.6, "batch": 1, "turns": 9}
+    lines = (("planes", 0.5), ("8-bit", 1.0), ("4-bit", 1.0))
+    rows = pd.DataFrame([{"method": method, "share": share, **clock} for method, share in lines])
+    told = speed_claims(rows, found, Format(0.5, 4, 8), SparsifySettings(), 0, {}, 1e-4)[0]
+    assert told.measured == what
+    assert ("it loses more, whatever the clock says" in told.words) == (what == "no")
+
+
+def test_what_the_clock_cannot_tell_is_undecided(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = said(timed(monkeypatch, 0.99, spread=0.2, margin=1.0), "at equal quality")
+    assert (told.measured, told.outcome) == ("undecided", "inconclusive")
+
+
+def test_the_batch_up_to_which_choosing_pays_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = timed(monkeypatch, 0.7, by_batch=0.12, margin=1.0)  # 0.7, 0.82, 0.94, 1.06 of what eight bits take
+    assert said(made, "most tokens decoded together").measured == 4
+
+
+def test_of_lines_without_a_kernel_the_table_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = timed(monkeypatch, 0.8)
+    table = made.table("frontier").set_index(["method", "share"])
+    clocked = [*speed.CLOCKED.values()]
+    timed_ones = [("original", 1.0), ("8-bit", 1.0), ("4-bit", 1.0), ("planes", 0.5), ("planes", 0.25)]
+    assert table.loc[timed_ones, "kernel"].tolist() == ["torch, float32", "8 bits", "4 bits", "4 of 8 bits", "4 of 8 bits"]
+    assert table.loc[timed_ones, clocked].notna().all(axis=None)
+    others = table.drop(index=timed_ones)
+    assert set(others["kernel"]) == {"no kernel"}
+    assert others[clocked].isna().all(axis=None)
+    assert len(made.table("speed")) == 5 * len(speed.BATCHES)
+
+
+def test_bits_without_a_kernel_are_named_and_plain_weights_timed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = timed(monkeypatch, 0.8, choose=3, bits=6)
+    told = said(made, "at equal quality")
+    assert (told.measured, told.outcome) == ("not measured", "not tested")
+    assert told.words.startswith("no kernel for 3 of 6 bits")
+    assert set(made.table("speed")["method"]) == {"original", "8-bit", "4-bit"}
+
+
+def test_what_is_timed_is_what_was_written_and_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the loops, and no other neurons afterwards; loops that give something else are no clock of it."""
+    model = source("llama")
+    layers = methods.coded(gated_mlps(model), 8)
+    written = copy.deepcopy(model.module)
+    for mlp, layer in zip(put_sparse(written, [32] * len(layers), 8, 4), layers, strict=True):
+        for part, codes in ((mlp.gate_proj, layer.gate), (mlp.up_proj, layer.up), (mlp.down_proj, layer.down)):
+            part.take(codes)
+    monkeypatch.setattr(speed, "TURNS", 2)
+    monkeypatch.setattr(speed, "BATCHES", (1, 2))
+    windows = read_windows(model, None, None, SparsifySettings(**SMALL), 512)[1]
+    given: Any = (model, gated_mlps(model), written, {0.25: [16] * len(layers), 0.5: [32] * len(layers)}, Format(0.5, 4, 8))
+    found = speed.measure(*given, windows)
+    assert found["difference"] < 1e-3
+    assert all(mlp.execute is reference and mlp.neurons == 32 for mlp in sparse_mlps(written))
+    assert all("forward" not in vars(mlp.module) for mlp in gated_mlps(model))
+    assert [row["over_8_bits"] for row in found["rows"] if row["method"] == "8-bit"] == [1.0, 1.0]
+    monkeypatch.setattr(Loops, "count", lambda self, tokens, few: few // 2)
+    with contextlib.suppress(InputError):
+        assert speed.measure(*given, windows) is None, "half of the neurons are timed as all of them"
+    assert all(mlp.execute is reference for mlp in sparse_mlps(written))
+
+
 # The whole
 
 
@@ -255,7 +373,7 @@ def test_tables_hold_every_way_and_plain_format(result: StudyResult) -> None:
     table = result.table("frontier")
     assert set(table["method"]) == {
         *("planes", "oracle", "gate-first", "wina", "random", "another token"),
-        *("8-bit", "6-bit", "5/6-bit", "5-bit", "4/5-bit", "4-bit", "3/4-bit", "3-bit"),
+        *("original", "8-bit", "6-bit", "5/6-bit", "5-bit", "4/5-bit", "4-bit", "3/4-bit", "3-bit"),
     }
     found = table.set_index("method")
     assert found.loc["oracle", "kl"] <= found.loc["planes", "kl"] < found.loc["gate-first", "kl"] < found.loc["random", "kl"]
@@ -302,7 +420,10 @@ def test_tasks_are_judged_where_the_original_beats_chance(monkeypatch: pytest.Mo
 
     def harness(model: int, tasks: Any, **_: Any) -> Any:
         return {
-            "samples": {t: [{"doc_id": i, "acc": a, "arguments": [0, 0]} for i, a in enumerate(right[t][model])] for t in tasks}
+            "samples": {
+                t: [{"doc_id": i, "acc": a, "arguments": [0, 0]} for i, a in enumerate(right[t][model])] for t in tasks
+            },
+            "results": {t: {"acc,none": np.mean(right[t][model])} for t in tasks},
         }
 
     numbers = iter((0, 1))

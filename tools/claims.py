@@ -60,7 +60,16 @@ _SHOWN: dict[str, dict[str, tuple[str, ...]]] = {
         "strangers": ("task", "n", "unknown", "routed", "mostly", "early", "share"),
     },
     "steer": {"others": ("category", "prompts_of", "effect", "low", "high", "beyond", "beyond_low", "beyond_high", "p")},
-    "sparsify": {"frontier": ("method", "share", "bytes", "perplexity", "rise", "low", "high", "kl")},
+    "sparsify": {
+        "frontier": (
+            *("method", "share", "bytes", "perplexity", "rise", "low", "high", "kl"),
+            *("kernel", "tokens_per_second", "over_8_bits", "over_8_bits_low", "over_8_bits_high", "mlp_over_8_bits"),
+        ),
+        "speed": (
+            *("method", "share", "kernel", "batch", "tokens_per_second", "over_8_bits", "low", "high"),
+            *("mlp_over_8_bits", "mlp_low", "mlp_high", "mlp_gb_per_second"),
+        ),
+    },
 }
 """By kind: tables that stand where all claims of a result do, before them, and which of their columns (none: all)."""
 _TABLES = ("published", "baselines")  # of a model's page, where a result has them
@@ -89,7 +98,7 @@ def keep(given: str) -> Path:
     data: dict[str, Any] = {"kind": result.kind, "meta": meta, "claims": [claim_json(c) for c in result.claims]}
     kept = {name: () for name in _TABLES if model_name(result) in REAL} | _SHOWN.get(result.kind, {})
     if shown := {
-        name: result.tables[name][[*columns] or [*result.tables[name]]]
+        name: result.tables[name][[c for c in columns if c in result.tables[name]] or [*result.tables[name]]]
         for name, columns in kept.items()
         if name in result.tables
     }:

@@ -34,7 +34,7 @@ _LINES = {  # with an --alpha, fewer random ones can judge
     "convert": f"dense-tiny --experts 8 --active 4 {_WINDOWS} --finetune 4 --finetune-lr 1e-3 --no-speed",
     "exit": f"dense-tiny {_TASK} 400 --risk 0.05 --timed-texts 4",
     "route": "dense-tiny --task a=halueval --task b=uci-sentiment --limit 160 --unknown 0.1",
-    "sparsify": f"dense-tiny --share 0.5 --shares 0.5 --bits 4 {_WINDOWS}",
+    "sparsify": f"dense-tiny --share 0.5 --shares 0.5 --bits 4 {_WINDOWS} --no-speed",
     "targets": "TRACE",
     "atlas": "moe-tiny --prompts routing-80",
     "residency": "TRACE --capacity 8",

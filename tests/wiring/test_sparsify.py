@@ -13,7 +13,7 @@ from moescope.study.result import StudyResult
 from moescope.types import Claim
 from tests.made_sparse import CLUSTERS, own_text, table_model
 
-TEXT: dict[str, Any] = {"window": 64, "calibration_tokens": 3072, "heldout_tokens": 3072}
+TEXT: dict[str, Any] = {"window": 64, "calibration_tokens": 3072, "heldout_tokens": 3072, "speed": False}
 
 
 def sparsified(*, sparse: bool, **options: Any) -> StudyResult:

@@ -1,10 +1,10 @@
 """MLPs in few bits on the CPU, whose neurons are chosen for each token by the first bits of their weights.
 
-Of a code of eight bits the first four are a coarser copy of the same weight (:mod:`moescope.models.rounding`). For each token
-the first bits of all gate and up rows are read, as a stream; neurons are scored by what they would put out, ``|act(ĝ) û| ·
-‖down‖``; and of the best only the other four bits and the down row are read, which lie together, a neuron beside the next.
-Nothing is stored twice but the scales of gate and up, one for the stream and one for the neuron. No gradient flows. The
-form for GPUs is :mod:`moescope.kernels.triton_planes`.
+Of a code of eight bits (or fewer, which are held as the first of eight) the first four are a coarser copy of the same weight
+(:mod:`moescope.models.rounding`). For each token the first bits of all gate and up rows are read, as a stream; neurons are
+scored by what they would put out, ``|act(ĝ) û| · ‖down‖``; and of the best only the other four bits and the down row are read,
+which lie together, a neuron beside the next. Nothing is stored twice but the scales of gate and up, one for the stream and one
+for the neuron. No gradient flows. The form for GPUs is :mod:`moescope.kernels.triton_planes`.
 
 Beside it, on the same loops, is what it must beat: the same MLP with every weight in eight bits, or in four.
 
@@ -30,12 +30,14 @@ from moescope.kernels.planes_loop import GROUP, LANES, LINE, PIECE, dense_functi
 from moescope.kernels.reference import Codes
 
 CHOOSING = 4  # bits
+RUNNING = (8, 7, 6, 5, 4)
+"""bits of a code of which four choose; fewer than eight are held, and read, as the first of eight"""
 _REMEMBERED = 16  # tokens up to which a thread keeps the memory of a call for the next one
 
 
 @dataclass(frozen=True, eq=False)
 class Planes:
-    """A gated MLP of N neurons and width d with weights of eight bits, of which four choose; made by :func:`pack`."""
+    """A gated MLP of N neurons and width d with weights of up to eight bits, of which four choose; made by :func:`pack`."""
 
     high: Tensor
     """uint8: for each 16 neurons and each 32 inputs, codes and scales of gate, then of up"""
@@ -47,6 +49,8 @@ class Planes:
     """int64: where in a neuron's record its parts begin, and its size"""
     neurons: int
     width: int
+    bits: int = 8
+    """that a code has, the first of the eight that are held"""
 
     def bytes_read(self, count: int) -> int:
         """By one token that ``count`` neurons are computed for."""
@@ -72,21 +76,27 @@ class Rows:
 
 
 def pack(gate: Codes, up: Codes, down_t: Codes, choose_bits: int = CHOOSING) -> Planes:
-    """Lay out gate and up (N, d) and the transposed down projection (N, d), all of eight bits, for :func:`sparse_mlp`.
+    """Lay out gate and up (N, d) and the transposed down projection (N, d), all of eight bits or all of as many less, four at
+    least, for :func:`sparse_mlp`.
+
+    Codes of fewer bits are held as the first of eight, the others nought, and their levels are those that they have: no code
+    is rounded again, and no byte is spared.
 
     Raises:
         InputError: bits that are not supported, shapes that differ, or a d that is no multiple of 32.
     """
-    check_nested(gate, up, down_t, choose_bits)
+    check_nested(gate, up, down_t, choose_bits, *RUNNING)
     n, d = gate.codes.shape
-    high = torch.cat([_by_sixteens(w.codes >> 4, w.scale, 4, LANES) for w in (gate, up)], 2)
-    scales = [F.pad(w.scale, (0, -d % PIECE // GROUP)).contiguous().view(torch.uint8) for w in (gate, up)]
-    down = _by_turns(down_t.codes), down_t.scale.contiguous().view(torch.uint8)
-    low = torch.cat([_by_steps(gate.codes & 15), _by_steps(up.codes & 15), *scales, *down], 1)
+    left = 8 - gate.bits
+    codes, scale = zip(*((w.codes << left, w.scale / 2**left) for w in (gate, up, down_t)), strict=True)
+    high = torch.cat([_by_sixteens(c >> 4, s, 4, LANES) for c, s in zip(codes[:2], scale[:2], strict=True)], 2)
+    scales = [F.pad(s, (0, -d % PIECE // GROUP)).contiguous().view(torch.uint8) for s in scale[:2]]
+    down = _by_turns(codes[2]), scale[2].contiguous().view(torch.uint8)
+    low = torch.cat([_by_steps(codes[0] & 15), _by_steps(codes[1] & 15), *scales, *down], 1)
     starts = record_parts(d)
     low = F.pad(low, (0, starts[-1] - low.shape[1]))
     norm = F.pad(down_t.prefix().norm(dim=1), (0, -n % LANES))
-    return Planes(_aligned(high), _aligned(low), norm, torch.tensor(starts), n, d)
+    return Planes(_aligned(high), _aligned(low), norm, torch.tensor(starts), n, d, gate.bits)
 
 
 def pack_rows(weight: Codes) -> Rows:
@@ -136,7 +146,7 @@ def sparse_mlp(
     tokens, d = x.shape
     each = counts_of(count, tokens, planes.neurons)
     threads = threads or torch.get_num_threads()
-    key = tokens, bytes_each, d, planes.neurons, ACTIVATIONS[activation], threads, int(planes.starts[-1])
+    key = tokens, bytes_each, d, planes.neurons, ACTIVATIONS[activation], threads, int(planes.starts[-1]), planes.bits
     work = _tasks.get(_task, *key) if tokens <= _REMEMBERED else _task(*key)
     out, wide, counts = torch.empty(tokens, d), x.detach().float().contiguous(), torch.tensor(each)
     if tokens:
@@ -175,16 +185,17 @@ def _dense(x: Tensor, rows: Rows, kind: int, bytes_each: int, way: str | None) -
     return out.to(x.dtype)
 
 
-def check_nested(gate: Codes, up: Codes, down_t: Codes, choose_bits: int) -> None:
-    """What :func:`pack` takes.
+def check_nested(gate: Codes, up: Codes, down_t: Codes, choose_bits: int, *bits: int) -> None:
+    """What :func:`pack` takes: codes of one of ``bits``, all alike.
 
     Raises:
         InputError: bits that are not supported, shapes that differ, or a d that is no multiple of 32.
     """
     if choose_bits != CHOOSING:
         raise InputError(f"must be {CHOOSING}, got {choose_bits}", "choose_bits")
-    for name, weight in (("gate", gate), ("up", up), ("down_t", down_t)):
-        check_codes(name, weight, 8)
+    check_codes("gate", gate, *bits)
+    for name, weight in (("up", up), ("down_t", down_t)):
+        check_codes(name, weight, gate.bits)
         if weight.codes.shape != gate.codes.shape:
             raise InputError(f"has shape {tuple(weight.codes.shape)}, gate {tuple(gate.codes.shape)}", name)
 
@@ -275,7 +286,7 @@ def _aligned(content: Tensor) -> Tensor:
 # --- what the loops work with ---------------------------------------------------------------------------------------------
 
 
-def _task(tokens: int, each: int, d: int, neurons: int, kind: int, threads: int, record: int) -> Task:
+def _task(tokens: int, each: int, d: int, neurons: int, kind: int, threads: int, record: int, bits: int) -> Task:
     padded, wide, lines = -(-d // PIECE) * PIECE, -(-neurons // LANES) * LANES, -(-d // LINE)
     byte, whole = torch.uint8, torch.int32
     own = (
@@ -294,7 +305,7 @@ def _task(tokens: int, each: int, d: int, neurons: int, kind: int, threads: int,
         torch.empty(threads, tokens, LINE * lines),  # sums
         torch.empty(threads, tokens, dtype=byte),
     )
-    return Task((tokens, each, d, neurons, kind, threads, record), (*[None] * 7, *own))
+    return Task((tokens, each, d, neurons, kind, threads, record, bits), (*[None] * 7, *own))
 
 
 def _dense_task(

@@ -240,6 +240,13 @@ def _found(keys: Any, least: Any) -> Any:
 
 
 @njit(forceinline=True)
+def _middle(bits: int, last: int) -> Any:
+    """Between the least and the greatest level of the ``last`` of eight bits, where a code has ``bits`` and the others are
+    nought."""
+    return np.float32((1 << (last - 1)) - 0.5 * (1 << (8 - bits)))
+
+
+@njit(forceinline=True)
 def _four_dots(how: Any, a: Any, b: Any, c: Any, d: Any, x: Any, k: int) -> Any:
     one = v.dot(how, FOUR, v.dot(how, FOUR, v.no_wholes(), a, v.load_bytes(x, k)), b, v.load_bytes(x, k + 64))
     return v.dot(how, FOUR, v.dot(how, FOUR, one, c, v.load_bytes(x, k + 128)), d, v.load_bytes(x, k + 192))
@@ -280,9 +287,9 @@ def _factor_of(words: Any, places: Any, h: Any, j: int, k: int) -> Any:
 
 
 @njit
-def _factors(words: Any, places: Any, h: Any, groups: int, quads: Any, step: Any, offset: Any) -> None:
+def _factors(words: Any, places: Any, h: Any, groups: int, middle: float, quads: Any, step: Any, offset: Any) -> None:
     """What sixteen down rows are multiplied by, h · scale, as two bytes for each group of outputs: quads (2, 4, groups), four
-    rows' bytes in each; a step for each group; and ``offset = -127.5 · step · Σ``. ``places`` of scales in ``words``."""
+    rows' bytes in each; a step for each group; and ``offset = -middle · step · Σ``. ``places`` of scales in ``words``."""
     sound = np.float32(0)
     for j in range(TOGETHER):
         sound += h[j] * np.float32(0)
@@ -303,7 +310,7 @@ def _factors(words: Any, places: Any, h: Any, groups: int, quads: Any, step: Any
             v.store_wholes(quads[0, q], k, v.four_bytes(e, f, g, i))
             v.store_wholes(quads[1, q], k, v.four_bytes(v.less(a, e), v.less(b, f), v.less(c, g), v.less(d, i)))
         v.store_floats(step, k, each)
-        v.store_floats(offset, k, v.times(v.times(each, v.repeat(np.float32(-127.5))), v.as_floats(total)))
+        v.store_floats(offset, k, v.times(v.times(each, v.repeat(-np.float32(middle))), v.as_floats(total)))
 
 
 @njit(forceinline=True)
@@ -367,7 +374,7 @@ def _add_down(
 @njit
 def _rest(
     how: Any, chosen: Any, mask: Any, rough: Any, low: Any, words: Any, record: int, starts: Any, cut: Any, factor: Any,
-    offset: Any, kind: int, room: Any, active: Any, quads: Any, steps: Any, offsets: Any, y: Any,
+    offset: Any, kind: int, bits: int, room: Any, active: Any, quads: Any, steps: Any, offsets: Any, y: Any,
 ) -> None:  # fmt: skip
     """Add to y what the chosen neurons put out; rough (2, T, N) is what the first bits of gate and up gave."""
     tokens, groups = len(y), steps.shape[1]
@@ -399,7 +406,7 @@ def _rest(
             active[t] = some
             if some:
                 v.store_floats(h, 0, _hidden(kind, v.load_floats(gate, 0), v.load_floats(up, 0), spare))
-                _factors(words, scales, h, groups, quads[t], steps[t], offsets[t])
+                _factors(words, scales, h, groups, _middle(bits, 8), quads[t], steps[t], offsets[t])
         _add_down(how, low, places, ahead, down, active, quads, steps, offsets, y)
 
 
@@ -410,14 +417,15 @@ def _rest(
 def sparse_functions(way: str) -> tuple[Any, Any, Any]:
     """Compiled for one of ``vectors.WAYS``: what comes before the loop, the loop, what comes after it.
 
-    The task's numbers: tokens T, bytes B of a token's number, d, N neurons, activation, parts, bytes of a record. Its memory:
+    The task's numbers: tokens T, bytes B of a token's number, d, N neurons, activation, parts, bytes of a record, bits of a
+    code. Its memory:
     x (T, d) float32; counts (T,) int64; blocks of rows; records; norms; where a record's parts begin; out (T, d); int64 room
     for counters; and what :func:`moescope.kernels.planes._task` lists.
     """
     how = v.WAYS[way]
 
     def before(at: Any) -> None:
-        _, tokens, each, d, _, _, _, _ = array_at(at[0], (8,), np.int64)
+        _, tokens, each, d, _, _, _, _, bits = array_at(at[0], (9,), np.int64)
         padded = (d + PIECE - 1) // PIECE * PIECE
         array_at(at[8], (64,), np.int64)[:] = 0
         x = array_at(at[1], (tokens, d), np.float32)
@@ -426,10 +434,10 @@ def sparse_functions(way: str) -> tuple[Any, Any, Any]:
         factor_by_row = array_at(at[12], (2, tokens, padded // LANES), np.float32)
         for t in range(tokens):
             _cut(x[t], 7.5, False, cut[t], factor[0, t], factor[1, t])
-            _cut(x[t], 7.5, True, cut_by_row[t], factor_by_row[0, t], factor_by_row[1, t])
+            _cut(x[t], _middle(bits, 4), True, cut_by_row[t], factor_by_row[0, t], factor_by_row[1, t])
 
     def loop(at: Any) -> None:
-        _, tokens, each, d, width, kind, parts, record = array_at(at[0], (8,), np.int64)
+        _, tokens, each, d, width, kind, parts, record, bits = array_at(at[0], (9,), np.int64)
         groups, blocks, padded = d // GROUP, (width + LANES - 1) // LANES, (d + PIECE - 1) // PIECE * PIECE
         wide, lines, stride = blocks * LANES, (d + LINE - 1) // LINE, groups * 576
         counters = array_at(at[8], (8, 8), np.int64)
@@ -496,12 +504,12 @@ def sparse_functions(way: str) -> tuple[Any, Any, Any]:
             y[part] = 0
             _rest(
                 how, chosen[found * part // parts : found * (part + 1) // parts], mask, rough, low, words, record, starts,
-                cut_by_row, factor_by_row[0], factor_by_row[1], kind, room[part], active[part], quads[part],
+                cut_by_row, factor_by_row[0], factor_by_row[1], kind, bits, room[part], active[part], quads[part],
                 steps[0, part, :, : lines * 2], steps[1, part, :, : lines * 2], y[part],
             )  # fmt: skip
 
     def after(at: Any) -> None:
-        _, tokens, _, d, _, _, parts, _ = array_at(at[0], (8,), np.int64)
+        _, tokens, _, d, _, _, parts, _, _ = array_at(at[0], (9,), np.int64)
         lines = (d + LINE - 1) // LINE
         y = array_at(at[20], (parts, tokens, lines * LINE), np.float32)
         out = array_at(at[7], (tokens, d), np.float32)

@@ -98,7 +98,7 @@ def pack(gate: Codes, up: Codes, down_t: Codes, choose_bits: int = CHOOSING) -> 
     Raises:
         InputError: bits that are not supported, shapes that differ, or a d that is no multiple of 32.
     """
-    check_nested(gate, up, down_t, choose_bits)
+    check_nested(gate, up, down_t, choose_bits, 8)
     both = [gate.codes, up.codes]
     high, low = torch.stack([_words(c >> 4, 4) for c in both], 1), torch.stack([_words(c & 15, 4) for c in both], 1)
     scale = torch.stack([gate.scale, up.scale], 1)

@@ -14,6 +14,7 @@ import torch
 from moescope.files.memory import available_memory, gib
 from moescope.models.fit import DTYPES, plan_of
 from moescope.models.fit import Plan as Loading
+from moescope.planning.beside import held_beside
 from moescope.planning.blueprint import Blueprint, blueprint
 from moescope.planning.readings import Reading, Work, work_of
 from moescope.study.run import Run
@@ -85,6 +86,7 @@ def plan(
     base = psutil.Process().memory_info().rss  # with torch, the study's modules, the texts and the tokenizer
     held = max(weights * n // made.parameters for n in made.by_layer) if command == "prune" else weights  # one layer at a time
     memory = _memory(made, loading, work, settings, run, held, base)
+    memory |= held_beside(command, made, settings, 4 if loading.dtype == torch.float32 else 2)
     speed = flop_s or probe(loading.dtype)
     mean = sum(tokens.values()) / max(1, sum(len(r.lengths) for r in work.readings))
     free = available_memory()

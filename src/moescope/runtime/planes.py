@@ -1,19 +1,19 @@
-"""Modules on the kernels of :mod:`moescope.kernels.planes`, on a GPU :mod:`moescope.kernels.triton_planes`, and a decoder whose
-matrices are replaced by them. ::
+"""Modules on the kernels of :mod:`moescope.kernels.planes`, on a GPU :mod:`moescope.kernels.triton_planes`, and decoders that
+run on them. ::
 
-    replace(model, bits=8)              # every matrix of every layer, and the head, in eight bits
-    replace(model, bits=8, share=0.5)   # the MLPs with half of their neurons, chosen for each token
-    execute(load_model("DIR").module)   # what `moescope sparsify -o DIR` wrote, its choice as it is at any batch
+    execute(load_model("DIR").module)   # what `moescope sparsify -o DIR` wrote: the neurons that it chooses, and no others
+    replace(model, bits=8)              # every matrix of every layer, and the head, in eight bits; what that must beat
 
 What the chosen neurons save shrinks when tokens are computed together, since they choose differently and what any of them
-chose is read. Computing all neurons reads no more than that and is nearer to the model; so it is done for as many tokens as
-it takes no longer, which is measured with the layer's own weights (:meth:`SparseMlp.count`), and for more than 16.
+chose is read. Computing all neurons reads no more than that and is nearer to the dense model; ``execute(…, switch=True)`` does
+so for as many tokens as it takes no longer, which is measured with the layer's own weights, and for more than 16. What a token
+gets then depends on how many are computed beside it.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -26,7 +26,8 @@ from moescope.kernels import planes
 from moescope.kernels.activations import ACTIVATIONS
 from moescope.kernels.planes_loop import GROUP
 from moescope.models.rounding import nested
-from moescope.models.sparse import reference, sparse_mlps
+from moescope.models.sparse import SparseMLP, reference, sparse_mlps
+from moescope.study.clock import in_turns, seconds_of
 
 AT_ONCE = 16  # tokens; more are computed in parts
 _whole: dict[tuple[Any, ...], bool] = {}
@@ -62,52 +63,39 @@ class DenseMlp(nn.Module):
         return made
 
 
-class SparseMlp(nn.Module):
-    """A gated MLP of which each token has the ``share`` of neurons that a copy of four bits finds to matter most."""
+@dataclass(frozen=True, eq=False)
+class Loops:
+    """How a :class:`~moescope.models.sparse.SparseMLP` is computed here: its ``execute``."""
 
-    def __init__(self, packed: Any, share: float, activation: str, bytes_each: int = 2) -> None:
-        super().__init__()
-        if not 0 <= share <= 1:
-            raise InputError(f"must be from 0 to 1, got {share}", "share")
-        self.planes, self.share, self.activation, self.bytes_each = packed, share, activation, bytes_each
+    planes: Any
+    activation: str
+    switch: bool = False
+    """of several tokens together compute all neurons where that takes no longer"""
+    bytes_each: int = 2
 
-    def count(self, tokens: int) -> int:
-        """How many neurons each of so many tokens has: those of the share, or all where that takes no longer."""
+    def __call__(self, mlp: SparseMLP, x: Tensor) -> Tensor:
+        count = self.count(len(x), mlp.neurons)
+        if x.device.type == "cuda" and len(x) > AT_ONCE and not self.switch:
+            return reference(mlp, x)  # of many tokens matrix products are the faster
+        return _in_parts(x, self.planes.width, lambda part: self._run(part, count))
+
+    def count(self, tokens: int, few: int) -> int:
+        """How many neurons each of so many tokens has: ``few``, or all where that is allowed and takes no longer."""
         every = int(self.planes.neurons)
-        few = round(self.share * every)
-        if tokens <= 1 or few == every:
+        if not self.switch or tokens <= 1 or few == every:
             return few
         if tokens > AT_ONCE:
             return every
         bucket = 1 << (tokens - 1).bit_length()
         place = self.planes.norm.device
-        key = (
-            self.planes.neurons,
-            self.planes.width,
-            few,
-            self.activation,
-            self.bytes_each,
-            torch.get_num_threads(),
-            bucket,
-            place,
-        )
+        shape = self.planes.neurons, self.planes.width
+        key = (*shape, few, self.activation, self.bytes_each, torch.get_num_threads(), bucket, place)
         if key not in _whole:
             x = torch.randn(bucket, self.planes.width, generator=torch.Generator().manual_seed(0)).to(place)
-            seconds = {few: float("inf"), every: float("inf")}
-            for turn in range(6):  # the first compiles
-                for neurons in seconds:
-                    began = time.perf_counter()
-                    self._run(x, neurons)
-                    if place.type == "cuda":
-                        torch.cuda.synchronize(place)
-                    if turn:
-                        seconds[neurons] = min(seconds[neurons], time.perf_counter() - began)
-            _whole[key] = seconds[every] <= seconds[few]
+            calls = {str(n): partial(seconds_of, partial(self._run, x, n), place) for n in (few, every)}
+            seconds = in_turns(calls, 5)  # the turn before them compiles
+            _whole[key] = bool(seconds[str(every)].min() <= seconds[str(few)].min())
         return every if _whole[key] else few
-
-    def forward(self, x: Tensor) -> Tensor:
-        count = self.count(x.numel() // self.planes.width)
-        return _in_parts(x, self.planes.width, lambda part: self._run(part, count))
 
     def _run(self, x: Tensor, count: int) -> Tensor:
         made: Tensor = _kernels(x.device).sparse_mlp(x, self.planes, count, self.activation, bytes_each=self.bytes_each)
@@ -129,7 +117,7 @@ def _in_parts(x: Tensor, outputs: int, run: Callable[[Tensor], Tensor]) -> Tenso
     return made.view(*x.shape[:-1], outputs)
 
 
-def replace(model: Any, *, bits: int = 8, share: float | None = None, bytes_each: int = 2) -> int:
+def replace(model: Any, *, bits: int = 8, bytes_each: int = 2) -> int:
     """Round the matrices of a decoder's layers and its head to nested codes, in place; the number of layers.
 
     Layers need an ``mlp`` with gate_proj, up_proj and down_proj, as in Llama, Qwen, Mistral and Gemma; matrices with a bias,
@@ -137,75 +125,95 @@ def replace(model: Any, *, bits: int = 8, share: float | None = None, bytes_each
 
     Args:
         bits: 4 or 8.
-        share: of the neurons that a token has, with 8 bits; None: no choice, all computed.
         bytes_each: of a token's numbers, see :mod:`moescope.kernels.planes`.
 
     Raises:
         InputError: no layer has such an MLP, an activation is not known, or the bits do not fit.
     """
-    if bits not in (4, 8) or (share is not None and bits != 8):
-        raise InputError(f"must be 8, or 4 without a share, got {bits}", "bits")
+    if bits not in (4, 8):
+        raise InputError(f"must be 4 or 8, got {bits}", "bits")
     mlps = [
         m for m in model.modules() if all(isinstance(getattr(m, f"{p}_proj", None), nn.Linear) for p in ("gate", "up", "down"))
     ]
     if not mlps:
         raise InputError(f"{type(model).__name__} has no MLP with gate_proj, up_proj and down_proj", "model")
-    activation = getattr(model.config, "hidden_activation", None) or model.config.hidden_act
+    activation = activation_name(model.config)
     if activation not in ACTIVATIONS:
         raise InputError(f"has the activation {activation}; known are {', '.join(ACTIVATIONS)}", "model")
     for owner in list(model.modules()):
         for name, module in list(owner.named_children()):
             if any(module is mlp for mlp in mlps):
-                setattr(owner, name, _mlp(module, bits, share, activation, bytes_each))
+                gate, up, down = (getattr(module, f"{part}_proj").weight for part in ("gate", "up", "down"))
+                setattr(owner, name, dense_mlp(gate, up, down, bits, activation, bytes_each))
             elif _is_plain(module) and not any(owner is mlp for mlp in mlps):
                 packed = _kernels(module.weight.device).pack_rows(nested(module.weight, bits))
                 setattr(owner, name, Linear(packed, bytes_each))
     return len(mlps)
 
 
-def execute(model: nn.Module) -> int:
-    """Let the sparse MLPs of a model that ``moescope sparsify`` wrote run on these loops; how many do. Others stay as they are.
+def dense_mlp(gate: Tensor, up: Tensor, down: Tensor, bits: int, activation: str, bytes_each: int = 2) -> DenseMlp:
+    """An MLP with gate and up (N, d) and down (d, N) rounded to nested codes of 4 or 8 bits, N and d multiples of 32."""
+    packed = _kernels(gate.device).pack_gated(*(nested(weight, bits) for weight in (gate, up, down)))
+    return DenseMlp(packed, activation, bytes_each)
 
-    Each token has its own number of neurons whatever is computed beside it. The codes are laid out once more, which takes as
-    much memory again as they do.
+
+def execute(model: nn.Module, *, switch: bool = False) -> int:
+    """Let the sparse MLPs of a model that ``moescope sparsify`` wrote run on these loops; how many do.
+
+    Each token has its own number of neurons whatever is computed beside it, unless ``switch`` allows all of them where that
+    takes no longer. The codes are laid out once more, which takes as much memory again as they do (more, for codes of fewer
+    than eight bits).
 
     Raises:
-        InputError: none can: of 8 bits 4 must choose, on the CPU or on a GPU with Triton, in rows of a multiple of 32, with an
-            activation of ``moescope.kernels.activations.ACTIVATIONS``; or the model has no sparse MLP.
+        InputError: they cannot (:func:`no_kernel` says why), or the model has no sparse MLP.
     """
-    activation = getattr(model.config, "hidden_activation", None) or getattr(model.config, "hidden_act", None)
-    covered = [mlp for mlp in sparse_mlps(model) if _is_covered(mlp) and activation in ACTIVATIONS]
-    if not covered:
-        raise InputError(
-            "has no sparse MLP that these kernels run; they run those of `moescope sparsify --choose 4 --bits 8`, on the CPU "
-            "or, with pip install 'moescope[gpu]', on a GPU",
-            "model",
-        )
-    for mlp in covered:
-        codes = (mlp.gate_proj.nested, mlp.up_proj.nested, mlp.down_proj.nested)
-        mlp.execute = partial(_execute, _kernels(codes[0].codes.device).pack(*codes, mlp.choose), str(activation))
-    return len(covered)
+    mlps = sparse_mlps(model)
+    if not mlps:
+        raise InputError("has no sparse MLP: give a model that `moescope sparsify` wrote", "model")
+    activation = activation_name(model.config)
+    for mlp in mlps:
+        codes = mlp.gate_proj.codes
+        if why := no_kernel(mlp.choose, mlp.gate_proj.bits, codes.shape[1], activation, codes.device):
+            raise InputError(why, "model")
+    for mlp in mlps:
+        parts = (mlp.gate_proj.nested, mlp.up_proj.nested, mlp.down_proj.nested)
+        mlp.execute = Loops(_kernels(parts[0].codes.device).pack(*parts, mlp.choose), activation, switch)
+    return len(mlps)
 
 
-def _is_covered(mlp: Any) -> bool:
-    codes = mlp.gate_proj.codes
-    there = codes.device.type == "cpu" or (codes.device.type == "cuda" and find_spec("triton") is not None)
-    return (mlp.gate_proj.bits, mlp.choose) == (8, planes.CHOOSING) and there and codes.shape[1] % GROUP == 0
+def no_kernel(choose: int, bits: int, width: int, activation: str, device: torch.device) -> str | None:
+    """Why no loop runs MLPs of which ``choose`` of ``bits`` bits choose the neurons; None where one does.
+
+    Four bits choose, since the first bits lie two codes to a byte: fewer would be read with the others, and more are in two
+    places. Codes of four to eight bits run, on a GPU of eight.
+    """
+    if (why := no_dense_kernel(width, activation, device)) is not None:
+        return why
+    running = planes.RUNNING if device.type == "cpu" else (8,)
+    if choose != planes.CHOOSING or bits not in running:
+        known = "8" if len(running) == 1 else f"{min(running)} to {max(running)}"
+        return f"no kernel for {choose} of {bits} bits: on this device the loops choose by {planes.CHOOSING} bits of {known}"
+    return None
 
 
-def _execute(packed: Any, activation: str, mlp: Any, x: Tensor) -> Tensor:
-    if x.device.type == "cuda" and len(x) > AT_ONCE:
-        return reference(mlp, x)  # of many tokens matrix products are the faster
-    return torch.cat([_kernels(x.device).sparse_mlp(part, packed, mlp.neurons, activation) for part in x.split(AT_ONCE)])
+def no_dense_kernel(width: int, activation: str, device: torch.device) -> str | None:
+    """Why no loop runs MLPs of 4 or 8 bits in rows of ``width``; None where one does."""
+    if activation not in ACTIVATIONS:
+        return f"no kernel for the activation {activation}: known are {', '.join(ACTIVATIONS)}"
+    if width % GROUP:
+        return f"no kernel for rows of {width}: they must be a multiple of {GROUP}"
+    if device.type not in ("cpu", "cuda"):
+        return f"no kernel for the device {device.type}"
+    if device.type == "cuda" and find_spec("triton") is None:
+        return "no kernel on this GPU without Triton: pip install 'moescope[gpu]'"
+    return None
+
+
+def activation_name(config: Any) -> str:
+    """Of the MLPs' gates, as a config has it."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return str(getattr(text, "hidden_activation", None) or getattr(text, "hidden_act", None))
 
 
 def _is_plain(module: nn.Module) -> bool:
     return type(module) is nn.Linear and module.bias is None and module.in_features % GROUP == 0
-
-
-def _mlp(mlp: Any, bits: int, share: float | None, activation: str, bytes_each: int) -> nn.Module:
-    gate, up, down = (getattr(mlp, f"{name}_proj").weight for name in ("gate", "up", "down"))
-    kernels = _kernels(gate.device)
-    if share is None:
-        return DenseMlp(kernels.pack_gated(*(nested(w, bits) for w in (gate, up, down))), activation, bytes_each)
-    return SparseMlp(kernels.pack(nested(gate), nested(up), nested(down.T)), share, activation, bytes_each)

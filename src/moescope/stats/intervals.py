@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binomtest, norm
+from scipy.stats import binom, binomtest, norm
 from scipy.stats import t as student
 
 from moescope.errors import InputError
@@ -248,3 +248,20 @@ def jackknife(ratios: NDArray[np.float64]) -> tuple[float, float]:
     logs = np.log(ratios)
     error = float(np.sqrt((n - 1) * logs[:-1].var()) * student.ppf(0.975, n - 1))
     return float(np.exp(logs[-1] - error)), float(np.exp(logs[-1] + error))
+
+
+def median_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    """Interval of the median from the order of ``values`` (n,) alone (Thompson 1936, "On confidence ranges for the median"):
+    between those that are r-th from either end, r the largest with a coverage of ``level`` at least. NaN of fewer than six
+    values at 95 %, by whose whole range it would not be reached.
+
+    >>> median_interval([1.0, 2.0, 3.0, 4.0, 5.0, 900.0])
+    (1.0, 900.0)
+    >>> median_interval([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 900.0])
+    (2.0, 8.0)
+    """
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    rank = int(binom.ppf((1 - _checked_level(level)) / 2, len(ordered), 0.5))  # P(fewer than rank) is within the tail
+    if rank < 1:
+        return float("nan"), float("nan")
+    return float(ordered[rank - 1]), float(ordered[-rank])

@@ -6,42 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from moescope.errors import InputError
-
-
-def evaluate_tasks(
-    models: dict[str, Any],
-    tokenizer: Any,
-    tasks: Sequence[str],
-    *,
-    include: str | Path | None = None,
-    limit: int | None = None,
-    batch_size: int = 8,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """[task, metric, one column for each model]: every model on every task, same examples.
-
-    Args:
-        models: name -> causal language model in memory.
-        tasks: names of harness tasks.
-        include: folder with task files of one's own (YAML), for instance over a local JSON file.
-        limit: examples of each task, at most.
-
-    Raises:
-        InputError: the harness is not installed, or does not know a task.
-    """
-    lms = ((name, language_model(model, tokenizer, batch_size)) for name, model in models.items())
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
-    for name, lm in lms:
-        out = run_tasks(lm, tasks, include=include, limit=limit, seed=seed)
-        for task, metrics in out["results"].items():
-            for key, value in metrics.items():
-                metric, _, _filter = key.partition(",")
-                if isinstance(value, int | float) and metric not in ("alias", "sample_len") and not metric.endswith("_stderr"):
-                    rows.setdefault((task, metric), {"task": task, "metric": metric})[name] = float(value)
-    return pd.DataFrame(list(rows.values()))
 
 
 def language_model(model: Any, tokenizer: Any, batch_size: int = 8) -> Any:

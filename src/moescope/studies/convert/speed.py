@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
-import torch
 from torch import nn
 
 from moescope.kernels.block_cpu import fuse, unfuse  # which registers the implementation "moescope"
-from moescope.models.past import past_argument, past_of
-
-
-@dataclass(frozen=True)
-class Workload:
-    """``batch`` sequences that each read ``prompt`` tokens and, unless this is 0, write ``steps`` tokens one by one."""
-
-    name: str
-    batch: int
-    prompt: int
-    steps: int
-
-    @property
-    def tokens(self) -> int:
-        """What a rate is of: tokens written, or tokens read where none is written."""
-        return self.batch * (self.steps or self.prompt)
-
+from moescope.study.clock import Workload, decoding, in_turns
 
 WORKLOADS = (
     Workload("batch 1", 1, 16, 24),
@@ -49,23 +32,10 @@ class Runner:
     fused: bool = False
 
 
-@torch.no_grad()
 def seconds(runner: Runner, workload: Workload) -> float:
     """Of one run: decoding alone, with the prompt read before the clock starts, or reading the prompt alone."""
-    model = runner.model
-    vocabulary = model.config.vocab_size
-    ids = torch.randint(0, vocabulary, (workload.batch, workload.prompt), generator=torch.Generator().manual_seed(0))
-    with _implementation(model, runner.implementation, runner.fused):
-        if workload.steps == 0:
-            began = time.perf_counter()
-            model(input_ids=ids, use_cache=True, logits_to_keep=1)
-            return time.perf_counter() - began
-        out = model(input_ids=ids, use_cache=True, logits_to_keep=1)
-        began = time.perf_counter()
-        for _ in range(workload.steps):
-            token = out.logits[:, -1:].argmax(-1)
-            out = model(input_ids=token, **past_argument(model, past_of(out)), use_cache=True, logits_to_keep=1)
-        return time.perf_counter() - began
+    with _implementation(runner.model, runner.implementation, runner.fused):
+        return float(decoding(runner.model, workload).sum())
 
 
 def measure(
@@ -77,25 +47,19 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Rows of the table ``speed`` without its ceilings; the speed-up is that over the first runner.
 
-    Runs are interleaved (every runner once, then again, each turn beginning with another), and both figures are medians
-    over turns of what stands within a turn, so that a machine that slows down for a while slows all of them alike.
+    Runs are interleaved, and both figures are medians over turns of what stands within a turn.
     """
     rows = []
     for number, workload in enumerate(workloads):
-        times: list[list[float]] = [[] for _ in runners]
-        for turn in range(-1, repeats):  # the first turn warms up, compiles and measures crossovers
-            for place in range(len(runners)):
-                which = (place + turn) % len(runners)
-                spent = seconds(runners[which], workload)
-                if turn >= 0:
-                    times[which].append(spent)
-        for runner, spent_of in zip(runners, times, strict=True):
+        # the first turn warms up, compiles and measures crossovers
+        times = in_turns({runner.name: partial(seconds, runner, workload) for runner in runners}, repeats)
+        for name, spent in times.items():
             rows.append(
                 {
-                    "runner": runner.name,
+                    "runner": name,
                     "workload": workload.name,
-                    "tokens_per_second": workload.tokens / median(spent_of),
-                    "speedup": median(a / b for a, b in zip(times[0], spent_of, strict=True)),
+                    "tokens_per_second": workload.tokens / median(spent),
+                    "speedup": median(a / b for a, b in zip(times[runners[0].name], spent, strict=True)),
                 }
             )
         if report is not None:

@@ -36,11 +36,13 @@ from moescope.studies.convert.target import target_of
 from moescope.studies.convert.text import read_tuning_windows
 from moescope.studies.convert.tuning import STATIC, TUNED, tune_all
 from moescope.study.checkpoint import Checkpoint
-from moescope.study.harness import evaluate_tasks
+from moescope.study.choice_tasks import task_cases, task_table
+from moescope.study.harness import check_tasks, language_model
 from moescope.study.protocol import CircuitsLike, Context, ModelLike
 from moescope.study.repeat import verb
 from moescope.study.result import StudyResult
 from moescope.study.run import Run
+from moescope.study.verdicts import verdicts
 
 IMPLEMENTATIONS = ("moescope", "grouped_mm")
 _SETTINGS, _RUN = ConvertSettings(), Run()
@@ -84,6 +86,8 @@ def convert(
     loaded = context.load(model, head=True)
     target = target_of(loaded.module, loaded.config)
     counts = counts_of(settings, loaded.config.intermediate_size, has_shared=target.has_shared)
+    if settings.eval_task:
+        check_tasks(settings.eval_task, settings.eval_include)
     seats = context.circuits(circuits, loaded)
     if settings.method == "circuits":
         circuit_neurons(tuple(seats.values()), loaded)
@@ -165,11 +169,14 @@ def convert(
             tables["speed"] = speed
         if settings.eval_task:
             models = {"original": loaded.module, "converted": converted}
+            as_harness = {name: language_model(it, loaded.tokenizer) for name, it in models.items()}
             options: Any = {"include": settings.eval_include, "limit": run.limit, "seed": run.seed}
-            evaluating = partial(evaluate_tasks, models, loaded.tokenizer, settings.eval_task, **options)
+            evaluating = partial(task_table, as_harness, settings.eval_task, **options)
             tables["tasks"] = context.stage("evaluating tasks", evaluating)
         share = active_share(loaded.module, converted)
         claims = convert_claims(counts, share, equality, qualities, frontier, speed, limits, settings, run.seed, tuning)
+        if "tasks" in tables:
+            claims += verdicts(task_cases(tables["tasks"], "original", "converted"), settings.alpha)
         for note in (claims[0].words.partition("; a decision")[0], *target.notes):
             context.note(note)
         facts: dict[str, Any] = {

@@ -22,7 +22,7 @@ def card_text(
 ) -> str:
     """The card, from what the result's ``meta`` says, and what was measured."""
     lines = tables["frontier"]
-    plain = ~lines["method"].str.match(r"[\d/]+-bit$|file$")
+    plain = ~lines["method"].str.match(r"[\d/]+-bit$|file$|original$")
     shown = lines[~plain | (lines["share"] == form.share)]
     return "\n".join(
         [
@@ -42,6 +42,7 @@ def card_text(
             "",
             *table_lines(shown, ("method", "share", "bytes", "perplexity", "rise", "low", "high", "kl")),
             "",
+            *_clock(tables.get("speed")),
             *(
                 ["## Tasks (lm-evaluation-harness)", "", *table_lines(tables["tasks"], tuple(tables["tasks"])), ""]
                 if "tasks" in tables
@@ -55,3 +56,19 @@ def card_text(
             "",
         ]
     )
+
+
+def _clock(speed: pd.DataFrame | None) -> list[str]:
+    if speed is None:
+        return []
+    columns = ("method", "share", "kernel", "batch", "tokens_per_second", "over_8_bits", "low", "high", "mlp_over_8_bits")
+    return [
+        "## On the clock",
+        "",
+        "Decoding, beside plain 8-bit weights, in turns, caches cold, attention and head as loaded. The model runs on its "
+        "loops after `moescope.runtime.planes.execute(model.module)`; as it is loaded it is exact and not fast. Ways that "
+        "are not here have no kernel.",
+        "",
+        *table_lines(speed, columns),
+        "",
+    ]

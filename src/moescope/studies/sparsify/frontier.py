@@ -42,7 +42,7 @@ from moescope.studies.sparsify.methods import (
 )
 from moescope.studies.sparsify.settings import PLAIN, Format, SparsifySettings
 
-FILE = "file"
+FILE, FOUR, ORIGINAL = "file", "4-bit", "original"
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,18 +176,12 @@ def measure_frontier(
     report: Callable[[int, int], None] | None = None,
     each: Each | None = None,
 ) -> tuple[pd.DataFrame, dict[str, Quality]]:
-    """Table ``frontier``, and the quality of each line by its name; ``each`` keeps what is finished of a run."""
+    """Table ``frontier``, the model as it was loaded first, and the quality of each line by its name; ``each`` keeps what is
+    finished of a run."""
     found = compare(model.module, [line.contender for line in lines], windows, seed=seed, report=report, each=each)
-    rows = [
-        {
-            "method": line.method,
-            "share": line.share,
-            "used": line.used(),
-            "bytes": line.nbytes(),
-            **q.row,
-        }
-        for line, q in zip(lines, found[1:], strict=True)
-    ]
+    rows = [{"method": ORIGINAL, "share": 1.0, "used": 1.0, "bytes": model.dtype.itemsize / 2, **found[0].row}]
+    for line, q in zip(lines, found[1:], strict=True):
+        rows.append({"method": line.method, "share": line.share, "used": line.used(), "bytes": line.nbytes(), **q.row})
     return pd.DataFrame(rows), {q.name: q for q in found}
 
 

@@ -42,6 +42,10 @@ class SparsifySettings(Judged):
     """Relative rise in perplexity that may be recommended: the largest loss that counts as none."""
     margin: Annotated[float, at_least(0)] = 0.01
     """Smallest difference in loss from another way that counts, nats per token."""
+    speed: bool = True
+    """Measure tokens per second of what has a kernel, beside plain weights of eight bits."""
+    timed_seconds: Annotated[float, at_least(0)] = 240.0
+    """Seconds that this may take, about: there are fewer turns where twelve would take longer, and six at least."""
     eval_task: tuple[str, ...] = ()
     """lm-evaluation-harness task (of multiple choice) to run on the original and the sparse model."""
     eval_include: Path | None = None

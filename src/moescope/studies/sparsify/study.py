@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from moescope.errors import InputError
 from moescope.files.folder import draft_of, settled, system_errors
 from moescope.intervene.held_out import Source, Windows, put_on_record, read_windows
-from moescope.intervene.quality import Contender, compare
+from moescope.intervene.quality import EIGHT, Contender, compare
 from moescope.models import LoadedModel
 from moescope.models.gated import gated_mlps
 from moescope.studies.sparsify.build import checked_equality, read_sparse, write_sparse
@@ -27,6 +28,8 @@ from moescope.studies.sparsify.frontier import entrants, measure_frontier
 from moescope.studies.sparsify.methods import ANOTHER, CHANCE, ByNeuron, Layer, by_planes, coded, replaced
 from moescope.studies.sparsify.search import search
 from moescope.studies.sparsify.settings import Format, SparsifySettings
+from moescope.studies.sparsify.speed import beside, measure, missing_kernels
+from moescope.studies.sparsify.speed_claims import speed_claims
 from moescope.study.checkpoint import Checkpoint
 from moescope.study.choice_tasks import task_cases, task_table
 from moescope.study.harness import check_tasks, language_model
@@ -60,9 +63,9 @@ def sparsify(
 
     Returns:
         A result of kind ``"sparsify"``, whose first claim is the recommendation. Tables: ``layers``, ``frontier``, ``search``
-        where the settings leave open how many neurons or bits, ``budgets`` where they were greedy, and ``tasks``. Artifact:
-        ``checkpoint``, which is saved in the result's own folder: what ``run.out`` names is what :func:`moescope.load_model`
-        loads and every command takes as MODEL.
+        where the settings leave open how many neurons or bits, ``budgets`` where they were greedy, ``speed`` and ``tasks``.
+        Artifact: ``checkpoint``, which is saved in the result's own folder: what ``run.out`` names is what
+        :func:`moescope.load_model` loads and every command takes as MODEL.
 
     Raises:
         InputError: the model has experts, or MLPs that are not gated, or weights that are codes; a text is too short; or what
@@ -122,6 +125,17 @@ def sparsify(
         claims = sparsify_claims(
             frontier, qualities, form, settings, equality, parts["judge"].unit, run.seed, copy=loaded.quantisation
         )
+        if settings.speed:
+            missing = missing_kernels(loaded, mlps, form)
+            clock: dict[str, Any] = {"rows": [], "difference": None}
+            if EIGHT not in missing:
+                every = {**{share: even(layers, share) for share in settings.shares}, form.share: counts}
+                timing = partial(measure, loaded, mlps, written, every, form, parts["judge"], settings.timed_seconds)
+                clock = context.stage("tokens per second", partial(timing, context.counter("tokens per second")))
+                tables["speed"] = pd.DataFrame(clock["rows"])
+                tables["frontier"] = beside(frontier, tables["speed"])
+            said = speed_claims(tables.get("speed"), qualities, form, settings, run.seed, missing, clock["difference"])
+            claims[1:1] = said
         if settings.eval_task:
             models = {"original": loaded.module, "sparse": written}
             as_harness = {name: language_model(it, loaded.tokenizer) for name, it in models.items()}

@@ -35,7 +35,7 @@ from moescope.models.forward_tokens import ForwardTokens
 from moescope.models.layered import Layered, open_layered
 from moescope.models.reading import Reading
 from moescope.models.spread import Spread
-from moescope.study.provenance import machine, spent, subject
+from moescope.study.provenance import machine, spent, subject, texts_of
 from moescope.study.repeat import current, decisive
 from moescope.study.result import Artifact, StudyResult
 from moescope.study.result import load as load_result
@@ -354,6 +354,7 @@ class Context:
         used = spent()
         facts = {
             **(subject(model, tasks) if isinstance(model, LoadedModel) else {"model": model} if model else {}),
+            **(texts_of(tasks) if tasks and not isinstance(model, LoadedModel) else {}),
             "title": title,
             "seed": self.run.seed,
             "settings": _plain(self.settings),

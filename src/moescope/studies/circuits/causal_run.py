@@ -31,7 +31,7 @@ from moescope.study.rows import Rows
 from moescope.study.run import Counter
 from moescope.tasks import plain_text, split_half, subset
 from moescope.tasks.passages import load_passages
-from moescope.types import Example, Site, Task
+from moescope.types import MODULE, Example, Site, Task
 
 PASSAGES = "shipped passages"
 _PASSAGE_TOKENS = 64
@@ -48,7 +48,15 @@ class _Switched:
 
 
 def causal_sites(model: LoadedModel, columns: Columns) -> tuple[Site, ...]:
-    """What has to be known of the untouched model at the final token: the circuit's sites and the stream after each layer."""
+    """What has to be known of the untouched model at the final token: the circuit's sites and the stream after each layer.
+
+    Raises:
+        InputError: a module that is named stands outside the layers, so that none may follow to be harmed.
+    """
+    for site in columns.sites:
+        layer, module = model.structure.layers[site.layer], model.tap_point(site).module
+        if site.kind.startswith(MODULE) and all(part is not module for part in layer.modules()):
+            raise InputError(f"{site} of {model.name} is in no layer, and an intervention is in one; name another", "site")
     return tuple(dict.fromkeys([*columns.sites, *(Site("resid", layer) for layer in range(model.n_layers))]))
 
 

@@ -9,6 +9,7 @@ from moescope.models import LoadedModel
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.study.protocol import Context
 from moescope.tasks import ImageTask
+from moescope.tasks.bare import BareTask
 from moescope.types import Task
 
 NO_TEMPLATE = "not applicable: an image has no template"
@@ -45,4 +46,6 @@ def balanced_on(task: Task) -> str:
     """What says nothing about the class in the surface-matched rows of a task."""
     if isinstance(task, ImageTask):
         return "file type, size, JPEG quality and brightness"
+    if isinstance(task, BareTask):
+        return "surface cues"
     return "length and full stop"

@@ -293,5 +293,3 @@ def test_texts_and_images_are_not_mixed_up(tmp_path: Path) -> None:
         moescope.exit(model, "uci-sentiment")
     with pytest.raises(InputError, match="set is of images, which exit does not read"):
         moescope.exit("dense-tiny", folder)
-    with pytest.raises(InputError, match=r"ablate: .* reads images, and interventions are judged by words"):
-        moescope.circuits(model, folder, moescope.CircuitSettings(ablate="mean"))

@@ -108,12 +108,15 @@ def test_names_that_name_no_vector_of_a_token_are_refused() -> None:
         parse_sites("module:layers.1.mlp.activation_fn.inner", from_model(module, tiny("vit")[1]))
     model.body.norm.add_module("map", Map())
     handle = model.body.norm.register_forward_hook(lambda m, args, out: (m.map(out), out)[1])
+    said = ""
     try:
-        with pytest.raises(InputError, match="as many numbers as there are tokens"):
-            parse_sites("module:norm.map", model)
+        parse_sites("module:norm.map", model)
+    except InputError as error:
+        said = str(error)
     finally:
         handle.remove()
         del model.body.norm.map
+    assert "as many numbers as there are tokens" in said
 
 
 def scaled() -> tuple[Any, Any]:
@@ -236,7 +239,6 @@ def test_images_of_the_documents_bring_their_cues(tmp_path: Path) -> None:
     assert "brightness" in told.words or "red" in told.words
     assert told.measured == 1.0
     assert result.meta["data"]["set"]["n"] == 60
-    assert claim(result, "set: the circuit works where file type").outcome in ("not tested", "inconclusive")
 
 
 def test_the_other_side_of_a_module(found: StudyResult) -> None:

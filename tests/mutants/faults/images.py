@@ -198,4 +198,34 @@ FAULTS = (
             ("test_images_of_the_documents_bring_their_cues",),
         ),
     )
+) + faults(
+    "circuits",
+    "../images_causal",
+    (
+        "image-changed-everywhere",
+        "interventions on images",
+        "every place of an image is changed, wherever it is read",
+        "intervene/replicas.py",
+        "else chosen & self.places.to(chosen.device)",
+        "else chosen.clone()",
+        ("test_an_image_is_changed_and_read_at_its_places_alone",),
+    ),
+    (
+        "image-read-at-its-last-patch",
+        "interventions on images",
+        "what judges an image is its last patch, wherever it is read",
+        "intervene/replicas.py",
+        "return hidden[:, -1] if self.places is None else hidden[:, self.places.to(hidden.device)].mean(1)",
+        "return hidden[:, -1]",
+        ("test_an_image_is_changed_and_read_at_its_places_alone",),
+    ),
+    (
+        "image-off-task-is-the-task",
+        "off-task images",
+        "a circuit is switched off on the question that it was found on",
+        "studies/circuits/images.py",
+        'return "digits" if task.source.startswith("preset digits-made") else "digits-made"',
+        'return "digits-made" if task.source.startswith("preset digits-made") else "digits"',
+        ("test_off_task_images_are_asked_another_question",),
+    ),
 )

@@ -142,6 +142,7 @@ def capture_features(
     *,
     seed: int = 0,
     final: Sequence[Site] = (),
+    at: Position = "final",
     encoded: Encoded | None = None,
     folds: np.ndarray | None = None,
     batch_tokens: int = 8192,
@@ -153,7 +154,7 @@ def capture_features(
     Of ``settings`` count the position and the number of folds.
 
     Args:
-        final: sites to be read at the final token too, in the same pass.
+        final: sites to be read ``at`` the final token too, in the same pass; of images where an intervention is.
         encoded: the task's texts where they are encoded already.
         folds: the folds where they are settled already.
 
@@ -174,7 +175,7 @@ def capture_features(
         encoded = encode(model, [example.text for example in task.examples], max_tokens=max_tokens)
     embed = Site("embed", 0)
     places: list[tuple[Site, Position]] = [(site, settings.position) for site in dict.fromkeys([embed, *columns.sites])]
-    places += [(site, "final") for site in final]
+    places += [(site, at) for site in final]
     x = empty_array(len(encoded), columns.n, f"activations of {task.name}")
     parts = {site: x[:, columns.slice_of(i)] for i, site in enumerate(columns.sites)}
     out = {
@@ -184,7 +185,7 @@ def capture_features(
         for place in dict.fromkeys(places)
     }
     read_into(out, model, encoded, batch_tokens=batch_tokens, progress=progress)
-    at_final = {site: out[site, "final"] for site in final}
+    at_final = {site: out[site, at] for site in final}
     return Features(task, columns, x, out[embed, settings.position], y, groups, folds, seed, encoded, at_final)
 
 

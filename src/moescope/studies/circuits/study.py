@@ -25,7 +25,7 @@ from moescope.studies.circuits.examples import example_tables
 from moescope.studies.circuits.features import Features, capture_features, columns_of
 from moescope.studies.circuits.graded import GradedFindings
 from moescope.studies.circuits.halves import halved
-from moescope.studies.circuits.images import placed
+from moescope.studies.circuits.images import edited_at, edited_where, placed
 from moescope.studies.circuits.keep_run import kept_tables
 from moescope.studies.circuits.paths import path_table
 from moescope.studies.circuits.recorded import study_recorded
@@ -100,7 +100,7 @@ def circuits(
 
         def reading(task: Task = task, more: dict[str, Any] = with_final) -> Features:
             with context.tokens.of(loaded, "main"):
-                return capture_features(loaded, task, columns, settings, seed=run.seed, **more)
+                return capture_features(loaded, task, columns, settings, seed=run.seed, at=edited_at(loaded, settings), **more)
 
         here = features[task.name] = context.stage(name, reading, task=task, columns=columns)
         if isinstance(here.x, np.memmap):
@@ -131,7 +131,7 @@ def circuits(
     if settings.paths is not None:
         paths = context.stage("following paths", lambda: path_table(loaded, halves, settings, context))
         tables |= {"paths": paths} if len(paths) else {}
-    claims = circuit_claims(found, tables, settings)
+    claims, where = circuit_claims(found, tables, settings), edited_where(loaded, settings)
     if "answers" in tables:
         claims += answer_claims(tables["answers"], tables["beyond_answers"], settings)
     for graded in every.values():
@@ -144,9 +144,9 @@ def circuits(
     if crossed is not None:
         claims += crossed_claims(tables["crossed_strata"], tables["crossed_edits"], settings)
     if settings.ablate is not None:
-        claims += [*ablation_claims(tables, settings), *erasure_claims(tables["erasure"], settings)]
+        claims += [*ablation_claims(tables, settings, where), *erasure_claims(tables["erasure"], settings)]
     if settings.keep_only is not None:
-        claims += kept_claims(tables, settings)
+        claims += kept_claims(tables, settings, where)
     if settings.paths is not None:
         claims += path_claims(tables.get("paths", pd.DataFrame()), list(found), settings)
     bare = sum(int(here.encoded.lengths.sum()) for here in features.values() if here.encoded is not None)

@@ -159,6 +159,12 @@ class Context:
         if loaded.reads_images and self.engine is not LOCAL:
             raise InputError("images are read in one process; leave it out", "engine")
         odd = next((task for task in self._tasks if isinstance(task, ImageTask) != loaded.reads_images), None)
+        if odd is not None and getattr(loaded.config, "vision_config", None) is not None and not loaded.reads_images:
+            raise InputError(
+                f"{odd.name} is of images, and of the vision-language model {loaded.name} the text model alone is read; give a "
+                "task of texts, or a vision encoder",
+                "tasks",
+            )
         if odd is not None:
             what = ("texts", "images") if loaded.reads_images else ("images", "texts")
             raise InputError(

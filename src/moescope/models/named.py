@@ -11,24 +11,34 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from moescope.errors import InputError
 from moescope.models.batching import ordinary_ids
-from moescope.models.inputs import BodyInputs
-from moescope.models.taps import TapPoint
+from moescope.models.inputs import BodyInputs, Runs
+from moescope.models.taps import Structure, TapPoint
 from moescope.types import MODULE, Site
-
-if TYPE_CHECKING:
-    from moescope.models.load import LoadedModel
 
 _ROWS, _TOKENS = 2, (12, 7)  # what is as wide as a text is long is no vector of a token
 
 
-def named_taps(model: LoadedModel, name: str) -> dict[Site, TapPoint]:
+class HasModules(Runs, Protocol):
+    """A model, as far as its modules go."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def named(self) -> nn.Module: ...
+    @property
+    def structure(self) -> Structure: ...
+    @property
+    def reads_images(self) -> bool: ...
+
+
+def named_taps(model: HasModules, name: str) -> dict[Site, TapPoint]:
     """The modules that ``name`` names, by site, in the order of their layers.
 
     Args:
@@ -63,7 +73,7 @@ class _Run:
         """sites that are the tensor that it gave"""
 
 
-def _places(model: LoadedModel, name: str) -> list[tuple[str, nn.Module]]:
+def _places(model: HasModules, name: str) -> list[tuple[str, nn.Module]]:
     """(kind of site, module) of each module of that name."""
     parts = {part: module for part, module in model.named.named_modules() if part}
     at = {id(layer): number for number, layer in enumerate(model.structure.layers)}
@@ -82,11 +92,11 @@ def _places(model: LoadedModel, name: str) -> list[tuple[str, nn.Module]]:
     return [(MODULE + found.get(part, part), parts[part]) for part in wanted]
 
 
-def _lengths(model: LoadedModel) -> Sequence[int]:
+def _lengths(model: HasModules) -> Sequence[int]:
     return (model.tokenizer.places,) if model.reads_images else _TOKENS
 
 
-def _watched(model: LoadedModel, modules: Sequence[nn.Module], tokens: int) -> list[_Run]:
+def _watched(model: HasModules, modules: Sequence[nn.Module], tokens: int) -> list[_Run]:
     """Run the model's body once and see what each module gives, in which layer, and whether a site is the same tensor."""
     runs = [_Run(_ROWS, tokens) for _ in modules]
     begun = 0
@@ -124,7 +134,7 @@ def _watched(model: LoadedModel, modules: Sequence[nn.Module], tokens: int) -> l
     return runs
 
 
-def _forward(model: LoadedModel, tokens: int) -> None:
+def _forward(model: HasModules, tokens: int) -> None:
     if model.reads_images:
         encoder: Any = model.named
         weight = next(encoder.parameters())
@@ -141,7 +151,7 @@ def _is(tensor: Tensor, values: Tensor, other: Tensor, held: Tensor) -> bool:
     return one and torch.equal(values.reshape(-1), held.reshape(-1))
 
 
-def _known(model: LoadedModel, run: _Run) -> Site | None:
+def _known(model: HasModules, run: _Run) -> Site | None:
     """The stream before what is added to it, should both be the same."""
     order = ("resid", "embed")
     return min(run.same, key=lambda site: order.index(site.kind) if site.kind in order else len(order), default=None)

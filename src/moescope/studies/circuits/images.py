@@ -57,9 +57,7 @@ def edited_places(model: LoadedModel, settings: CircuitSettings) -> np.ndarray |
         return None
     at, reader = settings.position, model.tokenizer
     places = np.arange(reader.places)
-    if at == "mean":
-        return places >= reader.before
-    return np.asarray(places == (0 if at == "cls" else int(at) % reader.places))
+    return np.asarray(places >= reader.before if at == "mean" else places == (0 if at == "cls" else int(at) % reader.places))
 
 
 def edited_where(model: LoadedModel, settings: CircuitSettings) -> str:

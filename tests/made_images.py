@@ -73,17 +73,42 @@ def planted() -> tuple[Any, Any]:
     return model, processor
 
 
-def striped(folder: Path, n: int = 80, seed: int = 0) -> Path:
+def needed() -> tuple[Any, Any]:
+    """The same, and nothing but what the planted neurons write tells the classes apart: the other coordinates of a patch, which
+    the other neurons read, answer neither stripe, so that they follow the noise alone."""
+    model, processor = planted()
+    along = torch.tensor([1.0, -1.0, 1.0, -1.0]).expand(4, 4)
+    with torch.no_grad():
+        projection = model.embeddings.patch_embeddings.projection.weight
+        filters = 0.6 * torch.randn(projection[1:].shape, generator=torch.Generator().manual_seed(3))
+        for stripe in (along, along.T):
+            filters -= (filters * stripe).sum((2, 3), keepdim=True) * stripe / 16
+        projection[1:] = filters
+        projection[0] /= 10
+        first, last = model.layers
+        others = torch.ones(len(first.mlp.fc1.weight), dtype=torch.bool)
+        others[PLANTED : PLANTED + 2] = False
+        first.mlp.fc1.weight[others, 0] = 0
+        first.mlp.fc1.weight[others] *= 15
+        first.mlp.fc2.weight[:, PLANTED] *= 8
+        first.mlp.fc2.weight[:, PLANTED + 1] = first.mlp.fc2.weight[:, PLANTED]
+        last.attention.o_proj.weight.zero_()
+        last.mlp.fc2.weight.zero_()
+    return model, processor
+
+
+def striped(folder: Path, n: int = 80, seed: int = 0, noise: float = 0.0) -> Path:
     """Classes ``across`` and ``along``: stripes one pixel wide, their phase and contrast drawn for each patch, so that no mean,
     no small picture and no map of a patch that is linear tells them apart. As BMP: PNG packs stripes along its rows into fewer
-    bytes, so that the size of the file would tell."""
+    bytes, so that the size of the file would tell. ``noise``: greys of each pixel's own."""
     rng = np.random.default_rng(seed)
     along = np.tile([1.0, -1.0, 1.0, -1.0], (4, 1))
     for name, stripe in (("along", along), ("across", along.T)):
         (folder / name).mkdir(parents=True)
         for number in range(n):
             sign = rng.choice([-1.0, 1.0], (4, 4)) * rng.uniform(0.5, 1.0, (4, 4))
-            _save(folder / name / f"{number:03d}.bmp", 128 + 90 * np.kron(sign, np.ones((4, 4))) * np.tile(stripe, (4, 4)))
+            grey = 128 + 90 * np.kron(sign, np.ones((4, 4))) * np.tile(stripe, (4, 4))
+            _save(folder / name / f"{number:03d}.bmp", grey + noise * rng.normal(size=grey.shape))
     return folder
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import tomllib
 
-from tools.claims import EVIDENCE, pages, saved
+import pytest
+
+from tools.claims import EVIDENCE, SAID, answering, pages, saved
 
 
 def test_the_pages_are_what_the_results_say() -> None:
@@ -16,10 +18,23 @@ def test_every_claim_of_the_studies_is_answered_or_says_why_not() -> None:
     said = tomllib.loads((EVIDENCE / "claims.toml").read_text(encoding="utf-8"))
     expected = [f"H{i}" for i in range(1, 25)] + [f"S{i}" for i in range(1, 12)] + [f"M{i}" for i in range(1, 9)]
     assert list(said) == expected
-    answered = {claim.id for result in saved() for claim in result.claims if claim.id}
-    assert answered <= set(expected)
+    results = saved()
+    assert {claim.id for result in results for claim in result.claims if claim.id} <= set(expected)
     for name, entry in said.items():
-        assert name in answered or entry.get("absent"), f"{name}: no result has it, and nothing says why"
+        assert set(entry) <= {"claim", "where", "answers", *SAID}
+        answered = bool(answering(name, entry, results)) or "shown" in entry
+        assert answered != ("absent" in entry), f"{name}: answered, or said why not, and never both"
+
+
+def test_what_answers_a_question_is_named_or_the_page_is_not_written() -> None:
+    results = [r for r in saved() if r.name in ("circuits-vit-digits", "distill-dit-digits")]
+    (found,) = answering("M8", {"answers": ["distill-dit-digits: error of dense 96"]}, results)
+    assert (found[0].name, [c.outcome for c in found[1]]) == ("distill-dit-digits", ["contradicted"])
+    assert answering("M8", {}, results) == []
+    with pytest.raises(SystemExit, match="no claim of distill-dit-digits begins 'error of a cat'"):
+        answering("M8", {"answers": ["distill-dit-digits: error of a cat"]}, results)
+    with pytest.raises(SystemExit, match="no result 'circuits-cat' is kept"):
+        answering("M8", {"answers": ["circuits-cat: purrs"]}, results)
 
 
 def test_every_result_names_its_command() -> None:

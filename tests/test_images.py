@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import moescope
 from moescope.capture import encode
@@ -21,6 +22,7 @@ from moescope.study.result import StudyResult
 from moescope.tasks import ImageTask, group_folds, load_task, matched_subset, surface_baselines
 from moescope.tasks.duplicates import regroup
 from moescope.types import Site
+from tests.architectures import tiny_tokenizer
 from tests.made_images import PLANTED, noisy, planted, striped, tiny
 
 QUICK = {"n_permutations": 199, "n_label_permutations": 99, "ks": (1, 2), "k": 2, "n_folds": 3, "examples": 1}
@@ -283,15 +285,29 @@ def test_an_image_is_read_at_its_class_token_unless_said_otherwise(tmp_path: Pat
         moescope.circuits(tiny("siglip"), folder, moescope.CircuitSettings(position="cls"))
 
 
+def test_of_a_vision_language_model_the_text_model_alone_is_read(tmp_path: Path) -> None:
+    part = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(image_size=16, patch_size=4, **part),
+        text_config=LlamaConfig(vocab_size=99, **part),
+        image_token_id=98,
+    )
+    model = load((LlavaForConditionalGeneration(config), tiny_tokenizer()))
+    assert model.sites("resid") == (Site("resid", 0),)
+    with pytest.raises(InputError, match=r"of the vision-language model Llava.* the text model alone is read"):
+        moescope.circuits(model, noisy(tmp_path / "set", 4))
+
+
 def test_texts_and_images_are_not_mixed_up(tmp_path: Path) -> None:
     folder, model = noisy(tmp_path / "set", 4), tiny("vit")
     with pytest.raises(InputError, match="set is of images, and dense-tiny reads texts"):
         moescope.circuits("dense-tiny", folder)
     with pytest.raises(InputError, match="is of texts, and ViTModel reads images"):
         moescope.circuits(model, "uci-sentiment")
+    (folder / "t.csv").write_text("image,text,label\na/000.png,What is it?,a\nb/000.png,What is it?,b\n")
+    with pytest.raises(InputError, match=r"image= and text= in one row is a question to a vision-language model"):
+        load_task(f"{folder}/t.csv?image=image&text=text")
     with pytest.raises(InputError, match="reads images, which exit does not"):
         moescope.exit(model, "uci-sentiment")
     with pytest.raises(InputError, match="set is of images, which exit does not read"):
         moescope.exit("dense-tiny", folder)
-    with pytest.raises(InputError, match=r"ablate: .* reads images, and interventions are judged by words"):
-        moescope.circuits(model, folder, moescope.CircuitSettings(ablate="mean"))

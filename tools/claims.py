@@ -30,6 +30,8 @@ SOURCES = {
     "S": "Routing signatures (arXiv 2603.11114)",
     "M": "Secret mixtures of experts (arXiv 2512.18452)",
 }
+SAID = {"absent": "Not tested here", "shown": "Shown, and nothing to be tested", "open": "Still open"}
+"""What an entry of ``claims.toml`` may say besides what results answer, and under which heading it stands."""
 HEAD = ("| claim | published | measured | 95 % | control | p (Holm) | verdict |", "|---|---|---|---|---|---|---|")
 _KEPT = ("title", "model", "command", "date", "seconds", "forward_tokens", "tasks", "seed", "settings")
 _KEPT += ("cpu_seconds", "peak_gib", "quantisation", "encoding", "device", "notes", "sources")
@@ -134,19 +136,39 @@ def page(results: list[Saved]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _answers(name: str, entry: dict[str, str], results: list[Saved]) -> Iterator[str]:
-    answered = False
+def _answers(name: str, entry: dict[str, Any], results: list[Saved]) -> Iterator[str]:
+    found = answering(name, entry, results)
+    for result, claims in found:
+        yield from ("", f"`{result.meta['command']}`, {result.meta['model']}:", "", *HEAD)
+        for claim in claims:
+            yield _row(claim)
+        yield ""
+        yield from (f"- {claim.statement}: {claim.words}" for claim in claims)
+    for key, heading in SAID.items():
+        if key in entry:
+            yield from ("", f"*{heading}:* {entry[key]}.")
+
+
+def answering(name: str, entry: dict[str, Any], results: list[Saved]) -> list[tuple[Saved, list[Claim]]]:
+    """The claims that answer ``name``: of every result those of this id, and those that the entry names.
+
+    Raises:
+        SystemExit: the entry names what no result has.
+    """
+    named = [line.split(": ", 1) for line in entry.get("answers", [])]
+    found = []
     for result in results:
-        claims = [c for c in result.claims if c.id == name]
+        begun = tuple(statement for of, statement in named if of == result.name)
+        claims = [c for c in result.claims if c.id == name or c.statement.startswith(begun)]
+        odd = [b for b in begun if not any(c.statement.startswith(b) for c in claims)]
+        if odd:
+            raise SystemExit(f"claims.toml: {name}: no claim of {result.name} begins {odd[0]!r}")
         if claims:
-            answered = True
-            yield from ("", f"`{result.meta['command']}`, {result.meta['model']}:", "", *HEAD)
-            for claim in claims:
-                yield _row(claim)
-            yield ""
-            yield from (f"- {claim.statement}: {claim.words}" for claim in claims)
-    if not answered:
-        yield from ("", f"*Not tested here:* {entry['absent']}.")
+            found.append((result, claims))
+    unknown = {of for of, _ in named} - {result.name for result in results}
+    if unknown:
+        raise SystemExit(f"claims.toml: {name}: no result {min(unknown)!r} is kept")
+    return found
 
 
 def model_page(name: str, results: list[Saved]) -> str:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 SiteKind = Literal["embed", "resid", "attn_out", "mlp_in", "mlp_act", "mlp_out", "router"]
 SITE_KINDS: tuple[SiteKind, ...] = ("embed", "resid", "attn_out", "mlp_in", "mlp_act", "mlp_out", "router")
+MODULE = "module:"
+"""What the kind of a site begins with that is a module by its name: ``module:layers.*.mlp.act_fn``, ``*`` for the layer."""
+_MODULE = re.compile(re.escape(MODULE) + r"[\w.*-]{1,256}")
 LabelKind = Literal["classes", "graded", "tokens", "answers"]
 """What a task's labels are: a class of each text, a number of each text, a class of each of the words that are labelled, or
 whether a model answers a question rightly, which is known when it has answered."""
 Precision = Literal["auto", "fp32", "bf16", "fp16", "int8", "int4"]
 """Of a model's weights; ``auto`` is the checkpoint's own, see :func:`moescope.models.load`."""
+
+
+def is_kind(text: object) -> bool:
+    """Whether a site can be of this kind: one that has a name, or a module by its own."""
+    return isinstance(text, str) and (text in SITE_KINDS or _MODULE.fullmatch(text) is not None)
 
 
 @dataclass(frozen=True, order=True)
@@ -21,10 +30,11 @@ class Site:
     ``embed`` is what enters layer 0 (layer is 0); ``resid`` the residual stream after layer ``layer``, before any final
     norm; ``attn_out`` and ``mlp_out`` what the attention and MLP modules return; ``mlp_in`` the (post-norm) tensor that the
     MLP receives; ``mlp_act`` the hidden activation that the MLP's down projection receives; ``router`` a mixture-of-experts
-    layer's router scores.
+    layer's router scores. Any other module is one by its name: ``module:layers.*.mlp.act_fn`` is what that module returns,
+    ``*`` standing for the number of the layer.
     """
 
-    kind: SiteKind
+    kind: SiteKind | str
     layer: int
 
     def __str__(self) -> str:

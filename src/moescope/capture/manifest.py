@@ -19,7 +19,7 @@ from moescope.files.names import plain_name
 from moescope.files.parse import parse_object
 from moescope.files.seal import seal_holds, sealed_json
 from moescope.study.settings import at_least, between, read_record
-from moescope.types import SITE_KINDS, Site
+from moescope.types import Site, is_kind
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -167,8 +167,8 @@ def parse_site(text: str) -> Site:
     Raises:
         ValueError: it is of no such form.
     """
-    kind, _, layer = text.partition(":") if isinstance(text, str) else ("", "", "")
-    if kind not in SITE_KINDS or not re.fullmatch("[0-9]{1,6}", layer):
+    kind, _, layer = text.rpartition(":") if isinstance(text, str) else ("", "", "")
+    if not is_kind(kind) or not re.fullmatch("[0-9]{1,6}", layer):
         raise ValueError(f"{str(text)[:40]!r} is no site")
     return Site(kind, int(layer))
 

@@ -35,6 +35,8 @@ class Recorded:
         self.model, self.module, self.name, self.most = model, module, name, most
         self.seen = 0
         """vectors that passed"""
+        self.twin: Recorded | None = None
+        """the same module of an untrained model, recorded on the same documents: what :func:`moescope.circuits` sets beside"""
         self._rng = torch.Generator().manual_seed(seed)
         self._threshold = 1.0
         self._parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # key, document, input, output
@@ -96,16 +98,24 @@ class Recorded:
         place = next(self.module.parameters(), torch.zeros(()))
         return torch.cat([_first(self.module(part[None].to(place)))[0].float().cpu() for part in x.split(_CHUNK)])
 
+    def check_run(self) -> None:
+        """That something was recorded.
+
+        Raises:
+            InputError: nothing was.
+        """
+        if not self._held:
+            raise InputError(
+                f"{self.name} of {self.model} was not run while it was recorded; run the model in the block", "model"
+            )
+
     def check_by_vector(self) -> None:
         """That the module's output at a place is a function of its input at that place, so that it can be distilled.
 
         Raises:
             InputError: nothing was recorded, or the module also reads other places or other inputs; names it.
         """
-        if not self._held:
-            raise InputError(
-                f"{self.name} of {self.model} was not run while it was recorded; run the model in the block", "model"
-            )
+        self.check_run()
         x, y = self.x[:_PROBE], self.y[:_PROBE]
         try:
             alone = torch.cat([self(row[None]) for row in x])
@@ -211,7 +221,7 @@ def record(model: Any, module: str, *, most: int = 1 << 18, seed: int = 0) -> It
     (torch.Size([6, 4]), torch.Size([6, 8]), [0, 0, 0, 1, 1, 1])
     """
     check_count("most", most, 2)
-    body = getattr(model, "module", model) if hasattr(model, "tap_point") else model
+    body = model.named if hasattr(model, "tap_point") else model
     if not isinstance(body, nn.Module):
         raise InputError(f"{type(model).__name__} is no torch module; give the model itself", "model")
     names = [name for name, _ in body.named_modules() if name]

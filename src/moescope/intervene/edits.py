@@ -16,7 +16,7 @@ from moescope.errors import InputError
 from moescope.models.forward_tokens import body_entry, called_with
 from moescope.models.past import past_of
 from moescope.models.sites import describe_sites
-from moescope.types import Site
+from moescope.types import MODULE, Site
 
 if TYPE_CHECKING:
     from moescope.models import LoadedModel, TapPoint
@@ -128,7 +128,7 @@ def tap_of(model: LoadedModel, site: Site) -> TapPoint:
     if site.kind == "router":
         raise InputError(f"site {site}: router scores are not neurons; choose resid, attn_out, mlp_in, mlp_act or mlp_out")
     known = model.sites()
-    if site not in known:
+    if site not in known and not site.kind.startswith(MODULE):
         raise InputError(f"site {site} does not exist: {model.name} has {describe_sites(known)}")
     return model.tap_point(site)
 

@@ -15,7 +15,8 @@ from moescope.types import Site
 
 
 def gradients(replicas: Replicas, sites: Sequence[Site], outcome: Callable[[Reading], Tensor]) -> dict[Site, np.ndarray]:
-    """float32 (N, D) for each site: the gradient of each text's outcome by that site's vector at the final token.
+    """float32 (N, D) for each site: the gradient of each text's outcome by that site's vector at the final token, or
+    by what is added to it at all of the replicas' places.
 
     Args:
         outcome: of a reading of E texts, their outcomes (E, 1), differentiable.
@@ -35,6 +36,8 @@ def _slopes(
 
     def move(x: Tensor, site: Site) -> Tensor:
         moved[site] = torch.zeros_like(x[:, -1], requires_grad=True)
+        if replicas.places is not None:
+            return x + moved[site][:, None] * replicas.places.to(x)[None, :, None]
         return x + torch.nn.functional.pad(moved[site][:, None], (0, 0, x.shape[1] - 1, 0))
 
     with torch.enable_grad(), ExitStack() as stack:

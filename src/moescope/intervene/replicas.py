@@ -74,6 +74,8 @@ class Replicas:
         positions: ``"final"``: interventions act at the final token. ``"all"``: at every token.
         logits: at which tokens the readout needs them.
         spare_first: leave the first token alone under ``positions="all"``.
+        places: bool (T,), for texts of one length T, such as images: interventions act at these tokens, in place of the final
+            one, and the mean of the last layer's stream over them is what is read.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Replicas:
         logits: Literal["final", "all"] | None = None,
         batch_tokens: int = 8192,
         spare_first: bool = False,
+        places: np.ndarray | None = None,
     ) -> None:
         self.model = model
         self.ids = ids
@@ -92,6 +95,7 @@ class Replicas:
         self.logits = logits
         self.batch_tokens = batch_tokens
         self.spare_first = spare_first
+        self.places = None if places is None else torch.from_numpy(places)
         self.forwards = 0
         """Forward passes so far, prompts included."""
         self.rows = 0
@@ -101,7 +105,8 @@ class Replicas:
         accepted = inspect.signature(self._runner.forward).parameters
         self._has_cache = "use_cache" in accepted
         self._keep = {"logits_to_keep": 1} if logits == "final" and "logits_to_keep" in accepted else {}
-        self.one_token = positions == "final" and not model.is_encoder and self._has_cache
+        at_final = positions == "final" and places is None
+        self.one_token = at_final and not model.is_encoder and self._has_cache
         self.shared_prefix = self.one_token and "position_ids" in accepted
         self.late_start = can_resume(model)
         self._verify()
@@ -174,7 +179,7 @@ class Replicas:
                     edits = self._sparing(sets.edits(numbers, rows))
                     if abreast:
                         edits = {site: _abreast(edit) for site, edit in edits.items()}
-                    positions = "all" if cache is not None else self.positions
+                    positions = self.positions if cache is None and self.places is None else "all"
                     stack.enter_context(editing(self.model, edits, positions=positions))
                     if abreast:
                         assert cache is not None
@@ -186,21 +191,26 @@ class Replicas:
                 yield numbers, Reading(rows, ids, hidden.view(*shape, -1), logits)
 
     def _sparing(self, edits: dict[Site, Edit]) -> dict[Site, Edit]:
-        if not self.spare_first:
+        if not self.spare_first and self.places is None:
             return edits
 
         def spare(edit: Edit) -> Edit:
             def later(x: Tensor, chosen: Tensor) -> Tensor:
-                chosen = chosen.clone()
-                chosen[:, 0] = False
+                chosen = chosen.clone() if self.places is None else chosen & self.places.to(chosen.device)
+                if self.spare_first:
+                    chosen[:, 0] = False
                 return edit(x, chosen)
 
             return later
 
         return {site: spare(edit) for site, edit in edits.items()}
 
+    def _read(self, hidden: Tensor) -> Tensor:
+        """(B, D) of a stream (B, T, D): the final token, or the mean over ``places``."""
+        return hidden[:, -1] if self.places is None else hidden[:, self.places.to(hidden.device)].mean(1)
+
     def _forward(self, ids: Tensor, cache: _Cache | None) -> tuple[Tensor, Tensor | None]:
-        """Hidden (B, D) of the last layer at the final token, and logits (B, V) or (B, T, V)."""
+        """Hidden (B, D) of the last layer where it is read, and logits (B, V) or (B, T, V)."""
         arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **self._keep}
         if cache is not None:
             arguments.update(input_ids=ids[:, -1:], use_cache=True, **past_argument(self._runner, cache.fresh()))
@@ -208,8 +218,8 @@ class Replicas:
             arguments["use_cache"] = False
         hidden, output = self._run(arguments)
         if self.logits is None:
-            return hidden[:, -1], None
-        return hidden[:, -1], output.logits if self.logits == "all" else output.logits[:, -1]
+            return self._read(hidden), None
+        return self._read(hidden), output.logits if self.logits == "all" else output.logits[:, -1]
 
     def _side_by_side(self, ids: Tensor, cache: _Cache, count: int) -> tuple[Tensor, Tensor | None]:
         """Hidden (count, D) and logits (count, V) of the final token of one text (1, T), ``count`` times in one sequence."""

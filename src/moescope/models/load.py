@@ -20,6 +20,7 @@ from moescope.models.batching import Batching, check_batching
 from moescope.models.fit import DTYPES, check_precision, check_room, plan_of
 from moescope.models.inputs import first_weight
 from moescope.models.memory import name_of, pair_of, plain
+from moescope.models.named import named_taps
 from moescope.models.pretrained import is_encoder, quiet, read_config, read_module, read_tokenizer
 from moescope.models.reading import Reading, SpecialTokens, reading_of
 from moescope.models.refused import check_source, check_type
@@ -31,7 +32,7 @@ from moescope.models.taps import Structure, TapPoint
 from moescope.models.vision.body import ImageBody, check_image_type, check_images, encoder_of, image_class, measure_places
 from moescope.models.vision.reader import ImageReader, read_processor
 from moescope.models.weights import OPTIONAL, HeadMissing, quantization_of, stored
-from moescope.types import SITE_KINDS, Precision, Site
+from moescope.types import MODULE, SITE_KINDS, Precision, Site
 
 
 @dataclass
@@ -64,6 +65,8 @@ class LoadedModel:
     reading: Reading = field(default_factory=Reading, repr=False)
     spread: Spread | None = field(default=None, repr=False)
     """over which processes its reading of texts is shared out; None: this one alone"""
+    by_name: dict[Site, TapPoint] = field(default_factory=dict, repr=False)
+    """modules that were asked for by their names, as sites"""
     loaded: Mapping[str, Any] | None = field(default=None, repr=False)
     """what :func:`load` was given, where that gives the same again; None for a model that came in memory"""
 
@@ -101,8 +104,19 @@ class LoadedModel:
         """Whether it is a vision encoder."""
         return isinstance(self.body, ImageBody)
 
+    @property
+    def named(self) -> nn.Module:
+        """Whose modules are called by their names: the body; of a vision encoder, the encoder itself."""
+        return self.body.encoder if isinstance(self.body, ImageBody) else self.body
+
+    def modules(self, name: str) -> tuple[Site, ...]:
+        """The sites that a module's name stands for: :func:`~moescope.models.named.named_taps` (what it raises too)."""
+        taps = named_taps(self, name)
+        self.by_name.update(taps)
+        return tuple(taps)
+
     def sites(self, kind: str | None = None) -> tuple[Site, ...]:
-        """All sites, or those of one kind, in the order of ``SITE_KINDS``, then of layers.
+        """All sites, or those of one kind, in the order of ``SITE_KINDS``, then of layers; none that is but a module by name.
 
         Raises:
             InputError: ``kind`` is none of ``SITE_KINDS``.
@@ -117,6 +131,11 @@ class LoadedModel:
 
     def tap_point(self, site: Site) -> TapPoint:
         """Where and how to read and replace the site. Raises InputError where the model lacks it."""
+        if site.kind.startswith(MODULE):
+            if site not in self.by_name:
+                self.modules(site.kind.removeprefix(MODULE))
+            if site in self.by_name:
+                return self.by_name[site]
         if site not in self.structure.taps:
             raise InputError(f"site {str(site)!r} does not exist: {self.name} has {describe_sites(self.sites())}")
         return self.structure.taps[site]

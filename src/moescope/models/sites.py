@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from moescope.errors import InputError
-from moescope.types import SITE_KINDS, Site, SiteKind
+from moescope.types import MODULE, SITE_KINDS, Site, SiteKind
 
 
 class HasSites(Protocol):
@@ -19,6 +19,7 @@ class HasSites(Protocol):
     def n_layers(self) -> int: ...
 
     def sites(self, kind: SiteKind | None = None) -> tuple[Site, ...]: ...
+    def modules(self, name: str) -> tuple[Site, ...]: ...
 
 
 def check_loaded(model: object) -> None:
@@ -38,6 +39,8 @@ SitesLike = str | Site | Iterable[str | Site]
 def parse_sites(sites: SitesLike, model: HasSites) -> tuple[Site, ...]:
     """Sites as they are, or in words: ``resid``, ``resid:3``, ``resid:-1``, ``mlp_act:0-5``, ``mlp_out:*``, ``resid:0,2``.
 
+    Any module by its name: ``module:layers.3.mlp.act_fn``, ``module:layers.*.mlp.act_fn``, ``module:layers.*.mlp.act_fn:0-5``.
+
     Several can be joined with ``;`` or blanks. A kind alone, or with ``*``, means every layer that has it; a layer named
     by number must have it. Order is kept, repeats in words are dropped.
 
@@ -53,9 +56,14 @@ def parse_sites(sites: SitesLike, model: HasSites) -> tuple[Site, ...]:
         return tuple(site for m in members for site in ((m,) if isinstance(m, Site) else parse_sites(m, model)))
     found: dict[Site, None] = {}
     for part in re.split(r"[;\s]+", sites.strip()):
+        if part.startswith(MODULE):
+            found |= dict.fromkeys(_modules(part, model))
+            continue
         kind, _, where = part.partition(":")
         if kind not in SITE_KINDS:
-            raise InputError(f"site {part!r} is unknown: {model.name} has {describe_sites(model.sites())}")
+            raise InputError(
+                f"site {part!r} is unknown: {model.name} has {describe_sites(model.sites())}, and any module as {MODULE}NAME"
+            )
         have = model.sites(kind)
         for site in have if where in ("", "*") else (Site(kind, n) for n in _numbers(part, where, model.n_layers)):
             if site not in have:
@@ -64,6 +72,17 @@ def parse_sites(sites: SitesLike, model: HasSites) -> tuple[Site, ...]:
         if not have:
             raise InputError(f"site {part!r} does not exist: {model.name} has {describe_sites(model.sites())}")
     return tuple(found)
+
+
+def _modules(part: str, model: HasSites) -> Iterator[Site]:
+    """Those of ``module:NAME`` or ``module:NAME:LAYERS``."""
+    name, _, where = part.removeprefix(MODULE).partition(":")
+    have = model.modules(name)
+    wanted = None if where in ("", "*") else set(_numbers(part, where, model.n_layers))
+    missing = sorted((wanted or set()) - {site.layer for site in have})
+    if missing:
+        raise InputError(f"site {part!r} does not exist: {model.name} has {describe_sites(have)}")
+    yield from (site for site in have if wanted is None or site.layer in wanted)
 
 
 def describe_sites(sites: Iterable[Site]) -> str:

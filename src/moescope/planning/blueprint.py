@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from moescope.errors import InputError
 from moescope.files.parse import parse_object
 from moescope.files.text import read_bytes
-from moescope.models import LoadedModel
+from moescope.models import LoadedModel, parse_sites
 from moescope.models.experts.layers import find_layers
 from moescope.models.load import from_model
 from moescope.models.pretrained import is_encoder, quiet, read_config, read_tokenizer
@@ -25,7 +25,7 @@ from moescope.models.source import PROCESSOR_FILE, find_source, has_tokenizer, w
 from moescope.models.vision.body import image_class, image_config
 from moescope.models.vision.reader import read_processor
 from moescope.models.weights import Stored, quantization_of, stored
-from moescope.types import SITE_KINDS
+from moescope.types import MODULE, SITE_KINDS
 from moescope.zoo import PACKAGED, embedded
 
 _SHORT, _LONG = 16, 48
@@ -80,6 +80,21 @@ class Blueprint:
         model = self.model
         found = {kind: sum(model.width(site) for site in model.sites(kind)) for kind in SITE_KINDS}
         return {kind: n for kind, n in found.items() if n}
+
+    def neurons(self, sites: str) -> int:
+        """That ``sites`` names in words, at every layer of a kind.
+
+        Raises:
+            InputError: the model has no module that is named.
+        """
+        if not sites.startswith(MODULE):
+            return self.coordinates.get(sites.partition(":")[0], 0)
+        try:
+            return sum(self.model.width(site) for site in parse_sites(sites, self.model))
+        except InputError:
+            raise
+        except Exception:  # what its code asks of values, which there are none of
+            return self.model.d_model * self.model.n_layers
 
     @cached_property
     def _work(self) -> tuple[float, float]:

@@ -127,8 +127,7 @@ def _memory(made: Blueprint, loading: Loading, work: Work, settings: Any, run: R
     wide = max(getattr(config, "intermediate_size", 0) or 4 * made.model.d_model, made.model.d_model)
     size = 4 if loading.dtype == torch.float32 else 2
     batch = max((rows * tokens for r in work.readings for rows, tokens in r.shapes(run.batch_tokens)), default=0)
-    kind = str(getattr(settings, "site", "resid")).partition(":")[0]
-    columns = made.coordinates.get(kind, 0) if getattr(settings, "site", None) is not None else 0
+    columns = made.neurons(settings.site) if getattr(settings, "site", None) is not None else 0
     # of weights that are codes a twin has none: its own are numbers
     twin = weights if loading.name in DTYPES else made.parameters * (4 if loading.dtype == torch.float32 else 2)
     return {

@@ -82,7 +82,7 @@ def edits_of(model: LoadedModel, asked: Sequence[EditBody], circuits: Sequence[C
                 raise twice
             experts[kind][expert] = by
         elif found := _NEURON.fullmatch(edit.at):
-            neuron = Neuron(Site(found[1], int(found[2])), int(found[3]))  # type: ignore[arg-type]
+            neuron = Neuron(Site(found[1], int(found[2])), int(found[3]))
             if edit.do not in _OF_NEURON:
                 raise Refused(f"{where}: {edit.do} is for experts; a neuron can be ablated or scaled")
             if neuron in ablated or neuron in scaled:

@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from moescope.study.settings import read_record
-from moescope.types import SITE_KINDS, Circuit, Claim, Control, Neuron, Published, Site, SiteKind
+from moescope.types import Circuit, Claim, Control, Neuron, Published, Site, is_kind
 
 
 def plain(value: Any) -> Any:
@@ -114,8 +114,8 @@ def circuit_from_json(data: Mapping[str, Any]) -> Circuit:
     """
     neurons = []
     for n in data["neurons"]:
-        if n["site"] not in SITE_KINDS:
+        if not is_kind(n["site"]):
             raise ValueError(f"unknown site {n['site']!r}")
-        neurons.append(Neuron(Site(cast(SiteKind, n["site"]), _index(n["layer"])), _index(n["neuron"])))
+        neurons.append(Neuron(Site(n["site"], _index(n["layer"])), _index(n["neuron"])))
     divergence = tuple(_real(d) for d in data["divergence"])
     return Circuit(str(data["task"]), tuple(neurons), divergence, str(data.get("sigma", "pooled")))

@@ -35,7 +35,7 @@ from moescope.models.forward_tokens import ForwardTokens
 from moescope.models.layered import Layered, open_layered
 from moescope.models.reading import Reading
 from moescope.models.spread import Spread
-from moescope.study.provenance import machine, spent, subject
+from moescope.study.provenance import machine, spent, subject, texts_of
 from moescope.study.repeat import current, decisive
 from moescope.study.result import Artifact, StudyResult
 from moescope.study.result import load as load_result
@@ -159,6 +159,12 @@ class Context:
         if loaded.reads_images and self.engine is not LOCAL:
             raise InputError("images are read in one process; leave it out", "engine")
         odd = next((task for task in self._tasks if isinstance(task, ImageTask) != loaded.reads_images), None)
+        if odd is not None and getattr(loaded.config, "vision_config", None) is not None and not loaded.reads_images:
+            raise InputError(
+                f"{odd.name} is of images, and of the vision-language model {loaded.name} the text model alone is read; give a "
+                "task of texts, or a vision encoder",
+                "tasks",
+            )
         if odd is not None:
             what = ("texts", "images") if loaded.reads_images else ("images", "texts")
             raise InputError(
@@ -354,6 +360,7 @@ class Context:
         used = spent()
         facts = {
             **(subject(model, tasks) if isinstance(model, LoadedModel) else {"model": model} if model else {}),
+            **(texts_of(tasks) if tasks and not isinstance(model, LoadedModel) else {}),
             "title": title,
             "seed": self.run.seed,
             "settings": _plain(self.settings),

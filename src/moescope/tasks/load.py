@@ -16,7 +16,7 @@ from moescope.files.text import PACKED
 from moescope.tasks.build import RenderedTask, normalise, require_classes, take_groups, task_sha256
 from moescope.tasks.given import KINDS, given_rows, is_table
 from moescope.tasks.hub import hub_rows
-from moescope.tasks.images.load import COLUMN, IMAGE_PRESETS, TABLE, folder_images, preset_images, table_images
+from moescope.tasks.images.load import COLUMN, IMAGE_PRESETS, check_table, folder_images, preset_images, table_images
 from moescope.tasks.labels import encode_labels, graded_values, missing
 from moescope.tasks.presets import PRESETS, SHIPPED, Preset
 from moescope.tasks.questions import OPTIONS as _QUESTIONS
@@ -101,7 +101,7 @@ def load_task(
     parsed = _asked(spec, name, options)
     if not isinstance(spec, str | Path):
         images = COLUMN in parsed.options
-        check_options(parsed, TABLE if images else (*_COMMON, *_COLUMNS))
+        check_table(parsed) if images else check_options(parsed, (*_COMMON, *_COLUMNS))
         rows = given_rows(spec, text=parsed.options.get("text", "text"), label=parsed.options.get("label", "label"))
         if images:
             return table_images(rows, parsed, parsed.name or "task", rows.origin, None, parse_limit(parsed, limit), seed)
@@ -118,7 +118,7 @@ def load_task(
         if shown is not None:
             return shown
         images = COLUMN in parsed.options
-        check_options(parsed, TABLE if images else (*_COMMON, *_COLUMNS, "encoding"))
+        check_table(parsed) if images else check_options(parsed, (*_COMMON, *_COLUMNS, "encoding"))
         name = parsed.name or path.name.removesuffix("".join(s for s in path.suffixes if s in (*SUFFIXES, *PACKED)))
         rows = read_file(path, parsed.options.get("encoding"))
         if images:

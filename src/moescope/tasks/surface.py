@@ -21,6 +21,7 @@ from sklearn.preprocessing import MaxAbsScaler, OneHotEncoder
 from moescope.errors import InputError
 from moescope.stats.intervals import group_bootstrap, wilson
 from moescope.tasks.answered import answer_cues
+from moescope.tasks.bare import BareTask
 from moescope.tasks.build import RenderedTask, slots, task_sha256
 from moescope.tasks.images.surface import image_cues, image_matched
 from moescope.tasks.images.task import ImageTask
@@ -109,12 +110,14 @@ def surface_cues(task: Task, tokenizer: Any = None) -> dict[str, Predictor]:
     """Each trivial cue of a task by name: a function of training rows, held-out rows and the labels that learns and predicts.
 
     A training row that is given several times counts so often. Of images the cues are those of
-    :func:`~moescope.tasks.images.surface.image_cues`.
+    :func:`~moescope.tasks.images.surface.image_cues`; where labels alone are known there is the majority class.
     """
     if task.kind == "tokens":
         return word_cues(task)
     if isinstance(task, ImageTask):
         return image_cues(task)
+    if isinstance(task, BareTask):
+        return {"majority class": by_value(np.zeros(len(task)))}
     features = surface_features(task, tokenizer)
     texts = slots(task)
     n_classes = len(task.classes)

@@ -157,7 +157,7 @@ FAULTS = faults(
         "embedding layer",
         "the embedding's control reads all layers",
         _CIRCUITS + "cues.py",
-        "probe_scores(features.embed,",
+        "probe_scores(embed,",
         "probe_scores(features.x,",
         ("test_the_embedding_lacks_what_a_layer_computes",),
     ),

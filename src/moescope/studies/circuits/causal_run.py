@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from moescope.capture.activations import read_into
-from moescope.capture.encode import Encoded, encode
+from moescope.capture.encode import encode
 from moescope.errors import InputError
 from moescope.intervene.running_text import RunningText
 from moescope.intervene.together import KeyedSets, run_together
@@ -23,15 +23,16 @@ from moescope.studies.circuits.causal import PROBE, NeuronAblation
 from moescope.studies.circuits.erasure import ClassErasure
 from moescope.studies.circuits.features import Columns, rows_of
 from moescope.studies.circuits.halves import Halved, judges
+from moescope.studies.circuits.images import edited_at, edited_places, off_task
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.spread import between
 from moescope.studies.circuits.trial import Trial, prepare_trial
 from moescope.study.protocol import Context
 from moescope.study.rows import Rows
 from moescope.study.run import Counter
-from moescope.tasks import plain_text, split_half, subset
+from moescope.tasks import load_task, plain_text, split_half, subset
 from moescope.tasks.passages import load_passages
-from moescope.types import Example, Site, Task
+from moescope.types import MODULE, Example, Site, Task
 
 PASSAGES = "shipped passages"
 _PASSAGE_TOKENS = 64
@@ -48,7 +49,15 @@ class _Switched:
 
 
 def causal_sites(model: LoadedModel, columns: Columns) -> tuple[Site, ...]:
-    """What has to be known of the untouched model at the final token: the circuit's sites and the stream after each layer."""
+    """What has to be known of the untouched model at the final token: the circuit's sites and the stream after each layer.
+
+    Raises:
+        InputError: a module that is named stands outside the layers, so that none may follow to be harmed.
+    """
+    for site in columns.sites:
+        layer, module = model.structure.layers[site.layer], model.tap_point(site).module
+        if site.kind.startswith(MODULE) and all(part is not module for part in layer.modules()):
+            raise InputError(f"{site} of {model.name} is in no layer, and an intervention is in one; name another", "site")
     return tuple(dict.fromkeys([*columns.sites, *(Site("resid", layer) for layer in range(model.n_layers))]))
 
 
@@ -58,7 +67,8 @@ def causal_tables(
     """Circuits are ranked on one half of the groups and switched off on the other, beside erasure of the direction.
 
     Each task's untouched texts, and the running text, go through the model once for all interventions: its own and, of every
-    other task, the circuit. A task that is alone is switched off on the shipped passages, whose category a probe names.
+    other task, the circuit. A task that is alone is switched off on the shipped passages, whose category a probe names, or on
+    shipped images.
     """
     tasks = [_switched(model, task, settings, context) for task in halves]
     interference: list[dict[str, Any]] = []
@@ -75,7 +85,7 @@ def causal_tables(
         interference += [_beside(other.name, task.trial, one) for other, one in zip(others, found[3:], strict=True)]
     if len(tasks) == 1:
         with context.tokens.of(model, "off task"):
-            passages = _passages(model, settings, context)
+            passages = _off_task(model, tasks[0].trial.task, settings, context)
         sets = [tasks[0].ablation.on_task(passages)]
         (only,) = context.stage("passages: switching neurons off", partial(_scores, context, "off task", passages, sets))
         interference.append(_beside(tasks[0].name, passages, _balanced(only, passages)))
@@ -140,27 +150,37 @@ def _switched(model: LoadedModel, task: Halved, settings: CircuitSettings, conte
     return _Switched(name, trial, ablation, erasure)
 
 
-def _passages(model: LoadedModel, settings: CircuitSettings, context: Context) -> Trial:
-    """The shipped passages as a task of their categories, from the start of each."""
-    passages = load_passages()
-    names = sorted({p.category for p in passages})
-    examples = tuple(Example(p.text, names.index(p.category), p.group) for p in passages)
-    task = Task(PASSAGES, examples, tuple(names), source="shipped")
-    y, groups = np.array([e.label for e in examples]), np.array([e.group for e in examples])
+def _off_task(model: LoadedModel, own: Task, settings: CircuitSettings, context: Context) -> Trial:
+    """The shipped passages as a task of their categories, from the start of each; of images those that ``own`` does not ask
+    about."""
+    if model.reads_images:
+        task = replace(load_task(off_task(own)), name="shipped digits")
+        encoded = encode(model, [e.text for e in task.examples])
+    else:
+        task = _passages()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that passages are cut is what is wanted
+            limit = min(_PASSAGE_TOKENS, context.run.max_tokens or _PASSAGE_TOKENS)
+            encoded = encode(model, [e.text for e in task.examples], max_tokens=limit, chat=False)
+    y, groups = np.array([e.label for e in task.examples]), np.array([e.group for e in task.examples])
     half = split_half(y, groups, context.run.seed)
     first, judge = np.flatnonzero(half), judges(half, groups, settings.ablate_rows, context.run.seed)
-    rows = context.rows(Rows(f"{PASSAGES}: off task", groups, fit=first, judge=judge))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that passages are cut is what is wanted
-        limit = min(_PASSAGE_TOKENS, context.run.max_tokens or _PASSAGE_TOKENS)
-        encoded: Encoded = encode(model, [e.text for e in examples], max_tokens=limit, chat=False)
+    rows = context.rows(Rows(f"{task.name}: off task", groups, fit=first, judge=judge))
     last = Site("resid", model.n_layers - 1)
     used = np.concatenate([rows.fit, rows.judge])
     final = {last: np.zeros((len(used), model.width(last)), np.float32)}
-    fitted = {(last, "final"): final[last][: len(rows.fit)]}
-    read_into(fitted, model, rows_of(encoded, rows.fit), batch_tokens=context.run.batch_tokens)  # type: ignore[arg-type]
+    fitted = {(last, edited_at(model, settings)): final[last][: len(rows.fit)]}
+    read_into(fitted, model, rows_of(encoded, rows.fit), batch_tokens=context.run.batch_tokens)
     selection = np.arange(len(used)) < len(rows.fit)
-    return prepare_trial(model, subset(task, used), rows_of(encoded, used), final, selection)
+    places = edited_places(model, settings)
+    return prepare_trial(model, subset(task, used), rows_of(encoded, used), final, selection, places)
+
+
+def _passages() -> Task:
+    passages = load_passages()
+    names = sorted({p.category for p in passages})
+    examples = tuple(Example(p.text, names.index(p.category), p.group) for p in passages)
+    return Task(PASSAGES, examples, tuple(names), source="shipped")
 
 
 def _balanced(scores: Mapping[str, np.ndarray], trial: Trial) -> dict[str, np.ndarray]:

@@ -62,10 +62,9 @@ class TaskClaims:
 
     def rivals(self, *wanted: tuple[str, str]) -> tuple[Effect, ...]:
         """Those of (effect, words) that were measured, as trivial cues; with ': chance' as chance."""
+        known = [one for one in wanted if one[0] in self.effects.index and not (one[0].endswith("cue") and self.no_cues)]
         return tuple(
-            self.effect(name, words, kind="chance" if name.endswith("chance") else "trivial cue")
-            for name, words in wanted
-            if name in self.effects.index
+            self.effect(name, words, kind="chance" if name.endswith("chance") else "trivial cue") for name, words in known
         )
 
     def apart(self) -> tuple[Effect, ...]:
@@ -75,7 +74,19 @@ class TaskClaims:
         return (self.effect("apart", "near-duplicate texts, too many to be kept apart", kind="leakage"),)
 
     def not_run(self, *names: str) -> tuple[str, ...]:
-        return tuple(NOT_RUN[n] for n in names if n not in self.effects.index or (n == "chance" and self.no_draws))
+        why = {**NOT_RUN, **self.found.features.not_run}
+        off = [n for n in names if n not in self.effects.index or (n == "chance" and self.no_draws)]
+        return tuple(why[n] for n in [*off, *(["cue"] if self.no_cues else [])])
+
+    @property
+    def no_cues(self) -> bool:
+        """Whether nothing is known of the rows that a trivial cue could be read off."""
+        return "cue" in self.found.features.not_run
+
+    @property
+    def cue_control(self) -> Control:
+        value = float(self.controls.loc["chosen_cue", "balanced"])
+        return Control("majority class" if self.no_cues else "chosen trivial cue", value)
 
     @property
     def no_draws(self) -> bool:
@@ -116,7 +127,7 @@ class TaskClaims:
             id="H2",
             published=_published(published.ACCURACY, self.name, "Table 2, mean of three models"),
             interval=self.interval("chance", self.chance),
-            control=Control("chosen trivial cue", float(self.controls.loc["chosen_cue", "balanced"])),
+            control=self.cue_control,
             rivals=(*self.apart(), *rivals),
             leak=self.effect("leak", "near-duplicate texts on both sides of the splits")
             if "leak" in self.effects.index
@@ -189,8 +200,11 @@ class TaskClaims:
             family=self.name,
         )
 
-    def _early(self) -> Case:
+    def _early(self) -> Claim | Case:
         row = self.effects.loc["early"]
+        if len(self.found.features.columns.layers) == 1:
+            statement = f"{self.name}: the first layers, to layer {int(row['k'])}, keep what all layers know"
+            return Claim(statement, math.nan, id="H12", outcome="not tested", words="it needs two layers, and one was read")
         reported = published.DEPTH.get(self.name)
         value = self.chance + float(self.effects.loc["early: chance", "value"])
         said = f"{reported[0]:.1%} of {reported[1]:.1%} at {published.EARLY_EXIT_FRACTION:.0%} of the depth" if reported else ""
@@ -201,7 +215,7 @@ class TaskClaims:
             id="H12",
             published=Published(said, f"{published.SOURCE}, section 4.8, Mistral-7B") if reported else None,
             interval=self.interval("early: chance", self.chance),
-            control=Control("chosen trivial cue", float(self.controls.loc["chosen_cue", "balanced"])),
+            control=self.cue_control,
             rivals=self.rivals(("early: chance", "chance"), self.cue("early: cue")),
             family=self.name,
             words="circuit chosen anew within these layers",

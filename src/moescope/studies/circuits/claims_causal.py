@@ -26,8 +26,12 @@ MATCHED = 2.0
 """Random sets whose change is within this factor of the circuit's, either way, are a match."""
 
 
-def ablation_claims(tables: dict[str, pd.DataFrame], settings: CircuitSettings) -> list[Claim | Case]:
-    """Of each task: does switching the circuit off harm, is the harm the task's own, and would one direction do as much?"""
+def ablation_claims(tables: dict[str, pd.DataFrame], settings: CircuitSettings, where: str) -> list[Claim | Case]:
+    """Of each task: does switching the circuit off harm, is the harm the task's own, and would one direction do as much?
+
+    Args:
+        where: it is switched off, in words.
+    """
     ablation, interference = tables["ablation"], tables["interference"]
     claims: list[Claim | Case] = []
     for task, rows in ablation.groupby("task", sort=False):
@@ -35,7 +39,7 @@ def ablation_claims(tables: dict[str, pd.DataFrame], settings: CircuitSettings) 
         direction = rows[rows["mode"] == "direction"].set_index("target")
         beside = interference[interference["task"] == task]
         claims += [
-            _harm(str(task), main.loc[PROBE], settings),
+            _harm(str(task), main.loc[PROBE], settings, where),
             _specific(str(task), main.loc[PROBE], beside, settings),
             _direction(str(task), main.loc[PROBE], direction.loc[PROBE], settings),
         ]
@@ -43,7 +47,7 @@ def ablation_claims(tables: dict[str, pd.DataFrame], settings: CircuitSettings) 
     return claims
 
 
-def _harm(task: str, row: pd.Series, settings: CircuitSettings) -> Claim | Case:
+def _harm(task: str, row: pd.Series, settings: CircuitSettings, where: str) -> Claim | Case:
     k, ratio = int(row["k"]), float(row["norm_ratio"])
     sets = f"{int(row['n_random'])} random sets"
     head: dict[str, Any] = {
@@ -63,7 +67,7 @@ def _harm(task: str, row: pd.Series, settings: CircuitSettings) -> Claim | Case:
     effect = effect_of(gap, f"{sets} of the same layers and the same size of change", settings.margin)
     words = (
         f"the probe's balanced accuracy changes by {float(row['effect']):+.1%} from {float(row['baseline']):.1%} by "
-        f"{row['mode']} ablation at the final token, by {float(row['random_low']):+.1%} to {float(row['random_high']):+.1%} "
+        f"{row['mode']} ablation at {where}, by {float(row['random_low']):+.1%} to {float(row['random_high']):+.1%} "
         f"with 95 % of the random sets; a lower bound, since later layers repair"
     )
     return Case(**head, effect=effect, words=words)

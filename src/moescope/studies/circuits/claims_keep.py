@@ -24,9 +24,10 @@ _TARGETS = {
 }
 
 
-def kept_claims(tables: dict[str, pd.DataFrame], settings: CircuitSettings) -> list[Claim | Case]:
+def kept_claims(tables: dict[str, pd.DataFrame], settings: CircuitSettings, where: str) -> list[Claim | Case]:
     """Of each task, on the model's own answer where it gives one, else on a probe: three claims that are judged together, and
-    of every other target and way of replacing the share that keeps the effect, described.
+    of every other target and way of replacing the share that keeps the effect, described. ``where`` all else is replaced is
+    said in words.
     """
     claims: list[Claim | Case] = []
     for task, rows in tables["kept_area"].groupby("task", sort=False):
@@ -36,13 +37,15 @@ def kept_claims(tables: dict[str, pd.DataFrame], settings: CircuitSettings) -> l
             here = own.set_index("order")
             if mode == settings.keep_only and target == judged:
                 of = curves[(curves["mode"] == mode) & (curves["target"] == target)].set_index(["order", "k"]).sort_index()
-                claims += _judged(str(task), str(target), here, of, settings)
+                claims += _judged(str(task), str(target), here, of, settings, where)
             elif target != "answer_accuracy":
                 claims.append(_described(str(task), str(mode), str(target), here, settings))
     return claims
 
 
-def _judged(task: str, target: str, areas: pd.DataFrame, curves: pd.DataFrame, settings: CircuitSettings) -> list[Claim | Case]:
+def _judged(
+    task: str, target: str, areas: pd.DataFrame, curves: pd.DataFrame, settings: CircuitSettings, where: str
+) -> list[Claim | Case]:
     own, random, k = areas.loc["circuit"], areas.loc[RANDOM], settings.k
     unit = "coordinates" if own["units"] < own["neurons"] else "neurons"
     effect = f"{_TARGETS[target]}, {float(own['everything']):.3g} with all and {float(own['none']):.3g} with none of them"
@@ -88,7 +91,7 @@ def _judged(task: str, target: str, areas: pd.DataFrame, curves: pd.DataFrame, s
             rivals=(effect_of(beyond, f"as many random {unit}", settings.margin),),
             family=family,
             words=f"{effect}; two keep {float(two['faithfulness']):.1%} ({float(two['low']):.1%} to {float(two['high']):.1%}); "
-            f"everything else set by {settings.keep_only} at the final token, in every layer of the site",
+            f"everything else set by {settings.keep_only} at {where}, in every layer of the site",
         ),
         Case(
             **share,

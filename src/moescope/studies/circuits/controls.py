@@ -26,7 +26,6 @@ from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.single import TaskFindings
 from moescope.study.protocol import Context
 from moescope.tasks import group_folds, matched_subset, slots
-from moescope.tasks.images import ImageTask
 
 SURFACE = "surface: "
 MAJORITY = "majority class"
@@ -260,6 +259,9 @@ def _rotated(out: Controls) -> None:
 
 def _matched(out: Controls) -> None:
     features, settings = out.found.features, out.settings
+    if "matched" in features.not_run:
+        out.rows.append({"control": "matched_subset", "note": features.not_run["matched"]})
+        return
     rows = np.asarray(matched_subset(features.task, seed=features.seed))
     note = f"{len(rows)} rows balanced on {balanced_on(features.task)}"
     try:
@@ -316,15 +318,15 @@ def _read_anew(out: Controls, read: Reread, step: Callable[[str], None]) -> None
         return gap
 
     if read.template is None:
-        if isinstance(read.own.task, ImageTask):
-            out.rows.append({"control": "fixed_template", "note": NO_TEMPLATE})
+        if read.own.task.kind != "tokens":
+            out.rows.append({"control": "fixed_template", "note": read.own.not_run.get("template", NO_TEMPLATE)})
     else:
         template = both_hits(own_protocol(read.template, read.template.x, settings))
         add("fixed_template", template, "same closing words after every text")
         out.effect("template", scorer.gap(template[EVEN], scorer.chance))
     step("randomly initialised twin")
     if read.twin is not None:
-        note = "same architecture and tokenizer, random weights"
+        note = "the same module, untrained" if read.own.embed is None else "same architecture and tokenizer, random weights"
         out.effect("twin", add("random_twin_circuit", both_hits(own_protocol(read.twin, read.twin.x, settings)), note))
         twin, _ = best_site_hits(layer_probes(read.twin), read.twin.y, read.twin.folds)
         out.effect("twin's probe", add("random_twin_probe", twin, note))

@@ -93,11 +93,18 @@ class Cues:
 
 
 def read_cues(features: Features, tokenizer: Any) -> Cues:
-    """Learn every surface cue, and a probe of the embedding layer, without each fold and without each two folds."""
+    """Learn every surface cue, and a probe of the embedding layer where that is known, without each fold and each two folds.
+
+    Where nothing can be read off the rows, the majority class stands alone.
+    """
     y, folds = features.y, features.folds
     n_folds = int(folds.max()) + 1
-    surface = {name: cue for name, cue in surface_cues(features.task, tokenizer).items() if name != "majority class"}
-    said = {name: np.zeros((n_folds, len(y)), dtype=np.int64) for name in [*surface, EMBEDDING]}
+    surface = surface_cues(features.task, tokenizer)
+    if len(surface) > 1:
+        surface.pop("majority class")
+    embed = features.embed
+    names = [*surface, *([] if embed is None else [EMBEDDING])]
+    said = {name: np.zeros((n_folds, len(y)), dtype=np.int64) for name in names}
     for f, g in combinations_with_replacement(range(n_folds), 2):
         train, held = np.flatnonzero((folds != f) & (folds != g)), np.flatnonzero((folds == f) | (folds == g))
         counts = np.bincount(y[train], minlength=features.n_classes)
@@ -105,7 +112,8 @@ def read_cues(features: Features, tokenizer: Any) -> Cues:
             continue
         alike = np.repeat(train, np.rint(counts.max() / np.maximum(counts, 1)).astype(np.int64)[y[train]])
         found = {name: cue(alike, held, y) for name, cue in surface.items()}
-        found[EMBEDDING] = probe_scores(features.embed, y, train, held)[1].argmax(axis=1)
+        if embed is not None:
+            found[EMBEDDING] = probe_scores(embed, y, train, held)[1].argmax(axis=1)
         for name, classes in found.items():
             said[name][f, held[folds[held] == g]] = classes[folds[held] == g]
             said[name][g, held[folds[held] == f]] = classes[folds[held] == f]

@@ -75,18 +75,20 @@ class Features:
 
     Attributes:
         x: (N, D) float32, raw activations at the chosen position.
-        embed: (N, d_model) float32, what enters layer 0 at that position (the token-identity baseline).
+        embed: (N, d_model) float32, what enters layer 0 at that position (the token-identity baseline); None where it is not
+            known.
         y: (N,) int class, or float where the label is graded; groups: (N,) str; folds: (N,) int, groups whole, labels balanced.
         seed: from which the folds were drawn, and every further random choice about this task.
         encoded: the texts as token ids, for whoever runs the model on them again.
         final: further sites at the final token, (N, width) float32 each, read in the same pass.
         places: of labelled words, where each is read in ``encoded``, which then has each text once.
+        not_run: controls that these rows cannot have, each with why.
     """
 
     task: Task
     columns: Columns
     x: np.ndarray
-    embed: np.ndarray
+    embed: np.ndarray | None
     y: np.ndarray
     groups: np.ndarray
     folds: np.ndarray
@@ -94,6 +96,7 @@ class Features:
     encoded: Encoded | None = None
     final: Mapping[Site, np.ndarray] = field(default_factory=dict)
     places: Places | None = None
+    not_run: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def n_classes(self) -> int:
@@ -103,7 +106,8 @@ class Features:
         """The same activations at the chosen position on some rows, with folds made anew."""
         task, y, groups = subset(self.task, rows), self.y[rows], self.groups[rows]
         folds = KINDS[task.kind].folds(task, n_folds, self.seed)
-        return Features(task, self.columns, self.x[rows], self.embed[rows], y, groups, folds, self.seed)
+        embed = None if self.embed is None else self.embed[rows]
+        return Features(task, self.columns, self.x[rows], embed, y, groups, folds, self.seed, not_run=self.not_run)
 
     @property
     def costs(self) -> np.ndarray:
@@ -138,6 +142,7 @@ def capture_features(
     *,
     seed: int = 0,
     final: Sequence[Site] = (),
+    at: Position = "final",
     encoded: Encoded | None = None,
     folds: np.ndarray | None = None,
     batch_tokens: int = 8192,
@@ -149,7 +154,7 @@ def capture_features(
     Of ``settings`` count the position and the number of folds.
 
     Args:
-        final: sites to be read at the final token too, in the same pass.
+        final: sites to be read ``at`` the final token too, in the same pass; of images where an intervention is.
         encoded: the task's texts where they are encoded already.
         folds: the folds where they are settled already.
 
@@ -170,7 +175,7 @@ def capture_features(
         encoded = encode(model, [example.text for example in task.examples], max_tokens=max_tokens)
     embed = Site("embed", 0)
     places: list[tuple[Site, Position]] = [(site, settings.position) for site in dict.fromkeys([embed, *columns.sites])]
-    places += [(site, "final") for site in final]
+    places += [(site, at) for site in final]
     x = empty_array(len(encoded), columns.n, f"activations of {task.name}")
     parts = {site: x[:, columns.slice_of(i)] for i, site in enumerate(columns.sites)}
     out = {
@@ -180,7 +185,7 @@ def capture_features(
         for place in dict.fromkeys(places)
     }
     read_into(out, model, encoded, batch_tokens=batch_tokens, progress=progress)
-    at_final = {site: out[site, "final"] for site in final}
+    at_final = {site: out[site, at] for site in final}
     return Features(task, columns, x, out[embed, settings.position], y, groups, folds, seed, encoded, at_final)
 
 

@@ -135,6 +135,7 @@ def read_graded_cues(features: Features, tokenizer: Any) -> GradedCues:
     for f, g in combinations_with_replacement(range(n_folds), 2):
         train, held = np.flatnonzero((folds != f) & (folds != g)), np.flatnonzero((folds == f) | (folds == g))
         found = {name: cue(train, held, y) for name, cue in cues.items()}
+        assert features.embed is not None
         found[EMBEDDING] = fit_ridge(features.embed[train], y[train]).predict(features.embed[held])
         for name, values in found.items():
             said[name][f, held[folds[held] == g]] = values[folds[held] == g]

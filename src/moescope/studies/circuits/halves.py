@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moescope.studies.circuits.features import Columns, Features, rows_of
+from moescope.studies.circuits.images import edited_places
 from moescope.studies.circuits.settings import CircuitSettings
 from moescope.studies.circuits.single import rank_columns
 from moescope.studies.circuits.trial import Trial, prepare_trial
@@ -52,6 +53,7 @@ def halved(model: LoadedModel, here: Features, settings: CircuitSettings, contex
         rows_of(here.encoded, used),
         {site: x[used] for site, x in here.final.items()},
         np.arange(len(used)) < len(rows.fit),
+        edited_places(model, settings),
     )
     return Halved(trial, here.columns, ranking, x.var(0, dtype=np.float64))
 

@@ -25,7 +25,7 @@ class SearchSettings(Judged):
 
     site: Annotated[str, Sites()] = "resid"
     """resid (the residual stream after every layer, as published), mlp_act, mlp_out, attn_out or mlp_in; with layers as
-    resid:3 or resid:0-5."""
+    resid:3 or resid:0-5; or any module by its name, as module:layers.*.mlp.act_fn."""
     position: Literal["final", "cls", "mean"] | int = "final"
     """final (as published), cls (an encoder's class token), mean, or a token index such as -2."""
     k: Annotated[int, at_least(1)] = 10

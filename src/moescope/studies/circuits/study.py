@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from moescope.capture.record import Recorded
 from moescope.errors import InputError
 from moescope.models import LoadedModel, random_twin
 from moescope.studies.circuits.answers import answer_tables, labelled
@@ -19,34 +20,29 @@ from moescope.studies.circuits.claims_causal import ablation_claims, erasure_cla
 from moescope.studies.circuits.claims_graded import graded_claims
 from moescope.studies.circuits.claims_keep import kept_claims
 from moescope.studies.circuits.claims_paths import path_claims
-from moescope.studies.circuits.controls import STEPS, control_tables
-from moescope.studies.circuits.cues import read_cues
+from moescope.studies.circuits.each_task import across_tasks, check_sizes, of_task
 from moescope.studies.circuits.examples import example_tables
-from moescope.studies.circuits.features import Columns, Features, capture_features, columns_of
-from moescope.studies.circuits.graded import GradedFindings, analyse_graded
-from moescope.studies.circuits.graded_controls import graded_control_tables
+from moescope.studies.circuits.features import Features, capture_features, columns_of
+from moescope.studies.circuits.graded import GradedFindings
 from moescope.studies.circuits.halves import halved
-from moescope.studies.circuits.images import placed
+from moescope.studies.circuits.images import edited_at, edited_where, placed
 from moescope.studies.circuits.keep_run import kept_tables
-from moescope.studies.circuits.language import language_rows
-from moescope.studies.circuits.pairs import Ranked, cross_task_rows, map_k, native_row, overlap_rows, task_map_rows
 from moescope.studies.circuits.paths import path_table
+from moescope.studies.circuits.recorded import study_recorded
 from moescope.studies.circuits.related.claims_crossed import crossed_claims
 from moescope.studies.circuits.related.claims_few_shot import few_shot_claims
 from moescope.studies.circuits.related.claims_similarity import similarity_claims
 from moescope.studies.circuits.related.crossed_run import crossed_tables, read_crossed
 from moescope.studies.circuits.related.few_shot import few_shot_tables, learn, refuse_known
-from moescope.studies.circuits.related.similarity import similarity_tables
 from moescope.studies.circuits.reread import Reread, prove_reread, reread
 from moescope.studies.circuits.settings import CircuitSettings
-from moescope.studies.circuits.several import several_tables
-from moescope.studies.circuits.single import TaskFindings, analyse, overlap_ks
+from moescope.studies.circuits.single import TaskFindings
 from moescope.study.protocol import Context, ModelLike, TasksLike
 from moescope.study.repeat import verb
 from moescope.study.result import StudyResult
 from moescope.study.rows import FoldRows
 from moescope.study.run import Run
-from moescope.tasks import ImageTask, split_half
+from moescope.tasks import split_half
 from moescope.tasks.kinds import KINDS
 from moescope.tasks.questions import Questions
 from moescope.types import Task
@@ -55,13 +51,16 @@ _SETTINGS, _RUN = CircuitSettings(), Run()
 
 
 @verb
-def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SETTINGS, *, run: Run = _RUN) -> StudyResult:
+def circuits(
+    model: ModelLike | Recorded, tasks: TasksLike, settings: CircuitSettings = _SETTINGS, *, run: Run = _RUN
+) -> StudyResult:
     """Find the neurons that carry each task, and test them against what chance and trivial cues give.
 
     Implements Choi (2025), "Hidden Mixture-of-Experts", with the controls that it lacks.
 
     Args:
-        tasks: at least one.
+        model: or what :func:`moescope.record` recorded of any module of any torch model: then nothing is read.
+        tasks: at least one; of what was recorded by name the labels of its documents, or tasks whose row i is document i.
 
     Returns:
         A result of kind ``"circuits"``, with the circuit of each task. ``meta["forward_tokens"]`` says what was read: for
@@ -75,7 +74,9 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
     >>> result = moescope.circuits("dense-tiny", ["certainty=halueval"])  # doctest: +SKIP
     >>> result.circuits["certainty"].neurons  # doctest: +SKIP
     """
-    context = Context("circuits", settings, run, of=CircuitSettings, spread=True, images=True)
+    context = Context("circuits", settings, run, of=CircuitSettings, spread=not isinstance(model, Recorded), images=True)
+    if isinstance(model, Recorded):
+        return study_recorded(context, model, tasks, settings)
     further = context.tasks(settings.few_shot) if settings.few_shot is not None else []
     loaded_tasks = context.tasks(tasks, takes=tuple(KINDS))
     _check_kinds(loaded_tasks, settings)
@@ -86,7 +87,7 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
     loaded = context.load(model, head=asks or settings.intervenes, required=asks)
     settings = context.settings = placed(loaded, settings, context)
     columns = columns_of(loaded, settings.site)
-    _check_sizes(columns, settings)
+    check_sizes(columns, settings)
     loaded_tasks = [labelled(loaded, task, settings, context) for task in loaded_tasks]
     context.tokens.add("batching", loaded.batching.tokens)
     # What the interventions need of the untouched model is read in the same pass.
@@ -99,7 +100,7 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
 
         def reading(task: Task = task, more: dict[str, Any] = with_final) -> Features:
             with context.tokens.of(loaded, "main"):
-                return capture_features(loaded, task, columns, settings, seed=run.seed, **more)
+                return capture_features(loaded, task, columns, settings, seed=run.seed, at=edited_at(loaded, settings), **more)
 
         here = features[task.name] = context.stage(name, reading, task=task, columns=columns)
         if isinstance(here.x, np.memmap):
@@ -110,14 +111,14 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
     every: dict[str, TaskFindings | GradedFindings] = {}
     parts: dict[str, list[pd.DataFrame]] = {}
     for here in features.values():
-        every[here.task.name], own = _of_task(context, here, settings, loaded, twin, limits)
+        every[here.task.name], own = _of_model(context, here, settings, loaded, twin, limits)
         for name, frame in own.items():
             parts.setdefault(name, []).append(frame)
     tables = {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
     # tasks of words with tasks of texts, but not with graded ones: a circuit that sorts has no other's labels to sort
     found = {name: one for name, one in every.items() if isinstance(one, TaskFindings)}
     if found:
-        tables |= context.stage("comparing tasks", lambda: _across_tasks(found, settings, context))
+        tables |= context.stage("comparing tasks", lambda: across_tasks(found, settings, context))
     for task in further:
         tables |= _few_shot(context, task, list(found.values()), settings, loaded, limits)
     if crossed is not None:
@@ -130,7 +131,7 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
     if settings.paths is not None:
         paths = context.stage("following paths", lambda: path_table(loaded, halves, settings, context))
         tables |= {"paths": paths} if len(paths) else {}
-    claims = circuit_claims(found, tables, settings)
+    claims, where = circuit_claims(found, tables, settings), edited_where(loaded, settings)
     if "answers" in tables:
         claims += answer_claims(tables["answers"], tables["beyond_answers"], settings)
     for graded in every.values():
@@ -143,9 +144,9 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
     if crossed is not None:
         claims += crossed_claims(tables["crossed_strata"], tables["crossed_edits"], settings)
     if settings.ablate is not None:
-        claims += [*ablation_claims(tables, settings), *erasure_claims(tables["erasure"], settings)]
+        claims += [*ablation_claims(tables, settings, where), *erasure_claims(tables["erasure"], settings)]
     if settings.keep_only is not None:
-        claims += kept_claims(tables, settings)
+        claims += kept_claims(tables, settings, where)
     if settings.paths is not None:
         claims += path_claims(tables.get("paths", pd.DataFrame()), list(found), settings)
     bare = sum(int(here.encoded.lengths.sum()) for here in features.values() if here.encoded is not None)
@@ -160,7 +161,7 @@ def circuits(model: ModelLike, tasks: TasksLike, settings: CircuitSettings = _SE
     )
 
 
-def _of_task(
+def _of_model(
     context: Context,
     here: Features,
     settings: CircuitSettings,
@@ -168,15 +169,8 @@ def _of_task(
     twin: Callable[[], LoadedModel | None],
     limits: dict[str, Any],
 ) -> tuple[TaskFindings | GradedFindings, dict[str, pd.DataFrame]]:
-    """What is found on one task, and the tables of it and of its controls."""
-    name, shared = here.task.name, {"features": here, "task": here.task, "columns": here.columns}
-    stage, total = f"{name}: circuit and controls", 3 + len(STEPS)
-    context.tell(stage, 0, total)
-
-    def circuit() -> TaskFindings | GradedFindings:
-        if here.task.kind == "graded":
-            return analyse_graded(here, settings, model.tokenizer)
-        return analyse(here, settings, cues=read_cues(here, model.tokenizer), n_layers=model.n_layers)
+    """What is found on one task in a model that runs, and the tables of it and of its controls."""
+    name = here.task.name
 
     def read_anew() -> Reread:
         read = reread(here, settings, model=model, twin=twin(), tokens=context.tokens, **limits)
@@ -185,33 +179,12 @@ def _of_task(
         prove_reread(context, read, model, twin())
         return read
 
-    found = context.stage(f"{name}: circuit", circuit, **shared)
-    read = context.stage(f"{name}: controls read anew", read_anew, **shared)
-
-    def begin(step: str) -> None:
-        context.tell(stage, 3 + STEPS.index(step), total)
-
+    how: dict[str, Any] = {"tokenizer": model.tokenizer, "n_layers": model.n_layers, "read_anew": read_anew}
+    found, tables = of_task(context, here, settings, **how)
     if isinstance(found, GradedFindings):
-        graded = context.stage(
-            f"{name}: controls",
-            lambda: graded_control_tables(found, settings, read=read, context=context, step=begin),
-        )
-        return found, {**found.tables, **graded}
-    controls = context.stage(
-        f"{name}: controls",
-        lambda: control_tables(
-            found,
-            settings,
-            n_layers=model.n_layers,
-            tokenizer=model.tokenizer,
-            read=read,
-            context=context,
-            step=begin,
-        ),
-    )
-    classes = context.stage(f"{name}: each class", lambda: several_tables(found, settings, model.tokenizer), **shared)
-    answers = context.stage(f"{name}: answers", lambda: answer_tables(found, settings, context), **shared)
-    return found, {**found.tables, **controls, **classes, **answers, **_examples(context, found, settings, model)}
+        return found, tables
+    answers = context.stage(f"{name}: answers", lambda: answer_tables(found, settings, context), features=here, task=here.task)
+    return found, {**tables, **answers, **_examples(context, found, settings, model)}
 
 
 def _few_shot(
@@ -256,50 +229,3 @@ def _check_kinds(tasks: list[Task], settings: CircuitSettings) -> None:
                 raise InputError(f"{task.name!r} has {KINDS[task.kind].said}; an intervention needs classes of texts", option)
         if task.kind == "tokens" and settings.position != "final":
             raise InputError(f"{task.name!r} has labels for words, each read at its last token; leave it out", "position")
-
-
-def _check_sizes(columns: Columns, settings: CircuitSettings) -> None:
-    largest = max(settings.k, *settings.ks)
-    if largest > columns.n:
-        raise InputError(
-            f"K = {largest} is larger than the {columns.n} neurons of site {settings.site!r}; choose a smaller K",
-            "k" if settings.k == largest else "ks",
-        )
-    if 2 * settings.k > min(columns.widths):
-        raise InputError(
-            f"K = {settings.k} is over half of the {min(columns.widths)} neurons of a layer at site {settings.site!r}, "
-            "too many to match with random neurons of the same layer; choose a smaller K",
-            "k",
-        )
-
-
-def _across_tasks(found: dict[str, TaskFindings], settings: CircuitSettings, context: Context) -> dict[str, pd.DataFrame]:
-    names = list(found)
-    languages = [row for task in found.values() for row in language_rows(task.features, settings)]
-    tables = {"language": pd.DataFrame(languages)} if languages else {}
-    if len(names) < 2:
-        return tables
-    stage, total = "comparing tasks", len(names) ** 2
-    cross: list[dict[str, Any]] = []
-    overlap: list[dict[str, Any]] = []
-    n = found[names[0]].features.columns.n
-    ks = overlap_ks(settings, n)
-    places = max(*ks, map_k(n))
-    ranked = {name: Ranked.of(task, settings, places, turn=i) for i, (name, task) in enumerate(found.items())}
-    for i, a in enumerate(names):
-        for j, b in enumerate(names):
-            context.tell(stage, i * len(names) + j, total)
-            if i < j:
-                overlap += overlap_rows(a, b, ranked, ks)
-            cross += [native_row(found[a], settings)] if i == j else cross_task_rows(found[a], found[b], settings)
-    crossed = pd.DataFrame(cross)
-    texts = [
-        one for one in found.values() if one.features.task.kind == "classes" and not isinstance(one.features.task, ImageTask)
-    ]
-    if len(texts) > 2:
-        tables |= similarity_tables(texts, ranked, crossed)
-    return tables | {
-        "overlap": pd.DataFrame(overlap),
-        "cross_task": crossed,
-        "task_map": pd.DataFrame(task_map_rows(list(found.values()), ranked, settings)),
-    }

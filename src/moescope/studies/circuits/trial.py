@@ -26,7 +26,7 @@ class Trial:
     task: Task
     split: Split
     vectors: Mapping[Site, np.ndarray]
-    """float32 (F, width): the selection texts' final tokens, untouched"""
+    """float32 (F, width): the selection texts' final tokens (of images what is read), untouched"""
     judged: Mapping[Site, np.ndarray]
     """float32 (E, width): those of the texts that judge"""
     probe: Probe
@@ -36,6 +36,8 @@ class Trial:
     evaluated: list[np.ndarray]
     """token ids of the texts that judge"""
     answers: tuple[int, ...]
+    places: np.ndarray | None = None
+    """bool (T,): of images the places that are read and changed; None: the final token"""
 
     @property
     def groups(self) -> np.ndarray:
@@ -54,17 +56,23 @@ class Trial:
     def replicas(self, *, of: Sequence[np.ndarray] | None = None, batch_tokens: int = 8192) -> Replicas:
         """The texts that judge, or ``of``, ready to run under interventions."""
         logits: Literal["final"] | None = "final" if self.answers else None
-        return Replicas(self.model, self.evaluated if of is None else of, logits=logits, batch_tokens=batch_tokens)
+        ids = self.evaluated if of is None else of
+        return Replicas(self.model, ids, logits=logits, batch_tokens=batch_tokens, places=self.places)
 
 
 def prepare_trial(
-    model: LoadedModel, task: Task, encoded: Encoded, final: Mapping[Site, np.ndarray], selection: np.ndarray
+    model: LoadedModel,
+    task: Task,
+    encoded: Encoded,
+    final: Mapping[Site, np.ndarray],
+    selection: np.ndarray,
+    places: np.ndarray | None = None,
 ) -> Trial:
     """Split a task's texts and fit the probe that judges.
 
     Args:
         encoded: the task's texts.
-        final: float32 (N, width) per site: the final tokens of all texts, at the last layer too.
+        final: float32 (N, width) per site: the final tokens of all texts, or means over ``places``, at the last layer too.
         selection: bool (N,), True for the texts that the circuit and the probe are learnt on; groups must not straddle.
 
     Raises:
@@ -74,4 +82,5 @@ def prepare_trial(
     vectors, judged = ({site: x[part] for site, x in final.items()} for part in (split.fit, split.evaluate))
     probe = Probe.fit(vectors[Site("resid", model.n_layers - 1)], split.fit_labels)
     fitted, evaluated = ([encoded[i] for i in part] for part in (split.fit, split.evaluate))
-    return Trial(model, task, split, vectors, judged, probe, fitted, evaluated, answers_of(model, task, encoded))
+    answers = answers_of(model, task, encoded)
+    return Trial(model, task, split, vectors, judged, probe, fitted, evaluated, answers, places)

@@ -41,6 +41,7 @@ from moescope.tasks import load_task
 _SHARES = (0.8, 0.1, 0.1)
 _NULLS = ("gaussian", "kurtosis", "mixture", "shuffled-outputs")
 _SMOOTH = {"tanh": "gelu_pytorch_tanh", "none": "gelu"}
+_FUSED = {"GEGLU": "gelu", "SwiGLU": "silu", "ApproximateGELU": "quick_gelu"}
 
 
 def distill_module(context: Context, store: Recorded, settings: DistillSettings) -> StudyResult:
@@ -172,20 +173,24 @@ def _pairs(context: Context, store: Recorded, settings: DistillSettings, name: s
 
 def _shape(module: nn.Module, d_in: int, d_out: int) -> tuple[LayerShape, int | None]:
     """What a student takes over of a module: its activation, whether it is gated; and its inner width, where it is an MLP of
-    one map up (or two) and one down."""
+    one map up (or two, or two in one) and one down."""
     maps = [m for m in module.modules() if isinstance(m, nn.Linear)]
     ups = [m for m in maps if m.in_features == d_in]
     downs = [m for m in maps if m.out_features == d_out and m not in ups]
     activation = next((name for m in module.modules() if (name := _activation(m))), "relu")
-    if len(downs) == 1 and ups and all(m.out_features == downs[0].in_features for m in ups):
-        return LayerShape(d_in, d_out, activation, len(ups) == 2), downs[0].in_features
+    made, inner = [m.out_features for m in ups], downs[0].in_features if len(downs) == 1 else None
+    if inner is not None and made in ([inner], [inner] * 2, [2 * inner]):
+        return LayerShape(d_in, d_out, activation, made != [inner]), inner
     return LayerShape(d_in, d_out, activation, False), None
 
 
 def _activation(module: nn.Module) -> str | None:
-    """Its name in transformers."""
-    if isinstance(module, nn.GELU):
-        return _SMOOTH[module.approximate]
+    """Its name in transformers. Of ``diffusers``' that hold their own map up and call no module the class's name tells."""
+    kind = type(module).__name__
+    if kind == "GELU":
+        return _SMOOTH[str(getattr(module, "approximate", "none"))]
+    if kind in _FUSED:
+        return _FUSED[kind]
     return next(
         (n for n in ("relu", "silu", "gelu", "gelu_pytorch_tanh", "quick_gelu") if type(module) is type(ACT2FN[n])), None
     )

@@ -99,7 +99,6 @@ def table_images(
         InputError: a column is missing, a path leads out of the folder, or an image is damaged.
     """
     options = spec.options
-    check_options(spec, TABLE)
     column, label = options[COLUMN], options.get("label", "label")
     for key, wanted in ((COLUMN, column), ("label", label), ("group", options.get("group"))):
         if wanted is not None and wanted not in rows.columns:
@@ -107,6 +106,21 @@ def table_images(
     records = [{**r, COLUMN: _path(r.get(column), column, rows.where(i), base)} for i, r in enumerate(rows.records)]
     placed = Rows(records, [*rows.columns, COLUMN], rows.origin, rows.place, rows.numbers, rows.class_names)
     return _task(placed, spec, name, source, limit, seed, label=label, group=options.get("group"))
+
+
+def check_table(spec: TaskSpec) -> None:
+    """That the options are those of a table with a column of paths.
+
+    Raises:
+        InputError: one is not; named by itself where it is a text beside the image, which a vision-language model is asked.
+    """
+    worded = next((key for key in ("text", "template") if key in spec.options), None)
+    if worded is not None:
+        raise InputError(
+            f"task {spec.text!r}: image= and {worded}= in one row is a question to a vision-language model about an image, "
+            "which is not supported; give one of the two"
+        )
+    check_options(spec, TABLE)
 
 
 def _path(value: object, column: str, where: str, base: Path | None) -> str:

@@ -44,6 +44,7 @@ FILES = {
     "sst2.dev.jsonl": "SST-2's dev split, sentences (text, label)",
     "circuits-smollm2": "the result of `moescope circuits smollm2 --no-chat --task sentiment=uci-sentiment --limit 300`",
     "wikitext-2.valid.txt": "the validation split of WikiText-2",
+    "--eval-include tasks": "a folder of two tasks of lm-evaluation-harness, of UCI Sentiment and BoolQ",
     "reviews.jsonl": "600 sentences of UCI Sentiment (reviews), 300 paragraphs of WikiText-2 (articles): text, category, group",
 }
 """Files that a command names and that do not ship with moescope: what they are."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,10 +14,12 @@ import pytest
 import moescope
 from moescope import Claim, InputError, ScalingSettings, StudyResult
 from moescope.models import LoadedModel
+from moescope.models import load as load_model
+from moescope.models.blueprint import blueprint
 from moescope.select.ranking import Sigma
 from moescope.studies.circuits.claims_scaling import scaling_claims
 from moescope.studies.circuits.features import Columns, Features
-from moescope.studies.circuits.scaling import OfModel, Size, size_trends
+from moescope.studies.circuits.scaling import OfModel, Size, _size_of, size_trends
 from moescope.studies.circuits.scorer import Scorer
 from moescope.studies.circuits.series import Found, depths, self_overlap
 from moescope.studies.circuits.trends import least_models, slopes, trend
@@ -230,13 +234,35 @@ def test_orders_of_few_models_cannot_tell() -> None:
     assert many.p < 0.01
 
 
-def test_what_cannot_be_a_series_of_sizes_is_refused() -> None:
+def test_what_cannot_be_a_series_of_sizes_is_refused_before_any_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("a model was read")
+
+    monkeypatch.setattr(import_module("moescope.studies.circuits.scaling"), "read", read)
     made = of_gap(lambda _: 1.0, own=True)
     with pytest.raises(InputError, match=r"^models: a series of sizes needs at least two"):
         moescope.scaling(["dense-tiny"], [TEXTS])
-    with pytest.raises(InputError, match=r"^models: dense-tiny is given twice"):
+    with pytest.raises(InputError, match=r"^models: two are called 'dense-tiny'; give each once"):
         moescope.scaling(["dense-tiny", "dense-tiny"], [TEXTS])
     with pytest.raises(InputError, match=r"^models: two are called 'm0'"):
         studied([replace(made(0), name="m0"), replace(made(1), name="m0")], TEXTS)
     with pytest.raises(InputError, match=r"^models: none is twice as large"):
         studied([replace(made(0), name="m0"), replace(made(0), name="m1")], TEXTS)
+    with pytest.raises(InputError, match=r"^models: none .* \(dense-tiny has 4\.1 M, moe-tiny has 5\.2 M beside"):
+        moescope.scaling(["dense-tiny", "moe-tiny"], ["certainty=halueval"])
+    with pytest.raises(InputError, match=r"no/such/model"):
+        moescope.scaling(["dense-tiny", "no/such/model"], ["certainty=halueval"])
+    with pytest.raises(InputError, match=r"^models: vit-digits reads images"):
+        moescope.scaling(["dense-tiny", "vit-digits"], ["certainty=halueval"])
+
+
+@pytest.mark.parametrize("name", ["dense-tiny", "moe-tiny", "adapter"])
+def test_a_config_tells_the_size_of_the_model_that_is_loaded(name: str, tmp_path: Path) -> None:
+    if name == "adapter":
+        peft = pytest.importorskip("peft")
+        module = load_model("dense-tiny", head=True).module
+        module.name_or_path = "dense-tiny"
+        peft.get_peft_model(module, peft.LoraConfig(target_modules="all-linear")).save_pretrained(tmp_path / name)
+    given = str(tmp_path / name) if name == "adapter" else name
+    (found,) = {_size_of(load_model(given)), _size_of(blueprint(given).model)}
+    assert found.model == name

@@ -22,6 +22,13 @@ def test_every_claim_of_the_studies_is_answered_or_says_why_not() -> None:
         assert name in answered or entry.get("absent"), f"{name}: no result has it, and nothing says why"
 
 
+def test_a_claim_without_a_real_model_says_why_and_no_other_does() -> None:
+    said = tomllib.loads((EVIDENCE / "claims.toml").read_text(encoding="utf-8"))
+    answered = {claim.id for result in saved() for claim in result.claims if claim.id}
+    real = {claim.id for result in saved() if result.real for claim in result.claims if claim.id}
+    assert {name for name, entry in said.items() if "toys" in entry} == answered - real
+
+
 def test_every_result_names_its_command() -> None:
     for result in saved():
         assert result.meta["command"].startswith(("moescope ", "python benchmarks/")), result.name

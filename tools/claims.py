@@ -76,6 +76,11 @@ class Saved:
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
     """by name, columns and data"""
 
+    @property
+    def real(self) -> bool:
+        """Whether a model is among what was studied that others trained, on more than a toy's text."""
+        return any(name in REAL for name in self.meta["model"].split(", "))
+
 
 def keep(given: str) -> Path:
     """The claims of the result in the folder ``given``, or ``LABEL=folder``, written beside those that are kept already."""
@@ -126,11 +131,11 @@ def page(results: list[Saved]) -> str:
 
 
 def _answers(name: str, entry: dict[str, str], results: list[Saved]) -> Iterator[str]:
-    answered = False
+    answered = real = False
     for result in results:
         claims = [c for c in result.claims if c.id == name]
         if claims:
-            answered = True
+            answered, real = True, real or result.real
             yield from ("", f"`{result.meta['command']}`, {result.meta['model']}:", "", *HEAD)
             for claim in claims:
                 yield _row(claim)
@@ -138,6 +143,8 @@ def _answers(name: str, entry: dict[str, str], results: list[Saved]) -> Iterator
             yield from (f"- {claim.statement}: {claim.words}" for claim in claims)
     if not answered:
         yield from ("", f"*Not tested here:* {entry['absent']}.")
+    elif not real:
+        yield from ("", f"*Of no real model:* {entry['toys']}.")
 
 
 def model_page(name: str, results: list[Saved]) -> str:

@@ -40,6 +40,15 @@ FAULTS = _PLANS + faults(
         ("test_what_cannot_be_a_series_of_sizes_is_refused_before_any_is_read",),
     ),
     (
+        "checkpoints-two-at-once",
+        "series: one model in memory",
+        "a checkpoint stays in memory while the next is loaded",
+        _CIRCUITS + "formation.py",
+        "model = None  # goes before the next comes",
+        "pass",
+        ("test_one_model_goes_before_the_next_comes",),
+    ),
+    (
         "sizes-embedding-counted",
         "sizes: parameters beside the input embedding",
         "a large vocabulary makes a model large",

@@ -124,7 +124,7 @@ class OfModel:
 def _sizes(models: Sequence[str | Path | LoadedModel]) -> list[Size]:
     """Of each model, by its config alone where it is not in memory yet: a series that cannot be one is refused before any of
     it is read."""
-    found = [_size_of(blueprint(given).model if isinstance(given, str | Path) else load(given)) for given in models]
+    found = [_size_of(_shape(given)) for given in models]
     names = [size.model for size in found]
     if double := next((name for name in names if names.count(name) > 1), None):
         raise InputError(f"two are called {double!r}; give each once, or rename a folder", "models")
@@ -137,6 +137,15 @@ def _sizes(models: Sequence[str | Path | LoadedModel]) -> list[Size]:
             "models",
         )
     return found
+
+
+def _shape(given: str | Path | LoadedModel) -> LoadedModel:
+    if not isinstance(given, str | Path):
+        return load(given)
+    made = blueprint(given)
+    if not made.weighed and Path(given).expanduser().exists():  # what lies on the Hub alone is not fetched yet
+        raise InputError(f"{given} is a config without weights, and is to be read; give the model's folder", "models")
+    return made.model
 
 
 def _size_of(model: LoadedModel) -> Size:

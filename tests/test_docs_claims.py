@@ -37,6 +37,13 @@ def test_what_answers_a_question_is_named_or_the_page_is_not_written() -> None:
         answering("M8", {"answers": ["circuits-cat: purrs"]}, results)
 
 
+def test_a_claim_without_a_real_model_says_why_and_no_other_does() -> None:
+    said = tomllib.loads((EVIDENCE / "claims.toml").read_text(encoding="utf-8"))
+    answered = {claim.id for result in saved() for claim in result.claims if claim.id}
+    real = {claim.id for result in saved() if result.real for claim in result.claims if claim.id}
+    assert {name for name, entry in said.items() if "toys" in entry} == answered - real
+
+
 def test_every_result_names_its_command() -> None:
     for result in saved():
         assert result.meta["command"].startswith(("moescope ", "python benchmarks/")), result.name

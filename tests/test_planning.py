@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import moescope
 from moescope.cli import main
 from moescope.models import load as load_model
-from moescope.planning import plan
-from moescope.planning.blueprint import blueprint
+from moescope.models.blueprint import blueprint
+from moescope.planning import plan, plan_series
 from moescope.study.run import Run
 from tests.architectures import save_tiny
 from tools.plan import PAGE, RESULT, page
@@ -46,6 +46,30 @@ def test_forward_tokens_are_those_of_the_run() -> None:
     assert found.forward_tokens == {name: read[name] for name in ("main", "template", "twin", "few shot")}
     without = moescope.CircuitSettings(**QUICK, twin=False)
     assert "twin" not in plan("circuits", "dense-tiny", {"tasks": [task]}, without, run, flop_s=1e12).forward_tokens
+
+
+def test_every_model_of_a_series_is_counted_as_it_is_read(tmp_path: Path) -> None:
+    tasks, run, models = ["certainty=halueval"], Run(limit=40), [str(save_tiny(tmp_path / "tiny")), "dense-tiny"]
+    settings = moescope.ScalingSettings(n_folds=3)
+    found = plan_series("scaling", models, {"tasks": tasks}, settings, run, flop_s=1e12)
+    read = moescope.scaling(models, tasks, settings, run=run).meta["forward_tokens"]
+    together = found.together()
+    assert together["forward_tokens"] == {name: read[name] for name in ("main", "twin")}
+    assert together["flops"] == sum(one.flops for one in found.models)
+    assert together["peak_bytes"] == max(one.peak_bytes for one in found.models)
+    without = plan_series("scaling", models, {"tasks": tasks}, moescope.ScalingSettings(twin=False), run, flop_s=1e12)
+    assert [*without.together()["forward_tokens"]] == ["main"]
+
+
+def test_a_series_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task = ["--task", "certainty=halueval", "--limit", "40", "--flops", "1e9"]
+    main(["plan", "scaling", str(save_tiny(tmp_path / "tiny")), "dense-tiny", *task])
+    said = capsys.readouterr().out
+    assert "model        tiny: " in said
+    assert "one model after the other" in said
+    main(["plan", "dynamics", "dense-tiny", "--revision", "step-1", "--revision", "step-2", *task, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["together"]["flops"] == 2 * found["models"][0]["flops"] > 0
 
 
 @pytest.mark.parametrize("rows", [1, 3])

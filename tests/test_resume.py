@@ -17,6 +17,7 @@ import pytest
 import moescope
 from moescope import Run, StudyResult
 from moescope.cli import main
+from tests.architectures import save_tiny
 from tests.same_result import difference
 
 Verb = Callable[[Run], StudyResult]
@@ -41,6 +42,22 @@ def series() -> list[Path]:
 
 def dynamics(run: Run) -> StudyResult:
     return moescope.dynamics(series(), TASKS[:1], settings=moescope.SearchSettings(k=8), run=run)
+
+
+@cache
+def small() -> Path:
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    return save_tiny(folder / "small")
+
+
+def scaling(run: Run) -> StudyResult:
+    return moescope.scaling([small(), "dense-tiny"], TASKS[:1], moescope.ScalingSettings(k=8), run=run)
+
+
+def choice(run: Run) -> StudyResult:
+    settings = moescope.ChoiceSettings(neuron_share=0.25, k=8, tokens=128, neurons=64)
+    return moescope.choice("dense-tiny", TASKS[:1], settings, run=run)
 
 
 def signatures(run: Run) -> StudyResult:
@@ -113,6 +130,8 @@ def targets(run: Run) -> StudyResult:
 VERBS: dict[str, tuple[Verb, int]] = {
     "circuits": (circuits, 12),
     "dynamics": (dynamics, 2),
+    "scaling": (scaling, 2),
+    "choice": (choice, 2),
     "signatures": (signatures, 3),
     "atlas": (atlas, 2),
     "distill": (distill, 5),

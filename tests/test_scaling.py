@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,15 +16,19 @@ import pytest
 import moescope
 from moescope import Claim, InputError, ScalingSettings, StudyResult
 from moescope.models import LoadedModel
+from moescope.models import load as load_model
+from moescope.models.blueprint import blueprint
 from moescope.select.ranking import Sigma
 from moescope.studies.circuits.claims_scaling import scaling_claims
 from moescope.studies.circuits.features import Columns, Features
-from moescope.studies.circuits.scaling import OfModel, Size, size_trends
+from moescope.studies.circuits.scaling import OfModel, Size, _size_of, size_trends
 from moescope.studies.circuits.scorer import Scorer
 from moescope.studies.circuits.series import Found, depths, self_overlap
 from moescope.studies.circuits.trends import least_models, slopes, trend
+from moescope.study.protocol import Context
 from moescope.study.verdicts import verdicts
 from moescope.types import Site, Task
+from tests.architectures import save_tiny
 from tests.wiring.planted import lookup_model, squares, task, words_of
 
 ROWS, WIDTH, NEURON = 120, 16, 5
@@ -230,13 +238,62 @@ def test_orders_of_few_models_cannot_tell() -> None:
     assert many.p < 0.01
 
 
-def test_what_cannot_be_a_series_of_sizes_is_refused() -> None:
+def test_what_cannot_be_a_series_of_sizes_is_refused_before_any_is_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("a model was read")
+
+    monkeypatch.setattr(import_module("moescope.studies.circuits.scaling"), "read", read)
     made = of_gap(lambda _: 1.0, own=True)
     with pytest.raises(InputError, match=r"^models: a series of sizes needs at least two"):
         moescope.scaling(["dense-tiny"], [TEXTS])
-    with pytest.raises(InputError, match=r"^models: dense-tiny is given twice"):
+    with pytest.raises(InputError, match=r"^models: two are called 'dense-tiny'; give each once"):
         moescope.scaling(["dense-tiny", "dense-tiny"], [TEXTS])
     with pytest.raises(InputError, match=r"^models: two are called 'm0'"):
         studied([replace(made(0), name="m0"), replace(made(1), name="m0")], TEXTS)
     with pytest.raises(InputError, match=r"^models: none is twice as large"):
         studied([replace(made(0), name="m0"), replace(made(0), name="m1")], TEXTS)
+    with pytest.raises(InputError, match=r"^models: none .* \(dense-tiny has 4\.1 M, moe-tiny has 5\.2 M beside"):
+        moescope.scaling(["dense-tiny", "moe-tiny"], ["certainty=halueval"])
+    with pytest.raises(InputError, match=r"no/such/model"):
+        moescope.scaling(["dense-tiny", "no/such/model"], ["certainty=halueval"])
+    load_model("dense-tiny").config.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"^models: .* is a config without weights"):
+        moescope.scaling(["dense-tiny", tmp_path], ["certainty=halueval"])
+    with pytest.raises(InputError, match=r"^models: vit-digits reads images"):
+        moescope.scaling(["dense-tiny", "vit-digits"], ["certainty=halueval"])
+
+
+@pytest.mark.parametrize("study", ["scaling", "dynamics"])
+def test_one_model_goes_before_the_next_comes(study: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    come: list[weakref.ref[Any]] = []
+    here: list[int] = []
+    load = Context.load
+
+    def watched(self: Context, given: Any = None, **options: Any) -> LoadedModel:
+        here.append(sum(one() is not None for one in come))
+        model = load(self, options.pop("model", given), **options)
+        come.append(weakref.ref(model.module))
+        return model
+
+    monkeypatch.setattr(Context, "load", watched)
+    run, options = moescope.Run(limit=24), {"k": 2, "n_folds": 3}
+    tiny = [str(save_tiny(tmp_path / f"step-{i}")) for i in (0, 1)]
+    if study == "scaling":
+        moescope.scaling([tiny[0], "dense-tiny"], ["certainty=halueval"], ScalingSettings(**options), run=run)
+    else:
+        moescope.dynamics(tiny, ["certainty=halueval"], settings=moescope.SearchSettings(**options), run=run)
+    assert here == [0, 0]
+
+
+@pytest.mark.parametrize("name", ["dense-tiny", "moe-tiny", "adapter"])
+def test_a_config_tells_the_size_of_the_model_that_is_loaded(name: str, tmp_path: Path) -> None:
+    if name == "adapter":
+        peft = pytest.importorskip("peft")
+        module = load_model("dense-tiny", head=True).module
+        module.name_or_path = "dense-tiny"
+        peft.get_peft_model(module, peft.LoraConfig(target_modules="all-linear")).save_pretrained(tmp_path / name)
+    given = str(tmp_path / name) if name == "adapter" else name
+    (found,) = {_size_of(load_model(given)), _size_of(blueprint(given).model)}
+    assert found.model == name

@@ -30,7 +30,7 @@ SOURCES = {
     "S": "Routing signatures (arXiv 2603.11114)",
     "M": "Secret mixtures of experts (arXiv 2512.18452)",
 }
-SAID = {"absent": "Not tested here", "shown": "Shown, and nothing to be tested", "open": "Still open"}
+SAID = {"absent": "Not tested here", "toys": "Of no real model", "shown": "Shown, not tested", "open": "Still open"}
 """What an entry of ``claims.toml`` may say besides what results answer, and under which heading it stands."""
 HEAD = ("| claim | published | measured | 95 % | control | p (Holm) | verdict |", "|---|---|---|---|---|---|---|")
 _KEPT = ("title", "model", "command", "date", "seconds", "forward_tokens", "tasks", "seed", "settings")
@@ -87,6 +87,11 @@ class Saved:
     claims: tuple[Claim, ...]
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
     """by name, columns and data"""
+
+    @property
+    def real(self) -> bool:
+        """Whether a model is among what was studied that others trained, on more than a toy's text."""
+        return any(name in REAL for name in self.meta["model"].split(", "))
 
 
 def keep(given: str) -> Path:

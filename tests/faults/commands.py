@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import psutil
 import moescope
 from moescope.errors import InputError
 from moescope.routing.store import load_trace
+from moescope.zoo import embedded
+from tests.architectures import save_tiny
 from tests.faults.check import Tally
 from tests.same_result import difference
 
@@ -38,6 +41,9 @@ _LINES = {  # with an --alpha, fewer random ones can judge
     "targets": "TRACE",
     "atlas": "moe-tiny --prompts routing-80",
     "residency": "TRACE --capacity 8",
+    "scaling": f"SMALL dense-tiny {_TASK} 120 --k 8",
+    "choice": f"dense-tiny --neuron-share 0.25 {_TASK} 60 --k 8 --tokens 128 --neurons 64",
+    "dynamics": f"STEP-0 STEP-1000 {_TASK} 160 --k 8",
 }
 COMMANDS = {name: line.split() for name, line in _LINES.items()}
 SHARES = {signal.SIGKILL: (0.2, 0.4, 0.6, 0.8), signal.SIGINT: (0.5,), signal.SIGTERM: (0.7,)}
@@ -70,31 +76,38 @@ main(sys.argv[1:])
 
 def begun(command: str, out: Path, *more: str, script: tuple[str, ...] = ("-m", "moescope")) -> subprocess.Popen[str]:
     """The command, running."""
-    given = [str(_trace(out.parent.parent)) if part == "TRACE" else part for part in COMMANDS[command]]
+    given = [_made(part, out.parent.parent) if part in _MADE else part for part in COMMANDS[command]]
     line = [sys.executable, *script, command, *given, "--out", str(out), *more]
     settings = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     heard = None if os.name == "nt" else _hear
     return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=settings, preexec_fn=heard)
 
 
-def _trace(work: Path) -> Path:
-    """The trace that a command reads, made once."""
-    trace = work / "trace-that-is-read"
-    if not trace.exists():
-        line = [
-            sys.executable,
-            "-m",
-            "moescope",
-            "trace",
-            "moe-tiny",
-            "--prompts",
-            "routing-80",
-            "--out",
-            str(trace),
-            "--quiet",
-        ]
-        subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
-    return trace
+def _trace(out: Path) -> None:
+    line = [sys.executable, "-m", "moescope", "trace", "moe-tiny", "--prompts", "routing-80", "--out", str(out), "--quiet"]
+    subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
+
+
+def _checkpoint(out: Path) -> None:
+    shutil.copytree(embedded()["dense-tiny"], out)
+
+
+_MADE: dict[str, Callable[[Path], object]] = {
+    "TRACE": _trace,
+    "SMALL": save_tiny,
+    "STEP-0": _checkpoint,
+    "STEP-1000": _checkpoint,
+}
+"""what commands read, by the word that stands for it, and how it is made"""
+
+
+def _made(word: str, work: Path) -> str:
+    """Where what ``word`` stands for lies; made once."""
+    place = work / "that-is-read" / word.lower()
+    if not place.exists():
+        place.parent.mkdir(exist_ok=True)
+        _MADE[word](place)
+    return str(place)
 
 
 def _worked(running: subprocess.Popen[str], until: float = float("inf")) -> float:

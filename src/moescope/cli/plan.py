@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ from moescope.cli.generate import told, translated
 from moescope.cli.output import print_json
 from moescope.errors import InputError
 
-_MODELS = ("model", "model_a", "checkpoints")
+_MODELS = ("model", "model_a", "checkpoints", "models")
 
 
 def plan(
@@ -32,6 +31,7 @@ def plan(
     from moescope.cli.trace import _TRACE
     from moescope.cli.verbs import VERBS
     from moescope.planning import plan as planned
+    from moescope.planning import plan_series
 
     verbs = {
         **{name: v for name, v in VERBS.items() if "_" not in name and any(i.name in _MODELS for i in v.inputs)},
@@ -48,29 +48,61 @@ def plan(
     except InputError as error:
         raise translated(error, {i.name: i.option or i.name.upper() for i in verb.inputs}) from error
     model = next((inputs[name] for name in _MODELS if inputs.get(name)), None)
-    model = model[0] if isinstance(model, list) else model
-    if not isinstance(model, str):
+    if isinstance(model, list) and inputs.get("revisions"):
+        model = model * len(inputs["revisions"])
+    if not isinstance(model, str | list):
         raise InputError("plan: give MODEL, one that is to be run; a recorded trace costs nothing to read")
     verb.verb()  # its modules, and those that draw its result, are part of what the command takes
     if command != "trace":
         import_module("moescope.report.html")
-    found = planned(command, model, inputs, settings, run, flop_s=flops)
+    if isinstance(model, list):
+        series = plan_series(command, model, inputs, settings, run, flop_s=flops)
+        found, show = series.json(), _print_series
+    else:
+        found, show = planned(command, model, inputs, settings, run, flop_s=flops).json(), _print
     if json or options["json"]:
-        print_json(found.json())
-        return
-    _print(asdict(found))
+        print_json(found)
+    else:
+        show(found)
+
+
+def _print_series(found: dict[str, Any]) -> None:
+    """A line for each model, and what all take."""
+    from moescope.files.memory import gib
+
+    for one in found["models"]:
+        size = f"{one['parameters']:,} parameters, {gib(one['weight_bytes'])} in {one['dtype']}"
+        reads = f"{sum(one['forward_tokens'].values()):,} tokens in {_words(one['seconds'])}"
+        print(f"{'model':12} {one['model']}: {size}; {reads}, {gib(one['peak_bytes'])} at most")
+    every = found["together"]
+    rows = {
+        "reads": _tokens(every),
+        "work": f"{every['flops']:.3g} FLOPs",
+        "memory": f"{gib(every['peak_bytes'])} at most, one model after the other; {gib(every['free_bytes'])} are free",
+        "disk": gib(every["disk_bytes"]),
+        "time": f"{_words(every['seconds'])} to read; statistics come on top",
+    }
+    for name, text in rows.items():
+        print(f"{name:12} {text}")
+    for name in ("missing", "advice", "notes"):
+        for text in dict.fromkeys(text for one in found["models"] for text in one[name]):
+            print(f"{name:12} {text}")
+
+
+def _tokens(found: dict[str, Any]) -> str:
+    tokens = ", ".join(f"{n:,} {purpose}" for purpose, n in found["forward_tokens"].items())
+    return f"{tokens or 'no text that is known beforehand'} tokens"
 
 
 def _print(found: dict[str, Any]) -> None:
     from moescope.files.memory import gib
 
-    tokens = ", ".join(f"{n:,} {purpose}" for purpose, n in found["forward_tokens"].items())
     parts = ", ".join(f"{name} {gib(n)}" for name, n in found["memory"].items() if n)
     rows = {
         "model": f"{found['model']}: {found['parameters']:,} parameters, {found['active_parameters']:,} of them for a token",
         "coordinates": ", ".join(f"{kind} {n:,}" for kind, n in found["coordinates"].items()),
         "weights": f"{gib(found['weight_bytes'])} in {found['dtype']}",
-        "reads": f"{tokens or 'no text that is known beforehand'} tokens",
+        "reads": _tokens(found),
         "work": f"{found['flops']:.3g} FLOPs, {found['flops_a_token']:.3g} a token",
         "memory": f"{gib(found['peak_bytes'])} at most ({parts}); {gib(found['free_bytes'])} are free",
         "disk": gib(found["disk_bytes"]),

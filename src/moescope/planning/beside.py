@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from moescope.planning.blueprint import Blueprint
+from moescope.models.blueprint import Blueprint
 
 _AT_ONCE = 2048  # tokens of a batch of held-out text
 _SOLVED = 4096  # neurons that a refit solves for together

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,16 +14,18 @@ import psutil
 import torch
 
 from moescope.files.memory import available_memory, gib
+from moescope.models.blueprint import Blueprint, blueprint
 from moescope.models.fit import DTYPES, plan_of
 from moescope.models.fit import Plan as Loading
 from moescope.planning.beside import held_beside
-from moescope.planning.blueprint import Blueprint, blueprint
 from moescope.planning.readings import Reading, Work, work_of
 from moescope.study.run import Run
 
 PROBE = 2.0
 """seconds in which this machine shows how fast it multiplies"""
 _EXTRAS = {"eval_task": ("lm_eval", "eval"), "finetune": ("peft", "finetune")}
+_BODY_ALONE = ("circuits", "choice", "exit", "route", "signatures", "trace", "dynamics", "scaling")
+"""commands that load no head, unless they write"""
 _BEHIND = 0.6
 """share of the probe's speed that a model's pass comes to: what is not a product of matrices takes the rest"""
 
@@ -73,7 +77,7 @@ def plan(
         InputError: no such model or config, a task or prompts that cannot be read.
     """
     writes = getattr(settings, "new_tokens", 0) > 0
-    head = writes or command not in ("circuits", "exit", "route", "signatures", "trace", "dynamics")
+    head = writes or command not in _BODY_ALONE
     made = blueprint(model)
     loading = plan_of(run.dtype, made.held, made.config, made.model.name)
     weights = loading.nbytes
@@ -113,6 +117,42 @@ def plan(
         advice=tuple(_advice(made, memory, weights, free, flops / speed, run)),
         notes=work.notes + (() if made.weighed else ("from a config alone: weights of its own precision are assumed",)),
     )
+
+
+@dataclass(frozen=True)
+class SeriesPlan:
+    """What ``command`` would take over several models, one after the other: of each, and of all."""
+
+    command: str
+    models: tuple[Plan, ...]
+
+    def json(self) -> dict[str, Any]:
+        return {"command": self.command, "together": self.together(), "models": [one.json() for one in self.models]}
+
+    def together(self) -> dict[str, Any]:
+        """Sums, and of the memory the largest: one model goes before the next comes."""
+        every = self.models
+        purposes = dict.fromkeys(purpose for one in every for purpose in one.forward_tokens)
+        return {
+            "forward_tokens": {p: sum(one.forward_tokens.get(p, 0) for one in every) for p in purposes},
+            "flops": sum(one.flops for one in every),
+            "peak_bytes": max(one.peak_bytes for one in every),
+            "free_bytes": min(one.free_bytes for one in every),
+            "disk_bytes": max(one.disk_bytes for one in every),
+            "seconds": sum(one.seconds for one in every),
+        }
+
+
+def plan_series(
+    command: str, models: Sequence[str | Path], inputs: dict[str, Any], settings: Any, run: Run, *, flop_s: float | None = None
+) -> SeriesPlan:
+    """:func:`plan` of each of ``models``, of several revisions of one as often as it is read.
+
+    Raises:
+        InputError: as :func:`plan`.
+    """
+    each = {model: plan(command, model, inputs, settings, run, flop_s=flop_s) for model in dict.fromkeys(models)}
+    return SeriesPlan(command, tuple(each[model] for model in models))
 
 
 def _written(made: Blueprint, reading: Reading) -> float:
@@ -165,8 +205,9 @@ def _advice(made: Blueprint, memory: dict[str, int], weights: int, free: int, se
     return said
 
 
+@cache
 def probe(dtype: torch.dtype = torch.float32, seconds: float = PROBE) -> float:
-    """FLOP a second of this machine, in products of matrices such as a model's."""
+    """FLOP a second of this machine, in products of matrices such as a model's; measured once."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     a, b = torch.randn(512, 1024, dtype=dtype, device=device), torch.randn(1024, 1024, dtype=dtype, device=device)
     best, end = 0.0, time.perf_counter() + seconds

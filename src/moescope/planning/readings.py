@@ -90,7 +90,7 @@ def work_of(command: str, inputs: dict[str, Any], settings: Any, run: Run, model
     if isinstance(settings, SparsifySettings):
         for purpose, tokens in settings.forward_tokens(len(PLAIN)).items():
             readings.append(Reading(purpose, np.full(max(1, tokens // settings.window), settings.window)))
-    whole = ("sparsify", "choice", "circuits", "dynamics", "trace", "signatures", "atlas")
+    whole = ("sparsify", "choice", "circuits", "dynamics", "scaling", "trace", "signatures", "atlas")
     if command not in whole or getattr(settings, "intervenes", False):
         notes.append("counted is one pass over the texts; what follows depends on what is found, and comes to more")
     return Work(tuple(readings), sum(sizes), max(sizes, default=0), tuple(notes))
@@ -108,6 +108,8 @@ def _of_task(command: str, task: Task, settings: Any, run: Run, model: LoadedMod
     found.append(Reading("main", lengths))
     if command == "choice":
         found.append(Reading("activations", lengths))
+    if command == "scaling" and settings.twin:
+        found.append(Reading("twin", lengths))
     if command != "circuits":
         return found
     assert isinstance(settings, CircuitSettings)

@@ -5,9 +5,58 @@ from __future__ import annotations
 from tests.mutants.fault import faults
 
 _CIRCUITS = "studies/circuits/"
-FAULTS = faults(
+_PLANS = faults(
+    "planning",
+    "../planning",
+    (
+        "revisions-counted-once",
+        "plan: every model of a series",
+        "what is read a dozen times is planned as read once",
+        "planning/plan.py",
+        "tuple(each[model] for model in models)",
+        "tuple(each.values())",
+        ("test_a_series_on_the_command_line",),
+    ),
+    (
+        "size-twins-cost-nothing",
+        "plan: untrained twins of a series of sizes",
+        "the twins of a series of sizes are planned as free",
+        "planning/readings.py",
+        'if command == "scaling" and settings.twin:',
+        'if command == "dynamics" and settings.twin:',
+        ("test_every_model_of_a_series_is_counted_as_it_is_read",),
+    ),
+)
+FAULTS = _PLANS + faults(
     "circuits",
     "../scaling",
+    (
+        "sizes-alike-are-read",
+        "sizes: apart, before any model is read",
+        "models of nearly one size are read, and a slope is drawn through them",
+        _CIRCUITS + "scaling.py",
+        "if max(counts) < _APART * min(counts):",
+        "if max(counts) < min(counts):",
+        ("test_what_cannot_be_a_series_of_sizes_is_refused_before_any_is_read",),
+    ),
+    (
+        "checkpoints-two-at-once",
+        "series: one model in memory",
+        "a checkpoint stays in memory while the next is loaded",
+        _CIRCUITS + "formation.py",
+        "model = None  # goes before the next comes",
+        "pass",
+        ("test_one_model_goes_before_the_next_comes",),
+    ),
+    (
+        "sizes-embedding-counted",
+        "sizes: parameters beside the input embedding",
+        "a large vocabulary makes a model large",
+        _CIRCUITS + "scaling.py",
+        "return Size(model.name, every - embedding, embedding, model.n_layers)",
+        "return Size(model.name, every, embedding, model.n_layers)",
+        ("test_what_cannot_be_a_series_of_sizes_is_refused_before_any_is_read",),
+    ),
     (
         "sizes-twin-is-the-model",
         "sizes: untrained twins",

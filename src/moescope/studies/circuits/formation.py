@@ -67,12 +67,15 @@ def dynamics(
     folds = {task.name: context.rows(folds_of(task, settings, run)) for task in loaded_tasks}
     model: LoadedModel | None = None
     for i, (name, step, arguments) in enumerate(series):
+        model = None  # goes before the next comes
         model = context.load(**arguments)
         context.tokens.add("batching", model.batching.tokens)
         for task in loaded_tasks:
             context.tell(f"{name}: {task.name}", i, len(series))
-            here = partial(_at_checkpoint, context, model, task, folds[task.name], settings, last=i == last)
-            kept = context.stage(f"{name}: {task.name}", here)
+            kept = context.stage(
+                f"{name}: {task.name}",
+                partial(_at_checkpoint, context, model, task, folds[task.name], settings, last=i == last),
+            )
             found = kept.found
             tops[i, task.name], hits[i, task.name] = found.top, found.hits
             rows.append({"checkpoint": name, "step": step, "task": task.name, **found.row})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,8 @@ import pandas as pd
 from scipy.stats import t as student
 
 from moescope.errors import InputError
-from moescope.models import LoadedModel, random_twin
+from moescope.models import LoadedModel, load, random_twin
+from moescope.models.blueprint import blueprint
 from moescope.stats import bootstrap_sums, expanded_percentiles, wilson
 from moescope.studies.circuits.claims_scaling import scaling_claims
 from moescope.studies.circuits.cues import read_cues
@@ -58,7 +59,8 @@ def scaling(
         for a tenfold of parameters.
 
     Raises:
-        InputError: fewer than two models, two of one name, none twice as large as another, or input that cannot be used.
+        InputError: fewer than two models, two of one name, none twice as large as another (said before any is read), or input
+            that cannot be used.
 
     >>> import moescope
     >>> models = ["dense-tiny", "smollm2", "gemma3-270m"]
@@ -68,31 +70,17 @@ def scaling(
     context = Context("circuits", settings, run, of=ScalingSettings, spread=True)
     if isinstance(models, str | Path) or len(models) < 2:
         raise InputError("a series of sizes needs at least two", "models")
-    named = [str(given) for given in models if isinstance(given, str | Path)]
-    if double := next((name for name in named if named.count(name) > 1), None):
-        raise InputError(f"{double} is given twice; give each once", "models")
+    sizes = _sizes(models)
     loaded_tasks = context.tasks(tasks)
     folds = {task.name: context.rows(folds_of(task, settings, run)) for task in loaded_tasks}
     found: list[tuple[Size, dict[str, OfModel]]] = []
     fingerprints: dict[str, str] = {}
-    for i, given in enumerate(models):
-        model = context.load(given)
-        size = _size_of(model)
-        if size.model in fingerprints:
-            raise InputError(f"two are called {size.model!r}; give each once, or rename a folder", "models")
-        fingerprints[size.model] = model.fingerprint
-        context.tokens.add("batching", model.batching.tokens)
-        twin = _twin(context, model) if settings.twin else None
-        here = {}
-        for task in loaded_tasks:
-            context.tell(f"{size.model}: {task.name}", i, len(models))
-            one = partial(_of_model, context, model, twin, task, folds[task.name], settings)
-            here[task.name] = context.stage(f"{size.model}: {task.name}", one)
+    for i, (given, size) in enumerate(zip(models, sizes, strict=True)):
+        here, fingerprints[size.model] = _over_tasks(
+            context, given, size.model, loaded_tasks, folds, settings, (i, len(models))
+        )
         found.append((size, here))
     found.sort(key=lambda pair: pair[0].parameters)
-    if found[-1][0].parameters < _APART * found[0][0].parameters:
-        said = "none is twice as large as another; give models of different sizes, or checkpoints to `moescope dynamics`"
-        raise InputError(said, "models")
     rows = [{**vars(size), "task": task.name, **here[task.name].row} for task in loaded_tasks for size, here in found]
     table = pd.DataFrame(rows)
     trends = pd.DataFrame(
@@ -133,14 +121,65 @@ class OfModel:
     twin: np.ndarray | None
 
 
+def _sizes(models: Sequence[str | Path | LoadedModel]) -> list[Size]:
+    """Of each model, by its config alone where it is not in memory yet: a series that cannot be one is refused before any of
+    it is read."""
+    found = [_size_of(_shape(given)) for given in models]
+    names = [size.model for size in found]
+    if double := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"two are called {double!r}; give each once, or rename a folder", "models")
+    counts = [size.parameters for size in found]
+    if max(counts) < _APART * min(counts):
+        said = ", ".join(f"{size.model} has {size.parameters / 1e6:,.1f} M" for size in found)
+        raise InputError(
+            f"none is twice as large as another ({said} beside the input embedding); give models of different sizes, or "
+            "checkpoints to `moescope dynamics`",
+            "models",
+        )
+    return found
+
+
+def _shape(given: str | Path | LoadedModel) -> LoadedModel:
+    if not isinstance(given, str | Path):
+        return load(given)
+    made = blueprint(given)
+    if not made.weighed and Path(given).expanduser().exists():  # what lies on the Hub alone is not fetched yet
+        raise InputError(f"{given} is a config without weights, and is to be read; give the model's folder", "models")
+    return made.model
+
+
 def _size_of(model: LoadedModel) -> Size:
+    if model.reads_images:
+        raise InputError(f"{model.name} reads images, which a series of sizes does not; `moescope circuits` does", "models")
     if not all(p.is_floating_point() for p in model.body.parameters()):
         raise InputError(
-            f"the weights of {model.name} are codes, whose number is not that of its parameters; load it as bf16", "dtype"
+            f"the weights of {model.name} are codes, whose number is not that of its parameters; give its name or folder",
+            "models",
         )
     every = sum(p.numel() for p in model.body.parameters())
     embedding = sum(p.numel() for p in model.body.get_input_embeddings().parameters())  # type: ignore[operator]
     return Size(model.name, every - embedding, embedding, model.n_layers)
+
+
+def _over_tasks(
+    context: Context,
+    given: str | Path | LoadedModel,
+    name: str,
+    tasks: Sequence[Task],
+    folds: Mapping[str, FoldRows],
+    settings: ScalingSettings,
+    place: tuple[int, int],
+) -> tuple[dict[str, OfModel], str]:
+    """Every task at one model, which goes when the next comes, and its fingerprint."""
+    model = context.load(given)
+    context.tokens.add("batching", model.batching.tokens)
+    twin = _twin(context, model) if settings.twin else None
+    here = {}
+    for task in tasks:
+        context.tell(f"{name}: {task.name}", *place)
+        one = partial(_of_model, context, model, twin, task, folds[task.name], settings)
+        here[task.name] = context.stage(f"{name}: {task.name}", one)
+    return here, model.fingerprint
 
 
 def _twin(context: Context, model: LoadedModel) -> LoadedModel:

@@ -16,11 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from moescope.errors import InputError
 from moescope.files.parse import parse_object
 from moescope.files.text import read_bytes
-from moescope.models import LoadedModel, parse_sites
+from moescope.models.adapters import ADAPTER, base_of
 from moescope.models.experts.layers import find_layers
-from moescope.models.load import from_model
+from moescope.models.load import LoadedModel, from_model
 from moescope.models.pretrained import is_encoder, quiet, read_config, read_tokenizer
 from moescope.models.refused import check_type
+from moescope.models.sites import parse_sites
 from moescope.models.source import PROCESSOR_FILE, find_source, has_tokenizer, weight_files
 from moescope.models.vision.body import image_class, image_config
 from moescope.models.vision.reader import read_processor
@@ -127,7 +128,8 @@ class Blueprint:
 
 
 def blueprint(model: str | Path, *, trust_remote_code: bool = False) -> Blueprint:
-    """From a name, a folder, a Hub id, or a config.json alone; no weight is read or fetched.
+    """From a name, a folder (also an adapter's, which is that of its base), a Hub id, or a config.json alone; no weight is read
+    or fetched.
 
     Raises:
         InputError: there is no such model or config, or no model can be built of it.
@@ -183,6 +185,8 @@ def _parts(model: str | Path, trust: bool) -> tuple[Any, Any, list[Path], str]:
         if path.is_dir() and (path / "config.json").is_file() and not any(path.glob("*.safetensors")):
             return transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust), _reader(path, trust), [], path.name
         source = find_source(model, trust_remote_code=trust)
+        if (source.folder / ADAPTER).is_file():
+            return *_parts(base_of(source.folder)[0], trust)[:3], source.name
         return read_config(source, trust), _reader(source.folder, trust), list(weight_files(source.folder)), source.name
     try:
         with quiet():

@@ -1,12 +1,39 @@
-"""The figure of naming tasks: how many layers it takes, beside what no layer gives."""
+"""Figures of naming tasks: how many layers it takes, what acting on it saves, and what follows where it is replaced."""
 
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from moescope.report.registry import TableFigure, Tables
-from moescope.report.style import BLUE, INK, SOFT, VERMILLION, band, legend, new_figure, shorten
+from moescope.report.style import (
+    BLUE,
+    GREEN,
+    INK,
+    ORANGE,
+    PURPLE,
+    SOFT,
+    VERMILLION,
+    band,
+    errors,
+    legend,
+    legend_below,
+    letter,
+    levels,
+    name_rows,
+    new_figure,
+    shorten,
+)
+
+_WAYS = (  # way of answering, colour, marker
+    ("routed by the first layers", BLUE, "o"),
+    ("told the task, early exit", GREEN, "^"),
+    ("routed by a bag of words", VERMILLION, "s"),
+    ("one probe for all tasks, at one depth", PURPLE, "D"),
+    ("told the task, full depth", INK, "P"),
+)
 
 
 def _by_layer(tables: Tables) -> Figure:
@@ -29,6 +56,70 @@ def _by_layer(tables: Tables) -> Figure:
     return figure
 
 
+def _stream(tables: Tables) -> Figure:
+    stream, frontier = tables["stream"].set_index("way"), tables["stream_frontier"]
+    figure = new_figure(2.9)
+    left, right = figure.subplots(1, 2)
+    for way, ink, marker in _WAYS:
+        curve = frontier[frontier["way"] == way].sort_values("share")
+        if len(curve):
+            left.plot(1 - curve["share"], curve["lost"], color=ink, lw=1)
+        at = stream.loc[way]
+        fill = ink if at["promised"] else "white"
+        look = {"color": ink, "marker": marker, "ls": "none", "markerfacecolor": fill, "ms": 5, "zorder": 4}
+        left.plot(1 - at["share"], at["lost"], label=way, clip_on=False, **look)
+        x, y = (errors([at[of]], [at[low]], [at[high]]) for of, low, high in _SPANS)
+        right.errorbar(at["speedup"], at["accuracy"], xerr=x, yerr=y, elinewidth=0.8, **look)
+    risk = float(frontier["risk"].iloc[0])
+    left.axhline(risk, color=SOFT, lw=0.8, ls=(0, (4, 2)), zorder=1, label="risk asked for")
+    left.set_xlim(0, 1)
+    left.set_ylim(0, max(2.5 * risk, 1.3 * float(stream["lost"].max())))
+    left.set_xlabel("share of layers saved")
+    left.set_ylabel("share of texts lost")
+    right.axvline(1, color=SOFT, lw=0.8, zorder=1)
+    right.set_xlabel("speed-up over full depth with the task told")
+    right.set_ylabel("right task and class")
+    letter(left, 0, "risk against layers saved")
+    letter(right, 1, "right answers on the clock")
+    legend_below(left, columns=3)
+    return figure
+
+
+_SPANS = (("speedup", "speedup_low", "speedup_high"), ("accuracy", "low", "high"))
+_QUANTITIES = (  # column, title, label, where an unmoved text is
+    ("told", "the task's own circuit", "share of its reading left", 1),
+    ("way", "the next task's circuit", "way to its own texts", 0),
+    ("named", "a probe of what is written later", "texts named as the next task's", 0),
+)
+
+
+def _causal(tables: Tables) -> Figure:
+    changes = tables["causal_changes"]
+    kinds = levels(changes, "early")
+    figure = new_figure(0.9 + 0.55 * len(kinds))
+    for index, (axes, (column, title, label, unmoved)) in enumerate(zip(figure.subplots(1, 3), _QUANTITIES, strict=True)):
+        for at, early in enumerate(reversed(kinds)):
+            _dots(axes, changes[changes["early"] == early].set_index("change")[column], at)
+        axes.axvline(unmoved, color=SOFT, lw=0.8, zorder=1)
+        name_rows(axes, [*reversed(kinds)] if index == 0 else [""] * len(kinds))
+        axes.set_ylim(-0.6, len(kinds) - 0.4)
+        axes.set_xlabel(label)
+        letter(axes, index, title)
+    legend_below(figure.axes[0], columns=3)
+    return figure
+
+
+def _dots(axes: Axes, values: pd.Series, at: int) -> None:
+    random = values.loc[["random"]].to_numpy()
+    spread = np.random.default_rng(0).uniform(-0.22, 0.22, len(random))
+    label = {"random": "at random, as far", "third": "towards a third task, as far", "next": "towards the next task"}
+    first = at == 0
+    axes.scatter(random, at + spread, s=5, color=SOFT, alpha=0.6, lw=0, label=label["random"] if first else None)
+    for change, ink, marker in (("third", ORANGE, "s"), ("next", BLUE, "o")):
+        if change in values.index:
+            axes.plot(values[change], at, color=ink, marker=marker, ms=5, ls="none", label=label[change] if first else None)
+
+
 FIGURES: tuple[TableFigure, ...] = (
     (
         "layers",
@@ -38,5 +129,24 @@ FIGURES: tuple[TableFigure, ...] = (
         "95 % intervals over groups; the ring is the router that is kept. Dashed, the best surface cue, which needs no layer; "
         "grey, chance, which is what any rule gives that does not look at the prompt.",
         _by_layer,
+    ),
+    (
+        "stream",
+        "stream_frontier",
+        "The mixed stream: what acting on the task's name saves",
+        "Left: texts of all tasks, mixed, that are lost against full depth with the task told, mistakes of naming included, "
+        "over the share of layers saved; curves, at every confidence or depth on test texts; marks, where calibration for the "
+        "dashed risk puts each way of answering, hollow where that risk allows it nothing. Right: on the clock, one text at a "
+        "time, with 95 % intervals.",
+        _stream,
+    ),
+    (
+        "causal",
+        "causal_changes",
+        "The next task's early identification put in",
+        "Each point is one change of the stream after the router's layer, the mean over texts of the tasks that count: towards "
+        "the next task (blue), as far towards a third (orange), and as far at random (grey). The line is where unmoved texts "
+        "are. Were the early layer a router, blue would lie left of grey in a, and right of grey and orange in b.",
+        _causal,
     ),
 )

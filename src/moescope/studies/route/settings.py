@@ -9,6 +9,9 @@ from moescope.runtime.choices import Kind, Loss, Source
 from moescope.study.settings import Judged, at_least, between
 from moescope.study.verdicts import check_draws
 
+CAUSAL_FAMILY = 2
+"""Claims that are judged together of each way of replacing a task's early identification."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RouteSettings(Judged):
@@ -35,12 +38,25 @@ class RouteSettings(Judged):
     head: Literal["auto", Kind] = "auto"
     """What decides at each depth when acting; auto takes the best in training."""
     k: Annotated[int, at_least(1)] = 10
-    """Neurons of a circuit head."""
+    """Neurons of a circuit."""
     n_resplits: Annotated[int, at_least(1)] = 200
     """Times that calibration and test groups are dealt out anew to see the bound kept."""
     n_random: Annotated[int, at_least(1)] = 999
     """Times that the depths at which rows leave are dealt out anew among them."""
 
+    causal: bool = False
+    """Put the next task's identification into the layer that is read, and see whether the circuits after it follow."""
+    causal_texts: Annotated[int, at_least(4)] = 40
+    """Texts of each task that this is judged on, at most."""
+    early_neurons: Annotated[int, at_least(1)] = 10
+    """Coordinates of that layer that are moved where not the whole direction is."""
+    n_changes: Annotated[int, at_least(1)] = 99
+    """Random changes of the same size beside it."""
+    causal_margin: Annotated[float, between(0, 1)] = 0.1
+    """Smallest share of a circuit's reading, or of the way to the next task, that counts."""
+
     def check(self) -> None:
         if self.act:
             check_draws(self.n_random, 1, "n_random", self.alpha, sides=2)
+        if self.causal:
+            check_draws(self.n_changes, CAUSAL_FAMILY, "n_changes", self.alpha, sides=2)

@@ -65,6 +65,21 @@ def stream_table(
     return pd.DataFrame(found)
 
 
+def frontier_table(acting: Acting, judge: np.ndarray, settings: RouteSettings) -> pd.DataFrame:
+    """Every way of answering at every confidence or depth that it may be run at: layers run and test rows lost."""
+    n_layers, found = acting.dispatcher.model.n_layers, []
+    for name in (ROUTED, TOLD, BAG, PROBE):
+        way = acting.ways[name]
+        lost, share = way.answers.lost[judge].mean(0), way.answers.layers[judge].mean(0) / n_layers
+        # neighbours that leave the same rows at the same layers are one point
+        new = np.ones(len(lost), bool)
+        new[1:] = (np.diff(lost) != 0) | (np.diff(share) != 0)
+        for place in np.flatnonzero(new | (np.arange(len(lost)) == way.place)):
+            at = {"way": name, "setting": float(way.answers.candidates[place]), "used": bool(place == way.place)}
+            found.append(at | {"share": float(share[place]), "lost": float(lost[place]), "risk": settings.risk})
+    return pd.DataFrame(found)
+
+
 def _clocked(context: Context, acting: Acting, texts: Sequence[str], timed: np.ndarray) -> dict[str, np.ndarray]:
     """Of each way (n,) seconds for each text; a bag of words reads it anew, ids are there for all."""
     dispatcher, task = acting.dispatcher, acting.stream.task

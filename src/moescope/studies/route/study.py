@@ -37,8 +37,10 @@ from moescope.stats.conformal import ltt_size
 from moescope.studies.route.act import act, resplits, strangers
 from moescope.studies.route.act_claims import act_claims
 from moescope.studies.route.claims import route_claims
+from moescope.studies.route.early import causal_rows, check_causal, replaced
+from moescope.studies.route.early_claims import causal_claims, causal_tables
 from moescope.studies.route.settings import RouteSettings
-from moescope.studies.route.stream import stream_table
+from moescope.studies.route.stream import frontier_table, stream_table
 from moescope.study.names import slug
 from moescope.study.paired import balanced
 from moescope.study.protocol import Context, ModelLike, TasksLike
@@ -67,13 +69,15 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
 
     Returns:
         A result of kind ``"route"``: tables ``layers``, ``named``, ``unknown`` and ``speed``; artifact ``route``, a
-        :class:`~moescope.runtime.route.store.ModelRouter`. With ``settings.act`` also tables ``stream``, ``resplits`` and, of
-        three tasks and more, ``strangers``; the artifact is then a
-        :class:`~moescope.runtime.route.bundle.DispatchBundle`.
+        :class:`~moescope.runtime.route.store.ModelRouter`. With ``settings.act`` also tables ``stream``,
+        ``stream_frontier``, ``resplits`` and, of three tasks and more, ``strangers``; the artifact is then a
+        :class:`~moescope.runtime.route.bundle.DispatchBundle`. With ``settings.causal`` tables ``causal`` and
+        ``causal_changes``.
 
     Raises:
         InputError: fewer than two tasks, too few prompts for the rate of unknowns or for the risk, a layer out of range,
-            routing asked of a dense model, or a risk that mistakes of naming alone exceed.
+            routing asked of a dense model, a risk that mistakes of naming alone exceed, or, for ``causal``, no dense layer
+            after the one that is read.
 
     >>> import moescope
     >>> result = moescope.route("dense-tiny", ["a=halueval", "b=uci-sentiment"])  # doctest: +SKIP
@@ -89,6 +93,8 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
     y = np.array([e.label for e in together.examples])
     rows = calibrated("prompts", together, run.seed)
     acting = _to_act(rows, y, settings, run.seed) if settings.act else None
+    classes = np.concatenate([[e.label for e in part.examples] for part in parts]).astype(np.int64)
+    early = causal_rows(rows, y, classes, parts, settings, run.seed) if settings.causal else None
     rows = context.rows(rows if acting is None else dataclasses.replace(rows, calibrate=acting.select))
     fitting = rows.groups[rows.fit]
     inner = context.rows(
@@ -103,11 +109,14 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
         double = next((place for place in places if places.count(place) > 1), None)
         if double:
             raise InputError(f"two would be saved in {double}; name them apart, e.g. b=SOURCE", "tasks")
+    early = None if early is None else context.rows(early)
     loaded = context.load(model)
     if acting is not None:
         check_k(settings.k, loaded.d_model)
         check_leaving(loaded)
     source, layer = _where(loaded, settings)
+    if early is not None:
+        check_causal(loaded, source, layer)
     texts = [e.text for e in together.examples]
     read = partial(prompt_features, loaded, source=source, layer=layer, batch_tokens=run.batch_tokens)
     # every layer on the way, which costs no further one to run; the router reads those of its own
@@ -180,9 +189,14 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
     claims = route_claims(router, rows, y, named, cue, tables, settings, run)
     artifact = ModelRouter(router, loaded)
     more: dict[str, Any] = {}
+    if early is not None:
+        moved = replaced(context, loaded, parts, texts, early, router, (x, tokens), (y, classes), settings)
+        tables |= causal_tables(moved, names)
+        claims = [*causal_claims(moved, layer, names, settings, run), *claims]
     if acting is not None:
         found = act(context, loaded, parts, together, acting, router, router.name(x, tokens), settings)
         tables["stream"] = stream_table(context, found, texts, acting.judge, settings)
+        tables["stream_frontier"] = frontier_table(found, acting.judge, settings)
         tables["resplits"] = resplits(found, acting, settings, run.seed)
         if others:
             tables["strangers"] = strangers(found, acting, others, settings)
@@ -193,7 +207,9 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
     return context.result(
         model=loaded,
         tasks=parts,
-        title=f"Tasks named by {loaded.name}'s first layers" + (", and acted on" if settings.act else ""),
+        title=f"Tasks named by {loaded.name}'s first layers"
+        + (", and acted on" if settings.act else "")
+        + (", and replaced there" if settings.causal else ""),
         claims=claims,
         tables=tables,
         artifacts={"route": artifact},

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import moescope
 from moescope.cli import main
 from moescope.models import load as load_model
+from moescope.models.forward_tokens import ForwardTokens
 from moescope.planning import plan
 from moescope.planning.blueprint import blueprint
 from moescope.study.run import Run
@@ -46,6 +47,22 @@ def test_forward_tokens_are_those_of_the_run() -> None:
     assert found.forward_tokens == {name: read[name] for name in ("main", "template", "twin", "few shot")}
     without = moescope.CircuitSettings(**QUICK, twin=False)
     assert "twin" not in plan("circuits", "dense-tiny", {"tasks": [task]}, without, run, flop_s=1e12).forward_tokens
+
+
+@pytest.mark.parametrize("more", [{}, {"act": True, "risk": 0.6, "delta": 0.2, "n_resplits": 1, "n_random": 39}])
+def test_passes_of_naming_and_acting_are_counted(more: dict[str, Any]) -> None:
+    """The first layers of all texts; for acting, all layers of them once more; and every pass on the clock."""
+    tasks, run = ["certainty=halueval", "mood=uci-sentiment"], Run(limit=60)
+    settings = moescope.RouteSettings(unknown=0.2, timed_texts=2, **more)
+    planned = plan("route", "dense-tiny", {"tasks": tasks}, settings, run, flop_s=1e12).forward_tokens
+    model, tokens = load_model("dense-tiny"), ForwardTokens()
+    with tokens.of(model, "all"):
+        moescope.route(model, tasks, settings, run=run)
+    ran, least = tokens.totals()["all"], sum(planned.values())
+    least -= planned.get("the mixed stream on the clock", 0)  # which is the most that it comes to
+    assert 0.9 * least < ran < 1.05 * sum(planned.values())
+    assert ("all layers" in planned) == bool(more)
+    assert planned["first layers"] < planned.get("all layers", 1e9)
 
 
 @pytest.mark.parametrize("rows", [1, 3])

@@ -233,4 +233,91 @@ ACT = faults(
     ),
 )
 
-FAULTS = [*EXIT, *ROUTE, *ACT]
+_EARLY, _MOVED = "studies/route/early.py", "test_a_circuit_that_its_task_switches_on_is_found"
+CAUSAL = faults(
+    "route",
+    "../route_causal",
+    (
+        "early-stays",
+        "early identification",
+        "the stream is not moved",
+        _EARLY,
+        "[:, :, None] * shift.to(x)",
+        "[:, :, None] * 0 * shift.to(x)",
+        (_MOVED,),
+    ),
+    (
+        "random-is-the-task",
+        "random directions",
+        "random directions are the next task's own",
+        _EARLY,
+        "drawn = rng.standard_normal((settings.n_changes, len(strays))) @ strays",
+        "drawn = np.repeat(step[None], settings.n_changes, axis=0)",
+        (_MOVED,),
+    ),
+    (
+        "random-is-small",
+        "random directions",
+        "random directions are a tenth of the task's in size",
+        _EARLY,
+        "sized(drawn, float(size))",
+        "sized(drawn, float(size) / 10)",
+        (_MOVED,),
+    ),
+    (
+        "random-coordinates-are-the-task",
+        "random neurons",
+        "the other coordinates may be the task's own",
+        _EARLY,
+        "for columns in others]), least)",
+        "for columns in [own] * len(others)]), least)",
+        (_MOVED,),
+    ),
+    (
+        "third-is-next",
+        "third task",
+        "the change towards a third task is the one towards the next",
+        _EARLY,
+        "third = centres[(t + 2) % len(parts)]",
+        "third = centres[(t + 1) % len(parts)]",
+        (_MOVED,),
+    ),
+    (
+        "third-is-smaller",
+        "third task",
+        "the change towards a third task has a size of its own",
+        _EARLY,
+        "None if third is None else sized(third, float(size))",
+        "None if third is None else third / 2",
+        (_MOVED,),
+    ),
+    (
+        "skip-is-written",
+        "late probe",
+        "what the skip connection carries counts as written by later layers",
+        _EARLY,
+        "return neurons, stream[last] - stream[self._at]",
+        "return neurons, stream[last]",
+        ("test_what_the_skip_connection_carries_is_not_what_later_layers_write",),
+    ),
+    (
+        "opening-is-moved",
+        "early identification",
+        "tokens are moved that the router does not read",
+        _EARLY,
+        "after_opening(self._left_out, chosen)",
+        "after_opening(0, chosen)",
+        ("test_tokens_that_the_router_does_not_read_are_not_moved",),
+    ),
+    (
+        "circuit-by-judges",
+        "fit",
+        "circuits are chosen and fitted on the texts that judge",
+        _EARLY,
+        "    fitting = rows.fit\n",
+        "    fitting = rows.judge\n",
+        ("test_where_no_circuit_tells_the_classes_there_is_nothing_to_lose",),
+    ),
+)
+
+FAULTS = [*EXIT, *ROUTE, *ACT, *CAUSAL]

@@ -41,13 +41,12 @@ from moescope.select.lda import LDA, fit_lda
 from moescope.select.ranking import random_sets, top_k
 from moescope.select.sums import divergence, fold_class_sums
 from moescope.stats.scores import macro_auroc
-from moescope.studies.route.settings import RouteSettings
+from moescope.studies.route.settings import DIRECTION, NEURONS, RouteSettings
 from moescope.study.paired import above_chance, balanced
 from moescope.study.protocol import Context
 from moescope.study.rows import Rows
 from moescope.types import Site, Task
 
-DIRECTION, NEURONS = "direction", "neurons"
 NEXT, THIRD = "next", "third"
 _LEAST = 2  # texts of a class
 _WAY = 0.5  # that texts of B must themselves have gone from A, or there is no way to go
@@ -205,7 +204,7 @@ def replaced(
         third = centres[(t + 2) % len(parts)] - centres[t] if len(parts) > 2 else None
         for early, moves in _moves(step, third, strays, router.scale, settings, np.random.default_rng([context.run.seed, t])):
             name = f"{part.name}: {early} moved"
-            _differ(context, f"{part.name}, {early}: random changes", moves)
+            _differ(context, f"{part.name}, {early}: changes beside it", moves)
             read = partial(_read_moved, late, encoded[t], towards, moves, y=y, names=names, progress=context.counter(name))
             of = context.stage(name, read)
             found.append(
@@ -298,10 +297,11 @@ def _moves(
 
 
 def _differ(context: Context, name: str, moves: Moves) -> None:
-    """That random changes are as large as the one they stand beside, and not it."""
+    """That changes at random and towards a third task are as large as the one they stand beside, and not it."""
+    beside = moves.random if moves.third is None else np.concatenate([moves.random, moves.third[None]])
     unit = moves.next / np.linalg.norm(moves.next)
-    sizes = np.linalg.norm(moves.random, axis=1) / np.linalg.norm(moves.next)
-    cosines = np.abs(moves.random @ unit) / np.linalg.norm(moves.random, axis=1)
+    sizes = np.linalg.norm(beside, axis=1) / np.linalg.norm(moves.next)
+    cosines = np.abs(beside @ unit) / np.linalg.norm(beside, axis=1)
     context.control(
         name,
         differs=bool(cosines.max() < 1 - 1e-6 and np.abs(sizes - 1).max() < 1e-6),

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from moescope.stats import group_bootstrap
-from moescope.studies.route.early import DIRECTION, NEURONS, NEXT, THIRD, Moved, Read
-from moescope.studies.route.settings import RouteSettings
+from moescope.studies.route.early import NEXT, THIRD, Moved, Read
+from moescope.studies.route.settings import DIRECTION, EARLY, NEURONS, RouteSettings
 from moescope.study.paired import beyond_sets, paired_effect
 from moescope.study.run import Run
 from moescope.study.verdicts import Case, Effect
@@ -83,7 +83,7 @@ def causal_claims(
 ) -> list[Case | Claim]:
     """Of the whole direction, then of its strongest coordinates: is the task's circuit lost, does the next one's go on?"""
     claims = []
-    for early in (DIRECTION, NEURONS):
+    for early in EARLY:
         mine = [one for one in found if one.early == early]
         what = _WHAT[early].format(layer=layer, n=settings.early_neurons)
         claims += [

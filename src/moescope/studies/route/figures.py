@@ -26,13 +26,14 @@ from moescope.report.style import (
     new_figure,
     shorten,
 )
+from moescope.studies.route.settings import BAG, FULL, PROBE, ROUTED, TOLD
 
 _WAYS = (  # way of answering, colour, marker
-    ("routed by the first layers", BLUE, "o"),
-    ("told the task, early exit", GREEN, "^"),
-    ("routed by a bag of words", VERMILLION, "s"),
-    ("one probe for all tasks, at one depth", PURPLE, "D"),
-    ("told the task, full depth", INK, "P"),
+    (ROUTED, BLUE, "o"),
+    (TOLD, GREEN, "^"),
+    (BAG, VERMILLION, "s"),
+    (PROBE, PURPLE, "D"),
+    (FULL, INK, "P"),
 )
 
 
@@ -77,6 +78,8 @@ def _stream(tables: Tables) -> Figure:
     left.set_xlabel("share of layers saved")
     left.set_ylabel("share of texts lost")
     right.axvline(1, color=SOFT, lw=0.8, zorder=1)
+    # of few texts an interval is so wide that no mark would be told from another
+    right.set_xlim(0, 1.2 * float(np.minimum(stream["speedup_high"], 1.6 * stream["speedup"]).max()))
     right.set_xlabel("speed-up over full depth with the task told")
     right.set_ylabel("right task and class")
     letter(left, 0, "risk against layers saved")

@@ -9,6 +9,22 @@ from moescope.runtime.choices import Kind, Loss, Source
 from moescope.study.settings import Judged, at_least, between
 from moescope.study.verdicts import check_draws
 
+ROUTED, TOLD, BAG, PROBE, FULL = WAYS = (
+    "routed by the first layers",
+    "told the task, early exit",
+    "routed by a bag of words",
+    "one probe for all tasks, at one depth",
+    "told the task, full depth",
+)
+"""Ways of answering a mixed stream."""
+TURNS = 3
+"""Times that each way answers a text on the clock; the median counts, so that a stall of the machine does not."""
+PASSES = 4
+"""Of a prompt, bare and with the router listening, where the listening is timed."""
+FOREIGN = 200
+"""Paragraphs of no task that are put to the router, at most."""
+DIRECTION, NEURONS = EARLY = ("direction", "neurons")
+"""What is moved of a task's early identification."""
 CAUSAL_FAMILY = 2
 """Claims that are judged together of each way of replacing a task's early identification."""
 
@@ -60,3 +76,8 @@ class RouteSettings(Judged):
             check_draws(self.n_random, 1, "n_random", self.alpha, sides=2)
         if self.causal:
             check_draws(self.n_changes, CAUSAL_FAMILY, "n_changes", self.alpha, sides=2)
+
+
+def first_layers(n_layers: int, settings: RouteSettings) -> int:
+    """The last layer of so many that is read: the one that was asked for, or a quarter of the way up."""
+    return settings.layer if settings.layer is not None else max(0, n_layers // 4)

@@ -14,12 +14,9 @@ from moescope.capture.activations import padded_batches
 from moescope.capture.encode import Batch
 from moescope.stats import group_bootstrap
 from moescope.stats.intervals import jackknife, ratios_left_out
-from moescope.studies.route.act import BAG, FULL, PROBE, ROUTED, TOLD, Acting
-from moescope.studies.route.settings import RouteSettings
+from moescope.studies.route.act import Acting
+from moescope.studies.route.settings import BAG, FULL, PROBE, ROUTED, TOLD, TURNS, RouteSettings
 from moescope.study.protocol import Context
-
-_TURNS = 3
-"""Times that each way answers a text; the median counts, so that a stall of the machine in one of them does not."""
 
 Running = Callable[[int], AbstractContextManager[Callable[[Batch], Any]]]
 """Of a row: what answers it, set up before the clock starts."""
@@ -93,11 +90,11 @@ def _clocked(context: Context, acting: Acting, texts: Sequence[str], timed: np.n
         BAG: lambda i: routed[int(bag.predict([texts[i]])[0])].running(),
         PROBE: lambda i: probe.running(),
     }
-    spent = {name: np.zeros((len(timed), _TURNS)) for name in ways}
+    spent = {name: np.zeros((len(timed), TURNS)) for name in ways}
     names = list(ways)
     for number, row in enumerate(timed):
         (batch,) = padded_batches(dispatcher.model, encoded.rows(number, number + 1), context.run.batch_tokens, "right")
-        for turn in range(_TURNS + (number == 0)):  # the first of a process sets up what later ones reuse
+        for turn in range(TURNS + (number == 0)):  # the first of a process sets up what later ones reuse
             for place in range(len(names)):
                 name = names[(place + turn + number) % len(names)]
                 with ways[name](int(row)) as run:
@@ -105,6 +102,6 @@ def _clocked(context: Context, acting: Acting, texts: Sequence[str], timed: np.n
                     if name == BAG:
                         bag.predict([texts[row]])
                     run(batch)
-                    spent[name][number, turn % _TURNS] = time.perf_counter() - began
+                    spent[name][number, turn % TURNS] = time.perf_counter() - began
         context.tell("the mixed stream, on the clock", number + 1, len(timed))
     return {name: np.median(seconds, axis=1) for name, seconds in spent.items()}

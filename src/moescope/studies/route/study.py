@@ -39,7 +39,7 @@ from moescope.studies.route.act_claims import act_claims
 from moescope.studies.route.claims import route_claims
 from moescope.studies.route.early import causal_rows, check_causal, replaced
 from moescope.studies.route.early_claims import causal_claims, causal_tables
-from moescope.studies.route.settings import RouteSettings
+from moescope.studies.route.settings import FOREIGN, RouteSettings, first_layers
 from moescope.studies.route.stream import frontier_table, stream_table
 from moescope.study.names import slug
 from moescope.study.paired import balanced
@@ -132,7 +132,7 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
     x = every[:, columns[layer]]
     limit = int(np.quantile(encode(loaded, [texts[i] for i in rows.fit]).lengths, 0.9))
     known = set(texts)
-    foreign_texts = [text for text in plain_text() if text not in known][:200]
+    foreign_texts = [text for text in plain_text() if text not in known][:FOREIGN]
     shared = len(known & set(foreign_texts))
     context.control(_FOREIGN, differs=shared == 0, evidence=f"{shared} of {len(foreign_texts)} are prompts of a task")
     # as long as the tasks' own prompts: strangeness must not be length alone
@@ -247,7 +247,7 @@ def _together(parts: Sequence[Task]) -> Task:
 
 
 def _where(model: LoadedModel, settings: RouteSettings) -> tuple[Source, int]:
-    layer = settings.layer if settings.layer is not None else max(0, model.n_layers // 4)
+    layer = first_layers(model.n_layers, settings)
     source: Source
     if settings.features == "auto":
         source = "routing" if any(site.layer <= layer for site in model.sites("router")) else "residual"

@@ -125,15 +125,6 @@ def _dots(axes: Axes, values: pd.Series, at: int) -> None:
 
 FIGURES: tuple[TableFigure, ...] = (
     (
-        "layers",
-        "layers",
-        "Tasks named, by the layers read",
-        "Share of test prompts whose nearest task is theirs, tasks counted alike, by a router fitted after each layer, with "
-        "95 % intervals over groups; the ring is the router that is kept. Dashed, the best surface cue, which needs no layer; "
-        "grey, chance, which is what any rule gives that does not look at the prompt.",
-        _by_layer,
-    ),
-    (
         "stream",
         "stream_frontier",
         "The mixed stream: what acting on the task's name saves",
@@ -151,5 +142,14 @@ FIGURES: tuple[TableFigure, ...] = (
         "the next task (blue), as far towards a third (orange), and as far at random (grey). The line is where unmoved texts "
         "are. Were the early layer a router, blue would lie left of grey in a, and right of grey and orange in b.",
         _causal,
+    ),
+    (
+        "layers",
+        "layers",
+        "Tasks named, by the layers read",
+        "Share of test prompts whose nearest task is theirs, tasks counted alike, by a router fitted after each layer, with "
+        "95 % intervals over groups; the ring is the router that is kept. Dashed, the best surface cue, which needs no layer; "
+        "grey, chance, which is what any rule gives that does not look at the prompt.",
+        _by_layer,
     ),
 )

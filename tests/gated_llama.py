@@ -67,13 +67,15 @@ def gated_llama(*, gated: bool, seed: int = 0) -> LoadedModel:
     return from_model(model, tokenizer, name=f"{'gated' if gated else 'ungated'}-llama")
 
 
-def worded(task: int, rows: int = 150) -> Task:
-    """Texts of a task's own words and of the four that are no task's; the last word has the class."""
+def worded(task: int, rows: int = 150, *, foreign: np.ndarray | None = None) -> Task:
+    """Texts of a task's own words and of the four that are no task's; the last word has the class. Rows ``foreign`` have the
+    words of the next task."""
     rng, examples = np.random.default_rng(task), []
     for row in range(rows):
-        own = [word_of(task, int(rng.integers(2)), int(rng.integers(6))) for _ in range(rng.integers(8, 12))]
+        of = task if foreign is None or not foreign[row] else (task + 1) % TASKS
+        own = [word_of(of, int(rng.integers(2)), int(rng.integers(6))) for _ in range(rng.integers(8, 12))]
         none = [f"w{int(rng.integers(12 * TASKS, WORDS))}" for _ in range(3)]
         unlike = [f"u{task}x{row}x{i}" for i in range(8)]  # unknown to the model, so that no text is nearly another
-        last = word_of(task, row % 2, int(rng.integers(6)))
+        last = word_of(of, row % 2, int(rng.integers(6)))
         examples.append(Example(" ".join([*unlike, *rng.permutation([*own, *none]).tolist(), last]), row % 2, str(row)))
     return Task(f"t{task}", tuple(examples), ("low", "high"), "made here")

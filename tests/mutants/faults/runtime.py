@@ -320,4 +320,55 @@ CAUSAL = faults(
     ),
 )
 
-FAULTS = [*EXIT, *ROUTE, *ACT, *CAUSAL]
+_SETS, _FOUND = "studies/route/experts.py", "test_a_tasks_own_experts_are_found"
+EXPERTS = faults(
+    "route",
+    "../route_experts",
+    (
+        "experts-stay",
+        "experts left out",
+        "nothing is left out",
+        _SETS,
+        "    if mask is None:\n        return None",
+        "    if mask is None or mask:\n        return None",
+        (_FOUND,),
+    ),
+    (
+        "experts-of-the-told-task",
+        "promise of experts",
+        "a text is judged with its own task's experts, not with the named one's",
+        _SETS,
+        "own[np.arange(len(texts)), nearest] - full",
+        "own[np.arange(len(texts)), task] - full",
+        ("test_a_text_gets_the_experts_of_the_task_that_it_is_named",),
+    ),
+    (
+        "experts-promised-always",
+        "promise of experts",
+        "every text that is named goes on with its task's experts, whatever that costs",
+        _SETS,
+        "place=max(0, passed - 1),",
+        "place=len(_CONFIDENCES) - 1,",
+        ("test_where_it_costs_more_than_is_tolerated_all_experts_stay",),
+    ),
+    (
+        "experts-at-random-are-the-task",
+        "random experts",
+        "the experts at random are the first task's",
+        _SETS,
+        'kept(rng.random(of.shape[1:]), "lot")',
+        'kept(of[0], "lot")',
+        (_FOUND,),
+    ),
+    (
+        "experts-of-others-are-its-own",
+        "experts of others",
+        "another task's experts are the task's own",
+        _SETS,
+        "return (self.by_task.sum(1) - self.own) / (self.by_task.shape[1] - 1)",
+        "return self.own",
+        (_FOUND,),
+    ),
+)
+
+FAULTS = [*EXIT, *ROUTE, *ACT, *CAUSAL, *EXPERTS]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from moescope.errors import InputError
 from moescope.runtime.choices import Kind, Loss, Source
-from moescope.study.settings import Judged, at_least, between
+from moescope.study.settings import Judged, above, at_least, between
 from moescope.study.verdicts import check_draws
 
 ROUTED, TOLD, BAG, PROBE, FULL = WAYS = (
@@ -60,6 +61,10 @@ class RouteSettings(Judged):
     n_random: Annotated[int, at_least(1)] = 999
     """Times that the depths at which rows leave are dealt out anew among them."""
 
+    leave_out: Annotated[float | None, between(0, 1)] = None
+    """With act, of a mixture of experts: share of every later layer's that a text goes without once its task is named."""
+    tolerance: Annotated[float, above(0)] = 0.05
+    """Nats a token that a text may lose by that; one that loses more is lost. Also the smallest difference that counts."""
     causal: bool = False
     """Put the next task's identification into the layer that is read, and see whether the circuits after it follow."""
     causal_texts: Annotated[int, at_least(4)] = 40
@@ -67,13 +72,17 @@ class RouteSettings(Judged):
     early_neurons: Annotated[int, at_least(1)] = 10
     """Coordinates of that layer that are moved where not the whole direction is."""
     n_changes: Annotated[int, at_least(1)] = 99
-    """Random changes of the same size beside it."""
+    """Random changes, or sets of experts, of the same size beside it."""
     causal_margin: Annotated[float, between(0, 1)] = 0.1
     """Smallest share of a circuit's reading, or of the way to the next task, that counts."""
 
     def check(self) -> None:
         if self.act:
             check_draws(self.n_random, 1, "n_random", self.alpha, sides=2)
+        if self.leave_out is not None:
+            if not self.act:
+                raise InputError("experts are left out by the task that is acted on; add act", "leave_out")
+            check_draws(self.n_changes, 1, "n_changes", self.alpha, sides=2)
         if self.causal:
             check_draws(self.n_changes, CAUSAL_FAMILY, "n_changes", self.alpha, sides=2)
 

@@ -39,13 +39,15 @@ from moescope.studies.route.act_claims import act_claims
 from moescope.studies.route.claims import route_claims
 from moescope.studies.route.early import causal_rows, check_causal, replaced
 from moescope.studies.route.early_claims import causal_claims, causal_tables
+from moescope.studies.route.experts import check_experts, without_experts
+from moescope.studies.route.experts_claims import expert_claims, expert_tables
 from moescope.studies.route.settings import FOREIGN, RouteSettings, first_layers
 from moescope.studies.route.stream import frontier_table, stream_table
 from moescope.study.names import slug
 from moescope.study.paired import balanced
 from moescope.study.protocol import Context, ModelLike, TasksLike
 from moescope.study.repeat import verb
-from moescope.study.result import StudyResult
+from moescope.study.result import Artifact, StudyResult
 from moescope.study.rows import FoldRows, Rows, calibrated
 from moescope.study.run import Run
 from moescope.tasks import chosen_cue, group_folds, plain_text, split_half
@@ -110,13 +112,15 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
         if double:
             raise InputError(f"two would be saved in {double}; name them apart, e.g. b=SOURCE", "tasks")
     early = None if early is None else context.rows(early)
-    loaded = context.load(model)
+    loaded = context.load(model, head=settings.leave_out is not None)
     if acting is not None:
         check_k(settings.k, loaded.d_model)
         check_leaving(loaded)
     source, layer = _where(loaded, settings)
     if early is not None:
         check_causal(loaded, source, layer)
+    if settings.leave_out is not None:
+        check_experts(loaded, layer, settings.leave_out, together.examples[0].text)
     texts = [e.text for e in together.examples]
     read = partial(prompt_features, loaded, source=source, layer=layer, batch_tokens=run.batch_tokens)
     # every layer on the way, which costs no further one to run; the router reads those of its own
@@ -187,21 +191,27 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
         "speed": context.stage("on the clock", partial(_speed, router, loaded, timed, context)),
     }
     claims = route_claims(router, rows, y, named, cue, tables, settings, run)
-    artifact = ModelRouter(router, loaded)
+    artifacts: dict[str, Artifact] = {"route": ModelRouter(router, loaded)}
     more: dict[str, Any] = {}
     if early is not None:
         moved = replaced(context, loaded, parts, texts, early, router, (x, tokens), (y, classes), settings)
         tables |= causal_tables(moved, names)
         claims = [*causal_claims(moved, layer, names, settings, run), *claims]
     if acting is not None:
-        found = act(context, loaded, parts, together, acting, router, router.name(x, tokens), settings)
+        every_name = router.name(x, tokens)
+        found = act(context, loaded, parts, together, acting, router, every_name, settings)
         tables["stream"] = stream_table(context, found, texts, acting.judge, settings)
         tables["stream_frontier"] = frontier_table(found, acting.judge, settings)
         tables["resplits"] = resplits(found, acting, settings, run.seed)
         if others:
             tables["strangers"] = strangers(found, acting, others, settings)
         claims = [*act_claims(found, acting, tables, settings, run), *claims]
-        artifact = DispatchBundle(router, loaded, found.dispatcher)
+        if settings.leave_out is not None:
+            left = without_experts(context, loaded, texts, y, acting, router, every_name, settings)
+            tables |= expert_tables(left, names, acting, run)
+            claims = [*expert_claims(left, acting, settings, run), *claims]
+            artifacts |= {f"experts/{slug(name)}": mask for name, mask in zip(names, left.masks, strict=True)}
+        artifacts["route"] = DispatchBundle(router, loaded, found.dispatcher)
         assert found.dispatcher.guarantee is not None
         more["guarantee"] = found.dispatcher.guarantee.text()
     return context.result(
@@ -212,7 +222,7 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
         + (", and replaced there" if settings.causal else ""),
         claims=claims,
         tables=tables,
-        artifacts={"route": artifact},
+        artifacts=artifacts,
         **more,
         features=source,
         layer=layer,

@@ -72,7 +72,11 @@ def plan(
         InputError: no such model or config, a task or prompts that cannot be read.
     """
     writes = getattr(settings, "new_tokens", 0) > 0
-    head = writes or command not in ("circuits", "exit", "route", "signatures", "trace", "dynamics")
+    head = (
+        writes
+        or getattr(settings, "leave_out", None) is not None
+        or command not in ("circuits", "exit", "route", "signatures", "trace", "dynamics")
+    )
     made = blueprint(model)
     loading = plan_of(run.dtype, made.held, made.config, made.model.name)
     weights = loading.nbytes

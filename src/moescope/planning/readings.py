@@ -155,6 +155,10 @@ def of_route(lengths: Sequence[np.ndarray], settings: RouteSettings, model: Load
     if settings.act:
         ways = len(WAYS) * (timed * TURNS + 1)
         found += [Reading("all layers", every), Reading("the mixed stream on the clock", np.full(ways, mean))]
+    if settings.leave_out is not None:
+        fit, calibrate, judge = (len(every) * n // FOLDS for n in (2, 1, 1))
+        masks = (1 + len(lengths)) * (calibrate + judge) + (1 + settings.n_changes) * judge
+        found += [Reading("use of the experts", every[:fit]), Reading("experts left out", np.full(masks, mean))]
     if settings.causal:
         judged = min(settings.causal_texts, *(len(one) * 3 // FOLDS for one in lengths))
         changes = settings.n_changes + (2 if len(lengths) > 2 else 1)  # towards the next task, and a third

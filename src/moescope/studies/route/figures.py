@@ -123,6 +123,40 @@ def _dots(axes: Axes, values: pd.Series, at: int) -> None:
             axes.plot(values[change], at, color=ink, marker=marker, ms=5, ls="none", label=label[change] if first else None)
 
 
+_SETS = (  # column, label, colour, marker
+    ("random", "as many at random", SOFT, "P"),
+    ("others", "as many of another task", ORANGE, "s"),
+    ("shared", "as many that all tasks use", VERMILLION, "^"),
+    ("own", "the task's own experts", BLUE, "o"),
+)
+
+
+def _experts(tables: Tables) -> Figure:
+    rises, confidence = tables["experts"].iloc[::-1], tables["experts_confidence"]
+    figure = new_figure(1.5 + 0.28 * len(rises))
+    left, right = figure.subplots(1, 2)
+    y = np.arange(len(rises))
+    for column, label, ink, marker in _SETS:
+        left.plot(rises[column], y, color=ink, marker=marker, ls="none", ms=4.5, label=label)
+    span = errors(rises["own"], rises["low"], rises["high"])
+    left.errorbar(rises["own"], y, xerr=span, color=BLUE, ls="none", elinewidth=0.8)
+    left.axvline(0, color=SOFT, lw=0.8, zorder=1)
+    name_rows(left, [str(task) for task in rises["task"]])
+    left.set_ylim(-0.6, len(rises) - 0.4)
+    left.set_xlabel("rise of the loss, nats a token")
+    right.plot(confidence["acted"], confidence["lost"], color=BLUE)
+    used = confidence[confidence["used"]]
+    right.scatter(used["acted"], used["lost"], s=40, facecolor="none", edgecolor=INK, zorder=4, clip_on=False)
+    right.set_xlim(0, 1)
+    right.set_ylim(0, max(0.05, 1.2 * float(confidence["lost"].max())))
+    right.set_xlabel("texts that go on with their named task's experts")
+    right.set_ylabel("share of texts lost")
+    letter(left, 0, f"{rises['left_out'].iloc[0]:.0%} of later layers' experts left out")
+    letter(right, 1, "by how sure the router is")
+    legend_below(left, columns=4)
+    return figure
+
+
 FIGURES: tuple[TableFigure, ...] = (
     (
         "stream",
@@ -133,6 +167,15 @@ FIGURES: tuple[TableFigure, ...] = (
         "dashed risk puts each way of answering, hollow where that risk allows it nothing. Right: on the clock, one text at a "
         "time, with 95 % intervals.",
         _stream,
+    ),
+    (
+        "experts",
+        "experts",
+        "A task's experts alone",
+        "Left: by how much test texts' own loss rises where experts behind the router's layer are left out, with 95 % "
+        "intervals over groups for the task's own. Right: texts that lose more than is tolerated, over those that go on with "
+        "their named task's experts, the surest first; the ring is where calibration stops.",
+        _experts,
     ),
     (
         "causal",

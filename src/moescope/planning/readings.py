@@ -162,7 +162,7 @@ def of_route(lengths: Sequence[np.ndarray], settings: RouteSettings, model: Load
     if settings.causal:
         judged = min(settings.causal_texts, *(len(one) * 3 // FOLDS for one in lengths))
         changes = settings.n_changes + (2 if len(lengths) > 2 else 1)  # towards the next task, and a third
-        passes = judged * len(lengths) * (1 + len(EARLY) * changes)
+        passes = judged * len(lengths) * (1 + (len(EARLY) if settings.early_neurons else 1) * changes)
         found += [
             Reading("neurons after the router's layer", every[: len(every) * 2 // FOLDS]),
             Reading("early identification replaced", np.full(passes, mean)),

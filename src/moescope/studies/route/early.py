@@ -282,6 +282,9 @@ def _moves(
     drawn = rng.standard_normal((settings.n_changes, len(strays))) @ strays
     yield DIRECTION, Moves(step, None if third is None else sized(third, float(size)), sized(drawn, float(size)))
 
+    if settings.early_neurons == 0:
+        return
+
     def only(move: np.ndarray, columns: np.ndarray) -> np.ndarray:
         kept = np.zeros_like(move)
         kept[columns] = move[columns]

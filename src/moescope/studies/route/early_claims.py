@@ -83,7 +83,7 @@ def causal_claims(
 ) -> list[Case | Claim]:
     """Of the whole direction, then of its strongest coordinates: is the task's circuit lost, does the next one's go on?"""
     claims = []
-    for early in EARLY:
+    for early in EARLY if settings.early_neurons else (DIRECTION,):
         mine = [one for one in found if one.early == early]
         what = _WHAT[early].format(layer=layer, n=settings.early_neurons)
         claims += [

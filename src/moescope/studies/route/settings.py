@@ -69,8 +69,8 @@ class RouteSettings(Judged):
     """Put the next task's identification into the layer that is read, and see whether the circuits after it follow."""
     causal_texts: Annotated[int, at_least(4)] = 40
     """Texts of each task that this is judged on, at most."""
-    early_neurons: Annotated[int, at_least(1)] = 10
-    """Coordinates of that layer that are moved where not the whole direction is."""
+    early_neurons: Annotated[int, at_least(0)] = 10
+    """Coordinates of that layer that are moved by themselves beside the whole direction; 0: none are."""
     n_changes: Annotated[int, at_least(1)] = 99
     """Random changes, or sets of experts, of the same size beside it."""
     causal_margin: Annotated[float, between(0, 1)] = 0.1

@@ -17,6 +17,7 @@ many others.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -111,8 +112,13 @@ def causal_rows(
     """Rows that fitted the router fit circuits and probe too; of the others so many of each task judge, classes in turn.
 
     Raises:
-        InputError: a class of a task has too few texts on one side.
+        InputError: a class of a task has too few texts on one side, or a task more classes than texts may be judged.
     """
+    most = max(len(part.classes) for part in parts)
+    if settings.causal_texts < _LEAST * most:
+        raise InputError(
+            f"{settings.causal_texts} texts of {most} classes are too few; give {_LEAST * most} or more", "causal_texts"
+        )
     rest = np.concatenate([rows.calibrate, rows.judge])
     chosen = []
     for t, part in enumerate(parts):
@@ -172,7 +178,7 @@ def replaced(
     fitting = rows.fit
     late = Late(model, router.layer, context.run.batch_tokens)
     limit = context.run.max_tokens
-    fitted = encode(model, [texts[i] for i in fitting], max_tokens=limit)
+    fitted = encode_again(model, [texts[i] for i in fitting], limit)
     name = "neurons after the router's layer"
     acts, added = context.stage(name, lambda: late.read(fitted, context.counter(name)))
     circuits = []
@@ -190,7 +196,7 @@ def replaced(
     centres = np.stack([x[fitting][task[fitting] == t].mean(0, dtype=np.float64) for t in range(len(parts))])
     strays = x[fitting] - centres[task[fitting]]
     found = []
-    encoded = [encode(model, [texts[i] for i in one], max_tokens=limit) for one in judged]
+    encoded = [encode_again(model, [texts[i] for i in one], limit) for one in judged]
     unmoved = [context.stage(f"{parts[t].name}: as it is", partial(late.read, encoded[t])) for t in range(len(parts))]
     for t, part in enumerate(parts):
         after = (t + 1) % len(parts)
@@ -222,6 +228,13 @@ def replaced(
                 )
             )
     return found
+
+
+def encode_again(model: LoadedModel, texts: Sequence[str], limit: int | None) -> Encoded:
+    """Texts that were read before, when it was said that some were cut."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return encode(model, texts, max_tokens=limit)
 
 
 def _names(router: TaskRouter, task: str, x: np.ndarray, tokens: np.ndarray, move: np.ndarray | float) -> float:

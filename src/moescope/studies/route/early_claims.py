@@ -47,6 +47,7 @@ def causal_tables(found: Sequence[Moved], names: Sequence[str]) -> dict[str, pd.
         kinds = {"none": [one.clean], **{kind: [read] for kind, read in one.moved.items()}, "random": list(one.random)}
         for kind, reads in kinds.items():
             means = {name: float(np.mean([of(one, read).mean() for read in reads])) for name, of in _QUANTITIES.items()}
+            means["told"] = means["told"] if one.reads else float("nan")
             at = {"early": one.early, "task": names[one.task], "towards": names[one.next], "change": kind}
             more = {"auroc": float(np.mean([r.auroc for r in reads])), "router": float(np.mean([r.router for r in reads]))}
             counted = {"n": len(one.groups), "size": 0.0 if kind == "none" else one.size, "changes": len(reads)}

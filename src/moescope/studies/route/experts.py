@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from moescope.capture.encode import Encoded, encode
+from moescope.capture.encode import Encoded
 from moescope.errors import InputError
 from moescope.intervene.experts import Expert, ExpertEdits, steer_experts
 from moescope.intervene.text_loss import text_losses
@@ -18,6 +18,7 @@ from moescope.routing.counts import routing_counts
 from moescope.runtime.mask import PruneMask, prune_mask
 from moescope.runtime.route.router import Named, TaskRouter
 from moescope.studies.route.act import allowed
+from moescope.studies.route.early import encode_again
 from moescope.studies.route.settings import RouteSettings
 from moescope.study.protocol import Context
 from moescope.study.rows import Rows
@@ -87,7 +88,7 @@ def check_experts(model: LoadedModel, layer: int, share: float, text: str) -> No
     layers = expert_layers(model)
     if not any(one.layer > layer for one in layers):
         raise InputError(f"no layer behind layer {layer} has experts; choose an earlier one", "layer")
-    some = encode(model, [text])
+    some = encode_again(model, [text], None)
     chosen = _sent_to(routing_counts(model, some), some)
     for one in layers:
         stay = one.n_experts - round(share * one.n_experts)
@@ -125,7 +126,7 @@ def without_experts(
     limit, n_tasks = run.max_tokens, len(router.tasks)
 
     def encoded(part: np.ndarray) -> Encoded:
-        return encode(model, [texts[i] for i in part], max_tokens=limit)
+        return encode_again(model, [texts[i] for i in part], limit)
 
     fitting = encoded(rows.fit)
     counts = context.stage("use of the experts", partial(routing_counts, model, fitting, batch_tokens=run.batch_tokens))

@@ -7,7 +7,8 @@ Three things are read at the final token, none of which the skip connection carr
 
 - *told*: how far A's own circuit still tells A's classes, the neurons being hidden activations of later MLPs, by the linear
   discriminant that was fitted on unmoved texts. A constant that a move adds to every text counts for nothing.
-- *way*: how far B's circuit has gone from its mean on texts of A (0) to its mean on texts of B (1).
+- *way*: how far B's circuit goes, from where it is unmoved, as a share of the way from its mean on texts of A to its mean on
+  texts of B.
 - *named*: whether a probe of what later layers have *added* to the stream names B; the move itself is not in what it sees.
 
 Beside it, as large in the stream: the same towards a third task, and random changes that differ from each other as texts of
@@ -99,7 +100,7 @@ class Moved:
     reads: bool
     """the circuit tells its own task's classes better than chance on unmoved texts"""
     way_there: float
-    """how far unmoved texts of the next task have gone; below a half there is no way to go"""
+    """how much further unmoved texts of the next task are; below a half there is no way to go"""
 
     @property
     def goes(self) -> bool:
@@ -224,7 +225,7 @@ def replaced(
                     moved={kind: one for kind, one in of.items() if kind in (NEXT, THIRD)},
                     random=tuple(one for kind, one in of.items() if kind not in (NEXT, THIRD)),
                     reads=better.low > 0 and float(clean.told.mean()) > 0,
-                    way_there=float(towards.way(unmoved[after][0], towards.there.columns).mean()),
+                    way_there=float(towards.way(unmoved[after][0], towards.there.columns).mean() - clean.way.mean()),
                 )
             )
     return found

@@ -29,8 +29,9 @@ def told(moved: Moved, read: Read) -> np.ndarray:
     return read.told / float(moved.clean.told.mean())
 
 
-def way(_: Moved, read: Read) -> np.ndarray:
-    return read.way
+def way(moved: Moved, read: Read) -> np.ndarray:
+    """From where each text's own is unmoved: texts that judge need not lie where those that fitted do."""
+    return read.way - moved.clean.way
 
 
 def named(_: Moved, read: Read) -> np.ndarray:
@@ -155,7 +156,7 @@ def _on(found: Sequence[Moved], what: str, early: str, names: Sequence[str], set
         interval=group_bootstrap(own, groups, seed=run.seed),
         control=Control(_RANDOM[early], float(random.mean())),
         family=f"early {early}",
-        words="0 is where the circuit stands in the task's own texts, 1 where it does in the next one's; "
+        words="from where it stands in each text unmoved, as a share of the way to where it stands in the next task's; "
         + _of(kept, found, names, "whose next task's circuit is set apart by a half at least"),
     )
 
@@ -189,7 +190,8 @@ def _itself(found: Sequence[Moved], what: str, names: Sequence[str], settings: R
     if not kept:
         words = "of no two tasks is the second one's circuit more active in its own texts, so there is no way to go"
         return Claim(statement, float("nan"), id="H15", outcome="not tested", words=words)
-    own, rest = (np.concatenate([getattr(one.moved[NEXT], part) for one in kept]) for part in ("way", "rest"))
+    own = _joined(kept, way, NEXT)
+    rest = np.concatenate([one.moved[NEXT].rest - one.clean.rest for one in kept])
     groups = np.concatenate([one.groups for one in kept])
     return Case(
         statement,

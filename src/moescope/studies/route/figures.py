@@ -89,21 +89,21 @@ def _stream(tables: Tables) -> Figure:
 
 
 _SPANS = (("speedup", "speedup_low", "speedup_high"), ("accuracy", "low", "high"))
-_QUANTITIES = (  # column, title, label, where an unmoved text is
-    ("told", "the task's own circuit", "share of its reading left", 1),
-    ("way", "the next task's circuit", "way to its own texts", 0),
-    ("named", "a probe of what is written later", "texts named as the next task's", 0),
+_QUANTITIES = (  # column, title, label
+    ("told", "the task's own circuit", "share of its reading left"),
+    ("way", "the next task's circuit", "way to its own texts"),
+    ("named", "a probe of what is written later", "texts named as the next task's"),
 )
 
 
 def _causal(tables: Tables) -> Figure:
-    changes = tables["causal_changes"]
+    changes, unmoved = tables["causal_changes"], tables["causal"][tables["causal"]["change"] == "none"]
     kinds = levels(changes, "early")
     figure = new_figure(0.9 + 0.55 * len(kinds))
-    for index, (axes, (column, title, label, unmoved)) in enumerate(zip(figure.subplots(1, 3), _QUANTITIES, strict=True)):
+    for index, (axes, (column, title, label)) in enumerate(zip(figure.subplots(1, 3), _QUANTITIES, strict=True)):
         for at, early in enumerate(reversed(kinds)):
             _dots(axes, changes[changes["early"] == early].set_index("change")[column], at)
-        axes.axvline(unmoved, color=SOFT, lw=0.8, zorder=1)
+        axes.axvline(unmoved[column].mean(), color=SOFT, lw=0.8, zorder=1)
         name_rows(axes, [*reversed(kinds)] if index == 0 else [""] * len(kinds))
         axes.set_ylim(-0.6, len(kinds) - 0.4)
         axes.set_xlabel(label)

@@ -175,7 +175,7 @@ def _foreign(model: LoadedModel, known: Reading, run: Run) -> np.ndarray:
     most = int(np.quantile(known.lengths, 0.9))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that they are cut
-        return np.minimum(_lengths(model, plain_text()[:FOREIGN], run), most)
+        return np.asarray(np.minimum(_lengths(model, plain_text()[:FOREIGN], run), most))
 
 
 def _lengths(model: LoadedModel, texts: Sequence[str], run: Run) -> np.ndarray:

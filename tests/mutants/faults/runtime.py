@@ -365,7 +365,7 @@ EXPERTS = faults(
         "experts of others",
         "another task's experts are the task's own",
         _SETS,
-        "return (self.by_task.sum(1) - self.own) / (self.by_task.shape[1] - 1)",
+        "return np.asarray((self.by_task.sum(1) - self.own) / (self.by_task.shape[1] - 1))",
         "return self.own",
         (_FOUND,),
     ),

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from moescope.capture.activations import read_into
 from moescope.capture.encode import Encoded, encode
+from moescope.capture.position import Position
 from moescope.capture.spread import Progress
 from moescope.errors import InputError
 from moescope.intervene import editing
@@ -357,7 +358,8 @@ class Late:
         wanted = self.sites if columns is None else [s for s in self.sites if np.isin(self.layer_of[columns], s.layer).any()]
         last = Site("resid", model.n_layers - 1)
         stream = {site: np.empty((len(encoded), model.d_model), np.float32) for site in (self._at, last)}
-        out = {(site, "final"): neurons[:, spans[site]] for site in wanted} | {(s, "final"): a for s, a in stream.items()}
+        out: dict[tuple[Site, Position], np.ndarray] = {(site, "final"): neurons[:, spans[site]] for site in wanted}
+        out |= {(site, "final"): array for site, array in stream.items()}
         with nullcontext() if shift is None else editing(model, {self._at: partial(self._move, torch.from_numpy(shift))}):
             read_into(out, model, encoded, batch_tokens=self._batch, progress=progress)
         return neurons, stream[last] - stream[self._at]

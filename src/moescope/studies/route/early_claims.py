@@ -26,7 +26,7 @@ Of = Callable[[Moved, Read], np.ndarray]
 
 def told(moved: Moved, read: Read) -> np.ndarray:
     """Share of the reading that is left: the unmoved texts' own is 1."""
-    return read.told / float(moved.clean.told.mean())
+    return np.asarray(read.told / float(moved.clean.told.mean()))
 
 
 def way(moved: Moved, read: Read) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 from moescope.capture.encode import Encoded
 from moescope.errors import InputError
 from moescope.intervene.experts import Expert, ExpertEdits, steer_experts
-from moescope.intervene.text_loss import text_losses
+from moescope.intervene.text_loss import Applied, text_losses
 from moescope.models import LoadedModel
 from moescope.models.experts import expert_layers
 from moescope.routing.counts import routing_counts
@@ -69,12 +69,12 @@ class Left:
     @property
     def own(self) -> np.ndarray:
         """(N,): with the experts of the text's own task."""
-        return self.by_task[np.arange(len(self.task)), self.task]
+        return np.asarray(self.by_task[np.arange(len(self.task)), self.task])
 
     @property
     def others(self) -> np.ndarray:
         """(N,): with those of another task, the mean over the others."""
-        return (self.by_task.sum(1) - self.own) / (self.by_task.shape[1] - 1)
+        return np.asarray((self.by_task.sum(1) - self.own) / (self.by_task.shape[1] - 1))
 
 
 def check_experts(model: LoadedModel, layer: int, share: float, text: str) -> None:
@@ -191,7 +191,7 @@ def without_experts(
     )
 
 
-def _without(model: LoadedModel, mask: PruneMask | None) -> partial[object] | None:
+def _without(model: LoadedModel, mask: PruneMask | None) -> Applied | None:
     """What opens the model without the experts that a mask leaves out."""
     if mask is None:
         return None

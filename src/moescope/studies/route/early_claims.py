@@ -31,7 +31,7 @@ def told(moved: Moved, read: Read) -> np.ndarray:
 
 def way(moved: Moved, read: Read) -> np.ndarray:
     """From where each text's own is unmoved: texts that judge need not lie where those that fitted do."""
-    return read.way - moved.clean.way
+    return np.asarray(read.way - moved.clean.way)
 
 
 def named(_: Moved, read: Read) -> np.ndarray:

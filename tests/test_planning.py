@@ -14,6 +14,7 @@ import moescope
 from moescope.cli import main
 from moescope.models import load as load_model
 from moescope.models.blueprint import blueprint
+from moescope.models.forward_tokens import ForwardTokens
 from moescope.planning import plan, plan_series
 from moescope.study.run import Run
 from tests.architectures import save_tiny
@@ -70,6 +71,22 @@ def test_a_series_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
     main(["plan", "dynamics", "dense-tiny", "--revision", "step-1", "--revision", "step-2", *task, "--json"])
     found = json.loads(capsys.readouterr().out)
     assert found["together"]["flops"] == 2 * found["models"][0]["flops"] > 0
+
+
+@pytest.mark.parametrize("more", [{}, {"act": True, "risk": 0.6, "delta": 0.2, "n_resplits": 1, "n_random": 39}])
+def test_passes_of_naming_and_acting_are_counted(more: dict[str, Any]) -> None:
+    """The first layers of all texts; for acting, all layers of them once more; and every pass on the clock."""
+    tasks, run = ["certainty=halueval", "mood=uci-sentiment"], Run(limit=60)
+    settings = moescope.RouteSettings(unknown=0.2, timed_texts=2, **more)
+    planned = plan("route", "dense-tiny", {"tasks": tasks}, settings, run, flop_s=1e12).forward_tokens
+    model, tokens = load_model("dense-tiny"), ForwardTokens()
+    with tokens.of(model, "all"):
+        moescope.route(model, tasks, settings, run=run)
+    ran, least = tokens.totals()["all"], sum(planned.values())
+    least -= planned.get("the mixed stream on the clock", 0)  # which is the most that it comes to
+    assert 0.9 * least < ran < 1.05 * sum(planned.values())
+    assert ("all layers" in planned) == bool(more)
+    assert planned["first layers"] < planned.get("all layers", 1e9)
 
 
 @pytest.mark.parametrize("rows", [1, 3])

@@ -61,6 +61,8 @@ _SHOWN: dict[str, dict[str, tuple[str, ...]]] = {
     "route": {
         "stream": ("way", "promised", "accuracy", "low", "high", "lost", "share", "speedup"),
         "strangers": ("task", "n", "unknown", "routed", "mostly", "early", "share"),
+        "experts": ("task", "n", "left_out", "full", "own", "low", "high", "shared", "others", "random"),
+        "causal": ("early", "task", "towards", "change", "n", "told", "auroc", "way", "named", "router"),
     },
     "steer": {"others": ("category", "prompts_of", "effect", "low", "high", "beyond", "beyond_low", "beyond_high", "p")},
     "sparsify": {

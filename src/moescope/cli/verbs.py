@@ -128,7 +128,9 @@ VERBS: dict[str, Verb] = {
         tables=("layers", "domains"),
     ),
     "transfer": Verb("transfer", "TransferSettings", (replace(MODEL, name="model_a"), replace(MODEL, name="model_b"), PROMPTS)),
-    "route": Verb("route", "RouteSettings", (MODEL, TASKS), tables=("named", "unknown", "stream", "strangers")),
+    "route": Verb(
+        "route", "RouteSettings", (MODEL, TASKS), tables=("named", "unknown", "stream", "strangers", "causal", "experts")
+    ),
     "signatures": Verb("signatures", "SignatureSettings", MODEL_OR_TRACE, arguments=_model_or_trace),
     "atlas": Verb("atlas", "AtlasSettings", MODEL_OR_TRACE, arguments=_model_or_trace),
     "reproduce_circuits": Verb(

@@ -77,14 +77,14 @@ def plan(
         InputError: no such model or config, a task or prompts that cannot be read.
     """
     writes = getattr(settings, "new_tokens", 0) > 0
-    head = writes or command not in _BODY_ALONE
+    head = writes or getattr(settings, "leave_out", None) is not None or command not in _BODY_ALONE
     made = blueprint(model)
     loading = plan_of(run.dtype, made.held, made.config, made.model.name)
     weights = loading.nbytes
     if loading.name in DTYPES:  # files may hold a head that is not loaded
         weights = made.resident(head) * (4 if loading.dtype == torch.float32 else 2)
     work = work_of(command, inputs, settings, run, made.model)
-    flops = sum(made.flops(*shape) for reading in work.readings for shape in reading.shapes(run.batch_tokens))
+    flops = sum(reading.share * made.flops(*shape) for reading in work.readings for shape in reading.shapes(run.batch_tokens))
     flops += sum(len(r.lengths) * _written(made, r) for r in work.readings if r.new_tokens)
     tokens = {r.purpose: sum(o.tokens for o in work.readings if o.purpose == r.purpose) for r in work.readings}
     base = psutil.Process().memory_info().rss  # with torch, the study's modules, the texts and the tokenizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,15 +14,18 @@ from moescope.capture.encode import Encoded, batches, encode, model_limit
 from moescope.models import LoadedModel
 from moescope.studies.circuits.reread import control_rows
 from moescope.studies.circuits.settings import CircuitSettings
+from moescope.studies.route.settings import EARLY, FOREIGN, PASSES, TURNS, WAYS, RouteSettings, first_layers
 from moescope.studies.sparsify.settings import PLAIN, SparsifySettings
+from moescope.study.rows import FOLDS
 from moescope.study.run import Run
-from moescope.tasks import ImageTask, fixed_wrap, load_prompts, load_tasks
+from moescope.tasks import ImageTask, fixed_wrap, load_prompts, load_tasks, plain_text
 from moescope.tasks.crossed import load_crossed
 from moescope.tasks.questions import Questions
 from moescope.types import Task
 
 _CHARACTERS = 4.0
 """of a token, where there is no tokenizer"""
+TIMED = "what is timed leaves early: counted is full depth, which is the most it can come to"
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,13 @@ class Reading:
     """(N,) int64: tokens of each text"""
     new_tokens: int = 0
     """that are written after each"""
+    share: float = 1.0
+    """of the layers that are run"""
 
     @property
     def tokens(self) -> int:
-        """Forward tokens, padding left out; the last token that is written is not read."""
-        return int(self.lengths.sum()) + len(self.lengths) * max(0, self.new_tokens - 1)
+        """Forward tokens, padding left out, by the share of layers; the last token that is written is not read."""
+        return round(self.share * (int(self.lengths.sum()) + len(self.lengths) * max(0, self.new_tokens - 1)))
 
     def shapes(self, batch_tokens: int) -> list[tuple[int, int]]:
         """(rows, tokens) of each batch, padding included."""
@@ -65,9 +71,14 @@ def work_of(command: str, inputs: dict[str, Any], settings: Any, run: Run, model
     readings: list[Reading] = []
     sizes: list[int] = []
     if inputs.get("tasks"):
-        for task in load_tasks(inputs["tasks"], limit=run.limit, seed=run.seed):
-            sizes.append(len(task))
-            readings += _of_task(command, task, settings, run, model)
+        tasks = load_tasks(inputs["tasks"], limit=run.limit, seed=run.seed)
+        sizes += [len(task) for task in tasks]
+        if isinstance(settings, RouteSettings):
+            readings += of_route([_lengths(model, [e.text for e in task.examples], run) for task in tasks], settings, model)
+            readings.append(Reading("WikiText paragraphs", _foreign(model, readings[0], run), share=readings[0].share))
+            notes += [TIMED] if settings.act else []
+        else:
+            readings += [reading for task in tasks for reading in _of_task(command, task, settings, run, model)]
     elif "prompts" in inputs:
         prompts = load_prompts(inputs["prompts"] or "routing-480", limit=run.limit, seed=run.seed)
         sizes.append(len(prompts))
@@ -90,7 +101,7 @@ def work_of(command: str, inputs: dict[str, Any], settings: Any, run: Run, model
     if isinstance(settings, SparsifySettings):
         for purpose, tokens in settings.forward_tokens(len(PLAIN)).items():
             readings.append(Reading(purpose, np.full(max(1, tokens // settings.window), settings.window)))
-    whole = ("sparsify", "choice", "circuits", "dynamics", "scaling", "trace", "signatures", "atlas")
+    whole = ("sparsify", "choice", "circuits", "dynamics", "scaling", "trace", "signatures", "atlas", "route")
     if command not in whole or getattr(settings, "intervenes", False):
         notes.append("counted is one pass over the texts; what follows depends on what is found, and comes to more")
     return Work(tuple(readings), sum(sizes), max(sizes, default=0), tuple(notes))
@@ -128,6 +139,45 @@ def _of_task(command: str, task: Task, settings: Any, run: Run, model: LoadedMod
     if settings.twin:
         found.append(Reading("twin", lengths[rows]))
     return found
+
+
+def of_route(lengths: Sequence[np.ndarray], settings: RouteSettings, model: LoadedModel) -> list[Reading]:
+    """What naming tasks reads of texts of so many tokens, an array for each task, and what acting or replacing reads beyond.
+
+    What is timed, or moved, is a few of the texts again and again: each counts as long as the mean one.
+    """
+    every = np.concatenate(lengths)
+    share = (first_layers(model.n_layers, settings) + 1) / model.n_layers
+    mean = max(1, round(float(every.mean())))
+    timed = min(settings.timed_texts, len(every) // FOLDS)
+    found = [
+        Reading("first layers", every, share=share),
+        Reading("on the clock", np.full((1 + timed) * PASSES, mean)),
+    ]
+    if settings.act:
+        ways = len(WAYS) * (timed * TURNS + 1)
+        found += [Reading("all layers", every), Reading("the mixed stream on the clock", np.full(ways, mean))]
+    if settings.leave_out is not None:
+        fit, calibrate, judge = (len(every) * n // FOLDS for n in (2, 1, 1))
+        masks = (1 + len(lengths)) * (calibrate + judge) + (1 + settings.n_changes) * judge
+        found += [Reading("use of the experts", every[:fit]), Reading("experts left out", np.full(masks, mean))]
+    if settings.causal:
+        judged = min(settings.causal_texts, *(len(one) * 3 // FOLDS for one in lengths))
+        changes = settings.n_changes + (2 if len(lengths) > 2 else 1)  # towards the next task, and a third
+        passes = judged * len(lengths) * (1 + (len(EARLY) if settings.early_neurons else 1) * changes)
+        found += [
+            Reading("neurons after the router's layer", every[: len(every) * 2 // FOLDS]),
+            Reading("early identification replaced", np.full(passes, mean)),
+        ]
+    return found
+
+
+def _foreign(model: LoadedModel, known: Reading, run: Run) -> np.ndarray:
+    """(N,) tokens of the text that is no task's, cut to the length of the tasks' own."""
+    most = int(np.quantile(known.lengths, 0.9))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that they are cut
+        return np.asarray(np.minimum(_lengths(model, plain_text()[:FOREIGN], run), most))
 
 
 def _lengths(model: LoadedModel, texts: Sequence[str], run: Run) -> np.ndarray:

@@ -25,7 +25,6 @@ from moescope.studies.circuits.series import Found, depths, folds_of, found_in, 
 from moescope.studies.circuits.settings import ScalingSettings
 from moescope.studies.circuits.trends import Trend, slopes, trend
 from moescope.study.protocol import Context, TasksLike
-from moescope.study.provenance import texts_of
 from moescope.study.repeat import verb
 from moescope.study.result import StudyResult
 from moescope.study.rows import FoldRows
@@ -97,7 +96,7 @@ def scaling(
         tables={"scaling": table, "scaling_trends": trends},
         kind="scaling",
         fingerprints=fingerprints,
-        **texts_of(loaded_tasks),
+        tasks=loaded_tasks,
         forward_tokens=context.tokens.totals(),
     )
 

@@ -23,7 +23,7 @@ from moescope.runtime.exit.rule import Guarantee, exit_layers, thresholds
 from moescope.runtime.route.dispatch import Dispatcher
 from moescope.runtime.route.router import Named, TaskRouter
 from moescope.stats.conformal import group_means, tests_passed
-from moescope.studies.route.settings import RouteSettings
+from moescope.studies.route.settings import BAG, FULL, PROBE, ROUTED, TOLD, RouteSettings
 from moescope.study.protocol import Context
 from moescope.study.rows import Rows
 from moescope.tasks import group_folds
@@ -31,13 +31,6 @@ from moescope.tasks.build import RenderedTask
 from moescope.types import Task
 
 _FOLDS = 3  # of the fitting rows
-ROUTED, TOLD, BAG, PROBE, FULL = (
-    "routed by the first layers",
-    "told the task, early exit",
-    "routed by a bag of words",
-    "one probe for all tasks, at one depth",
-    "told the task, full depth",
-)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from moescope.stats import group_bootstrap, wilson
-from moescope.studies.route.act import BAG, FULL, PROBE, ROUTED, Acting
-from moescope.studies.route.settings import RouteSettings
+from moescope.studies.route.act import Acting
+from moescope.studies.route.settings import BAG, FULL, PROBE, ROUTED, RouteSettings
 from moescope.study.paired import paired_effect
 from moescope.study.rows import Rows
 from moescope.study.run import Run

@@ -14,12 +14,9 @@ from moescope.capture.activations import padded_batches
 from moescope.capture.encode import Batch
 from moescope.stats import group_bootstrap
 from moescope.stats.intervals import jackknife, ratios_left_out
-from moescope.studies.route.act import BAG, FULL, PROBE, ROUTED, TOLD, Acting
-from moescope.studies.route.settings import RouteSettings
+from moescope.studies.route.act import Acting
+from moescope.studies.route.settings import BAG, FULL, PROBE, ROUTED, TOLD, TURNS, RouteSettings
 from moescope.study.protocol import Context
-
-_TURNS = 3
-"""Times that each way answers a text; the median counts, so that a stall of the machine in one of them does not."""
 
 Running = Callable[[int], AbstractContextManager[Callable[[Batch], Any]]]
 """Of a row: what answers it, set up before the clock starts."""
@@ -65,6 +62,21 @@ def stream_table(
     return pd.DataFrame(found)
 
 
+def frontier_table(acting: Acting, judge: np.ndarray, settings: RouteSettings) -> pd.DataFrame:
+    """Every way of answering at every confidence or depth that it may be run at: layers run and test rows lost."""
+    n_layers, found = acting.dispatcher.model.n_layers, []
+    for name in (ROUTED, TOLD, BAG, PROBE):
+        way = acting.ways[name]
+        lost, share = way.answers.lost[judge].mean(0), way.answers.layers[judge].mean(0) / n_layers
+        # neighbours that leave the same rows at the same layers are one point
+        new = np.ones(len(lost), bool)
+        new[1:] = (np.diff(lost) != 0) | (np.diff(share) != 0)
+        for place in np.flatnonzero(new | (np.arange(len(lost)) == way.place)):
+            at = {"way": name, "setting": float(way.answers.candidates[place]), "used": bool(place == way.place)}
+            found.append(at | {"share": float(share[place]), "lost": float(lost[place]), "risk": settings.risk})
+    return pd.DataFrame(found)
+
+
 def _clocked(context: Context, acting: Acting, texts: Sequence[str], timed: np.ndarray) -> dict[str, np.ndarray]:
     """Of each way (n,) seconds for each text; a bag of words reads it anew, ids are there for all."""
     dispatcher, task = acting.dispatcher, acting.stream.task
@@ -78,11 +90,11 @@ def _clocked(context: Context, acting: Acting, texts: Sequence[str], timed: np.n
         BAG: lambda i: routed[int(bag.predict([texts[i]])[0])].running(),
         PROBE: lambda i: probe.running(),
     }
-    spent = {name: np.zeros((len(timed), _TURNS)) for name in ways}
+    spent = {name: np.zeros((len(timed), TURNS)) for name in ways}
     names = list(ways)
     for number, row in enumerate(timed):
         (batch,) = padded_batches(dispatcher.model, encoded.rows(number, number + 1), context.run.batch_tokens, "right")
-        for turn in range(_TURNS + (number == 0)):  # the first of a process sets up what later ones reuse
+        for turn in range(TURNS + (number == 0)):  # the first of a process sets up what later ones reuse
             for place in range(len(names)):
                 name = names[(place + turn + number) % len(names)]
                 with ways[name](int(row)) as run:
@@ -90,6 +102,6 @@ def _clocked(context: Context, acting: Acting, texts: Sequence[str], timed: np.n
                     if name == BAG:
                         bag.predict([texts[row]])
                     run(batch)
-                    spent[name][number, turn % _TURNS] = time.perf_counter() - began
+                    spent[name][number, turn % TURNS] = time.perf_counter() - began
         context.tell("the mixed stream, on the clock", number + 1, len(timed))
     return {name: np.median(seconds, axis=1) for name, seconds in spent.items()}

@@ -37,13 +37,17 @@ from moescope.stats.conformal import ltt_size
 from moescope.studies.route.act import act, resplits, strangers
 from moescope.studies.route.act_claims import act_claims
 from moescope.studies.route.claims import route_claims
-from moescope.studies.route.settings import RouteSettings
-from moescope.studies.route.stream import stream_table
+from moescope.studies.route.early import causal_rows, check_causal, replaced
+from moescope.studies.route.early_claims import causal_claims, causal_tables
+from moescope.studies.route.experts import check_experts, without_experts
+from moescope.studies.route.experts_claims import expert_claims, expert_tables
+from moescope.studies.route.settings import FOREIGN, RouteSettings, first_layers
+from moescope.studies.route.stream import frontier_table, stream_table
 from moescope.study.names import slug
 from moescope.study.paired import balanced
 from moescope.study.protocol import Context, ModelLike, TasksLike
 from moescope.study.repeat import verb
-from moescope.study.result import StudyResult
+from moescope.study.result import Artifact, StudyResult
 from moescope.study.rows import FoldRows, Rows, calibrated
 from moescope.study.run import Run
 from moescope.tasks import chosen_cue, group_folds, plain_text, split_half
@@ -67,13 +71,15 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
 
     Returns:
         A result of kind ``"route"``: tables ``layers``, ``named``, ``unknown`` and ``speed``; artifact ``route``, a
-        :class:`~moescope.runtime.route.store.ModelRouter`. With ``settings.act`` also tables ``stream``, ``resplits`` and, of
-        three tasks and more, ``strangers``; the artifact is then a
-        :class:`~moescope.runtime.route.bundle.DispatchBundle`.
+        :class:`~moescope.runtime.route.store.ModelRouter`. With ``settings.act`` also tables ``stream``,
+        ``stream_frontier``, ``resplits`` and, of three tasks and more, ``strangers``; the artifact is then a
+        :class:`~moescope.runtime.route.bundle.DispatchBundle`. With ``settings.causal`` tables ``causal`` and
+        ``causal_changes``.
 
     Raises:
         InputError: fewer than two tasks, too few prompts for the rate of unknowns or for the risk, a layer out of range,
-            routing asked of a dense model, or a risk that mistakes of naming alone exceed.
+            routing asked of a dense model, a risk that mistakes of naming alone exceed, or, for ``causal``, no dense layer
+            after the one that is read.
 
     >>> import moescope
     >>> result = moescope.route("dense-tiny", ["a=halueval", "b=uci-sentiment"])  # doctest: +SKIP
@@ -89,6 +95,8 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
     y = np.array([e.label for e in together.examples])
     rows = calibrated("prompts", together, run.seed)
     acting = _to_act(rows, y, settings, run.seed) if settings.act else None
+    classes = np.concatenate([[e.label for e in part.examples] for part in parts]).astype(np.int64)
+    early = causal_rows(rows, y, classes, parts, settings, run.seed) if settings.causal else None
     rows = context.rows(rows if acting is None else dataclasses.replace(rows, calibrate=acting.select))
     fitting = rows.groups[rows.fit]
     inner = context.rows(
@@ -103,11 +111,16 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
         double = next((place for place in places if places.count(place) > 1), None)
         if double:
             raise InputError(f"two would be saved in {double}; name them apart, e.g. b=SOURCE", "tasks")
-    loaded = context.load(model)
+    early = None if early is None else context.rows(early)
+    loaded = context.load(model, head=settings.leave_out is not None)
     if acting is not None:
         check_k(settings.k, loaded.d_model)
         check_leaving(loaded)
     source, layer = _where(loaded, settings)
+    if early is not None:
+        check_causal(loaded, source, layer)
+    if settings.leave_out is not None:
+        check_experts(loaded, layer, settings.leave_out, together.examples[0].text)
     texts = [e.text for e in together.examples]
     read = partial(prompt_features, loaded, source=source, layer=layer, batch_tokens=run.batch_tokens)
     # every layer on the way, which costs no further one to run; the router reads those of its own
@@ -123,7 +136,7 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
     x = every[:, columns[layer]]
     limit = int(np.quantile(encode(loaded, [texts[i] for i in rows.fit]).lengths, 0.9))
     known = set(texts)
-    foreign_texts = [text for text in plain_text() if text not in known][:200]
+    foreign_texts = [text for text in plain_text() if text not in known][:FOREIGN]
     shared = len(known & set(foreign_texts))
     context.control(_FOREIGN, differs=shared == 0, evidence=f"{shared} of {len(foreign_texts)} are prompts of a task")
     # as long as the tasks' own prompts: strangeness must not be length alone
@@ -178,25 +191,38 @@ def route(model: ModelLike, tasks: TasksLike, settings: RouteSettings = _SETTING
         "speed": context.stage("on the clock", partial(_speed, router, loaded, timed, context)),
     }
     claims = route_claims(router, rows, y, named, cue, tables, settings, run)
-    artifact = ModelRouter(router, loaded)
+    artifacts: dict[str, Artifact] = {"route": ModelRouter(router, loaded)}
     more: dict[str, Any] = {}
+    if early is not None:
+        moved = replaced(context, loaded, parts, texts, early, router, (x, tokens), (y, classes), settings)
+        tables |= causal_tables(moved, names)
+        claims = [*causal_claims(moved, layer, names, settings, run), *claims]
     if acting is not None:
-        found = act(context, loaded, parts, together, acting, router, router.name(x, tokens), settings)
+        every_name = router.name(x, tokens)
+        found = act(context, loaded, parts, together, acting, router, every_name, settings)
         tables["stream"] = stream_table(context, found, texts, acting.judge, settings)
+        tables["stream_frontier"] = frontier_table(found, acting.judge, settings)
         tables["resplits"] = resplits(found, acting, settings, run.seed)
         if others:
             tables["strangers"] = strangers(found, acting, others, settings)
         claims = [*act_claims(found, acting, tables, settings, run), *claims]
-        artifact = DispatchBundle(router, loaded, found.dispatcher)
+        if settings.leave_out is not None:
+            left = without_experts(context, loaded, texts, y, acting, router, every_name, settings)
+            tables |= expert_tables(left, names, acting, run)
+            claims = [*expert_claims(left, acting, settings, run), *claims]
+            artifacts |= {f"experts/{slug(name)}": mask for name, mask in zip(names, left.masks, strict=True)}
+        artifacts["route"] = DispatchBundle(router, loaded, found.dispatcher)
         assert found.dispatcher.guarantee is not None
         more["guarantee"] = found.dispatcher.guarantee.text()
     return context.result(
         model=loaded,
         tasks=parts,
-        title=f"Tasks named by {loaded.name}'s first layers" + (", and acted on" if settings.act else ""),
+        title=f"Tasks named by {loaded.name}'s first layers"
+        + (", and acted on" if settings.act else "")
+        + (", and replaced there" if settings.causal else ""),
         claims=claims,
         tables=tables,
-        artifacts={"route": artifact},
+        artifacts=artifacts,
         **more,
         features=source,
         layer=layer,
@@ -231,7 +257,7 @@ def _together(parts: Sequence[Task]) -> Task:
 
 
 def _where(model: LoadedModel, settings: RouteSettings) -> tuple[Source, int]:
-    layer = settings.layer if settings.layer is not None else max(0, model.n_layers // 4)
+    layer = first_layers(model.n_layers, settings)
     source: Source
     if settings.features == "auto":
         source = "routing" if any(site.layer <= layer for site in model.sites("router")) else "residual"

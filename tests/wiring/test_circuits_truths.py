@@ -130,7 +130,8 @@ def test_every_task_has_its_claims_with_intervals_or_why_not(beside_a_cue: Study
     for claim in beside_a_cue.claims:
         assert claim.interval or claim.words, claim.statement
     families = {c.statement: c.family for c in beside_a_cue.claims if c.family}
-    assert len(families) == 5
+    assert len(families) == 4  # of one layer none can be said to be early
+    assert said(beside_a_cue, "keep what all layers know").outcome == "not tested"
 
 
 def test_a_template_that_hides_the_last_word_is_seen(beside_a_cue: StudyResult) -> None:

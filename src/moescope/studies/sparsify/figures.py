@@ -31,6 +31,7 @@ _WAYS = (  # method in the table, label, colour, marker, line
     ("static", "same neurons always", VERMILLION, "^", "-"),
     ("random", "neurons at random", VERMILLION, "x", "none"),
     ("another token", "another token's choice", VERMILLION, "o", "none"),
+    ("file", "the file's own codes", GREEN, "*", "none"),
 )
 CAPTION = (
     "What choosing neurons costs. Left: rise of perplexity on held-out text over the bytes of the MLPs' weights that a token "
@@ -90,12 +91,12 @@ def _curves(axes: Axes, table: pd.DataFrame, column: str, label: str) -> None:
     own = table[table["method"] == "planes"].sort_values("bytes")
     if column == "rise":
         axes.vlines(own["bytes"], _drawn(own["low"]), _drawn(own["high"]), color=BLUE, lw=1)
-    rows = table[table["method"].str.match(r"[\d/]+-bit$|file$")].sort_values("bytes")
+    rows = table[table["method"].str.match(r"[\d/]+-bit$")].sort_values("bytes")
     axes.plot(rows["bytes"], _drawn(rows[column]), color=GREEN, marker="D", label="plain weights, 3 to 8 bits")
     if column == "kl":
         for row in rows.to_dict("records"):
             at, name = (row["bytes"], float(_drawn(row[column]))), str(row["method"])
-            place, side = ((-4, -8), "right") if "/" in name else ((3, -9), "left") if name == "file" else ((3, 3), "left")
+            place, side = ((-4, -8), "right") if "/" in name else ((3, 3), "left")
             axes.annotate(name, at, color=GREEN, fontsize=6, xytext=place, ha=side, textcoords="offset points")
     else:
         axes.axhline(0.01, color=FAINT, lw=0.8, zorder=0)

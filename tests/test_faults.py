@@ -152,6 +152,33 @@ def test_a_signal_ends_a_command_in_one_line(number: signal.Signals, code: int, 
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("other", [False, True])
+def test_a_lock_that_is_interrupted_while_it_is_taken_leaves_nothing_of_its_own(
+    other: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    place = tmp_path / ".out.lock"
+    held = os.open(place, os.O_RDWR | os.O_CREAT) if other else None
+    real, calls = fcntl.flock, iter([KeyboardInterrupt()])
+    if held is not None:
+        real(held, fcntl.LOCK_EX)
+
+    def flock(file: int, how: int) -> None:
+        for struck in calls:
+            raise struck
+        real(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(KeyboardInterrupt), locked(tmp_path / "out"):
+        pass
+    assert place.exists() is other  # another process's stays
+    if held is not None:
+        os.close(held)
+    with locked(tmp_path / "out") as first:
+        assert first
+    assert not place.exists()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_a_signal_after_the_work_is_done_makes_no_failure_of_it() -> None:
     script = "import os, signal, sys; from moescope.cli import main; sys.argv[1:] = ['models']; main()"

@@ -95,6 +95,9 @@ def _take(path: Path, output: Path, wait: bool) -> int | None:
                     os.write(file, str(os.getpid()).encode())
                     return file
             os.close(file)  # another's, who removed it while we waited
+        except KeyboardInterrupt:
+            _drop(file, path)
+            raise
         except OSError as error:
             holder = os.read(file, 20).decode("ascii", "replace")
             os.close(file)
@@ -103,6 +106,14 @@ def _take(path: Path, output: Path, wait: bool) -> int | None:
             who = f"another process ({holder})" if holder.isdigit() else "another process"
             raise InputError(f"{output} is being written by {who}; wait for it, or name another output") from error
     return None
+
+
+def _drop(file: int, path: Path) -> None:
+    """Take away the lock's file at ``path``, open as ``file``, unless another process holds it."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+    os.close(file)
 
 
 def hold(file: int) -> None:

@@ -1,10 +1,10 @@
 """Tokens per second of what has a kernel: the model as it was loaded, plain weights of eight and four bits, and the choice at
 every share, end to end and of their MLPs alone.
 
-All are the same model but for its MLPs, as in what is measured of quality: attention and head stay as they were loaded. Plain
-weights run on the loops of :mod:`moescope.kernels.planes` (on a GPU :mod:`moescope.kernels.triton_planes`), whose codes nest;
-they are as many bytes as the frontier's, and no time depends on their values. Held-out text is read, a token at a time, caches
-cold, contenders in turns (:mod:`moescope.study.clock`).
+All are the same model but for its MLPs, as in what is measured of quality: attention and head stay as they were loaded, in one
+copy, for where a copy lies in memory is seconds too. Plain weights run on the loops of :mod:`moescope.kernels.planes` (on a GPU
+:mod:`moescope.kernels.triton_planes`), whose codes nest; they are as many bytes as the frontier's, and no time depends on their
+values. Held-out text is read, a token at a time, caches cold, contenders in turns (:mod:`moescope.study.clock`).
 """
 
 from __future__ import annotations
@@ -119,13 +119,14 @@ def _runners(
     model: LoadedModel, mlps: Sequence[GatedMLP], written: Any, counts: Mapping[float, Sequence[int]], form: Format
 ) -> list[Runner]:
     name, modules = activation_name(model.config), [mlp.module for mlp in mlps]
+    chosen = sparse_mlps(written)
     own = sum(t.numel() * t.element_size() for mlp in mlps for t in (mlp.gate, mlp.up, mlp.down))
-    found = [Runner(ORIGINAL, 1.0, f"torch, {str(model.dtype).removeprefix('torch.')}", model.module, modules, own)]
+    kind = f"torch, {str(model.dtype).removeprefix('torch.')}"
+    found = [Runner(ORIGINAL, 1.0, kind, written, modules, own, partial(_in_place, chosen, modules))]
     for method, bits in ((EIGHT, 8), (FOUR, 4)):
         made = [dense_mlp(mlp.gate, mlp.up, mlp.down, bits, name) for mlp in mlps]
         nbytes = sum(mlp.rows.bytes_read() for mlp in made)
-        found.append(Runner(method, 1.0, f"{bits} bits", model.module, made, nbytes, partial(_in_place, modules, made)))
-    chosen = sparse_mlps(written)
+        found.append(Runner(method, 1.0, f"{bits} bits", written, made, nbytes, partial(_in_place, chosen, made)))
     for share, each in sorted(counts.items(), reverse=True):
         nbytes = sum(mlp.execute.planes.bytes_read(count) for mlp, count in zip(chosen, each, strict=True))  # type: ignore[attr-defined]
         enter = partial(_with_neurons, chosen, each)

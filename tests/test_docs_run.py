@@ -21,6 +21,7 @@ PAGES = {
     "docs/results.md": {},
     "docs/exit.md": {
         "MODEL": "dense-tiny",
+        "MOE": "moe-tiny",
         "texts": "['It was.', 'A cat sat on the mat.']",
         "**inputs": "**model.tokenizer('A', return_tensors='pt')",
         "text, max": "'A cat', max",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import get_args
 
 import pytest
 from scipy.stats import binom
 
 from benchmarks.truths.harness import RIGHT, truths
+from moescope.types import Outcome
 from tools.truths import PAGE, page
 
 REPEATS = 40
@@ -19,6 +21,11 @@ def test_there_are_truths_of_every_kind() -> None:
     outcomes = Counter(outcome for truth in truths().values() for outcome, _ in truth.right)
     assert len(truths()) >= 20
     assert {"holds", "contradicted", "inconclusive", "undertrained"} <= set(outcomes)
+
+
+def test_every_truth_is_told_in_words() -> None:
+    for truth in truths().values():
+        assert truth.draw(min(truth.sizes), 1).outcome in get_args(Outcome)
 
 
 @pytest.mark.slow

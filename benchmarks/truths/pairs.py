@@ -142,7 +142,7 @@ def _claim(which: int, circuit: float, random: float, off: float) -> Callable[[i
         if which < 0:
             return _judged(interference_claims(tables["interference"], tables["ablation"], _SETTINGS)[0])
         only = {name: table[table["task"] == "a"] for name, table in tables.items()}
-        return _judged(ablation_claims(only, _SETTINGS)[which])
+        return _judged(ablation_claims(only, _SETTINGS, "at the final token")[which])
 
     return draw
 

@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from moescope.models import LoadedModel, from_model
 from moescope.types import Example, Task
-from tests.planted_llama import WORDS, word_tokenizer
+from tests.planted_llama import PLAIN, WORDS, word_tokenizer
 
 TASKS, LATE, K = 3, 2, 3
 """Tasks; the layer in which their circuits are; neurons of a circuit: numbers 3t to 3t + 2 for task t."""
@@ -35,14 +35,8 @@ def gated_llama(*, gated: bool, seed: int = 0) -> LoadedModel:
         hidden_size=32,
         intermediate_size=24,
         num_hidden_layers=4,
-        num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=128,
-        tie_word_embeddings=False,
-        initializer_range=0.02,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=None,
+        **PLAIN,
     )
     model = LlamaForCausalLM(config).eval()
     with torch.no_grad():

@@ -18,6 +18,16 @@ from moescope.types import Example, Site, Task
 
 COORDINATE = 11
 CARRIER = Site("resid", 1)
+PLAIN = {
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": False,
+    "initializer_range": 0.02,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+"""What configs of tiny decoders that read words have in common."""
 WORDS = 40  # w0..w39; as the last word, the first twenty mean class 0
 
 
@@ -42,14 +52,8 @@ def planted_llama(*, layers: int = 4, width: int = 32, seed: int = 0) -> LoadedM
         hidden_size=width,
         intermediate_size=48,
         num_hidden_layers=layers,
-        num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=128,
-        tie_word_embeddings=False,
-        initializer_range=0.02,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=None,
+        **PLAIN,
     )
     model = LlamaForCausalLM(config).eval()
     with torch.no_grad():

@@ -7,7 +7,7 @@ from transformers import OlmoeConfig, OlmoeForCausalLM
 
 from moescope.models import LoadedModel, from_model
 from tests.gated_llama import TASKS, word_of
-from tests.planted_llama import word_tokenizer
+from tests.planted_llama import PLAIN, word_tokenizer
 
 EXPERTS = 6
 """Two of each task: 2t and 2t + 1."""
@@ -27,17 +27,11 @@ def tasked_olmoe(*, tasked: bool, seed: int = 0) -> LoadedModel:
         hidden_size=32,
         intermediate_size=8,
         num_hidden_layers=4,
-        num_attention_heads=4,
         num_key_value_heads=4,
         num_experts=EXPERTS,
         num_experts_per_tok=1,
         norm_topk_prob=True,
-        max_position_embeddings=128,
-        tie_word_embeddings=False,
-        initializer_range=0.02,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=None,
+        **PLAIN,
     )
     model = OlmoeForCausalLM(config).eval()
     with torch.no_grad():

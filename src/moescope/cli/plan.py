@@ -82,11 +82,7 @@ def _print_series(found: dict[str, Any]) -> None:
         "disk": gib(every["disk_bytes"]),
         "time": f"{_words(every['seconds'])} to read; statistics come on top",
     }
-    for name, text in rows.items():
-        print(f"{name:12} {text}")
-    for name in ("missing", "advice", "notes"):
-        for text in dict.fromkeys(text for one in found["models"] for text in one[name]):
-            print(f"{name:12} {text}")
+    _print_rows(rows, found["models"])
 
 
 def _tokens(found: dict[str, Any]) -> str:
@@ -108,10 +104,15 @@ def _print(found: dict[str, Any]) -> None:
         "disk": gib(found["disk_bytes"]),
         "time": f"{_words(found['seconds'])} to read, at {found['flop_s'] / 1e9:,.0f} GFLOP/s; statistics come on top",
     }
+    _print_rows(rows, [found])
+
+
+def _print_rows(rows: dict[str, str], plans: list[dict[str, Any]]) -> None:
+    """These lines, and what the plans say besides, each thing once."""
     for name, text in rows.items():
         print(f"{name:12} {text}")
     for name in ("missing", "advice", "notes"):
-        for text in found[name]:
+        for text in dict.fromkeys(text for one in plans for text in one[name]):
             print(f"{name:12} {text}")
 
 

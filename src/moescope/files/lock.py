@@ -66,9 +66,7 @@ def locked(output: Path, *, wait: bool = False) -> Iterator[bool]:
         if held.times == 0:
             del _HELD[output]
             if held.file is not None:
-                with contextlib.suppress(OSError):
-                    held.path.unlink()
-                os.close(held.file)
+                _drop(held.file, held.path)
 
 
 def is_written(output: Path) -> bool:

@@ -71,8 +71,8 @@ def stored(files: Iterable[Path], config: Any, name: str) -> Stored:
                 )
             counts[kind] = counts.get(kind, 0) + math.prod(shape)
             nbytes += entry["data_offsets"][1] - entry["data_offsets"][0]
-    layers = getattr(config.get_text_config(), "num_hidden_layers", None) or 0
-    if layers > tensors:  # before they are built: a file may ask for millions
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if isinstance(layers, int) and layers > tensors:  # before they are built: a file may ask for millions
         raise InputError(
             f"model {name!r}: its config.json asks for {layers} layers, and its weights have {tensors} tensors: "
             "take the one that came with these weights"
